@@ -1,0 +1,81 @@
+"""The forward process, and at which times training looks at it.
+
+`corrupt` draws x_t given x_0 in one line. A time sampler is a function
+(schedule, keys [B]) -> t [B]; entry i depends on keys[i] (the stratified one also on
+keys[0], the shared offset).
+
+Sources: Kingma et al. 2021 (arXiv:2107.00630) appendix I.1 (stratified); Esser et al.
+2024 (2403.03206) eq. 19 (logit-normal); Karras et al. 2022 table 1 (log-normal sigma).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax import rng
+from gen_jax.diffusion import schedule as schedules
+from gen_jax.types import Array
+
+
+def corrupt(schedule: schedules.Schedule, t: Array, x0: Array, eps: Array) -> Array:
+  """Returns x_t = alpha(t) x0 + sigma(t) eps; t [B], x0 and eps [B, ...].
+
+  >>> x0, eps = jnp.array([[4.0]]), jnp.array([[8.0]])
+  >>> corrupt(schedules.RectifiedFlow(), jnp.array([0.25]), x0, eps).tolist()
+  [[5.0]]
+  """
+  alpha = schedules.expand(schedule.alpha(t), x0)
+  sigma = schedules.expand(schedule.sigma(t), x0)
+  return alpha * x0 + sigma * eps
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformTime:
+  """t ~ U(t_min, t_max)."""
+
+  t_min: float = 1e-3
+  t_max: float = 1.0
+
+  def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
+    del schedule
+    return self.t_min + (self.t_max - self.t_min) * rng.uniform(keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class StratifiedTime:
+  """One uniform offset, one time per stratum of width 1/B: less variance, same law."""
+
+  t_min: float = 1e-3
+  t_max: float = 1.0
+
+  def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
+    del schedule
+    batch_size = keys.shape[0]
+    offset = jax.random.uniform(keys[0])
+    u = (offset + jnp.arange(batch_size) / batch_size) % 1.0
+    return self.t_min + (self.t_max - self.t_min) * u
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitNormalTime:
+  """logit(t) ~ N(mean, std^2): most effort in the middle of the path."""
+
+  mean: float = 0.0
+  std: float = 1.0
+
+  def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
+    del schedule
+    return jax.nn.sigmoid(self.mean + self.std * rng.normal(keys, ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormalSigma:
+  """log(sigma/alpha) ~ N(mean, std^2), cut at the schedule's noisiest time."""
+
+  mean: float = -1.2
+  std: float = 1.2
+
+  def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
+    log_sigma = self.mean + self.std * rng.normal(keys, ())
+    return jnp.minimum(schedule.t_of(-2.0 * log_sigma), 1.0)

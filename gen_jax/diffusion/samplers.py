@@ -1,0 +1,214 @@
+"""Samplers: from noise at t = 1 to data at t = 0, one compiled scan.
+
+All deterministic samplers solve the probability-flow ODE. Divide the state by any
+c = p alpha + q sigma and the path moves in the plane of (x0, eps),
+
+    x / c = w0 x0 + w1 eps,        w0 = alpha / c,    w1 = sigma / c,
+    d(x / c) = x0 dw0 + eps dw1,
+
+which is exact; a sampler only chooses how to approximate x0 and eps along the step.
+
+    ddim      both constant over the step (any c gives the same), optional noise
+    ddpm      the exact posterior q(x_s | x_t, x0): ddim with eta = 1
+    euler     ddim(0) seen as Euler's method in (x / alpha, sigma / alpha)   order 1
+    heun      average of both ends                                           order 2
+    dpmpp_2m  x0 linear in log-SNR, from the last two evaluations            order 2
+
+A sampler is a pair (init, step) and calls the model itself:
+
+    init(x) -> carry
+    step(denoise, x, carry, t, s, keys) -> (x at s, carry)       from t to s < t
+
+with t, s float32 [] and keys [B]: image i depends on its own key alone, never on the
+batch it was drawn in. Hyper-parameters (eta, ...) may be traced.
+
+Sources: Ho et al. 2020 (arXiv:2006.11239) eq. 6-7; Song et al. 2020 (2010.02502) eq.
+12, 16; Karras et al. 2022 (2206.00364) alg. 1; Lu et al. 2022 (2211.01095) alg. 2.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax import rng
+from gen_jax.diffusion import guidance
+from gen_jax.diffusion import parameterisation as param
+from gen_jax.diffusion import schedule as schedules
+from gen_jax.types import Array, PyTree
+
+Step = Callable[
+  [guidance.Denoise, Array, PyTree, Array, Array, Array], tuple[Array, PyTree]
+]
+
+
+class Sampler(NamedTuple):
+  """A pair of pure functions, as in optax."""
+
+  init: Callable[[Array], PyTree]
+  step: Step
+
+
+def sample(
+  denoise: guidance.Denoise,
+  sampler: Sampler,
+  times: Array,
+  x: Array,
+  keys: Array,
+  *,
+  trace: Callable[[Array], Any] | None = None,
+) -> tuple[Array, Any]:
+  """Runs `sampler` along `times` in one `lax.scan`.
+
+  Args:
+    denoise: (x_t [B, ...], t [B]) -> Prediction.
+    times: float32 [n + 1], falling; traced, so another grid does not recompile.
+    x: float32 [B, ...], the state at times[0].
+    keys: [B], one key per example; step i uses fold_in(keys, i).
+    trace: what to keep of the state after every step; None keeps nothing.
+
+  Returns:
+    The state at times[n] [B, ...], and `trace` stacked over steps [n, ...] (or None).
+  """
+
+  def body(state, inputs):
+    x, carry = state
+    i, t, s = inputs
+    x, carry = sampler.step(denoise, x, carry, t, s, rng.fold_in(keys, i))
+    return (x, carry), trace(x) if trace else None
+
+  steps = (jnp.arange(times.shape[0] - 1), times[:-1], times[1:])
+  (x, _), kept = jax.lax.scan(body, (x, sampler.init(x)), steps)
+  return x, kept
+
+
+def noise(schedule: schedules.Schedule, t: Array, keys: Array, shape) -> Array:
+  """The start: sigma(t) eps, float32 [B, *shape]; row i from keys[i] alone."""
+  return schedule.sigma(t) * rng.normal(keys, shape)
+
+
+def _call(denoise: guidance.Denoise, x: Array, t: Array) -> param.Prediction:
+  return denoise(x, jnp.broadcast_to(t, x.shape[:1]))
+
+
+def _no_carry(x: Array) -> tuple[()]:
+  del x
+  return ()
+
+
+def ddim(schedule: schedules.Schedule, eta: float | Array = 0.0) -> Sampler:
+  """Song et al. 2020 eq. 12 in (alpha, sigma) form, for any Gaussian schedule.
+
+  eta = 0 is deterministic, eta = 1 is ancestral sampling.
+  """
+
+  def step(denoise, x, carry, t, s, keys):
+    x0, eps = _call(denoise, x, t)
+    sigma_s = schedule.sigma(s)
+    # Variance of the posterior q(x_s | x_t, x0), exact also where s is close to t.
+    fresh = -jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s))
+    std = eta * sigma_s * jnp.sqrt(fresh)
+    kept = jnp.sqrt(jnp.maximum(sigma_s**2 - std**2, 0.0))
+    x = schedule.alpha(s) * x0 + kept * eps
+    return x + std * rng.normal(keys, x.shape[1:]), carry
+
+  return Sampler(_no_carry, step)
+
+
+def ddpm(schedule: schedules.Schedule) -> Sampler:
+  """Ancestral sampling by the posterior's mean and variance, Ho et al. 2020 eq. 6-7."""
+
+  def step(denoise, x, carry, t, s, keys):
+    x0, _ = _call(denoise, x, t)
+    alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
+    alpha_ts, sigma_t = schedule.alpha(t) / alpha_s, schedule.sigma(t)
+    variance_ts = jnp.maximum(sigma_t**2 - (alpha_ts * sigma_s) ** 2, 0.0)
+    mean = (alpha_ts * sigma_s**2 * x + alpha_s * variance_ts * x0) / sigma_t**2
+    std = jnp.sqrt(variance_ts) * sigma_s / sigma_t
+    return mean + std * rng.normal(keys, x.shape[1:]), carry
+
+  return Sampler(_no_carry, step)
+
+
+def euler(schedule: schedules.Schedule) -> Sampler:
+  """Euler's method on d(x/alpha) = eps d(sigma/alpha). Karras et al. 2022."""
+
+  def step(denoise, x, carry, t, s, keys):
+    del keys
+    alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
+    change = schedule.sigma(s) / alpha_s - schedule.sigma(t) / alpha_t
+    slope = _call(denoise, x, t).eps
+    return alpha_s * (x / alpha_t + change * slope), carry
+
+  return Sampler(_no_carry, step)
+
+
+def by_alpha(alpha: Array, sigma: Array) -> Array:
+  """c = alpha: the coordinates of Karras et al. 2022, (x / alpha, sigma / alpha)."""
+  del sigma
+  return alpha
+
+
+def by_sum(alpha: Array, sigma: Array) -> Array:
+  """c = alpha + sigma: the coordinates of rectified flow, finite also at alpha = 0."""
+  return alpha + sigma
+
+
+def heun(
+  schedule: schedules.Schedule,
+  scale: Callable[[Array, Array], Array] = by_alpha,
+) -> Sampler:
+  """Trapezoidal rule in coordinates x / scale(alpha, sigma). Karras et al. 2022 alg. 1.
+
+  Two evaluations a step, one on the step to t = 0, where the far slope is undefined.
+  """
+
+  def weights(t):
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    c = scale(alpha, sigma)
+    return c, alpha / c, sigma / c
+
+  def step(denoise, x, carry, t, s, keys):
+    del keys
+    (c_t, w0_t, w1_t), (c_s, w0_s, w1_s) = weights(t), weights(s)
+
+    def move(p: param.Prediction) -> Array:
+      return c_s * (x / c_t + (w0_s - w0_t) * p.x0 + (w1_s - w1_t) * p.eps)
+
+    near = _call(denoise, x, t)
+    guess = move(near)
+
+    def correct():
+      far = _call(denoise, guess, s)
+      return move(jax.tree.map(lambda a, b: 0.5 * (a + b), near, far))
+
+    return jax.lax.cond(schedule.sigma(s) > 0, correct, lambda: guess), carry
+
+  return Sampler(_no_carry, step)
+
+
+def dpmpp_2m(schedule: schedules.Schedule) -> Sampler:
+  """DPM-Solver++(2M): x0 extrapolated in half-log-SNR. Lu et al. 2022 alg. 2.
+
+  First order on the first step, and on a step whose length in log-SNR is infinite
+  (to t = 0, or from alpha = 0).
+  """
+
+  def init(x):
+    return x, jnp.float32(jnp.inf)  # previous x0 (unused at first), previous step
+
+  def step(denoise, x, carry, t, s, keys):
+    del keys
+    previous, h_previous = carry
+    x0, _ = _call(denoise, x, t)
+    h = 0.5 * (schedule.logsnr(s) - schedule.logsnr(t))
+    slope = jnp.where(jnp.isfinite(h), h / (2.0 * h_previous), 0.0)
+    slope = jnp.where(jnp.isfinite(h_previous), slope, 0.0)
+    ratio = schedule.sigma(s) / schedule.sigma(t)
+    x = ratio * x + (schedule.alpha(s) - ratio * schedule.alpha(t)) * (
+      x0 + slope * (x0 - previous)
+    )
+    return x, (x0, h)
+
+  return Sampler(init, step)

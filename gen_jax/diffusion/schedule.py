@@ -1,0 +1,261 @@
+"""Noise schedules: how much data and how much noise is left at time t.
+
+A Gaussian diffusion is the family of marginals
+
+    x_t = alpha(t) * x_0 + sigma(t) * eps,    eps ~ N(0, I),    t in [0, 1]
+
+with t = 0 clean data (alpha = 1, sigma = 0) and t = 1 (almost) pure noise. The
+log-SNR falls strictly with t, so it is an equivalent clock; `t_of` inverts it.
+
+    symbol      meaning
+    alpha(t)    data coefficient, 1 at t = 0, falling or constant
+    sigma(t)    noise coefficient, 0 at t = 0, rising
+    logsnr(t)   2 * log(alpha / sigma), +inf at t = 0
+    t_of(l)     the time at which logsnr is l
+
+Variance-preserving (VP) schedules have alpha^2 + sigma^2 = 1 and are given by
+log_alpha alone; `expm1` keeps sigma exact near t = 0, where 1 - alpha^2 would cancel.
+
+Sources: Ho et al. 2020 (arXiv:2006.11239), Song et al. 2021 (2011.13456), Nichol &
+Dhariwal 2021 (2102.09672), Kingma et al. 2021 (2107.00630), Karras et al. 2022
+(2206.00364), Liu et al. 2022 (2209.03003), Hoogeboom et al. 2023 (2301.11093).
+"""
+
+import abc
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax.types import Array
+
+
+class Schedule(abc.ABC):
+  """The contract: alpha, sigma, logsnr, t_of; float32, elementwise over t."""
+
+  @abc.abstractmethod
+  def alpha(self, t: Array) -> Array:
+    """Data coefficient at t in [0, 1]."""
+
+  @abc.abstractmethod
+  def sigma(self, t: Array) -> Array:
+    """Noise coefficient at t in [0, 1]."""
+
+  @abc.abstractmethod
+  def t_of(self, logsnr: Array) -> Array:
+    """Inverse of `logsnr`."""
+
+  def logsnr(self, t: Array) -> Array:
+    """2 * log(alpha / sigma); +inf at t = 0."""
+    return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+
+
+def derivatives(schedule: Schedule, t: Array) -> tuple[Array, Array]:
+  """Returns (d alpha / dt, d sigma / dt) at t, elementwise.
+
+  >>> [float(d) for d in derivatives(RectifiedFlow(), jnp.float32(0.3))]
+  [-1.0, 1.0]
+  """
+  one = jnp.ones_like(t)
+  return (
+    jax.jvp(schedule.alpha, (t,), (one,))[1],
+    jax.jvp(schedule.sigma, (t,), (one,))[1],
+  )
+
+
+def expand(coefficient: Array, x: Array) -> Array:
+  """Gives coefficient [B] (or []) trailing axes so that it scales x [B, ...]."""
+  return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
+
+
+class VariancePreserving(Schedule):
+  """alpha^2 + sigma^2 = 1; a subclass gives log_alpha and its inverse."""
+
+  @abc.abstractmethod
+  def log_alpha(self, t: Array) -> Array:
+    """log(alpha(t)), 0 at t = 0 and falling."""
+
+  @abc.abstractmethod
+  def t_of_log_alpha(self, log_alpha: Array) -> Array:
+    """Inverse of `log_alpha`."""
+
+  def alpha(self, t: Array) -> Array:
+    return jnp.exp(self.log_alpha(t))
+
+  def sigma(self, t: Array) -> Array:
+    return jnp.sqrt(-jnp.expm1(2.0 * self.log_alpha(t)))
+
+  def logsnr(self, t: Array) -> Array:
+    log_alpha = self.log_alpha(t)
+    return 2.0 * log_alpha - jnp.log(-jnp.expm1(2.0 * log_alpha))
+
+  def t_of(self, logsnr: Array) -> Array:
+    # alpha^2 = sigmoid(logsnr)  =>  log alpha = -softplus(-logsnr) / 2
+    return self.t_of_log_alpha(-0.5 * jax.nn.softplus(-logsnr))
+
+
+@dataclasses.dataclass(frozen=True)
+class VPLinear(VariancePreserving):
+  """Continuous-time linear beta(t) = beta_min + t (beta_max - beta_min).
+
+  The limit of DDPM's 1,000 discrete steps. Source: Song et al. 2021 eq. 32-33.
+
+  >>> VPLinear().alpha(jnp.float32(0.0)).item()
+  1.0
+  """
+
+  beta_min: float = 0.1
+  beta_max: float = 20.0
+
+  def log_alpha(self, t: Array) -> Array:
+    slope = self.beta_max - self.beta_min
+    return -0.25 * slope * t**2 - 0.5 * self.beta_min * t
+
+  def t_of_log_alpha(self, log_alpha: Array) -> Array:
+    # The positive root of slope/4 t^2 + beta_min/2 t + log_alpha = 0, in the form
+    # that does not cancel for small t.
+    slope = self.beta_max - self.beta_min
+    root = jnp.sqrt(self.beta_min**2 - 4.0 * slope * log_alpha)
+    return -4.0 * log_alpha / (self.beta_min + root)
+
+
+class _Chain(VariancePreserving):
+  """A discrete-time chain of betas: exact at t = i / len(betas), log-linear between.
+
+  Node 0 is clean data; node i is the product of the first i factors sqrt(1 - beta).
+  """
+
+  @abc.abstractmethod
+  def betas(self) -> np.ndarray:
+    """float64 [num_timesteps], the variances of the steps."""
+
+  @functools.lru_cache  # noqa: B019 (a frozen dataclass hashes by its fields)
+  def _log_alphas(self) -> np.ndarray:
+    return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-self.betas()))])
+
+  def _nodes(self) -> tuple[Array, Array]:
+    table = jnp.asarray(self._log_alphas(), jnp.float32)
+    return jnp.linspace(0.0, 1.0, table.shape[0]), table
+
+  def log_alpha(self, t: Array) -> Array:
+    times, table = self._nodes()
+    return jnp.interp(t, times, table)
+
+  def t_of_log_alpha(self, log_alpha: Array) -> Array:
+    times, table = self._nodes()
+    return jnp.interp(-log_alpha, -table, times)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(_Chain):
+  """DDPM's chain: beta rises linearly over num_timesteps. Ho et al. 2020 section 4."""
+
+  num_timesteps: int = 1000
+  beta_start: float = 1e-4
+  beta_end: float = 0.02
+
+  def betas(self) -> np.ndarray:
+    return np.linspace(self.beta_start, self.beta_end, self.num_timesteps)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledLinear(_Chain):
+  """Stable Diffusion's chain: sqrt(beta) rises linearly. Rombach et al. 2022."""
+
+  num_timesteps: int = 1000
+  beta_start: float = 0.00085
+  beta_end: float = 0.012
+
+  def betas(self) -> np.ndarray:
+    ends = np.sqrt([self.beta_start, self.beta_end])
+    return np.linspace(*ends, self.num_timesteps) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(VariancePreserving):
+  """alpha(t) = cos(u(t)) / cos(u(0)), u = pi/2 (t + s) / (1 + s).
+
+  Source: Nichol & Dhariwal 2021 eq. 17, in continuous time. alpha(1) = 0 in exact
+  arithmetic; here it stops at 1e-10, so that logsnr stays finite.
+  """
+
+  offset: float = 0.008
+
+  def _angle(self, t: Array) -> Array:
+    return 0.5 * jnp.pi * (t + self.offset) / (1.0 + self.offset)
+
+  def log_alpha(self, t: Array) -> Array:
+    cos = jnp.cos(self._angle(t)) / jnp.cos(self._angle(jnp.float32(0.0)))
+    return jnp.log(jnp.clip(cos, 1e-10, 1.0))
+
+  def t_of_log_alpha(self, log_alpha: Array) -> Array:
+    cos = jnp.exp(log_alpha) * jnp.cos(self._angle(jnp.float32(0.0)))
+    return jnp.arccos(cos) * (1.0 + self.offset) * 2.0 / jnp.pi - self.offset
+
+
+@dataclasses.dataclass(frozen=True)
+class Karras(Schedule):
+  """Variance exploding: alpha = 1, sigma = sigma_max * t^rho.
+
+  Uniform steps in t are then Karras et al. 2022 eq. 5 with sigma_min = 0, so that
+  t = 0 is clean data as in every other schedule; a grid decides where to stop.
+  """
+
+  sigma_max: float = 80.0
+  rho: float = 7.0
+
+  def alpha(self, t: Array) -> Array:
+    return jnp.ones_like(t)
+
+  def sigma(self, t: Array) -> Array:
+    return self.sigma_max * t**self.rho
+
+  def t_of(self, logsnr: Array) -> Array:
+    return (jnp.exp(-0.5 * logsnr) / self.sigma_max) ** (1.0 / self.rho)
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+  """Straight lines: alpha = 1 - t, sigma = t. Liu et al. 2022; Lipman et al. 2022."""
+
+  def alpha(self, t: Array) -> Array:
+    return 1.0 - t
+
+  def sigma(self, t: Array) -> Array:
+    return t
+
+  def t_of(self, logsnr: Array) -> Array:
+    return jax.nn.sigmoid(-0.5 * logsnr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(Schedule):
+  """`base` run on a clock that is 2 log(factor) of log-SNR noisier.
+
+  Images of `factor` times the side hide noise `factor` times better in their average
+  pool, and want that much more. Source: Hoogeboom et al. 2023 section 3.1; on
+  RectifiedFlow it is t' = f t / (1 + (f - 1) t) (Esser et al. 2024 eq. 23).
+
+  >>> round(Shift(RectifiedFlow(), 3.0).sigma(jnp.float32(0.5)).item(), 6)
+  0.75
+  """
+
+  base: Schedule
+  factor: float
+
+  def _clock(self, t: Array) -> Array:
+    return self.base.t_of(self.base.logsnr(t) - 2.0 * jnp.log(self.factor))
+
+  def alpha(self, t: Array) -> Array:
+    return self.base.alpha(self._clock(t))
+
+  def sigma(self, t: Array) -> Array:
+    return self.base.sigma(self._clock(t))
+
+  def logsnr(self, t: Array) -> Array:
+    return self.base.logsnr(t) - 2.0 * jnp.log(self.factor)
+
+  def t_of(self, logsnr: Array) -> Array:
+    return self.base.t_of(logsnr + 2.0 * jnp.log(self.factor))

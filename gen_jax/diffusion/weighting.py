@@ -1,0 +1,88 @@
+"""Loss weights: how much each noise level counts.
+
+The network is trained on w(t) |out - target|^2. Papers give their weights on the
+error in x0 or in eps instead; since x_t is fixed, the three errors differ only by
+factors of the 2x2 system (see `parameterisation`),
+
+    |x0 error| = sigma / |det| |out error|      |eps error| = alpha / |det| |out error|
+
+so one conversion serves every paper and every target, and an implementation of
+min-SNR that is wrong for v-prediction cannot be written.
+
+A weighting is a function (schedule, target, t [B]) -> w [B], float32, >= 0.
+
+Sources: Ho et al. 2020 (arXiv:2006.11239) eq. 14; Hang et al. 2023 (2303.09556);
+Karras et al. 2022 (2206.00364) table 1; Hoogeboom et al. 2024 (2410.19324) section 3.1.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.diffusion import parameterisation as param
+from gen_jax.diffusion import schedule as schedules
+from gen_jax.types import Array
+
+
+def from_x0(schedule, target, t: Array, weight: Array) -> Array:
+  """Converts a weight on |x0 error|^2 into one on |out error|^2."""
+  det = param.determinant(target, schedule, t)
+  return weight * (schedule.sigma(t) / det) ** 2
+
+
+def from_eps(schedule, target, t: Array, weight: Array) -> Array:
+  """Converts a weight on |eps error|^2 into one on |out error|^2."""
+  det = param.determinant(target, schedule, t)
+  return weight * (schedule.alpha(t) / det) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """1 on the network's own output; for Eps this is DDPM's simple loss."""
+
+  def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
+    del schedule, target
+    return jnp.ones_like(t)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinSNR:
+  """min(SNR, gamma) on x0. Hang et al. 2023.
+
+  >>> s, t = schedules.VPLinear(), jnp.array([0.5])
+  >>> snr = jnp.exp(s.logsnr(t))
+  >>> bool(jnp.allclose(MinSNR()(s, param.Eps(), t), jnp.minimum(snr, 5) / snr))
+  True
+  """
+
+  gamma: float = 5.0
+
+  def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
+    snr = jnp.exp(schedule.logsnr(t))
+    return from_x0(schedule, target, t, jnp.minimum(snr, self.gamma))
+
+
+@dataclasses.dataclass(frozen=True)
+class EDMWeight:
+  """(s^2 + d^2) / (s d)^2 on x0, s = sigma/alpha: 1 on EDM's own F.
+
+  Source: Karras et al. 2022 table 1.
+  """
+
+  sigma_data: float = 0.5
+
+  def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
+    s, d = schedule.sigma(t) / schedule.alpha(t), self.sigma_data
+    return from_x0(schedule, target, t, (s**2 + d**2) / (s * d) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigmoid:
+  """sigmoid(bias - logsnr) on eps. Hoogeboom et al. 2024 (there: bias b)."""
+
+  bias: float = 0.0
+
+  def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
+    weight = jax.nn.sigmoid(self.bias - schedule.logsnr(t))
+    return from_eps(schedule, target, t, weight)

@@ -1,0 +1,39 @@
+"""Random keys derived by name and by example, never by the order of calls."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.types import Array
+
+
+def named(key: Array, name: str) -> Array:
+  """Returns the child of `key` that belongs to `name` (stable across runs)."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def per_example(key: Array, batch_size: int, offset: int | Array = 0) -> Array:
+  """Returns keys [B]; entry i depends on `key` and `offset + i` alone."""
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, offset + jnp.arange(batch_size))
+
+
+def fold_in(keys: Array, data: int | Array) -> Array:
+  """Folds one number into each of keys [B]."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def split(keys: Array, num: int) -> list[Array]:
+  """Splits each of keys [B] in `num`; returns `num` arrays of keys [B]."""
+  children = jax.vmap(lambda k: jax.random.split(k, num))(keys)  # [B, num]
+  return [children[:, i] for i in range(num)]
+
+
+def normal(keys: Array, shape: tuple[int, ...]) -> Array:
+  """Standard normal float32 [B, *shape]; row i depends on keys[i] alone."""
+  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def uniform(keys: Array) -> Array:
+  """Uniform float32 [B] in [0, 1); entry i depends on keys[i] alone."""
+  return jax.vmap(jax.random.uniform)(keys)

@@ -1,0 +1,69 @@
+"""Shared vocabulary: array aliases, means that travel as sums, and user errors."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PyTree = Any
+Params = PyTree
+Batch = dict[str, Array]
+
+
+class InputError(ValueError):
+  """Bad input from the user: one line that names the value, the rule and the fix."""
+
+
+def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
+  """Returns the error for a name that is not among `options`, nearest ones first.
+
+  >>> str(unknown('sampler', 'dim', ['ddim', 'heun']))
+  "unknown sampler 'dim': did you mean 'ddim'? There are: ddim, heun"
+  """
+  options = sorted(options)
+  near = difflib.get_close_matches(str(name), options, n=2, cutoff=0.5)
+  hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+  listed = ", ".join(options) if options else "none"
+  return InputError(f"unknown {kind} {name!r}: {hint}There are: {listed}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
+  """A weighted mean kept as (total, count), so that parts add up exactly.
+
+  Microbatches, ragged batches and hosts each contribute a `Mean`; their sum is the
+  mean over everything, which a mean of means is not.
+
+  Attributes:
+    total: float32 [], the weighted sum of the values.
+    count: float32 [], the sum of the weights.
+
+  >>> float((Mean(2.0, 1.0) + Mean(2.0, 3.0)).value)
+  1.0
+  """
+
+  total: Array | float
+  count: Array | float
+
+  @classmethod
+  def of(cls, values: Array, weights: Array) -> "Mean":
+    """Sums `values` weighted by `weights` (same shape; zero weight = absent).
+
+    A value whose weight is zero contributes exactly nothing, even if it is NaN.
+    """
+    weights = weights.astype(jnp.float32)
+    values = jnp.where(weights != 0, values.astype(jnp.float32), 0.0)
+    return cls(jnp.sum(values * weights), jnp.sum(weights))
+
+  def __add__(self, other: "Mean") -> "Mean":
+    return Mean(self.total + other.total, self.count + other.count)
+
+  @property
+  def value(self) -> Array | float:
+    """total / count, and 0 where nothing was counted."""
+    return self.total / jnp.maximum(self.count, jnp.finfo(jnp.float32).tiny)
