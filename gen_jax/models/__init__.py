@@ -1,0 +1,1 @@
+"""One file per published architecture, one frozen Config each."""

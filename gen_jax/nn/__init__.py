@@ -1,0 +1,1 @@
+"""Linen layers without model knowledge. Axis legend: see CONTRIBUTING.md."""

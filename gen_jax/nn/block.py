@@ -1,0 +1,40 @@
+"""The pre-norm residual block that every transformer here is a stack of."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from gen_jax import sharding
+from gen_jax.nn import attention
+from gen_jax.types import Array
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x)). [B, T, D] -> [B, T, D].
+
+  Source: Vaswani et al. 2017 with the normalisation first, Radford et al. 2019.
+  """
+
+  attention: Callable[..., nn.Module]
+  mlp: Callable[..., nn.Module]
+  norm: Callable[..., nn.Module]
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    *,
+    mask: Array | None,
+    positions: Array | None = None,
+    cache: attention.KV | None = None,
+    train: bool = False,
+  ) -> tuple[Array, attention.KV | None]:
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    attend = self.attention(name="attention")
+    h = self.norm(name="attention_norm")(x)
+    h, cache = attend(h, mask=mask, positions=positions, cache=cache)
+    x = x + drop(h)
+    h = self.mlp(name="mlp")(self.norm(name="mlp_norm")(x))
+    x = sharding.constrain(x + drop(h), "batch", "length", "act_embed")
+    return x, cache

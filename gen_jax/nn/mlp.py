@@ -1,0 +1,57 @@
+"""Feed-forward networks."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen_jax import sharding
+from gen_jax.nn import linear
+from gen_jax.types import Array
+
+
+class MLP(nn.Module):
+  """D -> F -> D with a pointwise non-linearity. [B, T, D] -> [B, T, D]."""
+
+  hidden: int
+  activation: Callable[[Array], Array] = jax.nn.gelu
+  use_bias: bool = True
+  init: linear.Init | None = None
+  out_init: linear.Init | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    common = dict(use_bias=self.use_bias, dtype=self.dtype)
+    h = linear.dense(
+      self.hidden, ("embed", "mlp"), name="up", init=self.init, **common
+    )(x)
+    h = sharding.constrain(self.activation(h), "batch", "length", "act_mlp")
+    return linear.dense(
+      x.shape[-1], ("mlp", "embed"), name="down", init=self.out_init, **common
+    )(h)
+
+
+class GatedMLP(nn.Module):
+  """down(activation(gate x) * up x): SwiGLU with silu. Shazeer 2020 (2002.05202)."""
+
+  hidden: int
+  activation: Callable[[Array], Array] = jax.nn.silu
+  use_bias: bool = False
+  init: linear.Init | None = None
+  out_init: linear.Init | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    common = dict(use_bias=self.use_bias, dtype=self.dtype)
+    gate, up = (
+      linear.dense(self.hidden, ("embed", "mlp"), name=n, init=self.init, **common)(x)
+      for n in ("gate", "up")
+    )
+    h = self.activation(gate) * up
+    h = sharding.constrain(h, "batch", "length", "act_mlp")
+    return linear.dense(
+      x.shape[-1], ("mlp", "embed"), name="down", init=self.out_init, **common
+    )(h)

@@ -1,0 +1,211 @@
+"""Sharding: the only home of meshes, mesh axes, partition specs and rules.
+
+Models name their axes ('embed', 'mlp', 'batch', ...); a preset says which mesh axis
+each name lies on. The mesh always has the axes ('data', 'fsdp', 'tensor'), 1x1x1 on a
+laptop, so there is one code path from one CPU to a pod.
+
+    preset        parameters                    activations
+    dp            replicated                    batch over data and fsdp
+    fsdp          embed, conv_out over fsdp     batch over data and fsdp
+    fsdp_tensor   as fsdp; heads, mlp, vocab    batch over data and fsdp; heads, mlp
+                  over tensor                   and vocab over tensor
+
+Unknown names, two dimensions that claim one mesh axis, and sizes that do not divide
+raise `InputError` with the array's path.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gen_jax import tree
+from gen_jax.types import Array, Batch, InputError, PyTree, unknown
+
+MESH_AXES = ("data", "fsdp", "tensor")
+_BATCH = ("data", "fsdp")
+
+_DP = {
+  # Activations.
+  "batch": _BATCH,
+  "length": None,
+  "act_embed": None,
+  "act_heads": None,
+  "act_mlp": None,
+  "act_vocab": None,
+  "space": None,  # height or width of an image
+  "act_channels": None,
+  # Parameters.
+  "vocab": None,
+  "position": None,
+  "embed": None,
+  "heads": None,
+  "kv_heads": None,
+  "head_dim": None,
+  "mlp": None,
+  "norm": None,
+  "window": None,  # height or width of a convolution kernel
+  "conv_in": None,
+  "conv_out": None,
+  "image": None,  # channels of the picture itself: 1, 3, 4
+}
+_FSDP = {**_DP, "embed": "fsdp", "conv_out": "fsdp"}
+_FSDP_TENSOR = {
+  **_FSDP,
+  "vocab": "tensor",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "act_heads": "tensor",
+  "act_mlp": "tensor",
+  "act_vocab": "tensor",
+}
+PRESETS: Mapping[str, Mapping[str, str | tuple[str, ...] | None]] = {
+  "dp": _DP,
+  "fsdp": _FSDP,
+  "fsdp_tensor": _FSDP_TENSOR,
+}
+
+Names = Sequence[str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh and the rules that place named axes on it."""
+
+  mesh: Mesh
+  rules: Mapping[str, str | tuple[str, ...] | None]
+
+  def spec(self, names: Names, shape: Sequence[int], path: str) -> PartitionSpec:
+    """Returns where an array with these axis names lies; checks that it can."""
+    if len(names) != len(shape):
+      raise InputError(f"{path}: axis names {tuple(names)} do not fit shape {shape}")
+    used: dict[str, str] = {}
+    entries = []
+    for name, length in zip(names, shape, strict=True):
+      if name is not None and name not in self.rules:
+        raise unknown(f"logical axis (of {path})", name, self.rules)
+      axes = self.rules[name] if name is not None else None
+      axes = (axes,) if isinstance(axes, str) else axes or ()
+      for axis in axes:
+        if axis in used:
+          raise InputError(
+            f"{path}: axes {used[axis]!r} and {name!r} both claim mesh axis {axis!r};"
+            " change one of the two rules"
+          )
+        used[axis] = name
+      shards = int(np.prod([self.mesh.shape[axis] for axis in axes]))
+      if length % shards:
+        raise InputError(
+          f"{path}: axis {name!r} of size {length} must be divisible by"
+          f" {'x'.join(axes)}={shards}; change the size or the mesh"
+        )
+      entries.append(axes[0] if len(axes) == 1 else axes or None)
+    return PartitionSpec(*entries)
+
+  def named(self, names: Names, shape: Sequence[int], path: str) -> NamedSharding:
+    """`spec` on this layout's mesh."""
+    return NamedSharding(self.mesh, self.spec(names, shape, path))
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def batched(self, x: jax.ShapeDtypeStruct | Array | np.ndarray) -> NamedSharding:
+    """Leading axis over the batch axes, the rest whole."""
+    return self.named(("batch",) + (None,) * (x.ndim - 1), x.shape, "batch")
+
+  def of(self, boxed: PyTree) -> PyTree:
+    """Shardings for a tree whose leaves may carry linen's logical axis names."""
+
+    def place(path, leaf):
+      path = tree.path_str(path)
+      if isinstance(leaf, nn.LogicallyPartitioned):
+        return self.named(leaf.names, leaf.value.shape, path)
+      return self.replicated
+
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
+
+  def local_rows(self, batch_size: int) -> slice:
+    """The rows of a global batch that this process must provide (contiguous)."""
+    sharding = self.batched(jax.ShapeDtypeStruct((batch_size,), np.int32))
+    index_map = sharding.addressable_devices_indices_map((batch_size,))
+    bounds = [index[0].indices(batch_size)[:2] for index in index_map.values()]
+    return slice(min(lo for lo, _ in bounds), max(hi for _, hi in bounds))
+
+  def put(self, batch: dict[str, np.ndarray], batch_size: int) -> Batch:
+    """Makes global arrays [batch_size, ...] from this process's `local_rows`."""
+
+    def one(x):
+      shape = (batch_size, *x.shape[1:])
+      sharding = self.batched(jax.ShapeDtypeStruct(shape, x.dtype))
+      return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(one, batch)
+
+
+def make_layout(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, rules: str = "fsdp", devices=None
+) -> Layout:
+  """Builds the mesh; -1 takes the devices that are left.
+
+  Raises:
+    InputError: sizes that do not multiply out to the devices, or an unknown preset.
+  """
+  devices = jax.devices() if devices is None else devices
+  if rules not in PRESETS:
+    raise unknown("sharding preset", rules, PRESETS)
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+  asked = " x ".join(f"{k}={v}" for k, v in sizes.items())
+  free = [axis for axis, size in sizes.items() if size == -1]
+  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    raise InputError(f"mesh {asked}: sizes must be positive, at most one of them -1")
+  rest, remainder = divmod(
+    len(devices), int(np.prod([s for s in sizes.values() if s != -1]))
+  )
+  if remainder or (not free and rest != 1) or rest == 0:
+    raise InputError(
+      f"mesh {asked} does not match {len(devices)} device(s): the sizes must multiply"
+      " to that number; -1 takes what is left"
+    )
+  for axis in free:
+    sizes[axis] = rest
+  grid = np.asarray(devices).reshape([sizes[axis] for axis in MESH_AXES])
+  mesh = Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  return Layout(mesh, PRESETS[rules])
+
+
+_CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
+  "layout", default=None
+)
+
+
+@contextlib.contextmanager
+def use(layout: Layout):
+  """Within this context (at trace time) `constrain` places activations."""
+  token = _CURRENT.set(layout)
+  try:
+    yield
+  finally:
+    _CURRENT.reset(token)
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+  """Pins activation x to the current layout; the identity where there is none."""
+  layout = _CURRENT.get()
+  if layout is None:
+    return x
+  sharding = layout.named(names, x.shape, f"activation {names}")
+  return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def unbox(boxed: PyTree) -> PyTree:
+  """Drops linen's axis names: plain nested dicts of arrays."""
+  return nn.meta.unbox(boxed)
