@@ -1,0 +1,1 @@
+"""Text generation: token filters, and one compiled loop over an explicit cache."""

@@ -1,0 +1,93 @@
+"""Token filters: logits float32 [B, V] -> logits [B, V], chained in any order.
+
+A filtered token has logit -inf. Thresholds may be traced; only top_k's k is static.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.types import Array
+
+Filter = Callable[[Array], Array]
+
+
+def chain(*filters: Filter) -> Filter:
+  """Applies the filters from left to right; none is the identity."""
+
+  def apply(logits: Array) -> Array:
+    for f in filters:
+      logits = f(logits)
+    return logits
+
+  return apply
+
+
+def temperature(value: float | Array) -> Filter:
+  """Divides logits by value > 0: below 1 sharper, above 1 flatter.
+
+  >>> temperature(0.5)(jnp.array([[1.0, 2.0]])).tolist()
+  [[2.0, 4.0]]
+  """
+  return lambda logits: logits / value
+
+
+def greedy(logits: Array) -> Array:
+  """Keeps the most likely token alone (the first one, of equals).
+
+  >>> greedy(jnp.array([[1.0, 3.0, 3.0]])).tolist()
+  [[-inf, 3.0, -inf]]
+  """
+  best = jnp.argmax(logits, -1, keepdims=True)
+  return jnp.where(jnp.arange(logits.shape[-1])[None] == best, logits, -jnp.inf)
+
+
+def top_k(k: int) -> Filter:
+  """Keeps the k most likely tokens, and those equal to the k-th. Fan et al. 2018.
+
+  >>> top_k(2)(jnp.array([[1.0, 3.0, 2.0]])).tolist()
+  [[-inf, 3.0, 2.0]]
+  """
+
+  def apply(logits: Array) -> Array:
+    kth = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
+    return jnp.where(logits < kth, -jnp.inf, logits)
+
+  return apply
+
+
+def top_p(p: float | Array) -> Filter:
+  """Keeps the smallest set of most likely tokens whose probability reaches p.
+
+  Source: Holtzman et al. 2020 (arXiv:1904.09751). p in (0, 1]; 1 keeps all.
+
+  >>> top_p(0.6)(jnp.log(jnp.array([[0.5, 0.3, 0.2]]))).round(2).tolist()
+  [[-0.69, -1.2, -inf]]
+  """
+
+  def apply(logits: Array) -> Array:
+    order = jnp.argsort(-logits, axis=-1)
+    probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), -1)
+    before = jnp.cumsum(probs, -1) - probs  # mass of the strictly likelier tokens
+    keep_sorted = before < p
+    keep = jnp.put_along_axis(
+      jnp.zeros_like(keep_sorted), order, keep_sorted, axis=-1, inplace=False
+    )
+    return jnp.where(keep, logits, -jnp.inf)
+
+  return apply
+
+
+def min_p(p: float | Array) -> Filter:
+  """Keeps tokens at least p times as likely as the likeliest. Nguyen et al. 2024.
+
+  >>> min_p(0.5)(jnp.log(jnp.array([[0.5, 0.3, 0.2]]))).round(2).tolist()
+  [[-0.69, -1.2, -inf]]
+  """
+
+  def apply(logits: Array) -> Array:
+    best = jnp.max(logits, -1, keepdims=True)
+    return jnp.where(logits < best + jnp.log(p), -jnp.inf, logits)
+
+  return apply

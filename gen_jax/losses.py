@@ -1,0 +1,20 @@
+"""Losses as sums: each returns a `Mean`, never a mean already taken."""
+
+import optax
+
+from gen_jax.types import Array, Mean
+
+
+def cross_entropy(logits: Array, targets: Array, weights: Array) -> Mean:
+  """Negative log-likelihood in nats per target.
+
+  Args:
+    logits: float32 [B, T, V], unnormalised log-probabilities.
+    targets: int [B, T].
+    weights: float [B, T], 0 where there is no target.
+
+  Returns:
+    Mean over targets: total nats, and the sum of weights.
+  """
+  nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  return Mean.of(nats, weights)

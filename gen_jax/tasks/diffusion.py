@@ -1,0 +1,144 @@
+"""Text-conditioned diffusion: learn to tell data from noise, given a caption.
+
+One `denoiser` serves the loss and every sampler, so that training and sampling cannot
+drift apart. The unconditional model of classifier-free guidance is the same network
+under the empty caption, which training shows it with probability `caption_drop_prob`
+(Ho & Salimans 2022, arXiv:2207.12598); there is no null class.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen_jax import rng
+from gen_jax.diffusion import codec as codecs
+from gen_jax.diffusion import corrupt, guidance
+from gen_jax.diffusion import parameterisation as param
+from gen_jax.diffusion import schedule as schedules
+from gen_jax.tasks import base
+from gen_jax.types import Array, Batch, Mean, Params, PyTree
+
+
+class Caption(NamedTuple):
+  """Tokens int [B, S], and mask bool [B, S], False at padding."""
+
+  tokens: Array
+  mask: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diffusion:
+  """Denoising under a caption.
+
+  Attributes:
+    unet: (x [B, H, W, C], t [B], states, mask) -> out [B, H, W, C].
+    text_encoder: (tokens [B, S], mask [B, S]) -> states [B, S, D].
+    schedule, target, weighting, time_sampler, codec: see `gen_jax.diffusion`.
+    null_caption: the empty caption, with B = 1.
+    caption_drop_prob: probability of training an example under the empty caption.
+  """
+
+  unet: nn.Module
+  text_encoder: nn.Module
+  schedule: schedules.Schedule
+  target: param.Target
+  weighting: Callable[[schedules.Schedule, param.Target, Array], Array]
+  time_sampler: Callable[[schedules.Schedule, Array], Array]
+  codec: codecs.Codec
+  null_caption: Caption
+  caption_drop_prob: float = 0.1
+
+  def init(self, key: Array, batch: Batch) -> Params:
+    """See `base.Task`."""
+    caption = Caption(batch["caption"], batch["caption_mask"])
+    z = jnp.zeros_like(batch["image"])
+    encoder = self.text_encoder.init(rng.named(key, "text_encoder"), *caption)
+    states = jax.eval_shape(
+      lambda e: self.text_encoder.apply(nn.meta.unbox(e), *caption), encoder
+    )
+    t = jnp.zeros(z.shape[:1])
+    unet = self.unet.init(
+      rng.named(key, "unet"), z, t, jnp.zeros(states.shape, states.dtype), caption.mask
+    )
+    return {"text_encoder": encoder["params"], "unet": unet["params"]}
+
+  def null(self, batch_size: int) -> Caption:
+    """The empty caption, batch_size times."""
+    return Caption(
+      *(jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in self.null_caption)
+    )
+
+  def denoiser(
+    self, params: Params, frozen: PyTree, caption: Caption, *, train_key=None
+  ) -> guidance.Denoise:
+    """Binds parameters and caption: (x_t [B, ...], t [B]) -> Prediction.
+
+    The caption is encoded once, here. `train_key` turns dropout on.
+    """
+    del frozen
+    train = train_key is not None
+
+    def rngs(name):
+      return {"dropout": rng.named(train_key, name)} if train else None
+
+    states = self.text_encoder.apply(
+      {"params": params["text_encoder"]}, *caption, train=train, rngs=rngs("text")
+    )
+
+    def denoise(x: Array, t: Array) -> param.Prediction:
+      scale = schedules.expand(self.target.input_scale(self.schedule, t), x)
+      out = self.unet.apply(
+        {"params": params["unet"]},
+        scale * x,
+        t,
+        states,
+        caption.mask,
+        train=train,
+        rngs=rngs("unet"),
+      )
+      return param.solve(self.target, self.schedule, t, x, out)
+
+    return denoise
+
+  def loss(
+    self, params: Params, frozen: PyTree, batch: Batch, keys: Array, *, train: bool
+  ) -> base.LossOut:
+    """See `base.Task`.
+
+    batch has image float32 [B, H, W, C] in [-1, 1], caption int [B, S], caption_mask
+    bool [B, S], weights [B]. The loss is w(t) |out - target|^2, averaged over pixels;
+    'mse_eps' is the unweighted error in eps, comparable across targets.
+    """
+    time_keys, noise_keys, drop_keys, codec_keys = rng.split(keys, 4)
+    x0 = self.codec.encode(frozen, batch["image"], codec_keys)
+    t = self.time_sampler(self.schedule, time_keys)
+    eps = rng.normal(noise_keys, x0.shape[1:])
+    x_t = corrupt.corrupt(self.schedule, t, x0, eps)
+
+    caption = Caption(batch["caption"], batch["caption_mask"])
+    if train:
+      dropped = (rng.uniform(drop_keys) < self.caption_drop_prob)[:, None]
+      caption = jax.tree.map(
+        lambda null, given: jnp.where(dropped, null, given),
+        self.null(x0.shape[0]),
+        caption,
+      )
+    train_key = rng.named(keys[0], "dropout") if train else None
+    prediction = self.denoiser(params, frozen, caption, train_key=train_key)(x_t, t)
+
+    def error(a, b):  # mean square over all but the batch, [B]
+      return jnp.mean(jnp.square(a - b), tuple(range(1, a.ndim)))
+
+    def out(x0, eps):
+      return param.combine(self.target, self.schedule, t, x0, eps)
+
+    weight = self.weighting(self.schedule, self.target, t)
+    loss = weight * error(out(*prediction), out(x0, eps))
+    return base.LossOut(
+      Mean.of(loss, batch["weights"]),
+      {"mse_eps": Mean.of(error(prediction.eps, eps), batch["weights"])},
+    )

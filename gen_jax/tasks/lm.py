@@ -1,0 +1,53 @@
+"""Language modelling: every token predicted from those before it."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax import losses, rng
+from gen_jax.tasks import base
+from gen_jax.types import Array, Batch, Mean, Params, PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+  """Cross-entropy of the next token.
+
+  Attributes:
+    model: (tokens [B, T]) -> (logits [B, T, V], cache).
+    token_bytes: int [V], bytes of text each token stands for, 0 for special tokens:
+      makes losses comparable across tokenizers as bits per byte.
+  """
+
+  model: nn.Module
+  token_bytes: np.ndarray
+
+  def init(self, key: Array, batch: Batch) -> Params:
+    """See `base.Task`; batch['inputs'] int [B, T]."""
+    return self.model.init(key, batch["inputs"])["params"]
+
+  def loss(
+    self, params: Params, frozen: PyTree, batch: Batch, keys: Array, *, train: bool
+  ) -> base.LossOut:
+    """See `base.Task`; batch has inputs, targets int [B, T], weights [B, T]."""
+    del frozen
+    dropout = {"dropout": rng.named(keys[0], "dropout")} if train else None
+    logits, _ = self.model.apply(
+      {"params": params}, batch["inputs"], train=train, rngs=dropout
+    )
+    targets, weights = batch["targets"], batch["weights"]
+    loss = losses.cross_entropy(logits, targets, weights)
+    num_bytes = jnp.asarray(self.token_bytes, jnp.float32)[targets]
+    hits = jnp.argmax(logits, -1) == targets
+    return base.LossOut(
+      loss,
+      {
+        "bits_per_byte": Mean(
+          loss.total / math.log(2.0), Mean.of(num_bytes, weights).total
+        ),
+        "accuracy": Mean.of(hits, weights),
+      },
+    )
