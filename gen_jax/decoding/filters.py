@@ -62,8 +62,8 @@ def top_p(p: float | Array) -> Filter:
 
   Source: Holtzman et al. 2020 (arXiv:1904.09751). p in (0, 1]; 1 keeps all.
 
-  >>> top_p(0.6)(jnp.log(jnp.array([[0.5, 0.3, 0.2]]))).round(2).tolist()
-  [[-0.69, -1.2, -inf]]
+  >>> jnp.isfinite(top_p(0.6)(jnp.log(jnp.array([[0.5, 0.3, 0.2]])))).tolist()
+  [[True, True, False]]
   """
 
   def apply(logits: Array) -> Array:
@@ -82,8 +82,8 @@ def top_p(p: float | Array) -> Filter:
 def min_p(p: float | Array) -> Filter:
   """Keeps tokens at least p times as likely as the likeliest. Nguyen et al. 2024.
 
-  >>> min_p(0.5)(jnp.log(jnp.array([[0.5, 0.3, 0.2]]))).round(2).tolist()
-  [[-0.69, -1.2, -inf]]
+  >>> jnp.isfinite(min_p(0.5)(jnp.log(jnp.array([[0.5, 0.3, 0.2]])))).tolist()
+  [[True, True, False]]
   """
 
   def apply(logits: Array) -> Array:

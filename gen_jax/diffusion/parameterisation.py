@@ -101,9 +101,11 @@ class EDM(Target):
   sigma_data: float = 0.5
 
   def coefficients(self, schedule, t):
-    s, d = schedule.sigma(t) / schedule.alpha(t), self.sigma_data
-    norm = jnp.sqrt(s**2 + d**2)
-    return s / (d * norm), -d / norm
+    # Numerator and denominator times alpha, so that alpha = 0 is regular.
+    sigma, d = schedule.sigma(t), self.sigma_data
+    alpha_d = schedule.alpha(t) * d
+    norm = jnp.sqrt(sigma**2 + alpha_d**2)
+    return sigma / (d * norm), -alpha_d / norm
 
   def input_scale(self, schedule, t):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)

@@ -196,7 +196,7 @@ def dpmpp_2m(schedule: schedules.Schedule) -> Sampler:
   """
 
   def init(x):
-    return x, jnp.float32(jnp.inf)  # previous x0 (unused at first), previous step
+    return x, jnp.array(jnp.inf)  # previous x0 (unused at first), previous step
 
   def step(denoise, x, carry, t, s, keys):
     del keys

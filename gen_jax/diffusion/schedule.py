@@ -24,6 +24,7 @@ Dhariwal 2021 (2102.09672), Kingma et al. 2021 (2107.00630), Karras et al. 2022
 import abc
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,7 @@ class _Chain(VariancePreserving):
   """A discrete-time chain of betas: exact at t = i / len(betas), log-linear between.
 
   Node 0 is clean data; node i is the product of the first i factors sqrt(1 - beta).
+  Beyond t = 1 it goes on with the last beta, for `Shift` looks there.
   """
 
   @abc.abstractmethod
@@ -141,11 +143,11 @@ class _Chain(VariancePreserving):
 
   def log_alpha(self, t: Array) -> Array:
     times, table = self._nodes()
-    return jnp.interp(t, times, table)
+    return jnp.interp(t, times, table, right="extrapolate")
 
   def t_of_log_alpha(self, log_alpha: Array) -> Array:
     times, table = self._nodes()
-    return jnp.interp(-log_alpha, -table, times)
+    return jnp.interp(-log_alpha, -table, times, right="extrapolate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +185,32 @@ class Cosine(VariancePreserving):
 
   offset: float = 0.008
 
-  def _angle(self, t: Array) -> Array:
-    return 0.5 * jnp.pi * (t + self.offset) / (1.0 + self.offset)
+  @property
+  def _start(self) -> float:
+    return 0.5 * math.pi * self.offset / (1.0 + self.offset)  # u(0)
 
   def log_alpha(self, t: Array) -> Array:
-    cos = jnp.cos(self._angle(t)) / jnp.cos(self._angle(jnp.float32(0.0)))
-    return jnp.log(jnp.clip(cos, 1e-10, 1.0))
+    # alpha from the side of t = 1, 1 - alpha^2 from that of t = 0: neither cancels.
+    start, span = self._start, 0.5 * math.pi - self._start
+    alpha = jnp.sin(span * (1.0 - t)) / math.cos(start)
+    variance = (
+      jnp.sin(span * t) * jnp.sin(span * t + 2.0 * start) / math.cos(start) ** 2
+    )
+    return jnp.where(
+      variance < 0.5,
+      0.5 * jnp.log1p(-jnp.minimum(variance, 0.5)),
+      jnp.log(jnp.maximum(alpha, 1e-10)),
+    )
 
   def t_of_log_alpha(self, log_alpha: Array) -> Array:
-    cos = jnp.exp(log_alpha) * jnp.cos(self._angle(jnp.float32(0.0)))
-    return jnp.arccos(cos) * (1.0 + self.offset) * 2.0 / jnp.pi - self.offset
+    # u - u(0) by its sine and cosine: arccos(alpha cos u(0)) would cancel near 0.
+    sin_0, cos_0 = math.sin(self._start), math.cos(self._start)
+    cos = jnp.exp(log_alpha) * cos_0
+    above = -jnp.expm1(2.0 * log_alpha) * cos_0**2  # sin(u)^2 - sin(u(0))^2
+    sin = jnp.sqrt(sin_0**2 + above)
+    sin_sum = jnp.maximum(sin * cos_0 + cos * sin_0, 1e-30)
+    angle = jnp.arctan2(above / sin_sum, cos * cos_0 + sin * sin_0)
+    return angle / (0.5 * math.pi - self._start)
 
 
 @dataclasses.dataclass(frozen=True)

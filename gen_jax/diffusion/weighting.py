@@ -73,8 +73,10 @@ class EDMWeight:
   sigma_data: float = 0.5
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
-    s, d = schedule.sigma(t) / schedule.alpha(t), self.sigma_data
-    return from_x0(schedule, target, t, (s**2 + d**2) / (s * d) ** 2)
+    # Numerator and denominator times alpha^2, so that alpha = 0 is regular.
+    alpha, sigma, d = schedule.alpha(t), schedule.sigma(t), self.sigma_data
+    weight = (sigma**2 + (alpha * d) ** 2) / (sigma * d) ** 2
+    return from_x0(schedule, target, t, weight)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Data: sources of documents and pictures, tokenizers, and batches by (seed, step)."""

@@ -1,0 +1,1 @@
+"""TFDS builder of the handwritten digits that come with scikit-learn."""

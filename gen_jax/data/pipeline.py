@@ -1,0 +1,206 @@
+"""From sources to batches: a batch is a pure function of (seed, step).
+
+    examples  -> shuffled anew each epoch -> transformed with a generator of their own
+              -> batch(step): global rows [step * B, (step + 1) * B)
+
+There is no iterator state: resuming, replaying and changing the number of hosts come
+for free. Each host computes only its own rows; threads prepare the next batches while
+the accelerator works. Built on `grain.MapDataset`, whose i-th element depends on (seed,
+i) alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import numpy as np
+from PIL import Image
+
+from gen_jax.data import tokenizers
+from gen_jax.types import InputError
+
+Features = dict[str, np.ndarray]
+Transform = Callable[[object, np.random.Generator], Features]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+  """Examples, what to make of them, and how many go into a batch.
+
+  Attributes:
+    examples: random access.
+    transform: (example, generator) -> arrays without a batch axis; 'weights' says what
+      counts.
+    batch_size: global batch size B.
+    seed: of shuffling and of the generators.
+  """
+
+  examples: Sequence
+  transform: Transform
+  batch_size: int
+  seed: int = 0
+
+  def _local(self, rows: slice) -> grain.MapDataset:
+    num = rows.stop - rows.start
+    if self.batch_size % num or rows.start % num:
+      raise InputError(
+        f"rows {rows.start}..{rows.stop} of a batch of {self.batch_size}: hosts must"
+        " share the batch evenly"
+      )
+    dataset = grain.MapDataset.source(self.examples).seed(self.seed).shuffle().repeat()
+    dataset = dataset.random_map(self.transform).batch(num)
+    return dataset[rows.start // num :: self.batch_size // num]
+
+  def batch(self, step: int, rows: slice | None = None) -> Features:
+    """Rows of the step's global batch (default: all), each array [rows, ...]."""
+    return self._local(rows or slice(0, self.batch_size))[step]
+
+  def stream(self, start: int, rows: slice | None = None) -> Iterator[Features]:
+    """batch(start), batch(start + 1), ... prepared ahead by threads."""
+    dataset = self._local(rows or slice(0, self.batch_size))[start:]
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(dataset.to_iter_dataset(options))
+
+  def once(self, rows: slice | None = None, max_batches: int | None = None):
+    """Yields one ordered pass; the last batch is padded with zero weights."""
+    rows = rows or slice(0, self.batch_size)
+    num_batches = -(-len(self.examples) // self.batch_size)
+    for step in range(min(num_batches, max_batches or num_batches)):
+      features = []
+      for row in range(rows.start, rows.stop):
+        index = step * self.batch_size + row
+        present = index < len(self.examples)
+        example = self.examples[index if present else 0]
+        feature = self.transform(example, np.random.default_rng((self.seed, index)))
+        if not present:
+          feature = {**feature, "weights": np.zeros_like(feature["weights"])}
+        features.append(feature)
+      yield {k: np.stack([f[k] for f in features]) for k in features[0]}
+
+
+def tokenize(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
+  """One stream int32 [N]: END_OF_TEXT, document, END_OF_TEXT, document, ..."""
+  pieces = []
+  for ids in tokenizer.encode_batch(list(documents)):
+    pieces += [np.array([tokenizer.eot], np.int32), np.asarray(ids, np.int32)]
+  return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows(Sequence):
+  """A token stream cut every `length` tokens.
+
+  Element i is tokens[i * length : i * length + span + 1]; shorter at the end. With span
+  = length each token but the first is a target exactly once.
+  """
+
+  tokens: np.ndarray
+  length: int
+  span: int
+
+  def __len__(self) -> int:
+    return -(-(len(self.tokens) - 1) // self.length)
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    start = int(i) * self.length
+    return self.tokens[start : start + self.span + 1]
+
+
+def next_token(window: np.ndarray, length: int) -> Features:
+  """inputs, targets int32 [T] and weights [T]; a short window is padded, weight 0."""
+  missing = length + 1 - len(window)
+  padded = np.pad(window, (0, max(missing, 0)))
+  weights = (np.arange(length) < len(window) - 1).astype(np.float32)
+  return {"inputs": padded[:-1], "targets": padded[1:], "weights": weights}
+
+
+def crop(window: np.ndarray, generator: np.random.Generator, length: int) -> Features:
+  """`next_token` of a random stretch of a longer window: other cuts in every epoch."""
+  room = max(len(window) - length - 1, 0)
+  start = int(generator.integers(min(room, length - 1) + 1))
+  return next_token(window[start : start + length + 1], length)
+
+
+def text(
+  documents: Sequence[str],
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  length: int,
+  batch_size: int,
+  seed: int,
+  train: bool,
+) -> Pipeline:
+  """Windows of text: for training at random offsets, else end to end.
+
+  Raises:
+    InputError: a text shorter than one window.
+  """
+  tokens = tokenize(documents, tokenizer)
+  if len(tokens) < length + 1:
+    raise InputError(
+      f"the {'training' if train else 'validation'} text has {len(tokens)} tokens,"
+      f" fewer than one window of data.length={length} + 1; give more text, a shorter"
+      " length or another validation_fraction"
+    )
+  if train:
+    windows = Windows(tokens, length, 2 * length - 1)
+    return Pipeline(windows, lambda w, g: crop(w, g, length), batch_size, seed)
+  windows = Windows(tokens, length, length)
+  return Pipeline(windows, lambda w, g: next_token(w, length), batch_size, seed)
+
+
+def pad_caption(
+  caption: str, tokenizer: tokenizers.Tokenizer, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens int32 [S] ending in END_OF_TEXT (cut if too long), and mask bool [S]."""
+  ids = tokenizer.encode(caption)[: length - 1] + [tokenizer.eot]
+  tokens = np.full(length, tokenizer.eot, np.int32)
+  tokens[: len(ids)] = ids
+  return tokens, np.arange(length) < len(ids)
+
+
+def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+  """Centre-crops and resizes uint8 [H, W, C] to [size, size, channels] (bilinear)."""
+  if image.ndim != 3 or image.shape[-1] not in (1, 3):
+    raise InputError(f"image of shape {image.shape}: [H, W, 1] or [H, W, 3] is needed")
+  picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+  picture = picture.convert("L" if channels == 1 else "RGB")
+  side = min(picture.size)
+  left, top = ((extent - side) // 2 for extent in picture.size)
+  box = (left, top, left + side, top + side)
+  picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+  return np.asarray(picture).reshape(size, size, channels)
+
+
+def captioned_images(
+  examples: Sequence,
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  image_size: int,
+  channels: int,
+  caption_length: int,
+  batch_size: int,
+  seed: int,
+  flip: bool = False,
+) -> Pipeline:
+  """Pictures in [-1, 1] with tokenised captions.
+
+  Raises:
+    InputError: no examples.
+  """
+  if len(examples) == 0:
+    raise InputError("the data set has no images; look at its source and split")
+
+  def transform(example, generator: np.random.Generator) -> Features:
+    pixels = to_square(example["image"], image_size, channels)
+    if flip and generator.random() < 0.5:
+      pixels = pixels[:, ::-1]
+    tokens, mask = pad_caption(example["caption"], tokenizer, caption_length)
+    return {
+      "image": pixels.astype(np.float32) / 127.5 - 1.0,
+      "caption": tokens,
+      "caption_mask": mask,
+      "weights": np.ones((), np.float32),
+    }
+
+  return Pipeline(examples, transform, batch_size, seed)

@@ -1,0 +1,1 @@
+"""The trainer: state, step, loop, checkpoints, evaluators, writers. Knows no model."""

@@ -1,0 +1,80 @@
+"""Evaluators: frozen, with a cadence, called with (weights, frozen), yielding numbers.
+
+They know nothing of the loop; what they need is passed to them as functions.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from gen_jax import rng
+from gen_jax.tasks import base
+from gen_jax.types import Array, Batch, Params, PyTree
+
+
+class Evaluator(Protocol):
+  """Yields (name, value) for a set of weights."""
+
+  every: int
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    """Evaluates."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LossEvaluator:
+  """The task's loss and metrics over a whole split, as one mean.
+
+  Noise and times are drawn with keys fixed by batch and row, so that two evaluations
+  of the same weights agree to the bit.
+
+  Attributes:
+    every: steps between evaluations.
+    prefix: put before each name.
+    batches: one pass over the split, last batch padded with zero weights.
+    loss: jitted (weights, frozen, batch, keys [B]) -> LossOut, in evaluation mode.
+  """
+
+  every: int
+  prefix: str
+  batches: Callable[[], Iterator[Batch]]
+  loss: Callable[[Params, PyTree, Batch, Array], base.LossOut]
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    total = None
+    for i, batch in enumerate(self.batches()):
+      batch_size = jax.tree.leaves(batch)[0].shape[0]
+      keys = rng.per_example(jax.random.fold_in(jax.random.key(0), i), batch_size)
+      out = self.loss(weights, frozen, batch, keys)
+      out = {"loss": out.loss, **out.metrics}
+      total = out if total is None else jax.tree.map(lambda a, b: a + b, total, out)
+    for name, mean in jax.device_get(total or {}).items():
+      yield f"{self.prefix}/{name}", float(mean.value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PromptAccuracy:
+  """Share of pictures that an independent judge reads as what the prompt asked for.
+
+  Attributes:
+    every: steps between evaluations.
+    draw: (weights, frozen) -> images uint8 [N, H, W, C], one per label.
+    labels: int [N], what was asked for.
+    judge: images uint8 [N, H, W, C] -> labels int [N]; trained on real images alone.
+    real_accuracy: the judge's accuracy on held-out real images.
+  """
+
+  every: int
+  draw: Callable[[Params, PyTree], np.ndarray]
+  labels: np.ndarray
+  judge: Callable[[np.ndarray], np.ndarray]
+  real_accuracy: float
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    read = self.judge(self.draw(weights, frozen))
+    yield "prompt_accuracy", float(np.mean(read == self.labels))
+    yield "real_accuracy", self.real_accuracy

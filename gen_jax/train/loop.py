@@ -1,0 +1,226 @@
+"""The loop, for every task:
+
+    restore
+    at step i: evaluate -> save -> batch(i) -> dispatch step
+               -> fetch the previous step's metrics -> finite check -> write
+    final evaluate
+    final save
+
+What is saved at step i has been evaluated at step i if an evaluation was due, so a run
+that is killed and started again does exactly what an unbroken one does.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import orbax.checkpoint as ocp
+
+from gen_jax.train import checkpoint, evaluators, writers
+from gen_jax.train import state as states
+from gen_jax.train import step as steps
+from gen_jax.types import Batch, InputError, Mean, PyTree
+
+
+class NotFiniteError(RuntimeError):
+  """Loss or gradient is not finite; the last finite state has been saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """When to stop, and how often to do what.
+
+  Attributes:
+    num_steps: stop after so many steps.
+    num_epochs: stop after so many passes over the data, if that comes first.
+    patience: stop when `monitor` has not improved for so many evaluations.
+    monitor: the metric that 'best' and `patience` mean; lower is better.
+    log_every: steps between rows of training metrics.
+    save_every: steps between checkpoints.
+    keep: number of latest checkpoints kept (the best is kept besides).
+    num_microbatches: pieces that a batch is cut into to save memory.
+    ema_decay: decay of the moving average of the weights; None keeps none.
+  """
+
+  num_steps: int
+  num_epochs: float | None = None
+  patience: int | None = None
+  monitor: str = "validation/loss"
+  log_every: int = 50
+  save_every: int = 500
+  keep: int = 2
+  num_microbatches: int = 1
+  ema_decay: float | None = None
+
+  def __post_init__(self):
+    for name in ("num_steps", "log_every", "save_every", "keep", "num_microbatches"):
+      if getattr(self, name) < 1:
+        raise InputError(f"train.{name}={getattr(self, name)} must be at least 1")
+    if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+      raise InputError(f"train.ema_decay={self.ema_decay} must be in [0, 1)")
+
+  def total_steps(self, examples_per_epoch: int, batch_size: int) -> int:
+    """The number of steps that `num_steps` and `num_epochs` allow together."""
+    if self.num_epochs is None:
+      return self.num_steps
+    in_epochs = math.ceil(self.num_epochs * examples_per_epoch / batch_size)
+    return min(self.num_steps, in_epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How training ended: 'finished', 'patience' or 'interrupted'."""
+
+  state: states.TrainState
+  progress: checkpoint.Progress
+  reason: str
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+  """Yields a function that says whether to stop (after SIGINT or SIGTERM).
+
+  The second signal is not caught: it stops at once.
+  """
+  received = []
+
+  def handle(number, frame):
+    del frame
+    received.append(number)
+    signal.signal(number, previous[number])
+    print("\nstopping after this step (again: at once)", flush=True)
+
+  previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+  for number in previous:
+    signal.signal(number, handle)
+  try:
+    yield lambda: bool(received)
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+class _Window:
+  """Sums of training metrics since the last row, and how fast they came."""
+
+  def __init__(self, items_per_step: int, unit: str):
+    self._items_per_step, self._unit = items_per_step, unit
+    self._sums: dict[str, Mean] = {}
+    self._steps, self._began = 0, time.monotonic()
+
+  def add(self, step: int, metrics: steps.Metrics) -> None:
+    metrics = jax.device_get(metrics)
+    for name in ("loss", "grad_norm"):
+      if not math.isfinite(metrics[name].value):
+        raise NotFiniteError(
+          f"{name}={metrics[name].value} at step {step}: lower the learning rate, or"
+          " look at the batch; the last finite state is saved"
+        )
+    for name, mean in metrics.items():
+      self._sums[name] = self._sums[name] + mean if name in self._sums else mean
+    self._steps += 1
+
+  def row(self, rate: float) -> dict[str, float]:
+    secs = time.monotonic() - self._began
+    values = {name: float(mean.value) for name, mean in self._sums.items()}
+    speed = self._items_per_step * self._steps / secs
+    values |= {"learning_rate": rate, f"{self._unit}_per_sec": speed}
+    self._sums, self._steps, self._began = {}, 0, time.monotonic()
+    return values
+
+
+def run(
+  state: states.TrainState,
+  *,
+  progress: checkpoint.Progress,
+  resumed: bool,
+  step: steps.Step,
+  frozen: PyTree,
+  stream: Callable[[int], Iterator[Batch]],
+  evals: Sequence[evaluators.Evaluator],
+  manager: ocp.CheckpointManager,
+  sinks: Sequence[writers.Writer],
+  config: Config,
+  num_steps: int,
+  learning_rate: Callable[[int], float],
+  items_per_step: int,
+  unit: str,
+) -> Result:
+  """Trains until done, `patience` is out or a signal comes. See the module docstring.
+
+  Args:
+    resumed: `state` comes from a checkpoint, so its step has been evaluated.
+    stream: batches from the given step on.
+    num_steps: where to end (config.total_steps).
+    items_per_step, unit: what `unit`_per_sec counts.
+
+  Raises:
+    NotFiniteError: after saving the last finite state.
+  """
+  first = int(state.step)
+  window = _Window(items_per_step, unit)
+  saved_at = first if resumed else -1
+
+  def write(i, values):
+    for sink in sinks:
+      sink.write(i, values)
+
+  def evaluate(i, final=False):
+    nonlocal progress
+    values = {}
+    for evaluator in evals:
+      if final or i % evaluator.every == 0:
+        values.update(evaluator(state.weights, frozen))
+    if values:
+      write(i, values)
+    value = values.get(config.monitor)
+    if value is not None:
+      progress = progress.update(i, value)
+    return value
+
+  def save(i, value=None):
+    nonlocal saved_at
+    if saved_at != i:
+      checkpoint.save(manager, i, state, progress, value)
+      saved_at = i
+
+  def fetch(i, metrics):
+    window.add(i, metrics)
+    if (i + 1) % config.log_every == 0 or i + 1 == num_steps:
+      write(i + 1, window.row(float(learning_rate(i))))
+
+  reason, pending, value = "finished", None, None
+  with _interrupts() as interrupted, contextlib.ExitStack() as stack:
+    stack.callback(manager.wait_until_finished)
+    batches = stream(first)
+    try:
+      for i in range(first, num_steps):
+        if not (resumed and i == first):
+          value = evaluate(i)
+          improved = value is not None and progress.best_step == i
+          if improved or i % config.save_every == 0:
+            save(i, value)
+        if interrupted():
+          reason = "interrupted"
+        elif config.patience and progress.evals_since_best >= config.patience:
+          reason = "patience"
+        if reason != "finished":
+          break
+        state, metrics = step(state, frozen, next(batches))
+        if pending is not None:
+          fetch(*pending)
+        pending = (i, metrics)
+      if pending is not None:
+        fetch(*pending)
+    except NotFiniteError:
+      save(int(state.step))
+      raise
+    last = int(state.step)
+    if reason == "finished" and last != saved_at:
+      value = evaluate(last, final=True)
+    save(last, value if reason != "interrupted" else None)
+  return Result(state, progress, reason)

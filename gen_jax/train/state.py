@@ -1,0 +1,105 @@
+"""The state of training: arrays only, made directly in its final layout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_jax import rng, sharding, tree
+from gen_jax.tasks import base
+from gen_jax.types import Array, Batch, Params, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything a step reads and writes, and everything a checkpoint holds.
+
+  Attributes:
+    step: int32 [], steps taken.
+    params: float32 nested dict.
+    ema: exponential moving average of params, or None where none is kept.
+    opt_state: of the optax transformation.
+    key: uint32 key data; the key of step i is fold_in(key, i).
+  """
+
+  step: Array
+  params: Params
+  ema: Params | None
+  opt_state: PyTree
+  key: Array
+
+  @property
+  def weights(self) -> Params:
+    """What to evaluate and sample with: the average where there is one."""
+    return self.params if self.ema is None else self.ema
+
+
+def _init(
+  task: base.Task,
+  optimizer: optax.GradientTransformation,
+  batch: Batch,
+  key: Array,
+  with_ema: bool,
+) -> TrainState:
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+  params = sharding.unbox(task.init(rng.named(key, "init"), zeros))
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    ema=jax.tree.map(jnp.copy, params) if with_ema else None,
+    opt_state=optimizer.init(params),
+    key=jax.random.key_data(rng.named(key, "train")),
+  )
+
+
+def abstract(
+  task: base.Task,
+  optimizer: optax.GradientTransformation,
+  batch: Batch,
+  layout: sharding.Layout,
+  *,
+  with_ema: bool,
+) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without a single array.
+
+  A leaf lies like the parameter whose path ends its own, if it has that shape (moments
+  do, factored ones do not); everything else is replicated.
+  """
+  key = jax.random.key(0)
+  boxed = jax.eval_shape(task.init, key, batch)
+  placed = tree.flatten(layout.of(boxed))
+  shapes = jax.eval_shape(lambda: _init(task, optimizer, batch, key, with_ema))
+  param_shapes = {path: x.shape for path, x in tree.flatten(shapes.params).items()}
+
+  def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    parts = path.split("/")
+    suffixes = ["/".join(parts[i:]) for i in range(len(parts))]
+    name = next((s for s in suffixes if param_shapes.get(s) == leaf.shape), None)
+    at = placed[name] if name else layout.replicated
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)
+
+  return tree.map_with_path(place, shapes)
+
+
+def create(
+  task: base.Task,
+  optimizer: optax.GradientTransformation,
+  batch: Batch,
+  layout: sharding.Layout,
+  seed: int,
+  *,
+  with_ema: bool,
+) -> TrainState:
+  """A fresh state, every array born on its devices; bit-identical on every mesh.
+
+  Args:
+    batch: abstract or real; only shapes and dtypes are used.
+  """
+  goal = abstract(task, optimizer, batch, layout, with_ema=with_ema)
+  shardings = jax.tree.map(lambda x: x.sharding, goal)
+  init = jax.jit(
+    lambda key: _init(task, optimizer, batch, key, with_ema), out_shardings=shardings
+  )
+  return init(jax.random.key(seed))

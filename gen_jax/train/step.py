@@ -1,0 +1,120 @@
+"""One training step, for every task.
+
+    keys = fold_in(fold_in(key, step), example)
+    gradients of loss.total, summed over microbatches, divided once by loss.count
+    -> optax (clipping, learning rate, ...) -> moving average -> new state
+
+Because sums travel and every example has its own key, the number of microbatches, hosts
+and devices does not change the result, whatever the examples weigh.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_jax import rng, sharding
+from gen_jax.tasks import base
+from gen_jax.train import state as states
+from gen_jax.types import Array, Batch, Mean, Params, PyTree
+
+Metrics = dict[str, Mean]
+Step = Callable[[states.TrainState, PyTree, Batch], tuple[states.TrainState, Metrics]]
+
+
+def ema_decay(decay: float, step: Array) -> Array:
+  """Decay with warm-up: min(decay, (1 + step) / (10 + step)).
+
+  Early averages then forget the initial weights. Source: the rule of TensorFlow's
+  ExponentialMovingAverage(num_updates).
+  """
+  step = step.astype(jnp.float32)
+  return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def _microbatches(x: Array, num: int) -> Array:
+  """[B, ...] -> [num, B / num, ...]; microbatch m takes rows m, m + num, ...
+
+  Strided, so that every device cuts its own rows and none travel.
+  """
+  return jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1)
+
+
+def gradients(
+  task: base.Task,
+  params: Params,
+  frozen: PyTree,
+  batch: Batch,
+  keys: Array,
+  num_microbatches: int,
+) -> tuple[Params, base.LossOut]:
+  """Gradient of loss.total / loss.count over the whole batch, and its sums."""
+
+  def total(params, batch, keys):
+    out = task.loss(params, frozen, batch, keys, train=True)
+    return out.loss.total, out
+
+  def grad(batch, keys):
+    return jax.grad(total, has_aux=True)(params, batch, keys)
+
+  if num_microbatches == 1:
+    summed, out = grad(batch, keys)
+  else:
+    parts = jax.tree.map(lambda x: _microbatches(x, num_microbatches), (batch, keys))
+
+    def body(carry, part):
+      return jax.tree.map(jnp.add, carry, grad(*part)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, *first)
+    )
+    (summed, out), _ = jax.lax.scan(body, zeros, parts)
+  count = jnp.maximum(out.loss.count, jnp.finfo(jnp.float32).tiny)
+  return jax.tree.map(lambda g: g / count, summed), out
+
+
+def make_step(
+  task: base.Task,
+  optimizer: optax.GradientTransformation,
+  *,
+  layout: sharding.Layout,
+  num_microbatches: int = 1,
+  decay: float | None = None,
+) -> Step:
+  """Returns the step; jit it with `compile_step`.
+
+  A step whose loss or gradient norm is not finite leaves the state as it was; its
+  metrics say so.
+
+  Args:
+    decay: of the moving average, in [0, 1); None where the state keeps none.
+  """
+
+  def step(state, frozen, batch):
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    keys = rng.per_example(key, batch_size)
+    with sharding.use(layout):
+      grads, out = gradients(task, state.params, frozen, batch, keys, num_microbatches)
+    norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+      kept = ema_decay(decay, state.step)
+      ema = jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, ema, params)
+    new = states.TrainState(state.step + 1, params, ema, opt_state, state.key)
+    finite = jnp.isfinite(out.loss.total) & jnp.isfinite(norm)
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+    metrics = {"loss": out.loss, **out.metrics}
+    return new, {**metrics, "grad_norm": Mean(norm, jnp.float32(1.0))}
+
+  return step
+
+
+def compile_step(step: Step, state: states.TrainState, layout: sharding.Layout):
+  """jit: the state keeps its layout and its buffers are reused."""
+  at = jax.tree.map(lambda x: x.sharding, state)
+  return jax.jit(step, donate_argnums=0, out_shardings=(at, layout.replicated))

@@ -1,0 +1,117 @@
+"""Where numbers go: the terminal, metrics.jsonl and TensorBoard (no TensorFlow)."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Protocol
+
+import rich.console
+import rich.progress
+import tensorboardX
+
+
+class Writer(Protocol):
+  """Takes numbers at a step."""
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes {name: value}."""
+    ...
+
+  def close(self) -> None:
+    """Flushes and lets go."""
+    ...
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+  """All rows of a workdir's metrics.jsonl, in order; a torn last line is dropped."""
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class JsonLines:
+  """metrics.jsonl: one object per line, {"step": i, name: value, ...}.
+
+  Opened at step i it first drops the rows beyond i: a resumed run writes them again.
+  """
+
+  def __init__(self, workdir: pathlib.Path, start_step: int):
+    path = workdir / "metrics.jsonl"
+    rows = [r for r in read_metrics(workdir) if r["step"] <= start_step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    os.replace(partial, path)
+    self._file = path.open("a")
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class TensorBoard:
+  """Event files under workdir/tensorboard."""
+
+  def __init__(self, workdir: pathlib.Path, start_step: int):
+    self._writer = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"), purge_step=start_step or None
+    )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self._writer.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class Terminal:
+  """A progress bar where there is a terminal, plain lines otherwise."""
+
+  def __init__(self, start_step: int, num_steps: int, title: str):
+    self._start, self._num_steps = start_step, num_steps
+    self._began = time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty():
+      columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[numbers]}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("ETA"),
+        rich.progress.TimeRemainingColumn(),
+      )
+      console = rich.console.Console(stderr=True)
+      self._bar = rich.progress.Progress(*columns, console=console)
+      self._task = self._bar.add_task(
+        title, total=num_steps, completed=start_step, numbers=""
+      )
+      self._bar.start()
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    numbers = "  ".join(f"{name} {_show(value)}" for name, value in values.items())
+    if self._bar is not None:
+      self._bar.update(self._task, completed=step, numbers=numbers)
+      return
+    done = step - self._start
+    left = (time.monotonic() - self._began) / max(done, 1) * (self._num_steps - step)
+    eta = f"  ETA {int(left) // 60}:{int(left) % 60:02d}" if done else ""
+    print(f"step {step}/{self._num_steps}  {numbers}{eta}", flush=True)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+
+
+def _show(value: float) -> str:
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
