@@ -117,6 +117,11 @@ class Layout:
     """The same value on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
+  @property
+  def num_batch_shards(self) -> int:
+    """Pieces that the batch axis is cut into."""
+    return int(np.prod([self.mesh.shape[axis] for axis in _BATCH]))
+
   def batched(self, x: jax.ShapeDtypeStruct | Array | np.ndarray) -> NamedSharding:
     """Leading axis over the batch axes, the rest whole."""
     return self.named(("batch",) + (None,) * (x.ndim - 1), x.shape, "batch")

@@ -153,7 +153,7 @@ def pad_caption(
   caption: str, tokenizer: tokenizers.Tokenizer, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Tokens int32 [S] ending in END_OF_TEXT (cut if too long), and mask bool [S]."""
-  ids = tokenizer.encode(caption)[: length - 1] + [tokenizer.eot]
+  ids = [*tokenizer.encode(caption)[: length - 1], tokenizer.eot]
   tokens = np.full(length, tokenizer.eot, np.int32)
   tokens[: len(ids)] = ids
   return tokens, np.arange(length) < len(ids)

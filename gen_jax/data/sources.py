@@ -8,7 +8,6 @@ a fixed share is held out, the same in every run.
 
 import dataclasses
 import glob
-import io
 import json
 import os
 import pathlib
@@ -61,8 +60,8 @@ class Mapped(Sequence):
 def held_out(num: int, split: str, fraction: float) -> np.ndarray:
   """Indices of one split: a fixed random share of num is validation.
 
-  >>> sorted(np.concatenate([held_out(10, s, 0.2) for s in ('train', 'validation')]))
-  [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+  >>> [len(held_out(10, split, 0.2)) for split in ('train', 'validation')]
+  [8, 2]
   """
   order = np.random.default_rng(0).permutation(num)
   cut = max(1, round(num * fraction)) if fraction > 0 and num > 1 else 0
@@ -298,7 +297,9 @@ class ImageFolder:
         rows = [json.loads(line) for line in _read(table).splitlines() if line.strip()]
         captions = {row["file_name"]: row["text"] for row in rows}
       except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{table}: each line needs file_name and text ({error})")
+        raise InputError(
+          f"{table}: each line needs file_name and text ({error})"
+        ) from None
       missing = [p for p in paths if str(p.relative_to(root)) not in captions]
       if missing:
         raise InputError(
@@ -347,10 +348,3 @@ class Npz:
 
     chosen = held_out(len(images), split, self.validation_fraction)
     return Mapped(range(len(images)), fn, chosen)
-
-
-def image_bytes(pixels: np.ndarray) -> bytes:
-  """PNG of uint8 [H, W, C]."""
-  png = io.BytesIO()
-  Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(png, "PNG")
-  return png.getvalue()

@@ -99,3 +99,16 @@ def load(path: pathlib.Path) -> Tokenizer:
     raise InputError(f"cannot read tokenizer {path}: {error}") from None
   backend.encode_special_tokens = True
   return Tokenizer(backend)
+
+
+def from_file(texts: Iterable[str], path: str) -> Tokenizer:
+  """A byte-level tokenizer.json made elsewhere; `texts` is not looked at.
+
+  Raises:
+    InputError: unreadable, or without END_OF_TEXT.
+  """
+  del texts
+  tokenizer = load(pathlib.Path(path).expanduser())
+  if tokenizer.eot is None:
+    raise InputError(f"tokenizer {path} has no token {END_OF_TEXT}")
+  return tokenizer

@@ -17,9 +17,53 @@ import jax.numpy as jnp
 
 from gen_jax import rng
 from gen_jax.decoding import filters
-from gen_jax.types import Array, PyTree
+from gen_jax.types import Array, InputError, PyTree
 
 Decode = Callable[[Array, PyTree], tuple[Array, PyTree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How to draw text.
+
+  Attributes:
+    max_tokens: longest continuation, in tokens.
+    temperature: 0 always takes the likeliest token.
+    top_k: keep the k likeliest tokens; None keeps all.
+    top_p: keep the likeliest tokens that reach this probability together, in (0, 1].
+    min_p: drop tokens less than this share as likely as the likeliest, in [0, 1).
+  """
+
+  max_tokens: int = 200
+  temperature: float = 1.0
+  top_k: int | None = None
+  top_p: float = 1.0
+  min_p: float = 0.0
+
+  def __post_init__(self):
+    rules = {
+      "max_tokens": (self.max_tokens >= 1, "at least 1"),
+      "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
+      "top_k": (self.top_k is None or self.top_k >= 1, "at least 1, or None"),
+      "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+      "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+    }
+    for name, (holds, rule) in rules.items():
+      if not holds:
+        raise InputError(f"{name}={getattr(self, name)} must be {rule}")
+
+  def token_filter(self) -> filters.Filter:
+    """Temperature, top-k, top-p, min-p, in this order."""
+    if self.temperature == 0:
+      return filters.greedy
+    parts = [filters.temperature(self.temperature)]
+    if self.top_k is not None:
+      parts.append(filters.top_k(self.top_k))
+    if self.top_p < 1:
+      parts.append(filters.top_p(self.top_p))
+    if self.min_p > 0:
+      parts.append(filters.min_p(self.min_p))
+    return filters.chain(*parts)
 
 
 @jax.tree_util.register_dataclass

@@ -250,7 +250,7 @@ class RectifiedFlow(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Shift(Schedule):
-  """`base` run on a clock that is 2 log(factor) of log-SNR noisier.
+  """`schedule` run on a clock that is 2 log(factor) of log-SNR noisier.
 
   Images of `factor` times the side hide noise `factor` times better in their average
   pool, and want that much more. Source: Hoogeboom et al. 2023 section 3.1; on
@@ -260,20 +260,20 @@ class Shift(Schedule):
   0.75
   """
 
-  base: Schedule
+  schedule: Schedule
   factor: float
 
   def _clock(self, t: Array) -> Array:
-    return self.base.t_of(self.base.logsnr(t) - 2.0 * jnp.log(self.factor))
+    return self.schedule.t_of(self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor))
 
   def alpha(self, t: Array) -> Array:
-    return self.base.alpha(self._clock(t))
+    return self.schedule.alpha(self._clock(t))
 
   def sigma(self, t: Array) -> Array:
-    return self.base.sigma(self._clock(t))
+    return self.schedule.sigma(self._clock(t))
 
   def logsnr(self, t: Array) -> Array:
-    return self.base.logsnr(t) - 2.0 * jnp.log(self.factor)
+    return self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor)
 
   def t_of(self, logsnr: Array) -> Array:
-    return self.base.t_of(logsnr + 2.0 * jnp.log(self.factor))
+    return self.schedule.t_of(logsnr + 2.0 * jnp.log(self.factor))

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from gen_jax import rng
 from gen_jax.diffusion import codec as codecs
-from gen_jax.diffusion import corrupt, guidance
+from gen_jax.diffusion import corrupt, grids, guidance, samplers
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.tasks import base
-from gen_jax.types import Array, Batch, Mean, Params, PyTree
+from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
 
 
 class Caption(NamedTuple):
@@ -142,3 +142,62 @@ class Diffusion:
       Mean.of(loss, batch["weights"]),
       {"mse_eps": Mean.of(error(prediction.eps, eps), batch["weights"])},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How to draw pictures.
+
+  Attributes:
+    sampler: schedule -> Sampler.
+    grid: (schedule, num_steps) -> times.
+    num_steps: steps from noise to picture.
+    guidance_scale: 1 is no guidance.
+    guidance_interval: guide only while t is in it.
+    guidance_rescale: share in [0, 1] of rescaling the guided prediction.
+  """
+
+  sampler: Callable[[schedules.Schedule], samplers.Sampler] = samplers.ddim
+  grid: Callable[[schedules.Schedule, int], Array] = grids.uniform
+  num_steps: int = 50
+  guidance_scale: float = 1.0
+  guidance_interval: tuple[float, float] = (0.0, 1.0)
+  guidance_rescale: float = 0.0
+
+  def __post_init__(self):
+    if self.num_steps < 1:
+      raise InputError(f"num_steps={self.num_steps} must be at least 1")
+    if not 0 <= self.guidance_rescale <= 1:
+      raise InputError(f"guidance_rescale={self.guidance_rescale} must be in [0, 1]")
+
+
+def draw(
+  task: Diffusion,
+  sampling: Sampling,
+  params: Params,
+  frozen: PyTree,
+  caption: Caption,
+  keys: Array,
+  shape: tuple[int, ...],
+) -> Array:
+  """Draws one picture per caption; picture i depends on caption i and keys[i] alone.
+
+  Args:
+    caption: tokens and mask [B, S].
+    keys: [B].
+    shape: of one latent, [H, W, C].
+
+  Returns:
+    Pictures float32 [B, ...] from the codec's decoder, about [-1, 1].
+  """
+  main = task.denoiser(params, frozen, caption)
+  null = task.denoiser(params, frozen, task.null(keys.shape[0]))
+  denoise = guidance.guide(main, null, sampling.guidance_scale)
+  denoise = guidance.interval(denoise, main, *sampling.guidance_interval)
+  if sampling.guidance_rescale:
+    denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
+  times = sampling.grid(task.schedule, sampling.num_steps)
+  noise_keys, step_keys = rng.split(keys, 2)
+  z = samplers.noise(task.schedule, times[0], noise_keys, shape)
+  z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), times, z, step_keys)
+  return task.codec.decode(frozen, z)

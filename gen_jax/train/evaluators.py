@@ -4,7 +4,8 @@ They know nothing of the loop; what they need is passed to them as functions.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import gzip
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -16,7 +17,10 @@ from gen_jax.types import Array, Batch, Params, PyTree
 
 
 class Evaluator(Protocol):
-  """Yields (name, value) for a set of weights."""
+  """Yields (name, value) for a set of weights.
+
+  `every` is the number of steps between evaluations; 0 is at the end alone.
+  """
 
   every: int
 
@@ -54,6 +58,19 @@ class LossEvaluator:
       total = out if total is None else jax.tree.map(lambda a, b: a + b, total, out)
     for name, mean in jax.device_get(total or {}).items():
       yield f"{self.prefix}/{name}", float(mean.value)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GzipBaseline:
+  """What `gzip -9` needs for the same text: the bar for a small language model."""
+
+  every: int
+  documents: Sequence[str]
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    del weights, frozen
+    text = "\n\n".join(self.documents).encode()
+    yield "gzip/bits_per_byte", 8.0 * len(gzip.compress(text, 9)) / len(text)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

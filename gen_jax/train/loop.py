@@ -173,7 +173,7 @@ def run(
     nonlocal progress
     values = {}
     for evaluator in evals:
-      if final or i % evaluator.every == 0:
+      if final or (evaluator.every and i % evaluator.every == 0):
         values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
