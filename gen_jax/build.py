@@ -304,6 +304,17 @@ def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> An
     raise InputError(f"{path} (a {name!r}): {error}") from error
 
 
+def keys_of(path: str, block: Config) -> list[str]:
+  """The keys that the block at a dotted path of the config may have."""
+  if not path:
+    return [*BLOCKS, "seed", "evaluators"]
+  head, _, last = path.rpartition(".")
+  kind = "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
+  table = TABLES.get(kind, {})
+  entry = table.get(block.get("name", kind if len(table) == 1 else None))
+  return ["name", *entry.keys()] if entry else list(block)
+
+
 def _tuples(value: Any) -> Any:
   """JSON has only lists; configs want tuples."""
   return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

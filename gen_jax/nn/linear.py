@@ -14,10 +14,10 @@ def normal(std: float) -> Init:
 
 
 def fan_in(scale: float = 1.0) -> Init:
-  """Normal with variance scale / fan_in; scale 0 gives zeros."""
+  """Uniform with variance scale / fan_in; scale 0 gives zeros."""
   if scale == 0.0:
     return nn.initializers.zeros_init()
-  return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
+  return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
 
 
 def dense(

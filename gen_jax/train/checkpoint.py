@@ -60,7 +60,12 @@ def open_manager(workdir: str | pathlib.Path, *, keep: int = 2, read_only=False)
     read_only=read_only,
   )
   return ocp.CheckpointManager(
-    directory, options=options, item_names=("state", "progress")
+    directory,
+    options=options,
+    item_handlers={
+      "state": ocp.StandardCheckpointHandler(),
+      "progress": ocp.JsonCheckpointHandler(),
+    },
   )
 
 

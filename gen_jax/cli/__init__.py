@@ -1,0 +1,1 @@
+"""The `gen-jax` command: one thin file per subcommand."""

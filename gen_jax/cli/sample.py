@@ -1,0 +1,126 @@
+"""`gen-jax sample`: prompts in; text to the terminal, or pictures into the workdir."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+from PIL import Image
+
+from gen_jax import prompting
+from gen_jax.cli import config_args, workdir
+from gen_jax.types import InputError, unknown
+
+TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
+IMAGE = (
+  "sampler",
+  "grid",
+  "num_steps",
+  "guidance_scale",
+  "guidance_interval",
+  "guidance_rescale",
+)
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax sample --help`."""
+  workdir.add_arguments(parser)
+  parser.add_argument(
+    "--prompt", action="append", help="what to continue or to draw; may be repeated"
+  )
+  parser.add_argument("--num", type=int, default=1, help="samples per prompt")
+  parser.add_argument(
+    "--seed", type=int, default=0, help="sample i depends on (seed, i)"
+  )
+  parser.add_argument("--out", help="folder for pictures; default WORKDIR/samples")
+  group = parser.add_argument_group(
+    "how to draw (default: the config's sampling block)"
+  )
+  for name in TEXT:
+    group.add_argument(f"--{name}", help="text")
+  for name in IMAGE:
+    group.add_argument(f"--{name}", help="pictures")
+
+
+def run(args) -> dict:
+  """Draws samples and says where they are."""
+  if args.num < 1:
+    raise InputError(f"--num {args.num} must be at least 1")
+  directory = pathlib.Path(args.workdir)
+  config = workdir.read_config(directory)
+  is_text = config["sampling"]["name"] == "text"
+  overrides = []
+  for name in (*TEXT, *IMAGE):
+    if getattr(args, name) is not None:
+      if name not in (TEXT if is_text else IMAGE):
+        raise unknown("sampling flag", name, TEXT if is_text else IMAGE)
+      overrides.append((f"sampling.{name}", getattr(args, name)))
+  config = config_args.apply(config, overrides)
+  opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
+  prompts = args.prompt if args.prompt is not None else [""]
+  print(f"step {opened.step}, {opened.kind} weights", file=sys.stderr)
+  draw = _text if is_text else _pictures
+  return {"step": opened.step, "weights": opened.kind, **draw(args, opened, prompts)}
+
+
+def _text(args, opened, prompts: list[str]) -> dict:
+  writer = opened.experiment.writer(piece=4)
+  keys = prompting.keys(args.seed, args.num)
+  samples = []
+  for prompt in prompts:
+    for i in range(args.num):
+      print(prompt, end="", flush=True)
+      text = ""
+      for piece in writer.stream(opened.weights, prompt, keys[i]):
+        print(piece, end="", flush=True)
+        text += piece
+      print("\n", flush=True)
+      samples.append({"prompt": prompt, "text": text, "seed": args.seed, "index": i})
+  path = pathlib.Path(args.workdir) / "samples" / "text.jsonl"
+  path.parent.mkdir(exist_ok=True)
+  path.write_text("".join(json.dumps(s) + "\n" for s in samples))
+  return {"samples": samples, "path": str(path)}
+
+
+def grid_picture(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
+  """uint8 [N, H, W, C] -> one picture, row by row, white lines in between."""
+  rows = -(-len(images) // columns)
+  n, height, width, channels = images.shape
+  cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
+  cells[:n] = images
+  cells = np.pad(cells, ((0, 0), (border, 0), (border, 0), (0, 0)), constant_values=255)
+  cells = cells.reshape(rows, columns, height + border, width + border, channels)
+  return cells.swapaxes(1, 2).reshape(
+    rows * (height + border), columns * (width + border), channels
+  )
+
+
+def save_picture(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
+  """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide."""
+  pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+  picture = Image.fromarray(pixels)
+  size = (picture.width * zoom, picture.height * zoom)
+  picture.resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def _pictures(args, opened, prompts: list[str]) -> dict:
+  captions = [prompt for prompt in prompts for _ in range(args.num)]
+  index = [i for _ in prompts for i in range(args.num)]
+  painter = opened.experiment.painter()
+  keys = prompting.keys(args.seed, args.num)[np.array(index)]
+  images = painter.images(opened.weights, opened.experiment.frozen, captions, keys)
+  folder = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples")
+  folder.mkdir(parents=True, exist_ok=True)
+  samples = []
+  for image, caption, i in zip(images, captions, index, strict=True):
+    slug = "".join(c if c.isalnum() else "_" for c in caption)[:40] or "empty"
+    path = folder / f"{slug}_{args.seed}_{i}.png"
+    save_picture(path, image)
+    samples.append(
+      {"prompt": caption, "path": str(path), "seed": args.seed, "index": i}
+    )
+  zoom = max(1, 64 // images.shape[1])
+  save_picture(folder / "grid.png", grid_picture(images, args.num), zoom)
+  (folder / "prompts.json").write_text(json.dumps(prompts))
+  print(f"{len(images)} pictures in {folder}, all of them in {folder / 'grid.png'}")
+  return {"samples": samples, "grid": str(folder / "grid.png")}

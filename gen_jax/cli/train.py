@@ -1,0 +1,184 @@
+"""`gen-jax train`: a config and a workdir in, checkpoints and metrics out."""
+
+import pathlib
+
+import jax
+
+from gen_jax import build, flops, sharding, tree
+from gen_jax.cli import config_args, workdir
+from gen_jax.train import checkpoint, loop, writers
+from gen_jax.train import state as states
+from gen_jax.train import step as steps
+from gen_jax.types import InputError
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax train --help`."""
+  parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+  parser.add_argument("--workdir", help="where everything goes; the same one resumes")
+  parser.add_argument(
+    "--dry_run",
+    action="store_true",
+    help="print config, parameters, mesh, sharding and cost of the step; run nothing",
+  )
+  parser.epilog = (
+    "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
+    "A block can be replaced by name: --config.task.target=eps\n"
+    "Ctrl-C saves and stops; again: stops at once."
+  )
+
+
+def run(args) -> dict:
+  """Trains, resumes, or only says what would be done."""
+  config = config_args.apply(config_args.load(args.config), args.overrides)
+  if args.dry_run:
+    return _dry_run(config)
+  if args.workdir is None:
+    raise InputError("--workdir is needed (or --dry_run)")
+  directory = pathlib.Path(args.workdir)
+  build.experiment(config, None)  # refuse a bad config before anything is written
+  workdir.claim(directory, config)
+  return _train(config, directory)
+
+
+def _train(config: dict, directory: pathlib.Path) -> dict:
+  experiment = build.experiment(config, directory)
+  layout, data = experiment.layout, experiment.data
+  examples = experiment.pipeline("train")
+  num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
+  optimizer, rate = experiment.optimizer(num_steps)
+  goal = experiment.abstract_state(optimizer)
+  evals = experiment.evaluators()
+
+  with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
+    restored = checkpoint.restore(manager, goal)
+    if restored is None:
+      progress = checkpoint.Progress()
+      state = states.create(
+        experiment.task,
+        optimizer,
+        experiment.batch(),
+        layout,
+        experiment.seed,
+        with_ema=experiment.train.ema_decay is not None,
+      )
+    else:
+      state, progress = restored
+    start = int(state.step)
+    print(
+      f"{'resuming' if restored else 'training'} {directory} from step {start} of"
+      f" {num_steps}: {tree.size(state.params):,} parameters, mesh"
+      f" {_mesh(layout)}",
+      flush=True,
+    )
+    step = steps.make_step(
+      experiment.task,
+      optimizer,
+      layout=layout,
+      num_microbatches=experiment.train.num_microbatches,
+      decay=experiment.train.ema_decay,
+    )
+    rows = layout.local_rows(data.batch_size)
+
+    def stream(first):
+      for batch in examples.stream(first, rows):
+        yield layout.put(batch, data.batch_size)
+
+    sinks = [
+      writers.JsonLines(directory, start),
+      writers.TensorBoard(directory, start),
+      writers.Terminal(start, num_steps, directory.name),
+    ]
+    try:
+      result = loop.run(
+        state,
+        progress=progress,
+        resumed=restored is not None,
+        step=steps.compile_step(step, state, layout),
+        frozen=experiment.frozen,
+        stream=stream,
+        evals=evals,
+        manager=manager,
+        sinks=sinks,
+        config=experiment.train,
+        num_steps=num_steps,
+        learning_rate=rate,
+        items_per_step=data.items_per_step,
+        unit=data.unit,
+      )
+    finally:
+      for sink in sinks:
+        sink.close()
+  last = {}
+  for row in writers.read_metrics(directory):
+    last.update(row)
+  step = int(result.state.step)
+  print(f"{result.reason} at step {step}", flush=True)
+  return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+
+
+def _mesh(layout: sharding.Layout) -> str:
+  return "x".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
+
+
+def parameter_table(params) -> dict[str, int]:
+  """Elements by module, two levels deep."""
+  table: dict[str, int] = {}
+  for path, leaf in tree.flatten(params).items():
+    name = "/".join(path.split("/")[:-1][:2]) or path
+    table[name] = table.get(name, 0) + tree.size(leaf)
+  return table
+
+
+def _dry_run(config: dict) -> dict:
+  experiment = build.experiment(config, None)
+  optimizer, _ = experiment.optimizer(experiment.train.num_steps)
+  state, batch = experiment.abstract_state(optimizer), experiment.batch()
+  step = steps.make_step(
+    experiment.task,
+    optimizer,
+    layout=experiment.layout,
+    num_microbatches=experiment.train.num_microbatches,
+    decay=experiment.train.ema_decay,
+  )
+  frozen = experiment.frozen
+  matrix_flops = flops.count(step, state, frozen, batch)
+  compiled = steps.compile_step(step, state, experiment.layout)
+  compiled = compiled.lower(state, frozen, batch).compile()
+  memory = compiled.memory_analysis()
+  cost = compiled.cost_analysis()
+  table = parameter_table(state.params)
+  result = {
+    "params": tree.size(state.params),
+    "params_by_module": table,
+    "mesh": dict(experiment.layout.mesh.shape),
+    "sharding": {
+      p: str(x.sharding.spec) for p, x in tree.flatten(state.params).items()
+    },
+    "matrix_flops_per_step": matrix_flops,
+    "xla_flops_per_step": cost.get("flops"),
+    "xla_bytes_per_step": cost.get("bytes accessed"),
+    "state_bytes": tree.num_bytes(state),
+    "argument_bytes_per_device": memory.argument_size_in_bytes,
+    "temporary_bytes_per_device": memory.temp_size_in_bytes,
+    "num_devices": jax.device_count(),
+  }
+  print(config_args.dump(config))
+  print("\nparameters by module")
+  for name, size in table.items():
+    print(f"  {name:40} {size:>16,}")
+  print(f"  {'all':40} {result['params']:>16,}")
+  print("\nsharding of parameters")
+  for path, spec in result["sharding"].items():
+    print(f"  {path:56} {spec}")
+  print(f"\nmesh {_mesh(experiment.layout)}")
+  print(f"matrix FLOPs per step (loops counted): {matrix_flops:.4g}")
+  print(f"XLA's FLOPs per device (a loop's body counted once): {cost.get('flops'):.4g}")
+  print(f"XLA's bytes accessed per device: {cost.get('bytes accessed'):.4g}")
+  for name in (
+    "state_bytes",
+    "argument_bytes_per_device",
+    "temporary_bytes_per_device",
+  ):
+    print(f"{name}: {result[name] / 2**30:.3f} GiB")
+  return result
