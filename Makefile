@@ -1,0 +1,33 @@
+# Every target sets up what it needs in .venv; PYTHON=python3.12 chooses another one.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed
+	$(BIN)/python experiments/quickstart/run.py
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest --durations=8
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed; choose one with PYTHON=python3.12")'
+	@# Debian's python3 may lack venv; virtualenv needs only pip.
+	$(PYTHON) -m venv $(VENV) || \
+	  ($(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV))
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	  --requirement requirements-dev.txt
+	touch $@
