@@ -1,6 +1,17 @@
-"""Eight virtual CPU devices in one process, and no silent rank promotion."""
+"""Eight virtual CPU devices in one process, and no silent rank promotion.
 
-import jax
+Tests compile hundreds of small programs and run each once or twice, so LLVM's
+optimisation, which takes most of the time, is off; the commands under tests/e2e run in
+processes of their own, as a user's would.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+).strip()
+
+import jax  # noqa: E402 (the flag must be set first)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -62,7 +62,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.task.text_encoder.width = 32
     config.task.text_encoder.num_layers = 1
     config.task.text_encoder.num_heads = 2
-    config.data.image_size = 16
+    config.data.image_size = 8
     config.data.channels = 1
     config.data.source = {"name": "digits", "data_dir": None}
     config.task.unet.image_channels = 1

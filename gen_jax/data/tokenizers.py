@@ -1,5 +1,6 @@
 """Text to tokens and back, through the `tokenizers` library's own file format."""
 
+import codecs
 import dataclasses
 import functools
 import pathlib
@@ -11,6 +12,18 @@ import tokenizers
 from gen_jax.types import InputError
 
 END_OF_TEXT = "<|endoftext|>"
+# What a byte-level tokenizer must bring back unchanged.
+_PROBE = f"e\u0301\r\n\t  A\x00 日本 🙂{END_OF_TEXT}"
+
+
+def _byte_values() -> dict[str, int]:
+  """{character: byte} of GPT-2's alphabet, which writes each byte as a character."""
+  visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in visible]
+  return {
+    **{chr(byte): byte for byte in visible},
+    **{chr(256 + i): byte for i, byte in enumerate(others)},
+  }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,8 +37,28 @@ class Tokenizer:
   backend: tokenizers.Tokenizer
 
   @functools.cached_property
+  def pieces(self) -> list[bytes]:
+    """The bytes of text that each token stands for; none for special tokens.
+
+    Raises:
+      ValueError: a token that is not written in the byte-level alphabet.
+    """
+    added = self.backend.get_added_tokens_decoder()
+    values = _byte_values()
+    vocab = self.backend.get_vocab()
+    pieces = [b""] * (max(vocab.values()) + 1)
+    for token, i in vocab.items():
+      if i in added:
+        pieces[i] = b"" if added[i].special else token.encode()
+      elif not values.keys() >= set(token):
+        raise ValueError(f"token {token!r} is not byte-level")
+      else:
+        pieces[i] = bytes(values[c] for c in token)
+    return pieces
+
+  @property
   def vocab_size(self) -> int:
-    return self.backend.get_vocab_size()
+    return len(self.pieces)
 
   @functools.cached_property
   def eot(self) -> int:
@@ -42,22 +75,21 @@ class Tokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, special tokens left out; broken UTF-8 becomes U+FFFD."""
-    return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+    return "".join(self.stream(ids))
 
   def stream(self, ids: Iterable[int]) -> Iterator[str]:
-    """Text piece by piece, each as soon as its bytes are complete characters."""
-    state = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
+    """`decode` piece by piece, each as soon as its bytes are complete characters."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for i in ids:
-      piece = state.step(self.backend, int(i))
-      if piece:
-        yield piece
+      if text := decoder.decode(self.pieces[i]):
+        yield text
+    if text := decoder.decode(b"", final=True):
+      yield text
 
   def token_bytes(self, size: int) -> np.ndarray:
     """int32 [size], bytes of text per token; 0 for specials and unused ids."""
     lengths = np.zeros(size, np.int32)
-    for token, i in self.backend.get_vocab().items():
-      # The byte-level alphabet writes each byte as one character.
-      lengths[i] = 0 if token == END_OF_TEXT else len(token)
+    lengths[: len(self.pieces)] = [len(piece) for piece in self.pieces]
     return lengths
 
   def save(self, path: pathlib.Path) -> None:
@@ -92,23 +124,29 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load(path: pathlib.Path) -> Tokenizer:
-  """Reads tokenizer.json."""
+  """Reads tokenizer.json.
+
+  Raises:
+    InputError: unreadable, without END_OF_TEXT, or not byte-level.
+  """
   try:
     backend = tokenizers.Tokenizer.from_file(str(path))
+    backend.encode_special_tokens = True
+    tokenizer = Tokenizer(backend)
+    lossless = tokenizer.decode(tokenizer.encode(_PROBE)) == _PROBE
   except Exception as error:  # the library raises a bare Exception
     raise InputError(f"cannot read tokenizer {path}: {error}") from None
-  backend.encode_special_tokens = True
-  return Tokenizer(backend)
+  if tokenizer.eot is None:
+    raise InputError(f"tokenizer {path} has no token {END_OF_TEXT}")
+  if not lossless:
+    raise InputError(
+      f"tokenizer {path} changes text ({_PROBE!r} does not come back as it was); a"
+      " byte-level one without normalisation is needed"
+    )
+  return tokenizer
 
 
 def from_file(texts: Iterable[str], path: str) -> Tokenizer:
-  """A byte-level tokenizer.json made elsewhere; `texts` is not looked at.
-
-  Raises:
-    InputError: unreadable, or without END_OF_TEXT.
-  """
+  """A byte-level tokenizer.json made elsewhere; `texts` is not looked at."""
   del texts
-  tokenizer = load(pathlib.Path(path).expanduser())
-  if tokenizer.eot is None:
-    raise InputError(f"tokenizer {path} has no token {END_OF_TEXT}")
-  return tokenizer
+  return load(pathlib.Path(path).expanduser())

@@ -1,0 +1,137 @@
+"""A batch is a pure function of (seed, step); hosts and restarts change nothing."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gen_jax import types
+from gen_jax.data import pipeline, tokenizers
+
+
+def transform(example, generator):
+  return {
+    "id": np.int32(example),
+    "noise": np.float32(generator.random()),
+    "weights": np.ones((), np.float32),
+  }
+
+
+def make(num=20, batch_size=4, seed=0):
+  return pipeline.Pipeline(range(num), transform, batch_size, seed)
+
+
+def test_batch_is_a_function_of_seed_and_step():
+  a, b = make().batch(7), make().batch(7)
+  assert all(np.array_equal(a[k], b[k]) for k in a)
+  other = make(seed=1).batch(7)
+  assert not np.array_equal(a["id"], other["id"])
+  assert not np.array_equal(a["noise"], make().batch(8)["noise"])
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_stream_is_the_batches_from_any_step_on(start):
+  for i, batch in enumerate(itertools.islice(make().stream(start), 8)):
+    expected = make().batch(start + i)
+    assert all(np.array_equal(batch[k], expected[k]) for k in batch)
+
+
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_together_see_the_global_batch(num_hosts):
+  size = 8 // num_hosts
+  for step in (0, 5):
+    parts = [
+      make(batch_size=8).batch(step, slice(h * size, (h + 1) * size))["id"]
+      for h in range(num_hosts)
+    ]
+    np.testing.assert_array_equal(
+      np.concatenate(parts), make(batch_size=8).batch(step)["id"]
+    )
+
+
+def test_every_epoch_has_each_example_once_in_another_order():
+  epochs = [
+    np.concatenate([make().batch(5 * epoch + i)["id"] for i in range(5)])
+    for epoch in range(3)
+  ]
+  for ids in epochs:
+    assert sorted(ids) == list(range(20))
+  assert not np.array_equal(epochs[0], epochs[1])
+  assert not np.array_equal(epochs[1], epochs[2])
+
+
+def test_one_pass_pads_with_zero_weights():
+  batches = list(make(num=10).once())
+  ids = np.concatenate([b["id"][b["weights"] > 0] for b in batches])
+  np.testing.assert_array_equal(ids, np.arange(10))
+  assert [len(b["id"]) for b in batches] == [4, 4, 4]
+  halves = [list(make(num=10).once(slice(2 * h, 2 * h + 2))) for h in (0, 1)]
+  for i, batch in enumerate(batches):
+    both = np.concatenate([h[i]["weights"] for h in halves])
+    np.testing.assert_array_equal(both, batch["weights"])
+
+
+def test_windows_make_every_token_but_the_first_a_target_once():
+  tokens = np.arange(100, 123, dtype=np.int32)
+  windows = pipeline.Windows(tokens, 5, 5)
+  features = [pipeline.next_token(w, 5) for w in windows]
+  targets = np.concatenate([f["targets"][f["weights"] > 0] for f in features])
+  inputs = np.concatenate([f["inputs"][f["weights"] > 0] for f in features])
+  np.testing.assert_array_equal(targets, tokens[1:])
+  np.testing.assert_array_equal(inputs, tokens[:-1])
+
+
+def test_crops_stay_inside_and_reach_everywhere():
+  tokens = np.arange(40, dtype=np.int32)
+  windows = pipeline.Windows(tokens, 8, 15)
+  starts = set()
+  for seed in range(200):
+    generator = np.random.default_rng(seed)
+    features = pipeline.crop(windows[seed % len(windows)], generator, 8)
+    kept = features["weights"] > 0
+    np.testing.assert_array_equal(
+      features["targets"][kept], features["inputs"][kept] + 1
+    )
+    starts.add(int(features["inputs"][0]))
+  assert starts >= set(range(32))
+
+
+def test_documents_open_with_end_of_text():
+  tokenizer = tokenizers.train_bpe(["ab", "c"], 257)
+  stream = pipeline.tokenize(["ab", "c"], tokenizer)
+  assert tokenizer.decode(stream) == "abc"
+  assert np.flatnonzero(stream == tokenizer.eot).tolist() == [0, 3]
+
+
+def test_short_text_is_refused():
+  tokenizer = tokenizers.train_bpe(["ab"], 257)
+  with pytest.raises(types.InputError, match="fewer than one window"):
+    pipeline.text(["ab"], tokenizer, length=8, batch_size=2, seed=0, train=True)
+
+
+def test_caption_is_cut_and_closed():
+  tokenizer = tokenizers.train_bpe(["ab"], 257)
+  tokens, mask = pipeline.pad_caption("a", tokenizer, 4)
+  assert tokens.tolist() == [*tokenizer.encode("a"), *[tokenizer.eot] * 3]
+  assert mask.tolist() == [True, True, False, False]
+  tokens, mask = pipeline.pad_caption("abcdef", tokenizer, 4)
+  assert tokens.tolist() == [*tokenizer.encode("abc"), tokenizer.eot]
+  assert mask.all()
+
+
+def test_pictures_are_cropped_in_the_middle_and_scaled():
+  image = np.zeros((4, 8, 3), np.uint8)
+  image[:, 2:6] = 255
+  tokenizer = tokenizers.train_bpe(["ab"], 257)
+  source = [{"image": image, "caption": "a"}]
+  made = pipeline.captioned_images(
+    source,
+    tokenizer,
+    image_size=2,
+    channels=1,
+    caption_length=3,
+    batch_size=1,
+    seed=0,
+  ).batch(0)
+  assert made["image"].shape == (1, 2, 2, 1)
+  np.testing.assert_array_equal(made["image"], 1.0)

@@ -1,0 +1,107 @@
+"""UNet and text encoder: shapes, zero start, what they may and may not see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_jax import sharding, types
+from gen_jax.models import text_encoder, unet
+from tests import tiny
+
+
+def noisy(params, scale=0.1):
+  leaves, treedef = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return jax.tree.unflatten(
+    treedef,
+    [
+      x + scale * jax.random.normal(k, x.shape)
+      for k, x in zip(keys, leaves, strict=True)
+    ],
+  )
+
+
+@pytest.fixture(scope="module")
+def setup():
+  task, batch = tiny.diffusion_task(), tiny.image_batch()
+  init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
+  return task, init(jax.random.key(0)), batch
+
+
+def test_output_is_zero_at_initialisation(setup):
+  task, params, batch = setup
+  states = jnp.ones((tiny.BATCH, 4, 8))
+  out = jax.jit(task.unet.apply)(
+    {"params": params["unet"]},
+    batch["image"],
+    jnp.ones(tiny.BATCH),
+    states,
+    batch["caption_mask"],
+  )
+  assert out.shape == batch["image"].shape
+  assert not out.any()
+
+
+def test_hears_time_caption_and_every_pixel_but_no_other_example(setup):
+  task, params, batch = setup
+  params = noisy(params["unet"])
+  states = jax.random.normal(jax.random.key(2), (tiny.BATCH, 4, 8))
+  t = jnp.linspace(0.1, 0.9, tiny.BATCH)
+
+  def pixel(x, t, states):
+    out = task.unet.apply({"params": params}, x, t, states, batch["caption_mask"])
+    return out[0, 3, 3, 0]
+
+  dx, dt, ds = jax.jit(jax.grad(pixel, (0, 1, 2)))(batch["image"], t, states)
+  assert (np.abs(dx[0]) > 0).all()
+  assert abs(dt[0]) > 0
+  seen = np.abs(np.asarray(ds[0])).max(-1) > 0
+  np.testing.assert_array_equal(seen, batch["caption_mask"][0])
+  assert not dx[1:].any() and not dt[1:].any() and not ds[1:].any()
+
+
+def test_padding_of_a_caption_is_not_read(setup):
+  task, params, _ = setup
+  params = noisy(params["text_encoder"])
+  mask = jnp.array([[True, True, False, False]])
+
+  def encode(tokens):
+    states = jax.jit(task.text_encoder.apply)({"params": params}, jnp.array([tokens]), mask)
+    return states[:, :2]
+
+  np.testing.assert_array_equal(encode([3, 5, 0, 0]), encode([3, 5, 9, 11]))
+  assert not np.allclose(encode([3, 5, 0, 0]), encode([3, 6, 0, 0]))
+
+
+@pytest.mark.parametrize(
+  "fields, named",
+  [
+    (dict(width=100), "num_groups=32"),
+    (dict(num_heads=5), "num_heads=5"),
+    (dict(attention_levels=(2,)), "attention_levels"),
+  ],
+)
+def test_impossible_configs_are_refused_by_name(fields, named):
+  good = dict(
+    image_channels=3,
+    width=64,
+    multipliers=(1, 2),
+    num_blocks=1,
+    attention_levels=(1,),
+    num_heads=4,
+  )
+  unet.Config(**good)
+  with pytest.raises(types.InputError, match=named):
+    unet.Config(**{**good, **fields})
+
+
+def test_sides_that_do_not_halve_are_refused():
+  model = unet.UNet(unet.Config(1, 8, (1, 2, 2), 1, (), num_heads=2, num_groups=4))
+  with pytest.raises(types.InputError, match="divisible by 4"):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 6, 6, 1)), jnp.zeros(1))
+
+
+def test_text_encoder_refuses_heads_that_do_not_divide():
+  with pytest.raises(types.InputError, match="num_heads=3"):
+    text_encoder.Config(16, 4, 1, 8, 3)

@@ -1,0 +1,134 @@
+"""The diffusion task and the drawing of pictures."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_jax import prompting, sharding
+from gen_jax.data import tokenizers
+from gen_jax.diffusion import parameterisation, samplers, schedule
+from gen_jax.tasks import diffusion
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def setup():
+  task, batch = tiny.diffusion_task(), tiny.image_batch()
+  init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
+  noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
+  return task, jax.tree.map(noise, init(jax.random.key(0))), batch
+
+
+def run(task, params, batch, keys, train):
+  fn = jax.jit(lambda p, b, k: task.loss(p, {}, b, k, train=train))
+  return fn(params, batch, keys)
+
+
+def test_loss_is_the_weighted_error_of_the_network_itself(setup):
+  """Re-derived from the network's raw output, example by example."""
+  task, params, batch = setup
+  keys = tiny.keys()
+  out = run(task, params, batch, keys, False)
+  time_keys, noise_keys = (
+    jnp.stack([jax.random.split(k, 4)[i] for k in keys]) for i in (0, 1)
+  )
+  t = 1e-3 + (1 - 1e-3) * jnp.stack([jax.random.uniform(k) for k in time_keys])
+  eps = jnp.stack([jax.random.normal(k, (8, 8, 1)) for k in noise_keys])
+  alpha, sigma = (
+    f(t)[:, None, None, None] for f in (task.schedule.alpha, task.schedule.sigma)
+  )
+  x_t = alpha * batch["image"] + sigma * eps
+  states = task.text_encoder.apply(
+    {"params": params["text_encoder"]}, batch["caption"], batch["caption_mask"]
+  )
+  raw = jax.jit(task.unet.apply)(
+    {"params": params["unet"]}, x_t, t, states, batch["caption_mask"]
+  )
+  v = alpha * eps - sigma * batch["image"]
+  per_example = ((raw - v) ** 2).mean((1, 2, 3))
+  np.testing.assert_allclose(
+    out.loss.total, (per_example * batch["weights"]).sum(), rtol=1e-4
+  )
+  assert out.loss.count == batch["weights"].sum()
+
+
+def test_dropping_every_caption_leaves_nothing_of_it(setup):
+  _, params, batch = setup
+  other = {**batch, "caption": (batch["caption"] + 1) % 16}
+  for prob, same in ((1.0, True), (0.0, False)):
+    task = tiny.diffusion_task(caption_drop_prob=prob)
+    a, b = (run(task, params, x, tiny.keys(), True).loss.total for x in (batch, other))
+    assert (a == b) == same
+  # Evaluation never drops.
+  task = tiny.diffusion_task(caption_drop_prob=1.0)
+  a, b = (run(task, params, x, tiny.keys(), False).loss.total for x in (batch, other))
+  assert a != b
+
+
+@pytest.fixture(scope="module")
+def painter(setup):
+  task, _, _ = setup
+  tokenizer = tokenizers.train_bpe(["ab"], 257)
+
+  def make(batch_size=3, **sampling):
+    sampling = diffusion.Sampling(**{"num_steps": 3, "guidance_scale": 2.0, **sampling})
+    wide = tiny.diffusion_task(
+      text_encoder=dataclasses.replace(
+        task.text_encoder,
+        config=dataclasses.replace(task.text_encoder.config, vocab_size=257),
+      )
+    )
+    return prompting.Painter(wide, tokenizer, sampling, (8, 8, 1), 4, batch_size)
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def wide_params(setup, painter):
+  task, batch = painter().task, setup[2]
+  init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
+  noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
+  return jax.tree.map(noise, init(jax.random.key(0)))
+
+
+def test_picture_i_does_not_depend_on_its_batch(painter, wide_params):
+  captions, keys = ["a", "b", "ab", "", "ba"], prompting.keys(0, 5)
+  ancestral = dict(sampler=samplers.ddpm)
+  all_at_once = painter(5, **ancestral).images(wide_params, {}, captions, keys)
+  in_threes = painter(3, **ancestral).images(wide_params, {}, captions, keys)
+  np.testing.assert_allclose(
+    all_at_once.astype(int), in_threes.astype(int), atol=1
+  )  # 8-bit pictures; kernels of another batch size may round differently
+  assert len({image.tobytes() for image in all_at_once}) == 5
+
+
+def test_guidance_one_is_no_guidance(setup):
+  task, params, batch = setup
+  caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
+  sampling = diffusion.Sampling(num_steps=2, guidance_scale=1.0)
+  drawn = jax.jit(
+    lambda p: diffusion.draw(task, sampling, p, {}, caption, tiny.keys(), (8, 8, 1))
+  )(params)
+
+  def plain(params):
+    denoise = task.denoiser(params, {}, caption)
+    keys = [jnp.stack([jax.random.split(k, 2)[i] for k in tiny.keys()]) for i in (0, 1)]
+    times = sampling.grid(task.schedule, 2)
+    x = samplers.noise(task.schedule, times[0], keys[0], (8, 8, 1))
+    sampler = samplers.ddim(task.schedule)
+    return samplers.sample(denoise, sampler, times, x, keys[1])[0]
+
+  np.testing.assert_allclose(drawn, jax.jit(plain)(params), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "target", [parameterisation.Eps(), parameterisation.X0(), parameterisation.EDM()]
+)
+def test_all_targets_train(setup, target):
+  _, params, batch = setup
+  task = tiny.diffusion_task(target=target, schedule=schedule.VPLinear())
+  out = run(task, params, batch, tiny.keys(), True)
+  assert np.isfinite(out.loss.total) and out.loss.total > 0

@@ -1,0 +1,211 @@
+"""The loop's order of operations, its ways to stop, and its checkpoints."""
+
+import dataclasses
+import itertools
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gen_jax import tree, types
+from gen_jax.train import checkpoint, loop, writers
+from gen_jax.train import state as states
+
+
+def fresh():
+  x = {"w": jnp.zeros(2)}
+  return states.TrainState(jnp.int32(0), x, None, (), jnp.zeros(2, jnp.uint32))
+
+
+class Spy:
+  """Everything the loop is given, writing down what happens."""
+
+  def __init__(self, values=(), every=2, bad_at=None, signal_at=None):
+    self.events, self.every = [], every
+    self.values = iter(values or itertools.count(100, -1))
+    self.bad_at, self.signal_at = bad_at, signal_at
+
+  def __call__(self, weights, frozen):
+    self.events.append("evaluate")
+    yield "validation/loss", float(next(self.values))
+
+  def stream(self, start):
+    for i in itertools.count(start):
+      self.events.append(f"batch {i}")
+      yield i
+
+  def step(self, state, frozen, batch):
+    self.events.append(f"step {batch}")
+    if batch == self.signal_at:
+      os.kill(os.getpid(), signal.SIGINT)
+    value = np.nan if batch == self.bad_at else 1.0
+    mean = types.Mean(np.float32(value), np.float32(1.0))
+    new = (
+      state if batch == self.bad_at else dataclasses.replace(state, step=state.step + 1)
+    )
+    return new, {"loss": mean, "grad_norm": mean}
+
+  def write(self, step, values):
+    kind = "validation" if "validation/loss" in values else "training"
+    self.events.append(f"write {kind} {step}")
+
+  def close(self):
+    pass
+
+  def run(self, manager, num_steps=4, state=None, progress=None, **config):
+    config = loop.Config(**{"num_steps": num_steps, "log_every": 1, **config})
+    return loop.run(
+      state or fresh(),
+      progress=progress or checkpoint.Progress(),
+      resumed=state is not None,
+      step=self.step,
+      frozen={},
+      stream=self.stream,
+      evals=[self],
+      manager=manager,
+      sinks=[self],
+      config=config,
+      num_steps=num_steps,
+      learning_rate=lambda step: 0.1,
+      items_per_step=3,
+      unit="tokens",
+    )
+
+
+@pytest.fixture
+def manager(tmp_path, monkeypatch):
+  with checkpoint.open_manager(tmp_path) as manager:
+    yield manager
+
+
+@pytest.fixture
+def saves(monkeypatch):
+  """Replaces saving by a note in the spy's events."""
+
+  def install(spy):
+    def save(manager, step, state, progress, value=None):
+      spy.events.append(f"save {step}")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    return spy
+
+  return install
+
+
+def test_order_of_operations(manager, saves):
+  spy = saves(Spy())
+  result = spy.run(manager, save_every=3)
+  assert result.reason == "finished"
+  assert spy.events == [
+    "evaluate", "write validation 0", "save 0",
+    "batch 0", "step 0",
+    "batch 1", "step 1", "write training 1",
+    "evaluate", "write validation 2", "save 2",
+    "batch 2", "step 2", "write training 2",
+    "save 3",
+    "batch 3", "step 3", "write training 3",
+    "write training 4",
+    "evaluate", "write validation 4", "save 4",
+  ]  # fmt: skip
+
+
+def test_resumed_run_does_not_evaluate_its_first_step_again(manager, saves):
+  spy = saves(Spy())
+  state = dataclasses.replace(fresh(), step=jnp.int32(2))
+  spy.run(manager, state=state, save_every=3)
+  assert spy.events[:2] == ["batch 2", "step 2"]
+
+
+def test_finished_run_does_nothing(manager, saves):
+  spy = saves(Spy())
+  state = dataclasses.replace(fresh(), step=jnp.int32(4))
+  assert spy.run(manager, state=state).reason == "finished"
+  assert spy.events == []
+
+
+def test_patience_counts_evaluations_without_improvement(manager, saves):
+  spy = saves(Spy(values=[5, 4, 4, 4.5, 3], every=1))
+  result = spy.run(manager, num_steps=9, patience=2, save_every=100)
+  assert result.reason == "patience"
+  assert int(result.state.step) == 3
+  assert result.progress == checkpoint.Progress(4.0, 1, 2)
+
+
+def test_one_signal_saves_and_stops(manager, saves):
+  spy = saves(Spy(signal_at=1))
+  result = spy.run(manager, num_steps=100, save_every=50)
+  assert result.reason == "interrupted"
+  assert spy.events[-1] == "save 2"
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_second_signal_stops_at_once(manager, saves):
+  spy = saves(Spy(signal_at=1))
+  saved_step = spy.step
+
+  def step(state, frozen, batch):
+    if batch == 1:
+      os.kill(os.getpid(), signal.SIGINT)
+    return saved_step(state, frozen, batch)
+
+  spy.step = step
+  with pytest.raises(KeyboardInterrupt):
+    spy.run(manager, num_steps=100)
+  assert "save 2" not in spy.events
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(manager, saves):
+  spy = saves(Spy(bad_at=2, every=0))
+  with pytest.raises(loop.NotFiniteError, match="at step 2"):
+    spy.run(manager, num_steps=100, save_every=50)
+  assert spy.events[-1].startswith("save")
+
+
+@pytest.mark.parametrize(
+  "num_epochs, expected", [(None, 100), (2, 20), (0.5, 5), (99, 100)]
+)
+def test_epochs_become_steps(num_epochs, expected):
+  config = loop.Config(num_steps=100, num_epochs=num_epochs)
+  assert config.total_steps(examples_per_epoch=80, batch_size=8) == expected
+
+
+def test_latest_and_best_checkpoints_are_kept(tmp_path):
+  state = jax.tree.map(jnp.asarray, fresh())
+  with checkpoint.open_manager(tmp_path, keep=2) as manager:
+    for step, value in enumerate([3.0, 1.0, 2.0, 5.0, 4.0]):
+      state = dataclasses.replace(
+        state, step=jnp.int32(step), params={"w": jnp.full(2, value)}
+      )
+      checkpoint.save(manager, step, state, checkpoint.Progress(1.0, 1, 3), value)
+    manager.wait_until_finished()
+    assert sorted(manager.all_steps()) == [1, 3, 4]
+    assert checkpoint.best_step(manager) == 1
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  goal = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+  )
+  with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+    restored, progress = checkpoint.restore(manager, goal)
+    assert tree.sha256(restored) == tree.sha256(state)
+    assert progress == checkpoint.Progress(1.0, 1, 3)
+    best, _ = checkpoint.restore(manager, goal, step=1)
+    assert best.params["w"].tolist() == [1.0, 1.0]
+    wrong = dataclasses.replace(
+      goal, params={"v": goal.params["w"], "w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    )
+    with pytest.raises(types.InputError, match=r"params/v .*params/w"):
+      checkpoint.restore(manager, wrong)
+
+
+def test_metrics_beyond_the_restored_step_are_dropped(tmp_path):
+  first = writers.JsonLines(tmp_path, 0)
+  for step in (1, 2, 3):
+    first.write(step, {"loss": float(step)})
+  first.close()
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 4, "lo')  # killed while writing
+  writers.JsonLines(tmp_path, 2).close()
+  assert [row["step"] for row in writers.read_metrics(tmp_path)] == [1, 2]
