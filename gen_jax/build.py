@@ -3,13 +3,16 @@
 A block of a config is {'name': ..., keyword arguments of what the name stands for}.
 Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built first, to
 any depth; a bare string is short for {'name': string}. Unknown names and keys raise
-`InputError` with the nearest right ones. ConfigDict stops here.
+`InputError` with the nearest right ones, values are held against the annotations of
+what they are passed to. ConfigDict stops here.
 """
 
 import dataclasses
 import functools
 import inspect
 import pathlib
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,12 +57,11 @@ class Entry:
   signature: Callable[..., Any]
   injected: tuple[str, ...] = ()
 
-  def keys(self) -> dict[str, bool]:
-    """{key: whether it is required}."""
+  def keys(self) -> dict[str, inspect.Parameter]:
+    """{key: its default and annotation}."""
     hidden = {*self.injected, "parent", "name"}  # linen adds the last two
     parameters = inspect.signature(self.signature).parameters
-    empty = inspect.Parameter.empty
-    return {n: p.default is empty for n, p in parameters.items() if n not in hidden}
+    return {name: p for name, p in parameters.items() if name not in hidden}
 
 
 def _plain(fn, *injected):
@@ -72,7 +74,13 @@ def _later(fn, *injected):
 
 
 def _model(module, config):
-  return Entry(lambda **keys: module(config(**keys)), config)
+  def make(**keys):
+    for key, value in keys.items():
+      if type(value) is int and value < 1:
+        raise InputError(f"{module.__name__} {key}={value} must be at least 1")
+    return module(config(**keys))
+
+  return Entry(make, config)
 
 
 def _value(value):
@@ -106,7 +114,18 @@ def _diffusion(tokenizer, caption_length, **keys):
   return diffusion.Diffusion(null_caption=diffusion.Caption(tokens, mask), **keys)
 
 
-def _loss_evaluator(experiment, every, split="validation", max_batches=None):
+def _check_split(split: str) -> None:
+  if split not in ("train", "validation"):
+    raise unknown("split (of an evaluator)", split, ("train", "validation"))
+
+
+def _loss_evaluator(
+  experiment,
+  every: int,
+  split: str = "validation",
+  max_batches: int | None = None,
+):
+  _check_split(split)
   task, layout, data = experiment.task, experiment.layout, experiment.data
   rows = layout.local_rows(data.batch_size)
   split_pipeline = experiment.pipeline(split)
@@ -122,14 +141,30 @@ def _loss_evaluator(experiment, every, split="validation", max_batches=None):
   return evaluators.LossEvaluator(every, split, batches, jax.jit(loss))
 
 
-def _gzip(experiment, every, split="validation"):
+def _gzip(experiment, every: int, split: str = "validation"):
+  _check_split(split)
+  if not isinstance(experiment.data, datasets.TextData):
+    raise InputError("evaluator gzip needs text data; take it out of evaluators")
   return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
 
 
-def _prompt_accuracy(experiment, every, num_per_digit=20, phrase="a handwritten {}"):
+def _prompt_accuracy(
+  experiment, every: int, num_per_digit: int = 20, phrase: str = "a handwritten {}"
+):
+  if not isinstance(experiment.data, datasets.ImageData) or not isinstance(
+    experiment.data.source, sources.Digits
+  ):
+    raise InputError(
+      "evaluator prompt_accuracy needs data.source=digits; take it out of evaluators"
+    )
+  if num_per_digit < 1 or "{}" not in phrase:
+    raise InputError(
+      f"evaluator prompt_accuracy: num_per_digit={num_per_digit} must be at least 1"
+      f" and phrase={phrase!r} must hold {{}}"
+    )
   names = digits_dataset_builder.NAMES
   labels = np.repeat(np.arange(len(names)), num_per_digit)
-  captions = [phrase.format(names[label]) for label in labels]
+  captions = [phrase.replace("{}", names[label]) for label in labels]
   painter = experiment.painter()
   size = experiment.data.image_size
   judged, real_accuracy = judge.train(experiment.data.source, size)
@@ -257,6 +292,101 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
 }
 
 
+_PLAIN = {
+  int: "a whole number",
+  float: "a number",
+  bool: "true or false",
+  str: "text",
+  type(None): "None",
+}
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+  """int | None -> (int, NoneType); int -> (int,)."""
+  is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+  return typing.get_args(hint) if is_union else (hint,)
+
+
+def is_block(key: str, hint: Any) -> bool:
+  """Whether a key stands for a block of its own (Heun's `scale`, not a codec's)."""
+  plain = _PLAIN.keys() - {type(None)}
+  return key in TABLES and not any(option in plain for option in options(hint))
+
+
+def typed(value: Any, hint: Any, path: str) -> Any:
+  """Returns `value` as its annotation wants it, a number where a float is meant.
+
+  Annotations other than numbers, bools, text, None and tuples of them say nothing.
+
+  Raises:
+    InputError: a value of another type.
+  """
+  expected = []
+  for option in options(hint):
+    if typing.get_origin(option) is tuple:
+      inner, *rest = typing.get_args(option)
+      length = None if ... in rest else 1 + len(rest)
+      size = "" if length is None else f" of {length}"
+      expected.append(f"a tuple{size}, each {_PLAIN[inner]}")
+      if isinstance(value, list | tuple) and length in (None, len(value)):
+        return tuple(typed(v, inner, f"{path}[{i}]") for i, v in enumerate(value))
+    elif option in _PLAIN:
+      expected.append(_PLAIN[option])
+      if option is float and type(value) in (int, float):
+        return float(value)
+      if type(value) is option:
+        return value
+  if not expected:
+    return value
+  raise InputError(f"{path}={value!r} must be {' or '.join(expected)}")
+
+
+def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
+  """What a block names, and its keys, checked one level deep."""
+  if isinstance(block, str):
+    block = {"name": block}
+  if not isinstance(block, Mapping):
+    raise InputError(f"{path}={block!r} must be a block with a name, or a name")
+  table = TABLES[kind]
+  name = block.get("name", kind if len(table) == 1 else None)
+  if not isinstance(name, str) or name not in table:
+    where = "" if kind == path else f" ({path})"
+    raise unknown(f"{kind}{where}", name, table)
+  keys = table[name].keys()
+  values = {}
+  for key, value in block.items():
+    if key == "name":
+      continue
+    if key not in keys:
+      raise unknown_key(path, block, key)
+    value, hint = _tuples(value), keys[key].annotation
+    if key == "dtype" and value not in DTYPES:
+      raise unknown(f"dtype (of {path})", value, DTYPES)
+    if not is_block(key, hint):
+      value = typed(value, hint, f"{path}.{key}")
+    elif value is None and type(None) not in options(hint):
+      raise InputError(f"{path}.{key}=None must be a name or a block")
+    values[key] = value
+  empty = inspect.Parameter.empty
+  missing = [k for k, p in keys.items() if p.default is empty and k not in values]
+  if missing:
+    raise InputError(f"{path} {name!r} needs {', '.join(missing)}")
+  return table[name], values
+
+
+def check(kind: str, block: Any, path: str) -> None:
+  """Checks names, keys and types of a block, to any depth, and builds nothing.
+
+  Raises:
+    InputError: see `build`.
+  """
+  if block is not None:
+    entry, values = _entry(kind, block, path)
+    for key, value in values.items():
+      if is_block(key, entry.keys()[key].annotation):
+        check(key, value, f"{path}.{key}")
+
+
 def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> Any:
   """Builds what a block stands for.
 
@@ -267,52 +397,46 @@ def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> An
     injected: arguments that do not come from the config, for this block and below.
 
   Raises:
-    InputError: unknown name or key, missing key, or a value that its owner refuses.
+    InputError: unknown name or key, missing key, a value of the wrong type, or one
+      that its owner refuses.
   """
   path = path or kind
   if block is None:
     return None
-  if isinstance(block, str):
-    block = {"name": block}
-  if not isinstance(block, Mapping):
-    raise InputError(f"{path}={block!r} must be a block with a name, or a name")
-  table = TABLES[kind]
-  name = block.get("name", kind if len(table) == 1 else None)
-  if name not in table:
-    raise unknown(f"name (of {path})", name, table)
-  entry = table[name]
-  keys = entry.keys()
-  values = {}
-  for key, value in block.items():
-    if key == "name":
-      continue
-    if key not in keys:
-      raise unknown(f"key (of {path}, a {name!r})", key, keys)
-    if key in TABLES:
+  entry, values = _entry(kind, block, path)
+  for key, value in values.items():
+    if is_block(key, entry.keys()[key].annotation):
       values[key] = build(key, value, f"{path}.{key}", **injected)
-    else:
-      values[key] = _tuples(value)
-  missing = [key for key, needed in keys.items() if needed and key not in values]
-  if missing:
-    raise InputError(f"{path} (a {name!r}) needs {', '.join(missing)}")
-  try:
-    given = {key: injected[key] for key in entry.injected if key in injected}
-    return entry.make(**values, **given)
-  except InputError:
-    raise
-  except TypeError as error:
-    raise InputError(f"{path} (a {name!r}): {error}") from error
+  given = {key: injected[key] for key in entry.injected if key in injected}
+  return entry.make(**values, **given)
 
 
-def keys_of(path: str, block: Config) -> list[str]:
-  """The keys that the block at a dotted path of the config may have."""
-  if not path:
-    return [*BLOCKS, "seed", "evaluators"]
+def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
+  """The names that the block at a dotted path of the config may have, and its own."""
   head, _, last = path.rpartition(".")
   kind = "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
   table = TABLES.get(kind, {})
-  entry = table.get(block.get("name", kind if len(table) == 1 else None))
-  return ["name", *entry.keys()] if entry else list(block)
+  return table, block.get("name", kind if len(table) == 1 else None)
+
+
+def hints(path: str, block: Config) -> dict[str, Any]:
+  """{key: annotation} of the keys that the block at a dotted path may have."""
+  if not path:
+    return {**dict.fromkeys((*BLOCKS, "evaluators"), Any), "seed": int}
+  table, name = _table(path, block)
+  if not table:
+    return dict.fromkeys(block, Any)
+  keys = table[name].keys() if name in table else {}
+  return {"name": str, **{key: p.annotation for key, p in keys.items()}}
+
+
+def unknown_key(path: str, block: Config, key: str) -> InputError:
+  """The error for a key that the block at a dotted path does not have."""
+  table, name = _table(path, block)
+  owner = f"{path} {name!r}" if name in table else path or "the config"
+  error = unknown(f"key (of {owner})", key, hints(path, block))
+  others = [repr(other) for other, entry in table.items() if key in entry.keys()]
+  return InputError(f"{error}; {' and '.join(others)} has it") if others else error
 
 
 def _tuples(value: Any) -> Any:
@@ -321,6 +445,7 @@ def _tuples(value: Any) -> Any:
 
 
 BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -414,30 +539,25 @@ def experiment(config: Config, workdir: pathlib.Path | None) -> Experiment:
   Raises:
     InputError: anything in the config that cannot be.
   """
-  known = (*BLOCKS, "seed", "evaluators")
-  for key in config:
-    if key not in known:
-      raise unknown("key (of the config)", key, known)
-  missing = [key for key in known if key not in config]
-  if missing:
-    raise InputError(f"the config needs {', '.join(missing)}")
+  check_config(config)
   data = build("dataset", config["data"], "data")
   layout = build("mesh", config["mesh"])
   train = build("train", config["train"])
-  for x in data.abstract_batch().values():
-    layout.batched(x)
-  pieces = train.num_microbatches * layout.num_batch_shards
+  pieces = layout.num_batch_shards * train.num_microbatches
   if data.batch_size % pieces:
+    near = max(data.batch_size // pieces, 1) * pieces
     raise InputError(
-      f"data.batch_size={data.batch_size} must be divisible by"
-      f" {layout.num_batch_shards} shards x {train.num_microbatches} microbatches"
+      f"data.batch_size={data.batch_size} must be divisible by {pieces}: mesh data x"
+      f" fsdp = {layout.num_batch_shards}, times train.num_microbatches ="
+      f" {train.num_microbatches}; try {near} or {near + pieces}"
     )
   tokenizer = datasets.tokenizer_for(data, workdir) if workdir else None
   injected = {"tokenizer": tokenizer}
   if isinstance(data, datasets.ImageData):
     injected["caption_length"] = data.caption_length
   task = build("task", config["task"], **injected)
-  _check_lengths(task, data)
+  sampling = build("sampling", config["sampling"])
+  _check_fit(task, data, sampling)
   return Experiment(
     config=config,
     layout=layout,
@@ -445,14 +565,49 @@ def experiment(config: Config, workdir: pathlib.Path | None) -> Experiment:
     tokenizer=tokenizer,
     task=task,
     train=train,
-    sampling=build("sampling", config["sampling"]),
+    sampling=sampling,
   )
 
 
-def _check_lengths(task: base.Task, data: datasets.Data) -> None:
-  if isinstance(task, lm.LanguageModel) != isinstance(data, datasets.TextData):
-    raise InputError("a language_model task needs text data, a diffusion task images")
-  if isinstance(task, lm.LanguageModel):
+def check_config(config: Config) -> None:
+  """Checks every name, key and type in a config, and builds nothing.
+
+  Raises:
+    InputError: says where and what.
+  """
+  known = (*BLOCKS, "seed", "evaluators")
+  if not isinstance(config, Mapping):
+    raise InputError(
+      f"a config has the keys {', '.join(known)}; this is {config!r:.80}"
+    )
+  for key in config:
+    if key not in known:
+      raise unknown_key("", config, key)
+  missing = [key for key in known if config.get(key) is None]
+  if missing:
+    raise InputError(f"the config needs {', '.join(missing)}")
+  seed = typed(config["seed"], int, "seed")
+  if not 0 <= seed < 2**63:
+    raise InputError(f"seed={seed} must be at least 0 and less than 2**63")
+  for name in BLOCKS:
+    check("dataset" if name == "data" else name, config[name], name)
+  if not isinstance(config["evaluators"], Mapping):
+    raise InputError(f"evaluators={config['evaluators']!r} must be blocks by name")
+  for name, block in config["evaluators"].items():
+    check("evaluator", block, f"evaluators.{name}")
+
+
+def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
+  is_text = isinstance(task, lm.LanguageModel)
+  if is_text != isinstance(data, datasets.TextData):
+    raise InputError(
+      "task language_model needs data.name=text, task diffusion data.name=images"
+    )
+  if is_text != isinstance(sampling, generate.Sampling):
+    raise InputError(
+      "task language_model needs sampling.name=text, task diffusion sampling.name=image"
+    )
+  if is_text:
     pairs = [("data.length", data.length, "task.model", task.model)]
   else:
     pairs = [

@@ -83,7 +83,8 @@ class Writer:
       padded[i, : len(row)] = row
     lengths = jnp.asarray([len(row) for row in rows], jnp.int32)
     budget = min(self.sampling.max_tokens, context - longest)
-    num_slots = min(_bucket(longest + budget + self.piece), context + self.piece)
+    most = width + self.sampling.max_tokens
+    num_slots = min(_bucket(most), context) + self.piece
     state = self._start(params, padded, lengths, keys, num_slots=num_slots)
     drawn = 0
     while drawn < budget:

@@ -6,6 +6,9 @@ import importlib.util
 import os
 import pathlib
 import sys
+import traceback
+import typing
+from collections.abc import Iterator
 from typing import Any
 
 from gen_jax.types import InputError, unknown
@@ -28,7 +31,7 @@ def split_overrides(argv: list[str]) -> tuple[Overrides, list[str]]:
     key, equals, value = word.removeprefix("--config.").partition("=")
     if not equals:
       value = next(words, None)
-      if value is None:
+      if value is None or value.startswith("--"):
         raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
     overrides.append((key, value))
   return overrides, rest
@@ -56,11 +59,22 @@ def load(spec: str) -> dict[str, Any]:
   module = importlib.util.module_from_spec(loader)
   try:
     loader.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise InputError(f"config {path} has no function get_config(arg)")
     config = module.get_config(arg or None)
-  except AttributeError:
-    raise InputError(f"{path} has no function get_config(arg)") from None
-  except (ValueError, SyntaxError, ImportError) as error:
-    raise InputError(f"config {spec}: {error}") from None
+  except InputError:
+    raise
+  except Exception as error:  # a config is a program: anything can happen in it
+    if type(error) is ValueError:  # it refuses its argument
+      raise InputError(f"config {spec}: {error}") from None
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    where = f", line {lines[-1]}" if lines else ""
+    raise InputError(f"config {path}{where}: {type(error).__name__}: {error}") from None
+  if not hasattr(config, "to_dict"):
+    raise InputError(
+      f"config {path}: get_config must return a ConfigDict, not {config!r:.80}"
+    )
   return config.to_dict()
 
 
@@ -76,59 +90,63 @@ def _set(block: dict[str, Any], parts: list[str], text: str, path: str):
 
   name, rest = parts[0], parts[1:]
   prefix = path.removesuffix(".".join(parts)).rstrip(".")
-  known = {**dict.fromkeys(build.keys_of(prefix, block)), **block}
-  if name not in known:
-    raise unknown(f"config key {path!r}: key", name, known)
+  hints = {**dict.fromkeys(block, Any), **build.hints(prefix, block)}
+  if name not in hints:
+    below = [p for p in _paths(block, prefix) if p.endswith("." + ".".join(parts))]
+    hint = f"; or did you mean --config.{below[0]}?" if below else ""
+    raise InputError(f"{build.unknown_key(prefix, block, name)}{hint}")
+  inner = block.get(name)
+  is_block = isinstance(inner, dict) or build.is_block(name, hints[name])
   if not rest:
-    return {**block, name: _parse(known[name], text, path)}
-  inner = known[name]
-  if isinstance(inner, str):
-    inner = {"name": inner}
+    if is_block:
+      return {**block, name: _parse_block(text, inner, path)}
+    return {**block, name: _parse(text, inner, path, hints[name])}
+  if isinstance(inner, str) or (inner is None and is_block):
+    inner = {"name": inner} if inner else {}
   if not isinstance(inner, dict):
-    raise InputError(f"config key {path!r}: {name} is {inner!r}, it has no keys")
+    raise InputError(f"config key {path}: {name} is {inner!r}, it has no keys")
   return {**block, name: _set(inner, rest, text, path)}
 
 
-def _parse(current: Any, text: str, path: str) -> Any:
-  """Reads `text` as the type of the value it replaces."""
-
-  def wrong(expected):
-    return InputError(
-      f"config key {path!r}: {text!r} is not {expected} (it is {current!r} now)"
-    )
-
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError):
-    value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-  if value is None or current is None:
-    return value
-  if isinstance(current, bool):
-    if not isinstance(value, bool):
-      raise wrong("true or false")
-    return value
-  if isinstance(current, int):
-    if isinstance(value, bool) or not isinstance(value, int):
-      raise wrong("a whole number")
-    return value
-  if isinstance(current, float):
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise wrong("a number")
-    return float(value)
-  if isinstance(current, str):
-    return text
-  if isinstance(current, dict):
+def _paths(block: dict[str, Any], prefix: str) -> Iterator[str]:
+  for key, value in block.items():
+    yield f"{prefix}.{key}".lstrip(".")
     if isinstance(value, dict):
-      return value
-    if not isinstance(value, str):
-      raise wrong("a name or a block")
-    return {"name": value}
-  if isinstance(current, list | tuple):
-    value = (value,) if isinstance(value, int | float) else value
-    if not isinstance(value, list | tuple):
-      raise wrong("a tuple")
-    return tuple(value)
-  return value
+      yield from _paths(value, f"{prefix}.{key}".lstrip("."))
+
+
+def _parse_block(text: str, current: Any, path: str) -> Any:
+  """Reads `text` as a name, a block or None."""
+  value = _literal(text)
+  if not isinstance(value, str | dict | None):
+    raise InputError(f"config key {path}={text} must be a name or a block")
+  is_name = isinstance(value, str) and not isinstance(current, str)
+  return {"name": value} if is_name else value
+
+
+def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
+  """Reads `text` as the key's annotation wants it."""
+  from gen_jax import build
+
+  value, options = _literal(text), build.options(hint)
+  if str in options and not (value is None and type(None) in options):
+    value = text
+  elif isinstance(value, int | float) and any(
+    typing.get_origin(option) is tuple for option in options
+  ):
+    value = (value,)
+  try:
+    return build.typed(value, hint, path)
+  except InputError as error:
+    raise InputError(f"config key {error} (it is {current!r} now)") from None
+
+
+def _literal(text: str) -> Any:
+  """A Python literal, true, false or none in any case; anything else is text."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def dump(config: dict[str, Any], indent: str = "") -> str:

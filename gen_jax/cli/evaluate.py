@@ -1,6 +1,5 @@
 """`gen-jax evaluate`: the config's evaluators on a checkpoint, protocol included."""
 
-import json
 import pathlib
 
 from gen_jax.cli import workdir
@@ -23,5 +22,5 @@ def run(args) -> dict:
       print(f"{name:32} {value:.4f}", flush=True)
       result[name] = value
   result["sampling"] = config["sampling"]
-  (directory / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+  workdir.write_json(directory / "evaluation.json", result)
   return result

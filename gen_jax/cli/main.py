@@ -5,13 +5,14 @@ JSON object.
 """
 
 import argparse
-import difflib
+import errno
 import importlib
 import json
 import logging
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from gen_jax import types
 from gen_jax.cli import config_args
@@ -33,17 +34,13 @@ class _Parser(argparse.ArgumentParser):
     raise types.InputError(f"{message} (see {self.prog} --help)")
 
 
-def _reject_unknown(extra: list[str], parser: argparse.ArgumentParser) -> None:
+def _check_flags(words: list[str], parser: argparse.ArgumentParser) -> None:
+  """Before argparse, which would first miss what a misspelt flag was meant to give."""
   flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
-  for word in extra:
-    if word.startswith("-"):
-      name = word.split("=")[0]
-      near = difflib.get_close_matches(name, flags, n=2, cutoff=0.5)
-      hint = f"did you mean {' or '.join(near)}? " if near else ""
-      raise types.InputError(
-        f"unknown flag {name}: {hint}There are: {', '.join(sorted(flags))}"
-      )
-    raise types.InputError(f"unexpected argument {word!r} (see {parser.prog} --help)")
+  for word in words:
+    name = word.split("=")[0]
+    if name.startswith("--") and " " not in name and name not in flags:
+      raise types.unknown("flag", name, flags)
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -84,36 +81,53 @@ def run(argv: list[str]) -> dict:
   if not argv:
     parser.print_help()
     return {}
-  # The command's module imports jax; --help and typing errors need not wait for it.
-  if argv[0] in parsers:
-    module = _add_arguments(argv[0], parsers[argv[0]])
-  elif not argv[0].startswith("-"):
-    raise types.unknown("command", argv[0], COMMANDS)
+  command = argv[0]
+  if command not in parsers and not command.startswith("-"):
+    raise types.unknown("command", command, COMMANDS)
+  if command in parsers:
+    # The command's module imports jax; --help and typing errors need not wait for it.
+    module = _add_arguments(command, parsers[command])
   overrides, words = config_args.split_overrides(argv)
+  _check_flags(words, parsers.get(command, parser))
   args, extra = parser.parse_known_args(words)
-  _reject_unknown(extra, parsers[args.command])
+  if extra:
+    raise types.InputError(
+      f"unexpected argument {extra[0]!r} (see {parser.prog} {args.command} --help)"
+    )
   if overrides and "config" not in args:
     raise types.InputError(f"{args.command} takes no --config.* overrides")
   args.overrides = overrides
   return module.run(args)
 
 
+def _fail(message: str) -> NoReturn:
+  print("gen-jax: error:", " ".join(message.splitlines()), file=sys.stderr)
+  sys.exit(2)
+
+
 def main(argv: list[str] | None = None) -> None:
   """Console entry point."""
   argv = sys.argv[1:] if argv is None else argv
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # TFDS's progress bars
+  # What matters of their messages is raised as well.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("urllib3").setLevel(logging.ERROR)
   try:
     result = run(argv)
   except types.InputError as error:
-    print(f"gen-jax: error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _fail(str(error))
+  except BrokenPipeError:  # `gen-jax ... | head` has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
   except OSError as error:
-    if error.filename is None and error.strerror is None:
+    if error.strerror is None:
       raise
     where = f" ({error.filename})" if error.filename else ""
-    print(f"gen-jax: error: {error.strerror}{where}", file=sys.stderr)
-    sys.exit(2)
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "; make room, then give the same command again" if is_full else ""
+    _fail(f"{error.strerror}{where}{hint}")
   except KeyboardInterrupt:
     print("gen-jax: stopped at once", file=sys.stderr)
     sys.exit(128 + signal.SIGINT)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from gen_jax import prompting
 from gen_jax.cli import config_args, workdir
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError
 
 TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
 IMAGE = (
@@ -32,7 +32,7 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--seed", type=int, default=0, help="sample i depends on (seed, i)"
   )
-  parser.add_argument("--out", help="folder for pictures; default WORKDIR/samples")
+  parser.add_argument("--out", help="folder to write to; default WORKDIR/samples")
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
@@ -46,39 +46,50 @@ def run(args) -> dict:
   """Draws samples and says where they are."""
   if args.num < 1:
     raise InputError(f"--num {args.num} must be at least 1")
+  if not 0 <= args.seed < 2**63:
+    raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory)
-  is_text = config["sampling"]["name"] == "text"
-  overrides = []
-  for name in (*TEXT, *IMAGE):
+  is_text = config["task"]["name"] == "language_model"
+  own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
+  for name in other:
     if getattr(args, name) is not None:
-      if name not in (TEXT if is_text else IMAGE):
-        raise unknown("sampling flag", name, TEXT if is_text else IMAGE)
-      overrides.append((f"sampling.{name}", getattr(args, name)))
-  config = config_args.apply(config, overrides)
+      raise InputError(
+        f"--{name} is for {'pictures' if is_text else 'text'}; {directory} holds a"
+        f" {'text' if is_text else 'picture'} model: {', '.join(f'--{n}' for n in own)}"
+      )
+  given = {name: getattr(args, name) for name in own}
+  config = config_args.apply(
+    config, [(f"sampling.{k}", v) for k, v in given.items() if v is not None]
+  )
   opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
-  prompts = args.prompt if args.prompt is not None else [""]
-  print(f"step {opened.step}, {opened.kind} weights", file=sys.stderr)
+  folder = pathlib.Path(args.out) if args.out else directory / "samples"
+  folder.mkdir(parents=True, exist_ok=True)
   draw = _text if is_text else _pictures
-  return {"step": opened.step, "weights": opened.kind, **draw(args, opened, prompts)}
+  result = draw(args, opened, args.prompt or [""], folder)
+  print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
+  return {"step": opened.step, "weights": opened.kind, **result}
 
 
-def _text(args, opened, prompts: list[str]) -> dict:
+def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   writer = opened.experiment.writer(piece=4)
   keys = prompting.keys(args.seed, args.num)
   samples = []
-  for prompt in prompts:
-    for i in range(args.num):
-      print(prompt, end="", flush=True)
-      text = ""
-      for piece in writer.stream(opened.weights, prompt, keys[i]):
-        print(piece, end="", flush=True)
-        text += piece
-      print("\n", flush=True)
-      samples.append({"prompt": prompt, "text": text, "seed": args.seed, "index": i})
-  path = pathlib.Path(args.workdir) / "samples" / "text.jsonl"
-  path.parent.mkdir(exist_ok=True)
-  path.write_text("".join(json.dumps(s) + "\n" for s in samples))
+  path = folder / "text.jsonl"
+  try:
+    for prompt in prompts:
+      for i in range(args.num):
+        stream = writer.stream(opened.weights, prompt, keys[i])
+        text = next(stream, "")  # refuses the prompt before it is shown
+        print(prompt + text, end="", flush=True)
+        for piece in stream:
+          print(piece, end="", flush=True)
+          text += piece
+        print("\n", flush=True)
+        samples.append({"prompt": prompt, "text": text, "seed": args.seed, "index": i})
+  finally:  # what is drawn is kept, whatever stops the rest
+    if samples:
+      path.write_text("".join(json.dumps(s) + "\n" for s in samples))
   return {"samples": samples, "path": str(path)}
 
 
@@ -103,18 +114,21 @@ def save_picture(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
   picture.resize(size, Image.Resampling.NEAREST).save(path)
 
 
-def _pictures(args, opened, prompts: list[str]) -> dict:
+def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   captions = [prompt for prompt in prompts for _ in range(args.num)]
   index = [i for _ in prompts for i in range(args.num)]
   painter = opened.experiment.painter()
   keys = prompting.keys(args.seed, args.num)[np.array(index)]
   images = painter.images(opened.weights, opened.experiment.frozen, captions, keys)
-  folder = pathlib.Path(args.out or pathlib.Path(args.workdir) / "samples")
-  folder.mkdir(parents=True, exist_ok=True)
+  slugs = {
+    prompt: "".join(c if c.isalnum() else "_" for c in prompt)[:40] or "empty"
+    for prompt in prompts
+  }
+  if len(set(slugs.values())) < len(slugs):  # one file per picture all the same
+    slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
   samples = []
   for image, caption, i in zip(images, captions, index, strict=True):
-    slug = "".join(c if c.isalnum() else "_" for c in caption)[:40] or "empty"
-    path = folder / f"{slug}_{args.seed}_{i}.png"
+    path = folder / f"{slugs[caption]}_{args.seed}_{i}.png"
     save_picture(path, image)
     samples.append(
       {"prompt": caption, "path": str(path), "seed": args.seed, "index": i}

@@ -33,22 +33,22 @@ def run(args) -> dict:
   config = config_args.apply(config_args.load(args.config), args.overrides)
   if args.dry_run:
     return _dry_run(config)
-  if args.workdir is None:
+  if not args.workdir:
     raise InputError("--workdir is needed (or --dry_run)")
   directory = pathlib.Path(args.workdir)
   build.experiment(config, None)  # refuse a bad config before anything is written
-  workdir.claim(directory, config)
   return _train(config, directory)
 
 
 def _train(config: dict, directory: pathlib.Path) -> dict:
-  experiment = build.experiment(config, directory)
-  layout, data = experiment.layout, experiment.data
-  examples = experiment.pipeline("train")
-  num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
-  optimizer, rate = experiment.optimizer(num_steps)
-  goal = experiment.abstract_state(optimizer)
-  evals = experiment.evaluators()
+  with workdir.claim(directory, config):  # all that bad input can stop
+    experiment = build.experiment(config, directory)
+    layout, data = experiment.layout, experiment.data
+    examples = experiment.pipeline("train")
+    num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
+    optimizer, rate = experiment.optimizer(num_steps)
+    goal = experiment.abstract_state(optimizer)
+    evals = experiment.evaluators()
 
   with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
     restored = checkpoint.restore(manager, goal)
@@ -64,6 +64,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
       )
     else:
       state, progress = restored
+      checkpoint.set_aside_after(manager, int(state.step))
     start = int(state.step)
     print(
       f"{'resuming' if restored else 'training'} {directory} from step {start} of"
@@ -106,6 +107,8 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
         items_per_step=data.items_per_step,
         unit=data.unit,
       )
+    except loop.NotFiniteError as error:
+      raise InputError(str(error)) from error
     finally:
       for sink in sinks:
         sink.close()

@@ -1,17 +1,20 @@
 """A workdir: config.json, run.json, tokenizer.json, metrics.jsonl, checkpoints/, ..."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
 import platform
 import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from gen_jax import build
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
-from gen_jax.types import InputError, PyTree
+from gen_jax.types import InputError, PyTree, unknown
 
 # What may differ when a workdir is opened again: it does not change what is learned.
 MAY_CHANGE = ("mesh", "sampling", "train.log_every", "train.keep")
@@ -27,37 +30,76 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
   return items
 
 
-def claim(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
   """Writes config.json and run.json, or checks that the config there is this one.
 
+  Should the body fail, whatever was not there before is taken away again.
+
   Raises:
-    InputError: the workdir belongs to another config; says what differs.
+    InputError: the workdir belongs to another config (says what differs), or cannot be
+      written to.
   """
-  path = workdir / "config.json"
   config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
-  if path.exists():
-    old, new = _flat(read_config(workdir)), _flat(config)
-    differ = [
-      f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
-      for key in sorted(old.keys() | new.keys())
-      if old.get(key, KeyError) != new.get(key, KeyError)
-      and not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
-    ]
-    if differ:
-      raise InputError(
-        f"workdir {workdir} belongs to another config: {'; '.join(differ)}; take"
-        " another --workdir, or give the same values"
-      )
-  workdir.mkdir(parents=True, exist_ok=True)
+  _check_owner(workdir, config)
   run = {
     "code_revision": _revision(),
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
-  for name, value in (("config.json", config), ("run.json", run)):
-    partial = workdir / f"{name}.partial"
+  names = ("config.json", "run.json", "tokenizer.json", "checkpoints")
+  paths = [workdir / name for name in names]
+  new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
+  try:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_json(workdir / "config.json", config)
+      write_json(workdir / "run.json", run)
+    except OSError as error:
+      raise InputError(
+        f"cannot write to --workdir {workdir}: {error.strerror}; take another one"
+      ) from None
+    yield
+  except BaseException:
+    for path in new:
+      with contextlib.suppress(OSError):  # a folder with something else in it stays
+        path.rmdir() if path.is_dir() else path.unlink()
+    raise
+
+
+def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  if not (workdir / "config.json").exists():
+    for name in ("tokenizer.json", "checkpoints"):
+      if (workdir / name).exists():
+        raise InputError(
+          f"{workdir} has {name} but no config.json: it is not a workdir of this"
+          " program; take another --workdir"
+        )
+    return
+  old, new = _flat(read_config(workdir)), _flat(config)
+  differ = [
+    f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key, KeyError) != new.get(key, KeyError)
+    and not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+  ]
+  if differ:
+    more = f" and {len(differ) - 8} more" if len(differ) > 8 else ""
+    raise InputError(
+      f"workdir {workdir} belongs to another config: {'; '.join(differ[:8])}{more};"
+      " take another --workdir, or give the same values"
+    )
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, whole or not at all."""
+  partial = path.with_name(f"{path.name}.partial")
+  try:
     partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(workdir / name)
+    partial.replace(path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
 
 
 def _revision() -> str | None:
@@ -84,9 +126,17 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
       f" {workdir}` makes one"
     )
   try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise InputError(f"{path} is not JSON: {error}") from None
+    config = json.loads(path.read_text())
+  except ValueError as error:  # not JSON, or not even text
+    raise InputError(
+      f"{path} is damaged ({error}); write it anew from the config, or take another"
+      " workdir"
+    ) from None
+  try:
+    build.check_config(config)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
+  return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,24 +166,28 @@ def open_trained(
   Raises:
     InputError: no such checkpoint.
   """
+  if which not in ("best", "latest") and not which.isdecimal():
+    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
+  if weights not in ("ema", "raw"):
+    raise unknown("--weights", weights, ("ema", "raw"))
+  if not (workdir / "tokenizer.json").exists():
+    raise InputError(
+      f"{workdir} has no checkpoint yet (not even tokenizer.json); train it first"
+    )
   experiment = build.experiment(config, workdir)
   optimizer, _ = experiment.optimizer(1)
   goal = experiment.abstract_state(optimizer)
   with checkpoint.open_manager(workdir, read_only=True) as manager:
-    if which == "latest":
-      step = None
-    elif which == "best":
-      step = checkpoint.best_step(manager)
-    elif which.isdigit():
-      step = int(which)
-    else:
-      raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
-    restored = checkpoint.restore(manager, goal, step=step)
+    restored = checkpoint.restore(
+      manager,
+      goal,
+      step=int(which) if which.isdecimal() else None,
+      prefer=checkpoint.best_step(manager) if which == "best" else None,
+      warn=lambda text: print(f"gen-jax: {text}", file=sys.stderr),
+    )
   if restored is None:
     raise InputError(f"{workdir} has no checkpoint yet; train it first")
   state, _ = restored
-  if weights not in ("ema", "raw"):
-    raise InputError(f"--weights {weights!r} must be ema or raw")
   kind = "ema" if weights == "ema" and state.ema is not None else "raw"
   chosen = state.ema if kind == "ema" else state.params
   return Opened(experiment, state, chosen, int(state.step), kind)

@@ -47,7 +47,10 @@ class Pipeline:
         f"rows {rows.start}..{rows.stop} of a batch of {self.batch_size}: hosts must"
         " share the batch evenly"
       )
-    dataset = grain.MapDataset.source(self.examples).seed(self.seed).shuffle().repeat()
+    # Without end, for all purposes; grain's own endless repeat overflows when sliced.
+    epochs = max(1, 2**48 // len(self.examples))
+    dataset = grain.MapDataset.source(self.examples).seed(self.seed).shuffle()
+    dataset = dataset.repeat(epochs)
     dataset = dataset.random_map(self.transform).batch(num)
     return dataset[rows.start // num :: self.batch_size // num]
 
@@ -102,6 +105,8 @@ class Windows(Sequence):
     return -(-(len(self.tokens) - 1) // self.length)
 
   def __getitem__(self, i: int) -> np.ndarray:
+    if not 0 <= i < len(self):
+      raise IndexError(i)
     start = int(i) * self.length
     return self.tokens[start : start + self.span + 1]
 
@@ -168,7 +173,7 @@ def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
   side = min(picture.size)
   left, top = ((extent - side) // 2 for extent in picture.size)
   box = (left, top, left + side, top + side)
-  picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+  picture = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
   return np.asarray(picture).reshape(size, size, channels)
 
 

@@ -11,8 +11,10 @@ import glob
 import json
 import os
 import pathlib
+import re
+import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,12 +59,18 @@ class Mapped(Sequence):
     return self.fn(self.source[int(i if self.indices is None else self.indices[i])])
 
 
+def _check_fraction(fraction: float) -> None:
+  if not 0 <= fraction < 1:
+    raise InputError(f"validation_fraction={fraction} must be in [0, 1)")
+
+
 def held_out(num: int, split: str, fraction: float) -> np.ndarray:
   """Indices of one split: a fixed random share of num is validation.
 
   >>> [len(held_out(10, split, 0.2)) for split in ('train', 'validation')]
   [8, 2]
   """
+  _check_fraction(fraction)
   order = np.random.default_rng(0).permutation(num)
   cut = max(1, round(num * fraction)) if fraction > 0 and num > 1 else 0
   return np.sort(order[:cut] if split == "validation" else order[cut:])
@@ -74,6 +82,7 @@ def split_text(documents: Sequence[str], split: str, fraction: float) -> list[st
   >>> split_text(['abcd', 'efghij'], 'validation', 0.3), split_text(['ab'], 'train', 0)
   (['hij'], ['ab'])
   """
+  _check_fraction(fraction)
   cut = round(sum(map(len, documents)) * (1.0 - fraction))
   parts = []
   for document in documents:
@@ -111,20 +120,62 @@ class Pydoc:
 
 
 def _files(pattern: str) -> list[pathlib.Path]:
-  paths = sorted(p for p in glob.glob(os.path.expanduser(pattern), recursive=True))
-  files = [pathlib.Path(p) for p in paths if os.path.isfile(p)]
+  paths = map(pathlib.Path, glob.glob(os.path.expanduser(pattern), recursive=True))
+  files = sorted(path for path in paths if path.is_file())
   if not files:
-    raise InputError(f"no file matches {pattern!r}; give a path or a glob (quoted)")
+    raise InputError(
+      f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
+    )
   return files
 
 
 def _read(path: pathlib.Path) -> str:
   try:
-    return path.read_text(encoding="utf-8")
+    return path.read_bytes().decode()
   except UnicodeDecodeError as error:
-    raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    raise InputError(
+      f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
+    ) from None
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _rows(path: pathlib.Path, *fields: str) -> Iterator[list[str]]:
+  """The text fields of every line of a JSONL file."""
+  for i, line in enumerate(_read(path).split("\n"), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise InputError(f"{path}:{i} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+      raise InputError(f"{path}:{i} is not a JSON object with field {fields[0]!r}")
+    yield [_text(_field(row, name, f"{path}:{i}"), f"{path}:{i}") for name in fields]
+
+
+def _split(texts: list[str], split: str, pattern: str, fraction: float) -> list[str]:
+  if not any(texts):
+    raise InputError(f"there is no text in {pattern!r}; give other files")
+  return split_text(texts, split, fraction)
+
+
+def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
+  if name not in row:
+    raise unknown(f"field (of {where})", name, row)
+  return row[name]
+
+
+def _text(value: Any, where: str) -> str:
+  """A string that UTF-8 can write, from a string or UTF-8 bytes."""
+  try:
+    text = value.decode() if isinstance(value, bytes) else value
+    text.encode()
+  except UnicodeError as error:
+    raise InputError(f"{where}: text is not valid Unicode ({error})") from None
+  except AttributeError:
+    raise InputError(f"{where}: {value!r:.80} is not text") from None
+  return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +187,7 @@ class TextFiles:
 
   def documents(self, split: str) -> Sequence[str]:
     texts = [_read(path) for path in _files(self.pattern)]
-    return split_text(texts, split, self.validation_fraction)
+    return _split(texts, split, self.pattern, self.validation_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,20 +199,9 @@ class JsonLines:
   validation_fraction: float = 0.1
 
   def documents(self, split: str) -> Sequence[str]:
-    texts = []
-    for path in _files(self.pattern):
-      for i, line in enumerate(_read(path).splitlines(), 1):
-        if not line.strip():
-          continue
-        try:
-          row = json.loads(line)
-        except json.JSONDecodeError as error:
-          raise InputError(f"{path}:{i} is not JSON: {error.msg}") from None
-        if not isinstance(row, dict) or not isinstance(row.get(self.field), str):
-          keys = sorted(row) if isinstance(row, dict) else []
-          raise unknown(f"text field (of {path}:{i})", self.field, keys)
-        texts.append(row[self.field])
-    return split_text(texts, split, self.validation_fraction)
+    paths = _files(self.pattern)
+    texts = [text for path in paths for (text,) in _rows(path, self.field)]
+    return _split(texts, split, self.pattern, self.validation_fraction)
 
 
 def _tfds_source(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
@@ -178,24 +218,24 @@ def _tfds_source(dataset: str, data_dir: str | None, split: str) -> Sequence[Exa
       )
       builder.download_and_prepare()
   except Exception as error:  # TFDS raises many kinds; the message is what matters
-    reason = (str(error).strip().splitlines() or [repr(error)])[0]
     raise InputError(
-      f"cannot open TFDS data set {dataset!r}: {reason}; give a prepared directory"
-      " (with dataset_info.json) or a name that TFDS knows"
+      f"cannot open TFDS data set {dataset!r}: {_first_line(error)}; give a prepared"
+      " directory (with dataset_info.json) or a name that TFDS knows"
     ) from None
-  if split.split("[")[0] not in builder.info.splits:
+  if re.split(r"[\[+]", split)[0] not in builder.info.splits:
     raise unknown(f"split (of {dataset})", split, builder.info.splits)
-  return builder.as_data_source(split)
+  try:
+    return builder.as_data_source(split)
+  except Exception as error:
+    raise InputError(
+      f"cannot read split {split!r} of TFDS data set {dataset!r}:"
+      f" {_first_line(error)}; there are: {', '.join(builder.info.splits)}, and the"
+      " files must be array_record"
+    ) from None
 
 
-def _field(example: Example, name: str, dataset: str) -> Any:
-  if name not in example:
-    raise unknown(f"field (of {dataset})", name, example)
-  return example[name]
-
-
-def _text(value: bytes | str) -> str:
-  return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +251,8 @@ class TfdsText:
   def documents(self, split: str) -> Sequence[str]:
     name = self.train_split if split == "train" else self.validation_split
     source = _tfds_source(self.dataset, self.data_dir, name)
-    fn = lambda e: _text(_field(e, self.field, self.dataset))  # noqa: E731
+    where = f"{self.field} of {self.dataset}"
+    fn = lambda e: _text(_field(e, self.field, self.dataset), where)  # noqa: E731
     return Mapped(source, fn)
 
 
@@ -231,13 +272,28 @@ class TfdsImages:
   validation_split: str = "test"
   data_dir: str | None = None
 
+  def __post_init__(self):
+    try:
+      self.template.format("")
+    except (LookupError, ValueError) as error:
+      raise InputError(
+        f"template={self.template!r} must have {{}} where the caption goes ({error})"
+      ) from None
+
   def examples(self, split: str) -> Sequence[Example]:
     name = self.train_split if split == "train" else self.validation_split
     source = _tfds_source(self.dataset, self.data_dir, name)
 
     def fn(example):
-      caption = _text(_field(example, self.caption_field, self.dataset))
+      caption = _field(example, self.caption_field, self.dataset)
+      if isinstance(caption, int | np.integer):
+        caption = str(caption)
+      caption = _text(caption, f"{self.caption_field} of {self.dataset}")
       image = np.asarray(_field(example, self.image_field, self.dataset))
+      if image.dtype != np.uint8:
+        raise InputError(
+          f"{self.image_field} of {self.dataset} is {image.dtype}; uint8 is needed"
+        )
       return {**example, "image": image, "caption": self.template.format(caption)}
 
     return Mapped(source, fn)
@@ -257,19 +313,27 @@ class Digits:
     )
     builder.download_and_prepare()
     source = builder.as_data_source("train" if split == "train" else "test")
-    return Mapped(source, lambda e: {**e, "caption": _text(e["caption"])})
+    return Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
 
 
 def _open_image(path: pathlib.Path) -> np.ndarray:
+  """uint8 [H, W, 3]; transparent parts become white paper."""
   try:
     with Image.open(path) as image:
-      image = image.convert("RGBA" if "A" in image.getbands() else "RGB")
-      if image.mode == "RGBA":  # transparent parts become white paper
+      if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+      elif image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}; 8 or 16 bits per channel are needed")
+      if image.has_transparency_data:
+        image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image).convert("RGB")
-      return np.asarray(image)
-  except (OSError, ValueError) as error:
-    raise InputError(f"{path} is not a readable image: {error}") from None
+        image = Image.alpha_composite(paper, image)
+      return np.asarray(image.convert("RGB"))
+  # Pillow says SyntaxError of some broken PNGs.
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    raise InputError(
+      f"{path} is not a readable image ({error}); repair it or take it away"
+    ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,34 +350,40 @@ class ImageFolder:
   def examples(self, split: str) -> Sequence[Example]:
     root = pathlib.Path(os.path.expanduser(self.directory))
     if not root.is_dir():
-      raise InputError(f"image folder {self.directory!r} does not exist")
+      raise InputError(f"image folder {self.directory!r} is not a folder")
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-      raise InputError(f"image folder {self.directory!r} holds no {IMAGE_SUFFIXES}")
-    captions = {}
-    table = root / "metadata.jsonl"
-    if table.exists():
-      try:
-        rows = [json.loads(line) for line in _read(table).splitlines() if line.strip()]
-        captions = {row["file_name"]: row["text"] for row in rows}
-      except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-          f"{table}: each line needs file_name and text ({error})"
-        ) from None
-      missing = [p for p in paths if str(p.relative_to(root)) not in captions]
-      if missing:
-        raise InputError(
-          f"{table} has no caption for {len(missing)} images, first {missing[0]}"
-        )
+      raise InputError(
+        f"image folder {self.directory!r} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+      )
+    captions = _captions(root, paths)
 
     def fn(path):
-      sidecar = path.with_suffix(".txt")
-      caption = captions.get(str(path.relative_to(root)))
-      if caption is None:
-        caption = _read(sidecar).strip() if sidecar.exists() else path.parent.name
-      return {"image": _open_image(path), "caption": caption}
+      return {"image": _open_image(path), "caption": captions(path)}
 
     return Mapped(paths, fn, held_out(len(paths), split, self.validation_fraction))
+
+
+def _captions(
+  root: pathlib.Path, paths: Sequence[pathlib.Path]
+) -> Callable[[pathlib.Path], str]:
+  """How to look up an image's caption; checks that none is missing."""
+  table = root / "metadata.jsonl"
+  if table.exists():
+    texts = {root / name: text for name, text in _rows(table, "file_name", "text")}
+    missing, home = [p for p in paths if p not in texts], str(table)
+  else:
+    missing, home = [p for p in paths if not p.with_suffix(".txt").exists()], ".txt"
+  if missing and (table.exists() or len(missing) < len(paths)):
+    raise InputError(
+      f"{len(missing)} of {len(paths)} images in {root} have no caption in {home}, the"
+      f" first is {missing[0]}; write the missing captions"
+    )
+  if table.exists():
+    return texts.__getitem__
+  if missing:
+    return lambda path: _text(path.parent.name, str(path))
+  return lambda path: _read(path.with_suffix(".txt")).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,24 +397,36 @@ class Npz:
 
   def examples(self, split: str) -> Sequence[Example]:
     path = os.path.expanduser(self.path)
+    keys = self.image_key, self.caption_key
     try:
+      with zipfile.ZipFile(path):  # np.load would take other formats as well
+        pass
       with np.load(path, allow_pickle=False) as file:
-        for key in (self.image_key, self.caption_key):
-          if key not in file:
-            raise unknown(f"array (of {path})", key, file.files)
-        images, captions = file[self.image_key], file[self.caption_key]
-    except (OSError, ValueError) as error:
-      if isinstance(error, InputError):
-        raise
-      raise InputError(f"cannot read {path}: {error}") from None
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(captions):
+        names = file.files
+        arrays = [np.asarray(file[key]) for key in keys if key in names]
+    except Exception as error:  # numpy and zipfile raise many kinds
       raise InputError(
-        f"{path}: {self.image_key} must be uint8 [N, H, W, C] with N captions, got"
-        f" {images.dtype} {images.shape} and {len(captions)} captions"
+        f"cannot read {path}: {_first_line(error)}; an .npz file without pickled"
+        " objects is needed"
+      ) from None
+    for key in keys:
+      if key not in names:
+        raise unknown(f"array (of {path})", key, names)
+    images, captions = arrays
+    shape = f"{images.dtype} {list(images.shape)}"
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+      raise InputError(
+        f"{path}: {self.image_key} is {shape}; uint8 [N, H, W, C] with C of 1 or 3 is"
+        " needed"
+      )
+    if captions.dtype.kind not in "US" or captions.shape != images.shape[:1]:
+      raise InputError(
+        f"{path}: {self.caption_key} is {captions.dtype} {list(captions.shape)}; one"
+        f" string for each of the {len(images)} images is needed"
       )
 
     def fn(i):
-      return {"image": images[i], "caption": _text(captions[i])}
+      return {"image": images[i], "caption": _text(captions[i], f"{path}, caption {i}")}
 
     chosen = held_out(len(images), split, self.validation_fraction)
     return Mapped(range(len(images)), fn, chosen)

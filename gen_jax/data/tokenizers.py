@@ -17,7 +17,7 @@ _PROBE = f"e\u0301\r\n\t  A\x00 日本 🙂{END_OF_TEXT}"
 
 
 def _byte_values() -> dict[str, int]:
-  """{character: byte} of GPT-2's alphabet, which writes each byte as a character."""
+  """{character: byte}: GPT-2's alphabet, which writes each byte as a character."""
   visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = [byte for byte in range(256) if byte not in visible]
   return {
@@ -66,8 +66,15 @@ class Tokenizer:
     return self.backend.token_to_id(END_OF_TEXT)
 
   def encode(self, text: str) -> list[int]:
-    """Tokens of `text`, nothing added; END_OF_TEXT in the text is plain text."""
-    return self.backend.encode(text, add_special_tokens=False).ids
+    """Tokens of `text`, nothing added; END_OF_TEXT in the text is plain text.
+
+    Raises:
+      InputError: text that is not Unicode (half of a surrogate pair).
+    """
+    try:
+      return self.backend.encode(text, add_special_tokens=False).ids
+    except TypeError:
+      raise InputError(f"{text!r} is not valid Unicode text") from None
 
   def encode_batch(self, texts: list[str]) -> list[list[int]]:
     """`encode` for many texts, in parallel."""
@@ -80,8 +87,9 @@ class Tokenizer:
   def stream(self, ids: Iterable[int]) -> Iterator[str]:
     """`decode` piece by piece, each as soon as its bytes are complete characters."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for i in ids:
-      if text := decoder.decode(self.pieces[i]):
+    for i in ids:  # a model may have more ids than the tokenizer: they are no text
+      piece = self.pieces[i] if i < self.vocab_size else b""
+      if text := decoder.decode(piece):
         yield text
     if text := decoder.decode(b"", final=True):
       yield text
@@ -135,13 +143,15 @@ def load(path: pathlib.Path) -> Tokenizer:
     tokenizer = Tokenizer(backend)
     lossless = tokenizer.decode(tokenizer.encode(_PROBE)) == _PROBE
   except Exception as error:  # the library raises a bare Exception
-    raise InputError(f"cannot read tokenizer {path}: {error}") from None
+    raise InputError(
+      f"cannot read tokenizer {path}: {error}; a byte-level tokenizer.json is needed"
+    ) from None
   if tokenizer.eot is None:
     raise InputError(f"tokenizer {path} has no token {END_OF_TEXT}")
   if not lossless:
     raise InputError(
-      f"tokenizer {path} changes text ({_PROBE!r} does not come back as it was); a"
-      " byte-level one without normalisation is needed"
+      f"tokenizer {path} does not give back {_PROBE!r} as it was; a byte-level one"
+      " without normalisation is needed"
     )
   return tokenizer
 

@@ -5,13 +5,17 @@ names and shapes against the abstract state and walks back over steps that canno
 read, newest first, so that a damaged disk costs an interval and not the run.
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterator
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gen_jax import tree
@@ -40,8 +44,15 @@ class Progress:
     return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)
 
 
-def open_manager(workdir: str | pathlib.Path, *, keep: int = 2, read_only=False):
-  """The orbax manager of a workdir."""
+@contextlib.contextmanager
+def open_manager(
+  workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False
+) -> Iterator[ocp.CheckpointManager]:
+  """The orbax manager of a workdir; leaving it waits for what is being saved.
+
+  Raises:
+    InputError: the file system refused a write (a full disk).
+  """
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
   policy = policies.AnyPreservationPolicy(
     [
@@ -55,18 +66,29 @@ def open_manager(workdir: str | pathlib.Path, *, keep: int = 2, read_only=False)
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=None if read_only else policy,
+    best_fn=lambda metrics: metrics["monitored"],  # without it none are written
+    best_mode="min",
     create=not read_only,
     cleanup_tmp_directories=not read_only,
     read_only=read_only,
   )
-  return ocp.CheckpointManager(
-    directory,
-    options=options,
-    item_handlers={
-      "state": ocp.StandardCheckpointHandler(),
-      "progress": ocp.JsonCheckpointHandler(),
-    },
-  )
+  handlers = {
+    "state": ocp.StandardCheckpointHandler(),
+    "progress": ocp.JsonCheckpointHandler(),
+  }
+  try:
+    with ocp.CheckpointManager(
+      directory, options=options, item_handlers=handlers
+    ) as manager:
+      yield manager
+  except ValueError as error:  # tensorstore's, from the thread that writes
+    reason = re.search(r"\[OS error \d+: (.*?)\]", str(error), re.IGNORECASE)
+    if reason is None:
+      raise
+    raise InputError(
+      f"cannot write checkpoints to {directory}: {reason[1]}; make room, then the same"
+      " command goes on from the last whole one"
+    ) from error
 
 
 def save(
@@ -90,6 +112,8 @@ def save(
 def _check(step: int, manager: ocp.CheckpointManager, goal: states.TrainState) -> None:
   saved = manager.item_metadata(step)["state"]
   saved = getattr(saved, "tree", saved)
+  if saved is None:
+    raise ValueError("its metadata is missing")
   have = {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
   want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
   wrong = [
@@ -109,44 +133,66 @@ def restore(
   goal: states.TrainState,
   *,
   step: int | None = None,
+  prefer: int | None = None,
   warn: Callable[[str], None] = print,
 ) -> tuple[states.TrainState, Progress] | None:
   """Restores `step`, or the newest step that can be read; None where there is none.
 
   Args:
     goal: abstract state with shardings.
+    step: this one or an error.
+    prefer: this one first, then the newest.
     warn: told about every step that had to be passed over.
+
+  Raises:
+    InputError: no such step, another model, or none that can be read.
   """
-  steps = sorted(manager.all_steps(), reverse=True)
-  if step is not None:
-    if step not in steps:
-      raise InputError(
-        f"no checkpoint at step {step} in {manager.directory}; there are: {steps[::-1]}"
-      )
-    steps = [step]
-  for candidate in steps:
+  existing = sorted(manager.all_steps())
+  if step is not None and step not in existing:
+    raise InputError(
+      f"no checkpoint at step {step} in {manager.directory}; there are: {existing}"
+    )
+  newest_first = sorted(existing, key=lambda s: (s == prefer, s), reverse=True)
+  damaged: dict[int, str] = {}
+  for candidate in newest_first if step is None else [step]:
     try:
       _check(candidate, manager, goal)
       args = ocp.args.Composite(
         state=ocp.args.StandardRestore(goal), progress=ocp.args.JsonRestore()
       )
       restored = manager.restore(candidate, args=args)
+      progress = Progress(**restored["progress"])
     except InputError:
       raise
     except Exception as error:
       # Whatever orbax or tensorstore raises: the folder is damaged.
-      reason = (str(error).splitlines() or [repr(error)])[0][:200]
-      warn(f"checkpoint at step {candidate} cannot be read ({reason}); going back")
+      damaged[candidate] = (str(error).splitlines() or [repr(error)])[0][:200]
       continue
+    for other, reason in damaged.items():
+      warn(f"step {other} cannot be read ({reason}); going back to step {candidate}")
     # Orbax's buffers may be shared with its own caches: own them before donation.
-    state = jax.tree.map(lambda x: x.copy(), restored["state"])
-    return state, Progress(**restored["progress"])
-  if steps:
+    return jax.tree.map(lambda x: x.copy(), restored["state"]), progress
+  if damaged:
     raise InputError(
-      f"none of the checkpoints {steps} in {manager.directory} can be read; move that"
-      " folder away to start again"
+      f"no checkpoint in {manager.directory} can be read, of {sorted(damaged)}"
+      f" ({next(iter(damaged.values()))}); move that folder away to start again"
     )
   return None
+
+
+def set_aside_after(manager: ocp.CheckpointManager, step: int) -> None:
+  """Renames checkpoints newer than `step`, which are damaged: N -> N.damaged-<time>.
+
+  Orbax would refuse to save any step before them.
+  """
+  newer = [s for s in manager.all_steps() if s > step]
+  if newer and jax.process_index() == 0:
+    for s in newer:
+      path = pathlib.Path(manager.directory) / str(s)
+      path.rename(path.with_name(f"{s}.damaged-{time.time_ns()}"))
+  if newer:
+    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    manager.reload()
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:

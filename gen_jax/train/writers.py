@@ -1,5 +1,6 @@
 """Where numbers go: the terminal, metrics.jsonl and TensorBoard (no TensorFlow)."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -25,15 +26,13 @@ class Writer(Protocol):
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-  """All rows of a workdir's metrics.jsonl, in order; a torn last line is dropped."""
+  """All rows of a workdir's metrics.jsonl, in order; torn lines are left out."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
+  for line in path.read_bytes().splitlines() if path.exists() else []:
+    with contextlib.suppress(ValueError):
       rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return rows
+  return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 class JsonLines:

@@ -26,7 +26,6 @@ from gen_jax.diffusion import schedule as schedules
 from tests.diffusion import oracle
 
 MEAN, STD = 0.6, 0.8
-NUM_DRAWS = 4096
 FLOW = schedules.RectifiedFlow()
 CASE = {row.id: row.values[0] for row in oracle.CASES}
 
@@ -112,9 +111,9 @@ def keys_for(batch_size: int, offset: int = 0):
 
 
 @functools.cache
-def draws() -> np.ndarray:
-  """z [targets, NUM_DRAWS], standard normal."""
-  shape = (len(oracle.TARGETS), NUM_DRAWS)
+def draws(name: str) -> np.ndarray:
+  """z [targets, many], standard normal; a law takes more of them than a path."""
+  shape = (len(oracle.TARGETS), 64 if name in ODE else 2048)
   return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
@@ -210,11 +209,11 @@ def _grid(case: oracle.Case, grid) -> tuple[np.ndarray, dict[str, jax.Array]]:
 
 @functools.cache
 def _end(case: oracle.Case, name: str, grid, stride: int) -> tuple[np.ndarray, ...]:
-  """The times, and the data [targets, NUM_DRAWS] reached in 64 / stride steps."""
+  """The times, and the data [targets, draws] reached in 64 / stride steps."""
   times, table = _grid(case, grid)
   times = times[::stride]
   step = functools.partial(_table_step(name), table)
-  x = jnp.asarray(state_of(case, times[0], draws()), jnp.float32)
+  x = jnp.asarray(state_of(case, times[0], draws(name)), jnp.float32)
   keys = keys_for(len(oracle.TARGETS))
   states = loop(step, MAKERS[name](case.schedule), times, x, keys)
   return times, np.asarray(states[-1], np.float64)
@@ -226,7 +225,7 @@ def _end(case: oracle.Case, name: str, grid, stride: int) -> tuple[np.ndarray, .
 def test_ode_reaches_the_data_pointwise(case, name, target):
   """Every path ends at MEAN + STD z, the nearer the more steps it takes."""
   row, i = ODE[name], TARGET_NAMES.index(target)
-  z = draws()[i]
+  z = draws(name)[i]
   few, many = (
     relative_error(_end(case, name, grids.uniform_logsnr, stride)[1][i], z)
     for stride in (4, 1)
@@ -260,12 +259,12 @@ def ancestral_law(case: oracle.Case, times) -> tuple[float, float]:
 def test_sde_reaches_the_law_of_the_data(case, name, target):
   """Samples follow the exact law of the chain, which nears N(MEAN, STD^2)."""
   gaps = []
-  for stride in (4, 1):
+  for stride in (8, 2):
     times, x = _end(case, name, grids.uniform_logsnr, stride)
     x = x[TARGET_NAMES.index(target)]
     assert_normal(x, *ancestral_law(case, times))
     gaps.append(abs(x.mean() - MEAN) + abs(x.std() - STD))
-  assert gaps[1] < 0.15
+  assert gaps[1] < 0.2
   assert gaps[1] < 0.6 * gaps[0]
 
 
@@ -278,7 +277,7 @@ def test_every_grid_serves_every_sampler(name, grid):
   case = CASE["vp_linear"]
   times, x = _end(case, name, grid, 1)
   if name in ODE:
-    assert relative_error(x, draws()) < 0.06
+    assert relative_error(x, draws(name)) < 0.06
   else:
     assert_normal(x, *ancestral_law(case, times))
     assert abs(x.std() - STD) < 0.15
@@ -313,7 +312,7 @@ PAIRS = [(0.95, 0.9), (0.7, 0.3), (0.31, 0.3), (0.2, 0.0)]
 
 def _one_step(sampler, case, t, s):
   """From states twice as far out as typical ones."""
-  x = jnp.asarray(state_of(case, t, 2.0 * draws()[:2, :48]), jnp.float32)
+  x = jnp.asarray(state_of(case, t, 2.0 * draws("ddim")[:2, :48]), jnp.float32)
   t, s = jnp.float32(t), jnp.float32(s)
   return sampler.step(gaussian(case.schedule), x, sampler.init(x), t, s, keys_for(2))[0]
 
@@ -384,7 +383,7 @@ def test_last_step_lands_on_x0(case, name):
   times, table = _grid(case, grids.uniform_logsnr)
   t = times[20]
   alpha, sigma = case.alpha(oracle.wide(t)), case.sigma(oracle.wide(t))
-  x = state_of(case, t, draws())
+  x = state_of(case, t, draws(name))
   gain = alpha * STD**2 / ((alpha * STD) ** 2 + sigma**2)
   expected = MEAN + gain * (x - alpha * MEAN)
   x = jnp.asarray(x, jnp.float32)
@@ -398,7 +397,7 @@ def test_starts_where_no_data_is_left(name):
   """From alpha = 0 exactly; only the coordinates x / alpha are undefined there."""
   case, times = CASE["rectified_flow"], np.linspace(1.0, 0.0, 65, dtype=np.float32)
   step = functools.partial(_table_step(name), tabulate(FLOW, jnp.asarray(times)))
-  z, keys = draws(), keys_for(len(oracle.TARGETS))
+  z, keys = draws(name), keys_for(len(oracle.TARGETS))
   x = jnp.asarray(state_of(case, times[0], z), jnp.float32)
   end = loop(step, MAKERS[name](FLOW), times, x, keys)[-1]
   for target in ("x0", "v", "velocity", "edm"):  # eps and score say nothing of x0 there
@@ -431,7 +430,7 @@ def test_heun_of_any_scale_is_the_ode_of_ddim(make):
 @functools.cache
 def _scanned(name: str, start: int):
   """Images start, ..., 4 by `sample`: (their noise, the end, what was kept)."""
-  x = jnp.asarray(draws()[start:5, :48])
+  x = jnp.asarray(draws("ddim")[start:5, :48])
   times, keys = INNER, keys_for(5 - start, start)
   denoise = gaussian(FLOW, param.Velocity())
   sampler = MAKERS[name](FLOW)

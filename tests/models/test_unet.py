@@ -67,7 +67,8 @@ def test_padding_of_a_caption_is_not_read(setup):
   mask = jnp.array([[True, True, False, False]])
 
   def encode(tokens):
-    states = jax.jit(task.text_encoder.apply)({"params": params}, jnp.array([tokens]), mask)
+    apply = jax.jit(task.text_encoder.apply)
+    states = apply({"params": params}, jnp.array([tokens]), mask)
     return states[:, :2]
 
   np.testing.assert_array_equal(encode([3, 5, 0, 0]), encode([3, 5, 9, 11]))
