@@ -1,0 +1,151 @@
+"""The house rules: who imports whom, what an import costs, where things stand."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILES = sorted((ROOT / "gen_jax").rglob("*.py"))
+
+# A package may import what stands beside it, itself, and nothing else of gen_jax.
+L0 = {"types", "rng", "tree"}
+MAY_IMPORT = {
+  "types": set(),
+  "rng": L0,
+  "tree": L0,
+  "flops": L0,
+  "sharding": L0,
+  "diffusion": L0,
+  "losses": L0,
+  "decoding": L0,
+  "optim": L0,
+  "data": L0,
+  "nn": L0 | {"sharding"},
+  "models": L0 | {"nn", "sharding"},
+  "tasks": L0 | {"losses", "diffusion"},
+  "train": L0 | {"tasks.base", "sharding"},
+  "prompting": L0 | {"models", "tasks", "decoding", "data"},
+  "build": None,  # everything below the command line
+  "cli": None,
+}
+
+
+def room(parts):
+  """'diffusion' for gen_jax.diffusion.grids; 'tasks.base' stays what it is."""
+  return "tasks.base" if parts[:2] == ["tasks", "base"] else parts[0]
+
+
+def imports(path):
+  """Modules of gen_jax that a file imports, and top-level foreign packages."""
+  own, foreign = set(), set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    names = []
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    for name in names:
+      head, *rest = name.split(".")
+      if head == "gen_jax" and rest:
+        own.add(room(rest))
+      elif head != "gen_jax":
+        foreign.add(head)
+  return own, foreign
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_layers(path):
+  parts = list(path.relative_to(ROOT / "gen_jax").with_suffix("").parts)
+  if parts == ["__init__"]:
+    return
+  here = parts[0]
+  own, foreign = imports(path)
+  allowed = MAY_IMPORT[here]
+  if allowed is not None:
+    siblings = {here, *(["tasks.base"] if here == "tasks" else [])}
+    assert own <= allowed | siblings
+  elif here == "build":
+    assert "cli" not in own
+  if here in ("diffusion", "decoding"):
+    assert not foreign & {"flax", "ml_collections", "optax"}
+  assert not foreign & {"torch", "tensorflow", "pickle"}
+  if here != "cli":
+    assert "ml_collections" not in foreign  # ConfigDict stops at the command line
+
+
+def test_partition_specs_live_in_sharding_alone():
+  for path in FILES:
+    if path.name != "sharding.py":
+      assert "PartitionSpec" not in path.read_text(), path
+
+
+def test_configs_never_import_the_library():
+  for path in (ROOT / "configs").rglob("*.py"):
+    own, foreign = imports(path)
+    assert not own and "gen_jax" not in foreign, path
+    assert foreign <= {"ml_collections", "configs", "difflib", "collections"}
+
+
+def test_size_budgets():
+  lengths = {p: len(p.read_text().splitlines()) for p in FILES}
+  assert sum(lengths.values()) <= 10_000
+  for path, length in lengths.items():
+    # The tables of names are one file by design.
+    assert length <= (600 if path.name == "build.py" else 400), path
+    module = ast.parse(path.read_text())
+    for node in ast.walk(module):
+      if isinstance(node, ast.FunctionDef):
+        assert node.end_lineno - node.lineno < 110, (path, node.name)
+
+
+def test_public_names_are_documented():
+  for path in FILES:
+    module = ast.parse(path.read_text())
+    assert not path.read_text() or ast.get_docstring(module), path
+    for node in module.body:
+      if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_":
+        assert ast.get_docstring(node), (path, node.name)
+
+
+def run(code):
+  return subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+  ).stdout.strip()
+
+
+def test_import_is_quick_and_quiet():
+  """Under 1.5 s (best of three, the machine may be busy); no device, no frameworks."""
+  code = (
+    "import time; began = time.perf_counter(); import gen_jax, sys;"
+    " print(time.perf_counter() - began);"
+    " print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+  )
+  runs = [run(code).splitlines() for _ in range(3)]
+  assert min(float(secs) for secs, _ in runs) < 1.5
+  assert runs[0][1] == "[]"
+
+
+def test_no_module_touches_a_device_or_tensorflow_when_imported():
+  names = [
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for p in FILES
+  ]
+  code = (
+    f"import importlib, sys; [importlib.import_module(n) for n in {names!r}];"
+    " from jax._src import xla_bridge; print(xla_bridge.backends_are_initialized(),"
+    " sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+  )
+  assert run(code) == "False []"
+
+
+def test_digits_builder_imports_no_tensorflow(tmp_path):
+  code = (
+    "import sys; from gen_jax.data import sources;"
+    f" examples = sources.Digits({str(tmp_path)!r}).examples('validation');"
+    " e = examples[3]; print(len(examples), e['image'].shape, e['image'].dtype,"
+    " 'tensorflow' in sys.modules)"
+  )
+  assert run(code).splitlines()[-1] == "359 (8, 8, 1) uint8 False"
