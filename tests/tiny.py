@@ -29,7 +29,7 @@ def text_batch(seed: int = 0, length: int = 12) -> dict[str, np.ndarray]:
 def diffusion_task(**changes) -> diffusion.Diffusion:
   """8x8 grey pictures, captions of 4 tokens out of 16."""
   fields = dict(
-    unet=unet.UNet(unet.Config(1, 8, (1, 2), 1, (1,), num_heads=2, num_groups=4)),
+    unet=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4)),
     text_encoder=text_encoder.TextEncoder(text_encoder.Config(16, 4, 1, 8, 2)),
     schedule=schedule.Cosine(),
     target=parameterisation.V(),

@@ -24,7 +24,8 @@ def noisy(params, scale=0.1):
 
 @pytest.fixture(scope="module")
 def setup():
-  task, batch = tiny.diffusion_task(), tiny.image_batch()
+  levels = unet.Config(1, 8, (1, 2), 1, (1,), num_heads=2, num_groups=4)
+  task, batch = tiny.diffusion_task(unet=unet.UNet(levels)), tiny.image_batch()
   init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
   return task, init(jax.random.key(0)), batch
 

@@ -69,7 +69,7 @@ def test_diffusion_learns_which_picture_a_caption_means():
     "weights": np.ones(tiny.BATCH, np.float32),
   }
   task = tiny.diffusion_task(
-    unet=unet.UNet(unet.Config(1, 16, (1, 2), 1, (1,), num_heads=2, num_groups=4)),
+    unet=unet.UNet(unet.Config(1, 16, (1,), 1, (), num_heads=2, num_groups=4)),
     time_sampler=corrupt.UniformTime(0.85, 0.95),
     caption_drop_prob=0.0,
   )
