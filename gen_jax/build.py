@@ -603,6 +603,13 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     raise InputError(
       "task language_model needs data.name=text, task diffusion data.name=images"
     )
+  method = "documents" if is_text else "examples"
+  if not hasattr(data.source, method):
+    fitting = [n for n, e in TABLES["source"].items() if hasattr(e.signature, method)]
+    raise InputError(
+      f"data.source gives no {'text' if is_text else 'pictures'}; those that do:"
+      f" {', '.join(fitting)}"
+    )
   if is_text != isinstance(sampling, generate.Sampling):
     raise InputError(
       "task language_model needs sampling.name=text, task diffusion sampling.name=image"

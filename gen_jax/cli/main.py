@@ -5,6 +5,8 @@ JSON object.
 """
 
 import argparse
+import atexit
+import contextlib
 import errno
 import importlib
 import json
@@ -12,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import NoReturn
 
 from gen_jax import types
@@ -100,8 +103,34 @@ def run(argv: list[str]) -> dict:
   return module.run(args)
 
 
+@contextlib.contextmanager
+def _one_voice():
+  """Only the main thread reports, once, what other threads stumble over as well."""
+  unraisable, raised = sys.unraisablehook, threading.excepthook
+
+  def from_main_thread(args):
+    if threading.current_thread() is threading.main_thread():
+      unraisable(args)
+
+  def unless_io(args):
+    if not isinstance(args.exc_value, OSError):
+      raised(args)
+
+  sys.unraisablehook, threading.excepthook = from_main_thread, unless_io
+  try:
+    yield
+  finally:
+    sys.unraisablehook, threading.excepthook = unraisable, raised
+
+
+def _silence() -> None:
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _fail(message: str) -> NoReturn:
-  print("gen-jax: error:", " ".join(message.splitlines()), file=sys.stderr)
+  print("gen-jax: error:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
+  atexit.unregister(_silence)
+  atexit.register(_silence)  # libraries that fail to clean up say so at the very end
   sys.exit(2)
 
 
@@ -115,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.getLogger("urllib3").setLevel(logging.ERROR)
   try:
-    result = run(argv)
+    with _one_voice():
+      result = run(argv)
   except types.InputError as error:
     _fail(str(error))
   except BrokenPipeError:  # `gen-jax ... | head` has seen enough

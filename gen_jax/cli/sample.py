@@ -64,7 +64,12 @@ def run(args) -> dict:
   )
   opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
   folder = pathlib.Path(args.out) if args.out else directory / "samples"
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot write to {folder}: {error.strerror}; give another --out"
+    ) from None
   draw = _text if is_text else _pictures
   result = draw(args, opened, args.prompt or [""], folder)
   print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)

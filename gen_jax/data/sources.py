@@ -174,8 +174,9 @@ def _text(value: Any, where: str) -> str:
   except UnicodeError as error:
     raise InputError(f"{where}: text is not valid Unicode ({error})") from None
   except AttributeError:
-    raise InputError(f"{where}: {value!r:.80} is not text") from None
-  return text
+    shown = " ".join(repr(value).split())[:80]
+    raise InputError(f"{where}: {shown} is not text") from None
+  return str(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,10 @@ read, newest first, so that a damaged disk costs an interval and not the run.
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,6 +23,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from gen_jax import tree
 from gen_jax.train import state as states
 from gen_jax.types import InputError
+
+_MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,16 @@ class Progress:
     if value < self.best:
       return Progress(value, step, 0)
     return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)
+
+
+class _Manager(ocp.CheckpointManager):
+  """Opens as well where a step's metrics are damaged: as if they were not measured."""
+
+  def metrics(self, step: int):
+    try:
+      return super().metrics(step)
+    except ValueError:
+      return None
 
 
 @contextlib.contextmanager
@@ -77,18 +91,14 @@ def open_manager(
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:
-    with ocp.CheckpointManager(
-      directory, options=options, item_handlers=handlers
-    ) as manager:
+    with _Manager(directory, options=options, item_handlers=handlers) as manager:
       yield manager
   except ValueError as error:  # tensorstore's, from the thread that writes
-    reason = re.search(r"\[OS error \d+: (.*?)\]", str(error), re.IGNORECASE)
-    if reason is None:
+    code = re.search(r"os.error\D*(\d+)", str(error), re.IGNORECASE)
+    if code is None:
       raise
-    raise InputError(
-      f"cannot write checkpoints to {directory}: {reason[1]}; make room, then the same"
-      " command goes on from the last whole one"
-    ) from error
+    reason = os.strerror(int(code[1]))
+    raise InputError(f"cannot write to {directory}: {reason}; {_MAKE_ROOM}") from error
 
 
 def save(
@@ -98,7 +108,18 @@ def save(
   progress: Progress,
   monitored: float | None = None,
 ) -> None:
-  """Starts an asynchronous save; `monitored` is this step's own value, if measured."""
+  """Starts an asynchronous save; `monitored` is this step's own value, if measured.
+
+  Raises:
+    InputError: there is not room enough, which is better known before than halfway.
+  """
+  needed = tree.num_bytes(state) / jax.process_count()
+  free = shutil.disk_usage(manager.directory).free
+  if free < needed:
+    raise InputError(
+      f"cannot save step {step} to {manager.directory}: {needed / 2**20:,.2f} MiB"
+      f" needed, {free / 2**20:,.2f} MiB free; {_MAKE_ROOM}"
+    )
   manager.save(
     step,
     args=ocp.args.Composite(

@@ -98,7 +98,7 @@ def make_step(
     keys = rng.per_example(key, batch_size)
     with sharding.use(layout):
       grads, out = gradients(task, state.params, frozen, batch, keys, num_microbatches)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema

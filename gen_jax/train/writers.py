@@ -70,7 +70,8 @@ class TensorBoard:
       self._writer.add_scalar(name, value, step)
 
   def close(self) -> None:
-    self._writer.close()
+    with contextlib.suppress(OSError):  # its thread may have died of a full disk
+      self._writer.close()
 
 
 class Terminal:

@@ -154,3 +154,18 @@ def test_other_targets_leave_the_input_alone(name):
   """Only EDM preconditions: every other network sees x_t itself."""
   scale = oracle.TARGETS[name].input_scale(schedules.Karras(), TIMES)
   np.testing.assert_array_equal(scale, jnp.ones_like(TIMES))
+
+
+@pytest.mark.parametrize(
+  ("target", "t", "sign"),
+  [(param.X0(), 0.0, 1.0), (param.Eps(), 1.0, 1.0), (param.Score(), 1.0, -1.0)],
+  ids=["x0_at_sigma_0", "eps_at_alpha_0", "score_at_alpha_0"],
+)
+def test_an_exact_network_is_finite_where_the_system_is_singular(target, t, sign):
+  """Where the output only repeats x_t, the other unknown is 0 and not 0 / 0."""
+  x, _ = pair()
+  times = jnp.full_like(TIMES, t)
+  got = param.solve(target, schedules.RectifiedFlow(), times, x, sign * x)
+  known, unknown = got if t == 0.0 else got[::-1]
+  np.testing.assert_array_equal(known, x)
+  np.testing.assert_array_equal(unknown, jnp.zeros_like(x))

@@ -408,27 +408,26 @@ def test_starts_where_no_data_is_left(name):
       assert_normal(x, *ancestral_law(case, times))
 
 
-@pytest.mark.parametrize("make", [samplers.heun, _heun_by_sum, _heun_by_norm])
-def test_heun_of_any_scale_is_the_ode_of_ddim(make):
-  """Both follow one path: their distance falls like ddim's error, 1 / steps."""
-  case = CASE["rectified_flow"]
-  pair = [make(case.schedule), samplers.ddim(case.schedule)]
-  steps = [stepper(sampler, gaussian(case.schedule)) for sampler in pair]
+def test_heun_of_any_scale_is_the_ode_of_ddim():
+  """All follow one path: their distance to ddim falls like its error, 1 / steps."""
+  makers = [samplers.ddim, samplers.heun, _heun_by_sum, _heun_by_norm]
+  pairs = [(make(FLOW), stepper(make(FLOW), gaussian(FLOW))) for make in makers]
   gaps = []
   for num_steps in (25, 100):
-    times = jnp.linspace(0.9, 0.1, num_steps + 1)
-    x = jnp.asarray(state_of(case, times[0], [[-1.0, 0.5, 2.0]]), jnp.float32)
-    ends = [
-      loop(step, sampler, times, x, keys_for(1))[-1]
-      for step, sampler in zip(steps, pair, strict=True)
-    ]
-    gaps.append(float(jnp.max(jnp.abs(ends[0] - ends[1]))))
-  assert 3.0 < gaps[0] / gaps[1] < 5.5
-  assert gaps[1] < 0.02
+    times = np.linspace(0.9, 0.1, num_steps + 1, dtype=np.float32)
+    x = state_of(CASE["rectified_flow"], times[0], [[-1.0, 0.5, 2.0]])
+    x = jnp.asarray(x, jnp.float32)
+    ddim, *heuns = (
+      np.asarray(loop(step, sampler, times, x, keys_for(1))[-1])
+      for sampler, step in pairs
+    )
+    gaps.append([np.max(np.abs(heun - ddim)) for heun in heuns])
+  few, many = np.array(gaps)
+  assert np.all((few / many > 3.0) & (few / many < 5.5))
+  assert np.all(many < 0.02)
 
 
-@functools.cache
-def _scanned(name: str, start: int):
+def _scan(name: str, start: int):
   """Images start, ..., 4 by `sample`: (their noise, the end, what was kept)."""
   x = jnp.asarray(draws("ddim")[start:5, :48])
   times, keys = INNER, keys_for(5 - start, start)
@@ -437,6 +436,7 @@ def _scanned(name: str, start: int):
   return x, *samplers.sample(denoise, sampler, times, x, keys, trace=lambda x: 2.0 * x)
 
 
+_scanned = functools.cache(_scan)  # compiled
 INNER = np.linspace(0.8, 0.0, 6, dtype=np.float32)  # 1 / alpha amplifies no rounding
 # One without a carry, one with lax.cond, one with a carry, one that draws noise.
 SCANNED = ["euler", "heun", "dpmpp_2m", "ddpm"]
@@ -467,16 +467,39 @@ def test_without_trace_nothing_is_kept():
   assert kept is None
 
 
-@pytest.mark.parametrize("name", SCANNED)
+@pytest.mark.parametrize("name", [*SCANNED, "ddim_1"])
 def test_an_image_does_not_know_its_batch(name):
-  """Image i of five is bitwise the image drawn in a batch of two.
+  """Image i of five is bitwise that of a batch of two: no operation mixes images.
 
-  The images fill whole vector registers, as real ones do: XLA rounds the remainder of
-  a loop differently, so images of 3 numbers would agree to an ulp only.
+  Operation by operation, for that is what this code decides. See the next test for
+  the compiled program.
   """
-  (_, five, _), (_, two, _) = _scanned(name, 0), _scanned(name, 3)
+  with jax.disable_jit():
+    five, two = _scan(name, 0)[1], _scan(name, 3)[1]
   np.testing.assert_array_equal(two, five[3:])
   assert len(np.unique(five[:, 0])) == 5
+
+
+@pytest.mark.parametrize("name", SCANNED)
+def test_a_compiled_image_does_not_know_its_batch(name):
+  """The same to rounding: compiled for another batch, XLA may round differently.
+
+  Not bitwise: on jax 0.10 (CPU) the last bit differs for some samplers and shapes, the
+  same ones every time; on 0.12 no difference was seen.
+  """
+  five, two = _scanned(name, 0)[1], _scanned(name, 3)[1]
+  np.testing.assert_allclose(two, five[3:], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scans_in_float64(name):
+  """The carry has the dtype of the state, so that `sample` also runs under x64."""
+  with jax.enable_x64(True):
+    run = functools.partial(samplers.sample, gaussian(FLOW), MAKERS[name](FLOW))
+    end, _ = jax.eval_shape(
+      run, jnp.linspace(0.8, 0.0, 6), jnp.ones((2, 3)), keys_for(2)
+    )
+    assert end.shape == (2, 3)
 
 
 def test_noise_is_sigma_eps_of_each_key():
@@ -519,6 +542,5 @@ def test_sweeps_do_not_recompile():
     ]
   ]
   assert num_traces == 1
-  assert draw._cache_size() == 1
   for one, other in itertools.pairwise(results):
     assert float(jnp.max(jnp.abs(one - other))) > 1e-3

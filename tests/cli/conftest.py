@@ -1,0 +1,94 @@
+"""Commands called in this process, and workdirs whose weights are all zero."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax import build
+from gen_jax.cli import config_args, main, workdir
+from gen_jax.train import checkpoint
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Outcome(NamedTuple):
+  """What a command left: its exit code, and both streams."""
+
+  code: int
+  out: str
+  err: str
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+  """Calls `gen-jax ...` as if from the repository's root."""
+  monkeypatch.chdir(ROOT)
+
+  def run(*argv) -> Outcome:
+    capfd.readouterr()
+    code = 0
+    try:
+      main.main([str(word) for word in argv])
+    except SystemExit as stop:
+      code = stop.code
+    return Outcome(code, *capfd.readouterr())
+
+  return run
+
+
+@pytest.fixture
+def refuse(call):
+  """Calls a command that must end with code 2 and one line that says all of `says`."""
+
+  def run(*argv, says) -> None:
+    outcome = call(*argv)
+    assert outcome.code == 2, outcome
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("gen-jax: error: ")
+    for words in says:
+      assert words in line
+
+  return run
+
+
+def _claim(path: pathlib.Path, file: str, *changes) -> build.Experiment:
+  config = config_args.apply(config_args.load(f"{ROOT / file}:smoke"), changes)
+  with workdir.claim(path, config):
+    return build.experiment(config, path)
+
+
+@pytest.fixture(scope="session")
+def _text_workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text") / "run"
+  changes = {"num_layers": "1", "width": "8", "num_heads": "2"}.items()
+  experiment = _claim(
+    path, "configs/lm/pydoc.py", *((f"task.model.{k}", v) for k, v in changes)
+  )
+  goal = experiment.abstract_state(experiment.optimizer(1)[0])
+  with checkpoint.open_manager(path) as manager:
+    for step, value in ((0, 2.0), (2, 1.0)):
+      state = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), goal
+      )
+      state = dataclasses.replace(state, step=state.step + step)
+      checkpoint.save(manager, step, state, checkpoint.Progress(value, step), value)
+  return path
+
+
+@pytest.fixture(scope="session")
+def image_workdir(tmp_path_factory):
+  """A diffusion run that has not come to a checkpoint."""
+  path = tmp_path_factory.mktemp("images") / "run"
+  _claim(path, "configs/diffusion/digits.py")
+  return path
+
+
+@pytest.fixture
+def text_workdir(_text_workdir, tmp_path):
+  """A language model's run with checkpoints at steps 0 and 2 (the best), to damage."""
+  return shutil.copytree(_text_workdir, tmp_path / "run")

@@ -1,0 +1,77 @@
+"""The commands' surface: help, machine-readable results, a dry run of a giant."""
+
+import json
+import resource
+
+import pytest
+
+from gen_jax.cli import main
+
+TEXT = "configs/lm/pydoc.py"
+
+
+@pytest.mark.parametrize("command", [None, *main.COMMANDS])
+def test_help(call, command):
+  outcome = call(*([command] if command else []), "--help")
+  assert (outcome.code, outcome.err) == (0, "")
+  lines = outcome.out.splitlines()
+  assert lines[0].startswith(f"usage: gen-jax {command or ''}".rstrip())
+  assert max(map(len, lines)) <= 100
+  flags = [line.strip() for line in lines if line.startswith("  -")]
+  summaries = main.COMMANDS.values() if command is None else ["--json", "--help"]
+  assert all(any(words in line for line in lines) for words in summaries)
+  assert all(len(flag.split()) > 1 for flag in flags)
+
+
+def test_no_arguments_are_a_question(call):
+  assert call() == call("--help")
+
+
+def test_doctor_ends_in_json(call):
+  outcome = call("doctor", "--json")
+  assert outcome.code == 0, outcome.err
+  *_, last = outcome.out.splitlines()
+  result = json.loads(last)
+  assert result["ok"] and result["gemm_float32_gflops"] > 0
+  assert len(result["devices"]) == 8
+  assert not result["torch_imported"]
+
+
+def test_inspect_says_what_training_left(call, text_workdir):
+  """Two runs that end the same have the same hashes; here, two checkpoints."""
+  results = []
+  for step in ("0", "2"):
+    outcome = call("inspect", "--json", "--workdir", text_workdir, "--checkpoint", step)
+    assert (outcome.code, outcome.err) == (0, "")
+    results.append(json.loads(outcome.out.splitlines()[-1]))
+  first, second = results
+  assert (first["step"], second["step"]) == (0, 2)
+  assert first["steps"] == [0, 2] and first["latest_step"] == first["best_step"] == 2
+  assert first["sha256"] == second["sha256"]
+  assert first["params"] == sum(first["params_by_module"].values())
+  assert f"{first['params']:,}" in outcome.out
+  assert set(first["sha256"]) == {"params", "opt_state"}
+
+
+def test_dry_run_of_a_model_far_larger_than_this_machine(call):
+  width, layers, vocab = 32768, 2, 1024
+  outcome = call(
+    *("train", "--config", TEXT, "--dry_run", "--json"),
+    f"--config.task.model.width={width}",
+    f"--config.task.model.num_layers={layers}",
+    "--config.task.model.num_heads=64",
+  )
+  assert outcome.code == 0, outcome.err
+  result = json.loads(outcome.out.splitlines()[-1])
+  attention, mlp, norms = 4 * width**2, 2 * width * 4 * width, 2 * 2 * width
+  params = vocab * width + layers * (attention + mlp + norms) + 2 * width
+  assert result["params"] == params > 10**10
+  assert result["params_by_module"]["block_0/mlp"] == mlp
+  # Parameters, two moments, a step count each for Adam and the state, and a key.
+  assert result["state_bytes"] - 12 * params == pytest.approx(0, abs=64)
+  peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert peak < result["state_bytes"] / 10  # nothing of it was made
+  assert result["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+  # 6 N per token, but for the embedding's lookup and for attention's own products.
+  tokens = 16 * 128
+  assert result["matrix_flops_per_step"] == pytest.approx(6 * params * tokens, rel=0.02)

@@ -1,0 +1,133 @@
+"""Overrides become typed values; a config file becomes a plain dict."""
+
+import copy
+import json
+import pathlib
+
+import pytest
+
+from gen_jax import build, types
+from gen_jax.cli import config_args
+
+ROOT = pathlib.Path(__file__).parents[2]
+TEXT = config_args.load(str(ROOT / "configs" / "lm" / "pydoc.py"))
+IMAGES = config_args.load(str(ROOT / "configs" / "diffusion" / "digits.py"))
+
+
+def _apply(config, *overrides):
+  return config_args.apply(config, [tuple(o.split("=", 1)) for o in overrides])
+
+
+@pytest.mark.parametrize(
+  "config, override, value",
+  [
+    # Numbers; a whole number is a number, and becomes one.
+    (TEXT, "train.num_steps=7", 7),
+    (TEXT, "train.num_steps=1_000", 1000),
+    (TEXT, "seed=3", 3),
+    (TEXT, "optimizer.learning_rate.peak=1e-3", 1e-3),
+    (TEXT, "optimizer.weight_decay=1", 1.0),
+    (TEXT, "sampling.temperature=-0", 0.0),
+    # Bools.
+    (TEXT, "task.model.tied_head=false", False),
+    (IMAGES, "data.flip=TRUE", True),
+    # None where the annotation has it, and values where it was.
+    (TEXT, "optimizer.clip_norm=none", None),
+    (TEXT, "task.model.rotary=None", None),
+    (TEXT, "evaluators.gzip=none", None),
+    (TEXT, "train.num_epochs=2", 2.0),
+    (TEXT, "train.patience=2", 2),
+    # Text stays text, whatever it looks like.
+    (TEXT, "train.monitor=validation/accuracy", "validation/accuracy"),
+    (TEXT, "train.monitor=1", "1"),
+    (TEXT, "train.monitor=none", "none"),
+    (IMAGES, "data.source.data_dir=7", "7"),
+    (IMAGES, "data.source.data_dir=none", None),
+    # Keys that the config leaves at their defaults.
+    (IMAGES, "evaluators.reading.phrase=a {}", "a {}"),
+    (TEXT, "data.tokenizer.vocab_size=300", 300),
+    # Tuples, with or without brackets.
+    (IMAGES, "task.unet.multipliers=1,2,4", (1, 2, 4)),
+    (IMAGES, "task.unet.multipliers=[1, 2]", (1, 2)),
+    (IMAGES, "task.unet.attention_levels=1", (1,)),
+    (IMAGES, "task.unet.attention_levels=()", ()),
+    (IMAGES, "sampling.guidance_interval=(0,0.5)", (0.0, 0.5)),
+    # Blocks: by name, whole, and where there was none.
+    (IMAGES, "task.target=eps", {"name": "eps"}),
+    (IMAGES, "task.schedule=karras", {"name": "karras"}),
+    (TEXT, "task.model.mlp.activation=relu", "relu"),
+    (TEXT, "task.model.norm={'name': 'rms_norm'}", {"name": "rms_norm"}),
+    (TEXT, "task.model.position=learned", {"name": "learned"}),
+    (TEXT, "evaluators={}", {}),
+  ],
+)
+def test_values(config, override, value):
+  before = copy.deepcopy(config)
+  changed = _apply(config, override)
+  build.check_config(changed)
+  for key in override.split("=", 1)[0].split("."):
+    changed = changed[key]
+  assert repr(changed) == repr(value)  # 1 is not 1.0 is not True
+  assert config == before
+
+
+def test_later_overrides_see_earlier_ones():
+  changed = _apply(
+    TEXT,
+    "optimizer=lion",
+    "optimizer.learning_rate.name=constant",
+    "optimizer.learning_rate.peak=1",
+    "optimizer.b2=0.5",
+    "task.model.position.name=sinusoidal",
+    "task.model.position.max_period=100",
+  )
+  build.check_config(changed)
+  rate = {"name": "constant", "peak": 1.0}
+  assert changed["optimizer"] == {"name": "lion", "learning_rate": rate, "b2": 0.5}
+  position = {"name": "sinusoidal", "max_period": 100.0}
+  assert changed["task"]["model"]["position"] == position
+
+
+def test_a_key_may_be_a_number_here_and_a_block_there():
+  """`scale` is the spread of a codec, and the name of a function of a sampler."""
+  changed = _apply(
+    IMAGES,
+    "task.codec=affine",
+    "task.codec.shift=0",
+    "task.codec.scale=2",
+    "sampling.sampler=heun",
+    "sampling.sampler.scale=by_sum",
+  )
+  build.check_config(changed)
+  assert changed["task"]["codec"] == {"name": "affine", "shift": 0.0, "scale": 2.0}
+  with pytest.raises(types.InputError, match=r"codec.scale='by_sum' must be a number"):
+    _apply(changed, "task.codec.scale=by_sum")
+
+
+def test_overrides_are_taken_out_of_the_words():
+  words = ["train", "--config", "c.py", "--config.a=1=2", "--config.b", "-1", "--json"]
+  overrides, rest = config_args.split_overrides(words)
+  assert overrides == [("a", "1=2"), ("b", "-1")]
+  assert rest == ["train", "--config", "c.py", "--json"]
+
+
+def test_load_runs_the_file_with_its_argument(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "import ml_collections\n"
+    "def get_config(arg=None):\n"
+    "  return ml_collections.ConfigDict({'arg': arg, 'block': {'pair': (1, 2)}})\n"
+  )
+  assert config_args.load(f"{file}:a,b") == {"arg": "a,b", "block": {"pair": (1, 2)}}
+  assert config_args.load(str(file))["arg"] is None
+
+
+@pytest.mark.parametrize("config", [TEXT, IMAGES])
+def test_a_config_survives_json(config):
+  """A workdir's config.json has lists for tuples; it must pass the same checks."""
+  build.check_config(json.loads(json.dumps(config)))
+
+
+def test_dump_shows_every_value():
+  text = config_args.dump({"a": {"b": (1, 2), "c": None}, "d": "x"})
+  assert text.split("\n") == ["a:", "  b: (1, 2)", "  c: None", "d: 'x'"]

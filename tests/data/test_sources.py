@@ -1,0 +1,284 @@
+"""Sources read the formats that people have, exactly, and split them for good."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from gen_jax import types
+from gen_jax.data import datasets, pipeline, sources, tokenizers
+
+BYTES = tokenizers.train_bpe([], 257)
+
+
+def _save(path, image, **options):
+  path.parent.mkdir(exist_ok=True)
+  image.save(path, **options)
+
+
+def _grey(value, size=(6, 4)):
+  return Image.new("L", size, value)
+
+
+def _both(source):
+  return source.documents("train"), source.documents("validation")
+
+
+def _batch(source):
+  """One batch of text windows, through the whole pipeline."""
+  data = datasets.TextData(source, lambda texts: BYTES, length=8, batch_size=2)
+  return data.pipeline("train", BYTES, seed=0).batch(0)
+
+
+def _images(source, split="train"):
+  """{caption: image}, and one batch through the whole pipeline."""
+  data = datasets.ImageData(source, lambda texts: BYTES, 4, 1, 16, batch_size=2)
+  batch = data.pipeline(split, BYTES, seed=0).batch(0)
+  assert batch["image"].shape == (2, 4, 4, 1)
+  assert np.abs(batch["image"]).max() <= 1
+  examples = source.examples(split)
+  return {examples[i]["caption"]: examples[i]["image"] for i in range(len(examples))}
+
+
+def test_text_files(tmp_path):
+  """One document per file in the order of names; line ends are left as they are."""
+  (tmp_path / "b").mkdir()
+  (tmp_path / "b" / "2.txt").write_bytes(b"second\r\nfile")
+  (tmp_path / "1.txt").write_bytes("erste Größe".encode())
+  (tmp_path / "3.md").write_bytes(b"not asked for")
+  train, validation = _both(sources.TextFiles(f"{tmp_path}/**/*.txt", 0.25))
+  assert (train, validation) == (["erste Größe", "second"], ["\r\nfile"])
+  one = sources.TextFiles(str(tmp_path / "1.txt"), 0.0)
+  assert _both(one) == (["erste Größe"], [])
+  assert BYTES.decode(_batch(one)["inputs"][0][1:]) in "erste Größe"
+
+
+def test_jsonl(tmp_path):
+  """A line ends where the file says so, not at every Unicode line separator."""
+  texts = ["one\u2028still one\x85", "two", "three"]
+  rows = [
+    json.dumps({"id": i, "body": t}, ensure_ascii=False) for i, t in enumerate(texts)
+  ]
+  (tmp_path / "a.jsonl").write_text("\n\n".join(rows[:2]) + "\r\n", newline="")
+  (tmp_path / "b.jsonl").write_text(rows[2])
+  source = sources.JsonLines(f"{tmp_path}/*.jsonl", "body", 0.0)
+  assert _both(source) == (texts, [])
+  assert _batch(source)["inputs"].shape == (2, 8)
+
+
+def test_pydoc_splits_share_no_paragraph():
+  train, validation = (
+    {p for document in documents for p in document.split("\n\n")}
+    for documents in _both(sources.Pydoc())
+  )
+  assert len(train) > 5 * len(validation) > 500
+  assert not train & validation
+
+
+class _Notes(tfds.core.GeneratorBasedBuilder):
+  """Five notes with a picture, a class and a text."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    features = {
+      "text": tfds.features.Text(),
+      "image": tfds.features.Image(shape=(6, 4, 1)),
+      "label": tfds.features.ClassLabel(names=["no", "yes"]),
+      "depth": tfds.features.Tensor(shape=(2, 2, 1), dtype=np.float32),
+    }
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples(4), "test": self._generate_examples(1)}
+
+  def _generate_examples(self, num):
+    for i in range(num):
+      image = io.BytesIO()
+      _grey(50 * i, (4, 6)).save(image, "PNG")
+      image.seek(0)
+      depth = np.zeros((2, 2, 1), np.float32)
+      yield i, {"text": f"note {i} ö", "image": image, "label": i % 2, "depth": depth}
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+  """A prepared TFDS directory."""
+  builder = _Notes(data_dir=tmp_path_factory.mktemp("tfds"), file_format="array_record")
+  builder.download_and_prepare()
+  return str(builder.data_path)
+
+
+def test_tfds_text(notes):
+  source = sources.TfdsText(notes, validation_split="test")
+  train, validation = _both(source)
+  assert sorted(train) == [f"note {i} ö" for i in range(4)]
+  assert list(validation) == ["note 0 ö"]
+  assert _batch(source)["inputs"].shape == (2, 8)
+  for split, num in (("train[:50%]", 2), ("train+test", 5)):
+    assert len(sources.TfdsText(notes, train_split=split).documents("train")) == num
+
+
+def test_tfds_images(notes):
+  images = _images(sources.TfdsImages(notes, caption_field="text"))
+  assert {k: v.max() for k, v in images.items()} == {
+    f"note {i} ö": 50 * i for i in range(4)
+  }
+  labels = sources.TfdsImages(notes, caption_field="label", template="class {}!")
+  assert set(_images(labels)) == {"class 0!", "class 1!"}
+
+
+@pytest.mark.parametrize(
+  "changes, says",
+  [
+    (dict(train_split="tran"), "unknown split .*'tran': did you mean 'train'"),
+    (dict(train_split="train[:x]"), r"cannot read split 'train\[:x\]'.*train, test"),
+    (dict(caption_field="txt"), "unknown field .*'txt': did you mean 'text'"),
+    (dict(caption_field="depth"), r"depth of .*: array\(.* is not text"),
+    (dict(image_field="depth", caption_field="text"), "depth of .* is float32"),
+    (dict(image_field="img", caption_field="text"), "unknown field .*'img'.*'image'"),
+  ],
+)
+def test_tfds_with_other_fields_than_asked_for(notes, changes, says):
+  with pytest.raises(types.InputError, match=says) as error:
+    sources.TfdsImages(notes, **changes).examples("train")[0]
+  assert "\n" not in str(error.value)
+
+
+def test_digits_are_prepared_on_first_use(tmp_path):
+  source = sources.Digits(str(tmp_path))
+  train, validation = source.examples("train"), source.examples("validation")
+  assert (len(train), len(validation)) == (1438, 359)
+  example = train[0]
+  assert example["image"].shape == (8, 8, 1) and example["image"].dtype == np.uint8
+  assert isinstance(example["caption"], str) and 0 <= example["label"] <= 9
+  assert list(tmp_path.glob("**/*.array_record*"))
+
+
+def test_image_folder_with_folder_names(tmp_path):
+  _save(tmp_path / "cat" / "a.png", _grey(10))
+  _save(tmp_path / "dog" / "b.BMP", _grey(20))
+  _save(tmp_path / "dog" / "c.webp", _grey(20), lossless=True)
+  (tmp_path / "dog" / "notes.md").write_text("not a picture")
+  images = _images(sources.ImageFolder(str(tmp_path), 0.0))
+  assert {k: (v.shape, v.max()) for k, v in images.items()} == {
+    "cat": ((4, 6, 3), 10),
+    "dog": ((4, 6, 3), 20),
+  }
+
+
+def test_image_folder_with_text_beside_each_image(tmp_path):
+  for i, name in enumerate(("a", "b")):
+    _save(tmp_path / f"{name}.png", _grey(i))
+    (tmp_path / f"{name}.txt").write_text(f" caption {i}\n")
+  images = _images(sources.ImageFolder(str(tmp_path), 0.0))
+  assert {k: v.max() for k, v in images.items()} == {"caption 0": 0, "caption 1": 1}
+
+
+def test_image_folder_with_metadata(tmp_path):
+  """metadata.jsonl comes before text files; paths in it start at the folder."""
+  _save(tmp_path / "a.png", _grey(0))
+  _save(tmp_path / "sub" / "b.png", _grey(1))
+  (tmp_path / "a.txt").write_text("not this")
+  rows = [
+    {"file_name": "sub/b.png", "text": "zwei"},
+    {"file_name": "a.png", "text": "1"},
+  ]
+  (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  images = _images(sources.ImageFolder(str(tmp_path), 0.0))
+  assert {k: v.max() for k, v in images.items()} == {"1": 0, "zwei": 1}
+
+
+@pytest.mark.parametrize(
+  "image, options, pixel",
+  [
+    (Image.new("RGB", (4, 4), (9, 8, 7)), {}, [9, 8, 7]),
+    (Image.new("RGBA", (4, 4), (9, 8, 7, 0)), {}, [255, 255, 255]),
+    (Image.new("LA", (4, 4), (9, 255)), {}, [9, 9, 9]),
+    (Image.new("P", (4, 4), 0), {"transparency": 0}, [255, 255, 255]),
+    (Image.new("1", (4, 4), 1), {}, [255, 255, 255]),
+    (Image.new("I;16", (4, 4), 0x80FF), {}, [128, 128, 128]),
+  ],
+  ids=["rgb", "clear", "grey", "clear palette", "black and white", "16 bit"],
+)
+def test_image_modes(tmp_path, image, options, pixel):
+  """Transparent parts lie on white paper; 16 bits are not clipped to white."""
+  _save(tmp_path / "a.png", image, **options)
+  (array,) = _pixels(tmp_path)
+  assert array.shape == (4, 4, 3) and array.dtype == np.uint8
+  assert array[0, 0].tolist() == pixel
+
+
+def _pixels(folder):
+  examples = sources.ImageFolder(str(folder), 0.0).examples("train")
+  return [examples[i]["image"] for i in range(len(examples))]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what is wrong with them
+def test_any_broken_image_is_named(tmp_path):
+  """Whatever a damaged file makes Pillow raise."""
+  generator = np.random.default_rng(0)
+  noise = Image.fromarray(generator.integers(0, 255, (9, 9, 3), dtype=np.uint8))
+  broken = 0
+  for kind in ("png", "jpeg", "webp", "bmp"):
+    file = io.BytesIO()
+    noise.save(file, kind)
+    for _ in range(60):
+      damaged = np.frombuffer(file.getvalue(), np.uint8).copy()
+      at = generator.integers(0, len(damaged), 8)
+      damaged[at] = generator.integers(0, 256, 8)
+      path = tmp_path / f"a.{kind}"
+      path.write_bytes(damaged[: generator.integers(0, 2 * len(damaged))].tobytes())
+      try:
+        _pixels(tmp_path)
+      except types.InputError as error:
+        broken += 1
+        assert f"{path} is not a readable image" in str(error)
+    path.unlink()
+  assert broken > 50
+
+
+def test_a_broken_image_stops_the_thread_that_loads_it(tmp_path):
+  _save(tmp_path / "a.png", _grey(0))
+  data = pipeline.captioned_images(
+    sources.ImageFolder(str(tmp_path), 0.0).examples("train"),
+    BYTES,
+    image_size=4,
+    channels=3,
+    caption_length=8,
+    batch_size=1,
+    seed=0,
+  )
+  (tmp_path / "a.png").write_bytes(b"gone bad since")
+  with pytest.raises(types.InputError, match=r"a\.png is not a readable image"):
+    next(data.stream(0))
+
+
+def test_npz(tmp_path):
+  pictures = np.arange(3 * 4 * 4 * 3).reshape(3, 4, 4, 3).astype(np.uint8)
+  path = tmp_path / "a.npz"
+  for texts in (["a", "ö", "c"], [t.encode() for t in ("a", "ö", "c")]):
+    tags = np.array([["x"], 1, None], object)  # pickled, and not asked for
+    np.savez_compressed(path, picture=pictures, text=np.array(texts), tags=tags)
+    images = _images(sources.Npz(str(path), "picture", "text", 0.0))
+    assert list(images) == ["a", "ö", "c"]
+    assert np.array_equal(np.stack(list(images.values())), pictures)
+
+
+def test_held_out_examples_are_the_same_in_every_run(tmp_path):
+  path = tmp_path / "a.npz"
+  names = np.array([f"{i:02}" for i in range(20)])
+  np.savez(path, image=np.zeros((20, 4, 4, 1), np.uint8), caption=names)
+  source = sources.Npz(str(path), validation_fraction=0.2)
+  train, validation = (
+    [source.examples(split)[i]["caption"] for i in range(len(source.examples(split)))]
+    for split in ("train", "validation")
+  )
+  assert (len(train), len(validation)) == (16, 4)
+  assert sorted(train + validation) == names.tolist()
+  assert validation != names[-4:].tolist()  # not just the last ones
+  again = source.examples("validation")
+  assert [again[i]["caption"] for i in range(4)] == validation
