@@ -10,7 +10,6 @@ what they are passed to. ConfigDict stops here.
 import dataclasses
 import functools
 import inspect
-import pathlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -18,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from gen_jax import optim, prompting, sharding
 from gen_jax.data import datasets, pipeline, sources, tokenizers
@@ -35,10 +33,9 @@ from gen_jax.diffusion import (
 )
 from gen_jax.models import text_encoder, transformer, unet
 from gen_jax.nn import embed, mlp, norms
-from gen_jax.tasks import base, diffusion, lm
+from gen_jax.tasks import diffusion, lm
 from gen_jax.train import evaluators, loop
-from gen_jax.train import state as states
-from gen_jax.types import Batch, InputError, PyTree, unknown
+from gen_jax.types import InputError, unknown
 
 Config = Mapping[str, Any]
 
@@ -446,192 +443,3 @@ def _tuples(value: Any) -> Any:
 
 BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
-  """Everything that a config stands for, built.
-
-  `tokenizer` is None where nothing may be read or written (a dry run).
-  """
-
-  config: Config
-  layout: sharding.Layout
-  data: datasets.Data
-  tokenizer: tokenizers.Tokenizer | None
-  task: base.Task
-  train: loop.Config
-  sampling: Any
-
-  @property
-  def seed(self) -> int:
-    return self.config["seed"]
-
-  @property
-  def frozen(self) -> PyTree:
-    """What the task needs beside its parameters."""
-    return {}
-
-  def pipeline(self, split: str) -> pipeline.Pipeline:
-    """Batches of a split."""
-    return self.data.pipeline(split, self.tokenizer, self.seed)
-
-  def optimizer(
-    self, num_steps: int
-  ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser and its learning rate for a run of num_steps."""
-    block = self.config["optimizer"]
-    rate = build(
-      "learning_rate",
-      block.get("learning_rate"),
-      "optimizer.learning_rate",
-      num_steps=num_steps,
-    )
-    return build("optimizer", block, num_steps=num_steps), rate
-
-  def batch(self) -> Batch:
-    """An abstract global batch in this run's layout."""
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.layout.batched(x)),
-      self.data.abstract_batch(),
-    )
-
-  def abstract_state(self, optimizer: optax.GradientTransformation):
-    """Shapes and shardings of the training state."""
-    with_ema = self.train.ema_decay is not None
-    return states.abstract(
-      self.task, optimizer, self.batch(), self.layout, with_ema=with_ema
-    )
-
-  def evaluators(self) -> list[evaluators.Evaluator]:
-    """The config's evaluators; reads the data."""
-    blocks = self.config["evaluators"]
-    return [
-      build("evaluator", block, f"evaluators.{name}", experiment=self)
-      for name, block in blocks.items()
-      if block is not None
-    ]
-
-  def writer(self, piece: int = 8) -> prompting.Writer:
-    """Continues prompts (a language model's experiment)."""
-    return prompting.Writer(self.task.model, self.tokenizer, self.sampling, piece)
-
-  def painter(self) -> prompting.Painter:
-    """Draws pictures for captions (a diffusion experiment)."""
-    side, channels = self.data.image_size, self.data.channels
-    return prompting.Painter(
-      self.task,
-      self.tokenizer,
-      self.sampling,
-      (side, side, channels),
-      self.data.caption_length,
-    )
-
-
-def experiment(config: Config, workdir: pathlib.Path | None) -> Experiment:
-  """Builds a config.
-
-  Args:
-    config: plain nested dict, see `configs/`.
-    workdir: home of tokenizer.json; None reads and writes nothing, and is enough for
-      shapes, counts and compilation.
-
-  Raises:
-    InputError: anything in the config that cannot be.
-  """
-  check_config(config)
-  data = build("dataset", config["data"], "data")
-  layout = build("mesh", config["mesh"])
-  train = build("train", config["train"])
-  pieces = layout.num_batch_shards * train.num_microbatches
-  if data.batch_size % pieces:
-    near = max(data.batch_size // pieces, 1) * pieces
-    raise InputError(
-      f"data.batch_size={data.batch_size} must be divisible by {pieces}: mesh data x"
-      f" fsdp = {layout.num_batch_shards}, times train.num_microbatches ="
-      f" {train.num_microbatches}; try {near} or {near + pieces}"
-    )
-  tokenizer = datasets.tokenizer_for(data, workdir) if workdir else None
-  injected = {"tokenizer": tokenizer}
-  if isinstance(data, datasets.ImageData):
-    injected["caption_length"] = data.caption_length
-  task = build("task", config["task"], **injected)
-  sampling = build("sampling", config["sampling"])
-  _check_fit(task, data, sampling)
-  return Experiment(
-    config=config,
-    layout=layout,
-    data=data,
-    tokenizer=tokenizer,
-    task=task,
-    train=train,
-    sampling=sampling,
-  )
-
-
-def check_config(config: Config) -> None:
-  """Checks every name, key and type in a config, and builds nothing.
-
-  Raises:
-    InputError: says where and what.
-  """
-  known = (*BLOCKS, "seed", "evaluators")
-  if not isinstance(config, Mapping):
-    raise InputError(
-      f"a config has the keys {', '.join(known)}; this is {config!r:.80}"
-    )
-  for key in config:
-    if key not in known:
-      raise unknown_key("", config, key)
-  missing = [key for key in known if config.get(key) is None]
-  if missing:
-    raise InputError(f"the config needs {', '.join(missing)}")
-  seed = typed(config["seed"], int, "seed")
-  if not 0 <= seed < 2**63:
-    raise InputError(f"seed={seed} must be at least 0 and less than 2**63")
-  for name in BLOCKS:
-    check("dataset" if name == "data" else name, config[name], name)
-  if not isinstance(config["evaluators"], Mapping):
-    raise InputError(f"evaluators={config['evaluators']!r} must be blocks by name")
-  for name, block in config["evaluators"].items():
-    check("evaluator", block, f"evaluators.{name}")
-
-
-def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
-  is_text = isinstance(task, lm.LanguageModel)
-  if is_text != isinstance(data, datasets.TextData):
-    raise InputError(
-      "task language_model needs data.name=text, task diffusion data.name=images"
-    )
-  method = "documents" if is_text else "examples"
-  if not hasattr(data.source, method):
-    fitting = [n for n, e in TABLES["source"].items() if hasattr(e.signature, method)]
-    raise InputError(
-      f"data.source gives no {'text' if is_text else 'pictures'}; those that do:"
-      f" {', '.join(fitting)}"
-    )
-  if is_text != isinstance(sampling, generate.Sampling):
-    raise InputError(
-      "task language_model needs sampling.name=text, task diffusion sampling.name=image"
-    )
-  if is_text:
-    pairs = [("data.length", data.length, "task.model", task.model)]
-  else:
-    pairs = [
-      (
-        "data.caption_length",
-        data.caption_length,
-        "task.text_encoder",
-        task.text_encoder,
-      )
-    ]
-    channels = task.unet.config.image_channels
-    if channels != data.channels:
-      raise InputError(
-        f"data.channels={data.channels} must equal task.unet.image_channels={channels}"
-      )
-  for name, length, owner, module in pairs:
-    if length > module.config.max_length:
-      raise InputError(
-        f"{name}={length} must be at most {owner}.max_length={module.config.max_length}"
-      )

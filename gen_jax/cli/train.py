@@ -4,7 +4,8 @@ import pathlib
 
 import jax
 
-from gen_jax import build, flops, sharding, tree
+from gen_jax import experiment as experiments
+from gen_jax import flops, sharding, tree
 from gen_jax.cli import config_args, workdir
 from gen_jax.train import checkpoint, loop, writers
 from gen_jax.train import state as states
@@ -36,13 +37,13 @@ def run(args) -> dict:
   if not args.workdir:
     raise InputError("--workdir is needed (or --dry_run)")
   directory = pathlib.Path(args.workdir)
-  build.experiment(config, None)  # refuse a bad config before anything is written
+  experiments.make(config, None)  # refuse a bad config before anything is written
   return _train(config, directory)
 
 
 def _train(config: dict, directory: pathlib.Path) -> dict:
   with workdir.claim(directory, config):  # all that bad input can stop
-    experiment = build.experiment(config, directory)
+    experiment = experiments.make(config, directory)
     layout, data = experiment.layout, experiment.data
     examples = experiment.pipeline("train")
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
@@ -134,7 +135,7 @@ def parameter_table(params) -> dict[str, int]:
 
 
 def _dry_run(config: dict) -> dict:
-  experiment = build.experiment(config, None)
+  experiment = experiments.make(config, None)
   optimizer, _ = experiment.optimizer(experiment.train.num_steps)
   state, batch = experiment.abstract_state(optimizer), experiment.batch()
   step = steps.make_step(

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from gen_jax import build
+from gen_jax import experiment as experiments
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
 from gen_jax.types import InputError, PyTree, unknown
@@ -133,7 +133,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
       " workdir"
     ) from None
   try:
-    build.check_config(config)
+    experiments.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
   return config
@@ -143,7 +143,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 class Opened:
   """A trained model: the experiment, its state and the weights asked for."""
 
-  experiment: build.Experiment
+  experiment: experiments.Experiment
   state: states.TrainState
   weights: PyTree
   step: int
@@ -174,7 +174,7 @@ def open_trained(
     raise InputError(
       f"{workdir} has no checkpoint yet (not even tokenizer.json); train it first"
     )
-  experiment = build.experiment(config, workdir)
+  experiment = experiments.make(config, workdir)
   optimizer, _ = experiment.optimizer(1)
   goal = experiment.abstract_state(optimizer)
   with checkpoint.open_manager(workdir, read_only=True) as manager:

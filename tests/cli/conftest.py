@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from gen_jax import build
+from gen_jax import experiment as experiments
 from gen_jax.cli import config_args, main, workdir
 from gen_jax.train import checkpoint
 
@@ -56,10 +56,10 @@ def refuse(call):
   return run
 
 
-def _claim(path: pathlib.Path, file: str, *changes) -> build.Experiment:
+def _claim(path: pathlib.Path, file: str, *changes) -> experiments.Experiment:
   config = config_args.apply(config_args.load(f"{ROOT / file}:smoke"), changes)
   with workdir.claim(path, config):
-    return build.experiment(config, path)
+    return experiments.make(config, path)
 
 
 @pytest.fixture(scope="session")

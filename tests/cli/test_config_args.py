@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from gen_jax import build, types
+from gen_jax import experiment as experiments
+from gen_jax import types
 from gen_jax.cli import config_args
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def _apply(config, *overrides):
 def test_values(config, override, value):
   before = copy.deepcopy(config)
   changed = _apply(config, override)
-  build.check_config(changed)
+  experiments.check_config(changed)
   for key in override.split("=", 1)[0].split("."):
     changed = changed[key]
   assert repr(changed) == repr(value)  # 1 is not 1.0 is not True
@@ -81,7 +82,7 @@ def test_later_overrides_see_earlier_ones():
     "task.model.position.name=sinusoidal",
     "task.model.position.max_period=100",
   )
-  build.check_config(changed)
+  experiments.check_config(changed)
   rate = {"name": "constant", "peak": 1.0}
   assert changed["optimizer"] == {"name": "lion", "learning_rate": rate, "b2": 0.5}
   position = {"name": "sinusoidal", "max_period": 100.0}
@@ -98,7 +99,7 @@ def test_a_key_may_be_a_number_here_and_a_block_there():
     "sampling.sampler=heun",
     "sampling.sampler.scale=by_sum",
   )
-  build.check_config(changed)
+  experiments.check_config(changed)
   assert changed["task"]["codec"] == {"name": "affine", "shift": 0.0, "scale": 2.0}
   with pytest.raises(types.InputError, match=r"codec.scale='by_sum' must be a number"):
     _apply(changed, "task.codec.scale=by_sum")
@@ -125,7 +126,7 @@ def test_load_runs_the_file_with_its_argument(tmp_path):
 @pytest.mark.parametrize("config", [TEXT, IMAGES])
 def test_a_config_survives_json(config):
   """A workdir's config.json has lists for tuples; it must pass the same checks."""
-  build.check_config(json.loads(json.dumps(config)))
+  experiments.check_config(json.loads(json.dumps(config)))
 
 
 def test_dump_shows_every_value():

@@ -5,7 +5,8 @@ import pathlib
 import jax
 import pytest
 
-from gen_jax import build, tree
+from gen_jax import experiment as experiments
+from gen_jax import tree
 from gen_jax.cli import config_args, main
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def test_full_size_builds_without_data(config, monkeypatch):
   blocks["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "rules": "fsdp"}
   with monkeypatch.context() as m:
     m.setattr(jax, "devices", lambda: jax.local_devices()[:1])
-    experiment = build.experiment(blocks, None)
+    experiment = experiments.make(blocks, None)
   optimizer, rate = experiment.optimizer(experiment.train.num_steps)
   state = experiment.abstract_state(optimizer)
   assert tree.size(state.params) == SIZES.get(config, tree.size(state.params))
