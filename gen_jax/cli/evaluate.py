@@ -13,7 +13,7 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
   directory = pathlib.Path(args.workdir)
-  config = workdir.read_config(directory)
+  config = workdir.read_config(directory, args.overrides)
   opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
   result = {"step": opened.step, "weights": opened.kind}
   print(f"step {opened.step}, {opened.kind} weights")

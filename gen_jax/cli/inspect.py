@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
   directory = pathlib.Path(args.workdir)
-  config = workdir.read_config(directory)
+  config = workdir.read_config(directory, args.overrides)
   opened = workdir.open_trained(directory, config, args.checkpoint)
   with checkpoint.open_manager(directory, read_only=True) as manager:
     steps, best = sorted(manager.all_steps()), checkpoint.best_step(manager)

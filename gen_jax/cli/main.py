@@ -97,7 +97,7 @@ def run(argv: list[str]) -> dict:
     raise types.InputError(
       f"unexpected argument {extra[0]!r} (see {parser.prog} {args.command} --help)"
     )
-  if overrides and "config" not in args:
+  if overrides and not {"config", "checkpoint"} & vars(args).keys():
     raise types.InputError(f"{args.command} takes no --config.* overrides")
   args.overrides = overrides
   return module.run(args)

@@ -49,7 +49,7 @@ def run(args) -> dict:
   if not 0 <= args.seed < 2**63:
     raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
   directory = pathlib.Path(args.workdir)
-  config = workdir.read_config(directory)
+  config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
   for name in other:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gen_jax import experiment as experiments
+from gen_jax.cli import config_args
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
 from gen_jax.types import InputError, PyTree, unknown
@@ -19,6 +20,10 @@ from gen_jax.types import InputError, PyTree, unknown
 # What may differ when a workdir is opened again: it does not change what is learned.
 MAY_CHANGE = ("mesh", "sampling", "train.log_every", "train.keep")
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def _may_change(key: str) -> bool:
+  return any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -80,8 +85,7 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
   differ = [
     f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
     for key in sorted(old.keys() | new.keys())
-    if old.get(key, KeyError) != new.get(key, KeyError)
-    and not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+    if old.get(key, KeyError) != new.get(key, KeyError) and not _may_change(key)
   ]
   if differ:
     more = f" and {len(differ) - 8} more" if len(differ) > 8 else ""
@@ -113,12 +117,20 @@ def _revision() -> str | None:
   return done.stdout.strip() or None
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-  """The config of a workdir.
+def read_config(
+  workdir: pathlib.Path, overrides: config_args.Overrides = ()
+) -> dict[str, Any]:
+  """The config of a workdir, with overrides of what may change (its mesh, say).
 
   Raises:
-    InputError: not a workdir.
+    InputError: not a workdir, or an override of what may not change.
   """
+  for key, _ in overrides:
+    if not _may_change(key):
+      raise InputError(
+        f"config key {key!r} belongs to the trained model; what may change is"
+        f" {', '.join(MAY_CHANGE)}"
+      )
   path = workdir / "config.json"
   if not path.exists():
     raise InputError(
@@ -136,7 +148,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     experiments.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  return config
+  return config_args.apply(config, overrides)
 
 
 @dataclasses.dataclass(frozen=True)

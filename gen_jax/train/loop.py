@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
-from gen_jax.types import Batch, InputError, Mean, PyTree
+from gen_jax.types import Batch, InputError, Mean, PyTree, unknown
 
 
 class NotFiniteError(RuntimeError):
@@ -159,7 +159,7 @@ def run(
     items_per_step, unit: what `unit`_per_sec counts.
 
   Raises:
-    NotFiniteError: after saving the last finite state.
+    NotFiniteError, InputError: after saving the last good state.
   """
   first = int(state.step)
   window = _Window(items_per_step, unit)
@@ -177,6 +177,8 @@ def run(
         values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
+    if config.patience and values and config.monitor not in values:
+      raise unknown("metric (train.monitor)", config.monitor, values)
     value = values.get(config.monitor)
     if value is not None:
       progress = progress.update(i, value)
@@ -216,7 +218,7 @@ def run(
         pending = (i, metrics)
       if pending is not None:
         fetch(*pending)
-    except NotFiniteError:
+    except (NotFiniteError, InputError):  # data can turn out to be bad at any time
       save(int(state.step))
       raise
     last = int(state.step)

@@ -75,3 +75,11 @@ def test_dry_run_of_a_model_far_larger_than_this_machine(call):
   # 6 N per token, but for the embedding's lookup and for attention's own products.
   tokens = 16 * 128
   assert result["matrix_flops_per_step"] == pytest.approx(6 * params * tokens, rel=0.02)
+
+
+def test_a_trained_model_opens_on_another_mesh(call, text_workdir):
+  words = ("inspect", "--json", "--workdir", text_workdir)
+  here = json.loads(call(*words).out.splitlines()[-1])
+  other = call(*words, "--config.mesh.data=1", "--config.mesh.fsdp=8")
+  assert other.code == 0, other.err
+  assert json.loads(other.out.splitlines()[-1])["sha256"] == here["sha256"]

@@ -619,3 +619,8 @@ def test_training_goes_on_below_a_damaged_checkpoint(
   with checkpoint.open_manager(text_workdir, read_only=True) as manager:
     assert manager.all_steps() == [0, 2]
   assert len(list(folder.glob("2.damaged-*"))) == 1  # nothing is lost
+
+
+def test_what_was_trained_cannot_be_overridden_later(refuse, text_workdir):
+  words = ("evaluate", "--workdir", text_workdir, "--config.data.length=4")
+  refuse(*words, says=["'data.length'", "trained model", "mesh, sampling"])

@@ -134,6 +134,25 @@ def test_patience_counts_evaluations_without_improvement(manager, saves):
   assert result.progress == checkpoint.Progress(4.0, 1, 2)
 
 
+def test_patience_with_a_metric_that_nobody_measures_is_refused(manager, saves):
+  spy = saves(Spy(every=1))
+  with pytest.raises(types.InputError, match="did you mean 'validation/loss'"):
+    spy.run(manager, patience=2, monitor="validation/lost")
+
+
+def test_bad_data_in_the_middle_loses_no_step(manager, saves):
+  spy = saves(Spy(every=0))
+
+  def stream(start):
+    yield from range(3)
+    raise types.InputError("broken picture")
+
+  spy.stream = stream
+  with pytest.raises(types.InputError, match="broken picture"):
+    spy.run(manager, num_steps=9, save_every=100)
+  assert spy.events[-1] == "save 3"
+
+
 def test_one_signal_saves_and_stops(manager, saves):
   spy = saves(Spy(signal_at=1))
   result = spy.run(manager, num_steps=100, save_every=50)
