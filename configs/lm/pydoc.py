@@ -58,18 +58,18 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         "clip_norm": 1.0,
       },
       "train": {
-        "num_steps": 220,
+        "num_steps": 160,
         "num_epochs": None,
         "patience": None,
         "monitor": "validation/loss",
         "log_every": 20,
-        "save_every": 110,
+        "save_every": 80,
         "keep": 2,
         "num_microbatches": 1,
         "ema_decay": None,
       },
       "evaluators": {
-        "validation": {"name": "loss", "every": 110, "max_batches": None},
+        "validation": {"name": "loss", "every": 80, "max_batches": None},
         "gzip": {"name": "gzip", "every": 0},
       },
       "sampling": {

@@ -21,16 +21,22 @@ from gen_jax.train import step as steps
 from tests import tiny
 
 
-def train(task, batch, num_steps, rate):
+def train(task, batches, num_steps, rate):
+  """Parameters after num_steps on each of the batches, from the same start."""
   layout = sharding.make_layout(1, 1, 1, devices=jax.devices()[:1])
   optimizer = optax.adam(rate)
-  state = states.create(task, optimizer, batch, layout, 0, with_ema=False)
-  step = steps.compile_step(
-    steps.make_step(task, optimizer, layout=layout), state, layout
+  create = lambda: states.create(  # noqa: E731
+    task, optimizer, batches[0], layout, 0, with_ema=False
   )
-  for _ in range(num_steps):
-    state, _ = step(state, {}, batch)
-  return state.params
+  step = steps.make_step(task, optimizer, layout=layout)
+  step = steps.compile_step(step, create(), layout)
+  trained = []
+  for batch in batches:
+    state = create()
+    for _ in range(num_steps):
+      state, _ = step(state, {}, batch)
+    trained.append(state.params)
+  return trained
 
 
 def loss(task, params, batch):
@@ -50,8 +56,7 @@ def test_language_model():
   task = tiny.language_model(vocab_size=257, width=32)
   task = dataclasses.replace(task, token_bytes=tokenizer.token_bytes(257))
   shifted = {**batch, "targets": np.roll(batch["targets"], 1, axis=0)}
-  good = train(task, batch, 200, 1e-2)
-  broken = train(task, shifted, 200, 1e-2)
+  good, broken = train(task, (batch, shifted), 200, 1e-2)
   assert loss(task, good, batch) < 0.3
   assert loss(task, broken, batch) > 2.0
 
@@ -74,8 +79,7 @@ def test_diffusion_learns_which_picture_a_caption_means():
     caption_drop_prob=0.0,
   )
   shifted = {**batch, "caption": np.roll(batch["caption"], 1, axis=0)}
-  good = train(task, batch, 300, 3e-3)
-  broken = train(task, shifted, 300, 3e-3)
+  good, broken = train(task, (batch, shifted), 300, 3e-3)
   spread = float(images.var(axis=0).mean())  # what guessing the mean picture costs
   assert loss(task, good, batch) < 0.3 * spread
   assert loss(task, broken, batch) > spread
