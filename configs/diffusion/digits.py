@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         },
         "text_encoder": {
           "name": "text_encoder",
-          "vocab_size": 320,
+          "vocab_size": 512,
           "max_length": 12,
           "num_layers": 1,
           "width": 64,
@@ -49,7 +49,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "data": {
         "name": "images",
         "source": {"name": "digits", "data_dir": None},
-        "tokenizer": {"name": "bpe", "vocab_size": 320},
+        "tokenizer": {"name": "bpe", "vocab_size": 512},
         "image_size": 8,
         "channels": 1,
         "caption_length": 12,
