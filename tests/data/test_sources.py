@@ -10,6 +10,7 @@ from PIL import Image
 
 from gen_jax import types
 from gen_jax.data import datasets, pipeline, sources, tokenizers
+from gen_jax.data.digits import digits_dataset_builder
 
 BYTES = tokenizers.train_bpe([], 257)
 
@@ -282,3 +283,10 @@ def test_held_out_examples_are_the_same_in_every_run(tmp_path):
   assert validation != names[-4:].tolist()  # not just the last ones
   again = source.examples("validation")
   assert [again[i]["caption"] for i in range(4)] == validation
+
+
+def test_every_phrase_is_in_both_splits_of_the_digits(tmp_path):
+  for split in ("train", "validation"):
+    examples = sources.Digits(str(tmp_path)).examples(split)
+    captions = {examples[i]["caption"] for i in range(len(examples))}
+    assert len(captions) == len(digits_dataset_builder.PHRASES) * 10
