@@ -1,7 +1,8 @@
 """Both models, from data to prompts answered, by the commands a user would type.
 
-Trains, samples and evaluates a small decoder-only transformer and a small
-text-conditioned diffusion model, then writes report.html and summary.json.
+Trains and samples a small decoder-only transformer and a small text-conditioned
+diffusion model (training ends with an evaluation), then writes report.html and
+summary.json.
 """
 
 import argparse
@@ -65,18 +66,16 @@ def main() -> None:
     return result
 
   config = f"configs/lm/pydoc.py{variant}"
-  phase("train_text", "train", "--config", config, "--workdir", text)
+  lm = phase("train_text", "train", "--config", config, "--workdir", text)
   prompts = [word for prompt in TEXT_PROMPTS for word in ("--prompt", prompt)]
   phase("sample_text", "sample", "--workdir", text, *prompts)
-  lm = phase("evaluate_text", "evaluate", "--workdir", text)
 
   config = f"configs/diffusion/digits.py{variant}"
-  phase("train_digits", "train", "--config", config, "--workdir", digits)
+  pictures = phase("train_digits", "train", "--config", config, "--workdir", digits)
   prompts = [word for prompt in DIGIT_PROMPTS for word in ("--prompt", prompt)]
   # Validation loss says little about pictures: take the last weights, not the "best".
   opened = ("--workdir", digits, "--checkpoint", "latest")
   phase("sample_digits", "sample", *opened, "--num", "12", *prompts)
-  pictures = phase("evaluate_digits", "evaluate", *opened)
 
   report = out / "report.html"
   summary = {

@@ -125,11 +125,14 @@ def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
   evaluation = directory / "evaluation.json"
   if evaluation.exists():
     numbers = json.loads(evaluation.read_text())
-    protocol = _flat({"sampling": numbers.pop("sampling", {})})
-    parts.append(_table({**numbers, **protocol}))
+  else:  # what training measured last
+    is_evaluation = lambda name: "/" in name or name.endswith("_accuracy")  # noqa: E731
+    numbers = {k: v for row in rows for k, v in row.items() if is_evaluation(k)}
+  protocol = _flat({"sampling": numbers.pop("sampling", config["sampling"])})
+  parts.append(_table({**numbers, **protocol}))
   hidden = ("learning_rate", "grad_norm")
   names = sorted({k for r in rows for k in r if "/" not in k} - {"step", *hidden})
-  names = [n for n in names if not n.endswith("_per_sec")]
+  names = [n for n in names if not n.endswith(("_per_sec", "_accuracy"))]
   if names:
     parts.append(_image(curves(rows, names), "training and validation over steps"))
   parts.append(_samples(directory))
