@@ -5,8 +5,14 @@ optimisation, which takes most of the time, is off; the commands under tests/e2e
 processes of their own, as a user's would.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
+os.environ["TQDM_DISABLE"] = "1"  # stderr belongs to what is tested
+os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="gen_jax_tests_")
+atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 ).strip()
