@@ -23,6 +23,7 @@ Sources: Ho et al. 2020; Salimans & Ho 2022 (arXiv:2202.00512); Lipman et al. 20
 (2210.02747); Karras et al. 2022 (2206.00364) table 1.
 """
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
@@ -42,12 +43,12 @@ class Prediction(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Target(abc.ABC):
   """A prediction target; subclasses give `coefficients`."""
 
+  @abc.abstractmethod
   def coefficients(self, schedule: schedules.Schedule, t: Array) -> tuple[Array, Array]:
     """Returns (a, b) of out = a x0 + b eps, elementwise over t."""
-    raise NotImplementedError
 
   def input_scale(self, schedule: schedules.Schedule, t: Array) -> Array:
     """Factor on x_t before it enters the network, elementwise over t."""
