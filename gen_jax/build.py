@@ -202,6 +202,14 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "sinusoidal": _later(embed.SinusoidalPositions, "max_length", "width"),
   },
   "rotary": {"rotary": _plain(embed.Rotary)},
+  "scaling": {
+    "llama3": _plain(embed.Llama3Scaling),
+    "linear": _plain(embed.LinearScaling),
+  },
+  "remat": {
+    "full": _value(jax.checkpoint_policies.nothing_saveable),
+    "dots": _value(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+  },
   "schedule": {
     "vp_linear": _plain(schedule.VPLinear),
     "linear": _plain(schedule.Linear),

@@ -41,6 +41,7 @@ _DP = {
   "space": None,  # height or width of an image
   "act_channels": None,
   # Parameters.
+  "layers": None,  # of a scan over layers
   "vocab": None,
   "position": None,
   "embed": None,

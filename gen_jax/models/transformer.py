@@ -9,6 +9,7 @@ Sources: Vaswani et al. 2017 (arXiv:1706.03762); Radford et al. 2019 (GPT-2).
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from gen_jax import sharding
 from gen_jax.nn import attention, block, embed, linear, mlp, norms
-from gen_jax.types import Array, InputError
+from gen_jax.types import Array, InputError, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Config:
     width: D.
     num_heads: N; D / N is the head size.
     num_kv_heads: K, dividing N; None is N.
+    head_dim: Dh; None is D / N.
     mlp_width: F; None is 4 D.
     norm: constructor of a normalisation, `norm(name=...)`.
     mlp: constructor of a feed-forward, `mlp(hidden=..., name=...)`.
@@ -38,7 +40,12 @@ class Config:
     rotary: function that rotates queries and keys by position, or None.
     use_bias: biases on the linear maps.
     tied_head: the head is the transposed token embedding.
+    window: tokens that attention sees, itself included; None sees all before it.
     dropout: drop_prob after embedding, attention and feed-forward.
+    scan_layers: one compiled layer looped L times over stacked parameters, which
+      compiles faster; else L layers in a row, which decodes faster.
+    remat: which activations a layer keeps for its gradient, a policy of
+      `jax.checkpoint_policies`; None keeps all.
     dtype: of activations; parameters are float32.
   """
 
@@ -48,6 +55,7 @@ class Config:
   width: int
   num_heads: int
   num_kv_heads: int | None = None
+  head_dim: int | None = None
   mlp_width: int | None = None
   norm: Callable[..., nn.Module] = norms.LayerNorm
   mlp: Callable[..., nn.Module] = mlp.MLP
@@ -55,14 +63,17 @@ class Config:
   rotary: Callable[[Array, Array], Array] | None = None
   use_bias: bool = True
   tied_head: bool = True
+  window: int | None = None
   dropout: float = 0.0
+  scan_layers: bool = False
+  remat: Callable[..., bool] | None = None
   dtype: str = "float32"
 
   def __post_init__(self):
-    if self.width % self.num_heads:
+    if self.head_dim is None and self.width % self.num_heads:
       raise InputError(
         f"transformer width={self.width} must be divisible by"
-        f" num_heads={self.num_heads}; try width={self.num_heads * 64}"
+        f" num_heads={self.num_heads}; try width={self.num_heads * 64}, or set head_dim"
       )
     if self.num_kv_heads and self.num_heads % self.num_kv_heads:
       raise InputError(
@@ -71,8 +82,9 @@ class Config:
       )
 
   @property
-  def head_dim(self) -> int:
-    return self.width // self.num_heads
+  def dim_per_head(self) -> int:
+    """Dh."""
+    return self.head_dim or self.width // self.num_heads
 
 
 @jax.tree_util.register_dataclass
@@ -92,10 +104,39 @@ class Cache:
 def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
   """An empty cache for sequences of at most `num_slots` tokens."""
   heads = config.num_kv_heads or config.num_heads
-  shape = (batch_size, num_slots, heads, config.head_dim)
+  shape = (batch_size, num_slots, heads, config.dim_per_head)
   zeros = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
   layers = tuple(attention.KV(zeros(), zeros()) for _ in range(config.num_layers))
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
+
+
+def stack(params: Params) -> Params:
+  """Parameters of L layers in a row -> those of a scan over layers.
+
+  {'block_0': {... [*]}, ..., **rest} -> {'blocks': {... [L, *]}, **rest}.
+  """
+  num_layers = sum(name.startswith("block_") for name in params)
+  rows = [params[f"block_{i}"] for i in range(num_layers)]
+  rest = {k: v for k, v in params.items() if not k.startswith("block_")}
+  return {**rest, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *rows)}
+
+
+def unstack(params: Params) -> Params:
+  """The inverse of `stack`."""
+  num_layers = jax.tree.leaves(params["blocks"])[0].shape[0]
+  rows = {
+    f"block_{i}": jax.tree.map(operator.itemgetter(i), params["blocks"])
+    for i in range(num_layers)
+  }
+  return {**{k: v for k, v in params.items() if k != "blocks"}, **rows}
+
+
+def unrolled(model: "Transformer", params: Params) -> tuple["Transformer", Params]:
+  """The same model as layers in a row, which is what decoding with a cache wants."""
+  if not model.config.scan_layers:
+    return model, params
+  config = dataclasses.replace(model.config, scan_layers=False)
+  return Transformer(config), unstack(params)
 
 
 class Transformer(nn.Module):
@@ -105,13 +146,22 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: Array, cache: Cache | None = None, *, train: bool = False
+    self,
+    tokens: Array,
+    cache: Cache | None = None,
+    *,
+    positions: Array | None = None,
+    segments: Array | None = None,
+    train: bool = False,
   ) -> tuple[Array, Cache | None]:
     """Scores every next token.
 
     Args:
       tokens: int [B, T].
       cache: None to see `tokens` alone; else what came before them, row by row.
+      positions: int [B, T]; None counts from the row's start (or from its cache).
+      segments: int [B, T], document of each token: attention stays within one. Not
+        with a cache.
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
@@ -121,11 +171,14 @@ class Transformer(nn.Module):
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
     length = tokens.shape[1]
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    order = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     if cache is not None:
-      positions = positions + cache.length[:, None]
+      order = order + cache.length[:, None]
+    positions = order if positions is None else positions
     slots = length if cache is None else cache.layers[0].key.shape[1]
-    mask = attention.causal(positions, slots)
+    mask = attention.causal(order, slots, cfg.window)
+    if segments is not None:
+      mask = mask & attention.same_segment(segments)
 
     embedding = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")
     x = embedding(tokens)
@@ -136,37 +189,7 @@ class Transformer(nn.Module):
       x = x + position(positions).astype(dtype)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     x = sharding.constrain(x, "batch", "length", "act_embed")
-
-    # Residual branches start 1/sqrt(2L) smaller (Radford et al. 2019, section 2.3).
-    init, out_init = (
-      linear.normal(0.02),
-      linear.normal(0.02 / (2 * cfg.num_layers) ** 0.5),
-    )
-    common = dict(use_bias=cfg.use_bias, init=init, out_init=out_init, dtype=dtype)
-    make_attention = functools.partial(
-      attention.Attention,
-      num_heads=cfg.num_heads,
-      num_kv_heads=cfg.num_kv_heads,
-      head_dim=cfg.head_dim,
-      rotary=cfg.rotary,
-      **common,
-    )
-    make_mlp = functools.partial(
-      cfg.mlp, hidden=cfg.mlp_width or 4 * cfg.width, **common
-    )
-    layers = []
-    for i in range(cfg.num_layers):
-      x, kv = block.Block(
-        make_attention, make_mlp, cfg.norm, cfg.dropout, name=f"block_{i}"
-      )(
-        x,
-        mask=mask,
-        positions=positions,
-        cache=None if cache is None else cache.layers[i],
-        train=train,
-      )
-      layers.append(kv)
-
+    x, layers = self._layers(x, mask, positions, cache, train)
     x = cfg.norm(name="final_norm")(x)
     if cfg.tied_head:
       logits = embedding.attend(x)
@@ -176,11 +199,66 @@ class Transformer(nn.Module):
         ("embed", "vocab"),
         name="head",
         use_bias=False,
-        init=init,
+        init=linear.normal(0.02),
         dtype=dtype,
       )(x)
     logits = sharding.constrain(logits, "batch", "length", "act_vocab")
     if cache is not None:
-      cache = Cache(tuple(layers), cache.length + length)
+      cache = Cache(layers, cache.length + length)
     # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
     return logits.astype(jnp.float32), cache
+
+  def _layers(self, x, mask, positions, cache, train):
+    """L blocks, scanned or in a row; also the key-value caches they leave."""
+    cfg = self.config
+    make = self._make_block()
+
+    def apply(layer, x, kv, mask, positions):
+      return layer(x, mask=mask, positions=positions, cache=kv, train=train)
+
+    if cfg.remat is not None:
+      apply = nn.remat(apply, policy=cfg.remat, prevent_cse=not cfg.scan_layers)
+    if cfg.scan_layers:
+      if cache is not None:
+        raise ValueError("a cache needs layers in a row: see `unrolled`")
+      apply = nn.scan(
+        apply,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=cfg.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )
+      x, _ = apply(make(name="blocks"), x, None, mask, positions)
+      return x, ()
+    layers = []
+    for i in range(cfg.num_layers):
+      kv = None if cache is None else cache.layers[i]
+      x, kv = apply(make(name=f"block_{i}"), x, kv, mask, positions)
+      layers.append(kv)
+    return x, tuple(layers)
+
+  def _make_block(self):
+    """Constructor of a layer, but for its name."""
+    cfg = self.config
+    common = dict(
+      use_bias=cfg.use_bias,
+      init=linear.normal(0.02),
+      # Residual branches start 1/sqrt(2L) smaller (Radford et al. 2019, section 2.3).
+      out_init=linear.normal(0.02 / (2 * cfg.num_layers) ** 0.5),
+      dtype=jnp.dtype(cfg.dtype),
+    )
+    make_attention = functools.partial(
+      attention.Attention,
+      num_heads=cfg.num_heads,
+      num_kv_heads=cfg.num_kv_heads,
+      head_dim=cfg.dim_per_head,
+      rotary=cfg.rotary,
+      **common,
+    )
+    make_mlp = functools.partial(
+      cfg.mlp, hidden=cfg.mlp_width or 4 * cfg.width, **common
+    )
+    return functools.partial(
+      block.Block, make_attention, make_mlp, cfg.norm, cfg.dropout
+    )

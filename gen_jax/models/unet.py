@@ -165,7 +165,7 @@ class UNet(nn.Module):
         f" {x.shape[1]}x{x.shape[2]}; change image_size or multipliers"
       )
     # Published UNets count time in steps of 1/1000.
-    time = embed.sinusoids(1000.0 * t, cfg.width).astype(dtype)
+    time = embed.sinusoids(1000.0 * t, embed.frequencies(cfg.width)).astype(dtype)
     time = linear.dense(4 * cfg.width, ("mlp", "embed"), name="time_in", dtype=dtype)(
       time
     )

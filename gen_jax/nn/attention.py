@@ -32,14 +32,21 @@ def write(cache: KV, new: KV, start: Array) -> KV:
   return jax.tree.map(lambda b, u: jax.vmap(row)(b, u, start), cache, new)
 
 
-def causal(positions: Array, num_slots: int) -> Array:
-  """bool [B, 1, T, S]: a query at position p sees slots 0 .. p.
+def causal(positions: Array, num_slots: int, window: int | None = None) -> Array:
+  """bool [B, 1, T, S]: a query at position p sees slots 0 .. p, or the last `window`.
 
   Slots beyond the query's own position are never seen, so a cache needs no other mask:
   whatever a padded prompt left there is overwritten before a query reaches it.
   """
   slots = jnp.arange(num_slots)[None, None, None, :]
-  return slots <= positions[:, None, :, None]
+  at = positions[:, None, :, None]
+  mask = slots <= at
+  return mask if window is None else mask & (slots > at - window)
+
+
+def same_segment(segments: Array) -> Array:
+  """bool [B, 1, T, T] from int [B, T]: whether two tokens are of one document."""
+  return segments[:, None, :, None] == segments[:, None, None, :]
 
 
 def attend(query: Array, keyvalue: KV, mask: Array | None) -> Array:

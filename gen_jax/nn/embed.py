@@ -1,12 +1,13 @@
 """Token embedding, and the ways a model knows the order of its tokens."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gen_jax.nn import linear
-from gen_jax.types import Array
+from gen_jax.types import Array, InputError
 
 
 class Embed(nn.Module):
@@ -32,15 +33,19 @@ class Embed(nn.Module):
     return jnp.einsum("btd,vd->btv", x, self.table.astype(self.dtype))
 
 
-def sinusoids(positions: Array, width: int, max_period: float = 1e4) -> Array:
-  """cos and sin of geometrically spaced frequencies; [...] -> float32 [..., width].
+def frequencies(width: int, max_period: float = 1e4) -> Array:
+  """float32 [width / 2], geometrically spaced from 1 to 1 / max_period (exclusive)."""
+  half = width // 2
+  return max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def sinusoids(positions: Array, frequencies: Array) -> Array:
+  """cos and sin of position times frequency; [...] x [F] -> float32 [..., 2 F].
 
   Source: Vaswani et al. 2017 (arXiv:1706.03762) section 3.5, halves concatenated.
   """
-  half = width // 2
-  frequencies = max_period ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[..., None].astype(jnp.float32) * jnp.broadcast_to(
-    frequencies, (1,) * positions.ndim + (half,)
+    frequencies, (1,) * positions.ndim + frequencies.shape
   )
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
@@ -70,7 +75,46 @@ class SinusoidalPositions(nn.Module):
 
   def __call__(self, positions: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
-    return sinusoids(positions, self.width, self.max_period)
+    return sinusoids(positions, frequencies(self.width, self.max_period))
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+  """Longer context: low frequencies are divided by `factor`, high ones stay.
+
+  In between, by the number of turns within `original_length`, the two are mixed.
+  Source: Grattafiori et al. 2024 (arXiv:2407.21783) section 3.4, as released.
+  """
+
+  factor: float = 8.0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_length: int = 8192
+
+  def __post_init__(self):
+    if self.high_freq_factor <= self.low_freq_factor:
+      raise InputError(
+        f"scaling high_freq_factor={self.high_freq_factor} must be above"
+        f" low_freq_factor={self.low_freq_factor}"
+      )
+
+  def __call__(self, frequencies: Array) -> Array:
+    """float32 [F] radians per position -> float32 [F]."""
+    turns = self.original_length * frequencies / (2.0 * jnp.pi)
+    low, high = self.low_freq_factor, self.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+  """All positions are divided by `factor`. Chen et al. 2023 (arXiv:2306.15595)."""
+
+  factor: float
+
+  def __call__(self, frequencies: Array) -> Array:
+    """float32 [F] -> float32 [F]."""
+    return frequencies / self.factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +126,13 @@ class Rotary:
   """
 
   base: float = 1e4
+  scaling: Callable[[Array], Array] | None = None
 
   def __call__(self, x: Array, positions: Array) -> Array:
     """x [B, T, N, Dh], positions int [B, T] -> [B, T, N, Dh]."""
-    table = sinusoids(positions, x.shape[-1], self.base)[:, :, None, :]
+    rates = frequencies(x.shape[-1], self.base)
+    rates = rates if self.scaling is None else self.scaling(rates)
+    table = sinusoids(positions, rates)[:, :, None, :]
     cos, sin = jnp.split(table, 2, -1)  # [B, T, 1, Dh/2]
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)

@@ -32,11 +32,15 @@ class LanguageModel:
   def loss(
     self, params: Params, frozen: PyTree, batch: Batch, keys: Array, *, train: bool
   ) -> base.LossOut:
-    """See `base.Task`; batch has inputs, targets int [B, T], weights [B, T]."""
+    """See `base.Task`; batch has inputs, targets int [B, T], weights [B, T].
+
+    Rows packed from several documents also have positions and segments int [B, T].
+    """
     del frozen
     dropout = {"dropout": rng.named(keys[0], "dropout")} if train else None
+    packing = {k: batch[k] for k in ("positions", "segments") if k in batch}
     logits, _ = self.model.apply(
-      {"params": params}, batch["inputs"], train=train, rngs=dropout
+      {"params": params}, batch["inputs"], train=train, rngs=dropout, **packing
     )
     targets, weights = batch["targets"], batch["weights"]
     loss = losses.cross_entropy(logits, targets, weights)
