@@ -84,16 +84,18 @@ def _value(value):
   return Entry(lambda: value, lambda: value)
 
 
-def _language_model(model, tokenizer):
+def _language_model(model, tokenizer, z_loss: float = 0.0):
   size = model.config.vocab_size
+  if z_loss < 0:
+    raise InputError(f"task.z_loss={z_loss} must be at least 0; 1e-4 is usual")
   if tokenizer is None:
-    return lm.LanguageModel(model, np.zeros(size, np.int32))
+    return lm.LanguageModel(model, np.zeros(size, np.int32), z_loss)
   if tokenizer.vocab_size > size:
     raise InputError(
       f"task.model.vocab_size={size} is smaller than the tokenizer's vocabulary of"
       f" {tokenizer.vocab_size}; raise it to at least that"
     )
-  return lm.LanguageModel(model, tokenizer.token_bytes(size))
+  return lm.LanguageModel(model, tokenizer.token_bytes(size), z_loss)
 
 
 def _diffusion(tokenizer, caption_length, **keys):
@@ -265,6 +267,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   },
   "optimizer": {
     "adamw": _plain(optim.adamw),
+    "muon": _plain(optim.muon),
     "lion": _plain(optim.lion),
     "adafactor": _plain(optim.adafactor),
     "sgd": _plain(optim.sgd),

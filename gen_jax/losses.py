@@ -1,5 +1,7 @@
 """Losses as sums: each returns a `Mean`, never a mean already taken."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from gen_jax.types import Array, Mean
@@ -18,3 +20,12 @@ def cross_entropy(logits: Array, targets: Array, weights: Array) -> Mean:
   """
   nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
   return Mean.of(nats, weights)
+
+
+def z_loss(logits: Array, weights: Array) -> Mean:
+  """(log Z)^2 per target, Z the softmax's denominator: keeps logits from drifting.
+
+  Args and returns as `cross_entropy`. Source: Chowdhery et al. 2022 (arXiv:2204.02311)
+  section 5, who weigh it by 1e-4.
+  """
+  return Mean.of(jnp.square(jax.nn.logsumexp(logits, axis=-1)), weights)

@@ -4,6 +4,9 @@ Every schedule has the signature (peak, num_steps, warmup_steps, ...) -> step ->
 every optimiser takes such a schedule and returns one optax transformation.
 """
 
+import re
+
+import jax
 import optax
 
 from gen_jax import tree
@@ -25,16 +28,22 @@ def constant(peak: float, num_steps: int, warmup_steps: int = 0) -> optax.Schedu
 
 
 def cosine(
-  peak: float, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.1
+  peak: float,
+  num_steps: int,
+  warmup_steps: int = 0,
+  final_fraction: float = 0.1,
+  decay_steps: int | None = None,
 ) -> optax.Schedule:
-  """Linear warm-up, then half a cosine down to final_fraction * peak.
+  """Linear warm-up, then half a cosine down to final_fraction * peak, and on at that.
+
+  The bottom is reached at step decay_steps; None is num_steps.
 
   >>> rate = cosine(1.0, 110, warmup_steps=10)
   >>> [round(float(rate(s)), 2) for s in (0, 10, 60, 110)]
   [0.0, 1.0, 0.55, 0.1]
   """
   decay = optax.cosine_decay_schedule(
-    peak, max(num_steps - warmup_steps, 1), alpha=final_fraction
+    peak, max((decay_steps or num_steps) - warmup_steps, 1), alpha=final_fraction
   )
   return optax.join_schedules(
     [constant(peak, num_steps, warmup_steps), decay], [warmup_steps]
@@ -104,6 +113,54 @@ def adamw(
     clip_norm,
     optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decayed),
   )
+
+
+def _muon_axes(path: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+  """Which axes of a kernel are its inputs and outputs; None is left to AdamW.
+
+  Axes are counted from the end, so that a stack of layers [L, ...] is L matrices.
+  """
+  del leaf
+  for pattern, axes in (
+    (r"(query|key|value)/kernel$", (-3, (-2, -1))),  # [D, N, Dh]
+    (r"attention/out/kernel$", ((-3, -2), -1)),  # [N, Dh, D]
+    (r"mlp/(up|gate|down)/kernel$", (-2, -1)),  # [D, F], [F, D]
+  ):
+    if re.search(pattern, path):
+      return optax.contrib.MuonDimensionNumbers(*axes)
+  return None
+
+
+def muon(
+  learning_rate: optax.Schedule,
+  momentum: float = 0.95,
+  b1: float = 0.9,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  weight_decay: float = 0.1,
+  clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+  """Muon on the matrices of attention and feed-forward, AdamW on all the rest.
+
+  Steps are rescaled to the size of AdamW's (0.2 sqrt(max(inputs, outputs))), so that
+  one learning rate and one weight decay serve both. Jordan et al. 2024; Liu et al. 2025
+  (arXiv:2502.16982) eq. 4.
+  """
+
+  def labels(params):
+    return tree.map_with_path(
+      lambda path, x: "adamw" if _muon_axes(path, x) is None else "muon", params
+    )
+
+  matrices = optax.contrib.muon(
+    learning_rate,
+    beta=momentum,
+    weight_decay=weight_decay,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=lambda params: tree.map_with_path(_muon_axes, params),
+  )
+  rest = adamw(learning_rate, b1, b2, eps, weight_decay, clip_norm=None)
+  return _clipped(clip_norm, optax.partition({"muon": matrices, "adamw": rest}, labels))
 
 
 def lion(

@@ -61,9 +61,24 @@ class Mean:
     return cls(jnp.sum(values * weights), jnp.sum(weights))
 
   def __add__(self, other: "Mean") -> "Mean":
-    return Mean(self.total + other.total, self.count + other.count)
+    return type(self)(self.total + other.total, self.count + other.count)
 
   @property
   def value(self) -> Array | float:
     """total / count, and 0 where nothing was counted."""
     return self.total / jnp.maximum(self.count, jnp.finfo(jnp.float32).tiny)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GeometricMean(Mean):
+  """exp of a mean of logarithms: the perplexity of a mean loss in nats.
+
+  >>> round(float((GeometricMean(0.0, 1.0) + GeometricMean(2.0, 1.0)).value), 3)
+  2.718
+  """
+
+  @property
+  def value(self) -> Array:
+    """exp(total / count), and 1 where nothing was counted."""
+    return jnp.exp(super().value)

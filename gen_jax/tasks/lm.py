@@ -9,7 +9,7 @@ import numpy as np
 
 from gen_jax import losses, rng
 from gen_jax.tasks import base
-from gen_jax.types import Array, Batch, Mean, Params, PyTree
+from gen_jax.types import Array, Batch, GeometricMean, Mean, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,10 +20,12 @@ class LanguageModel:
     model: (tokens [B, T]) -> (logits [B, T, V], cache).
     token_bytes: int [V], bytes of text each token stands for, 0 for special tokens:
       makes losses comparable across tokenizers as bits per byte.
+    z_loss: weight of `losses.z_loss` in what is minimised; the metrics leave it out.
   """
 
   model: nn.Module
   token_bytes: np.ndarray
+  z_loss: float = 0.0
 
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`; batch['inputs'] int [B, T]."""
@@ -43,15 +45,20 @@ class LanguageModel:
       {"params": params}, batch["inputs"], train=train, rngs=dropout, **packing
     )
     targets, weights = batch["targets"], batch["weights"]
-    loss = losses.cross_entropy(logits, targets, weights)
+    nats = losses.cross_entropy(logits, targets, weights)
+    loss = nats
+    if self.z_loss > 0:
+      penalty = losses.z_loss(logits, weights)
+      loss = Mean(nats.total + self.z_loss * penalty.total, nats.count)
     num_bytes = jnp.asarray(self.token_bytes, jnp.float32)[targets]
     hits = jnp.argmax(logits, -1) == targets
     return base.LossOut(
       loss,
       {
         "bits_per_byte": Mean(
-          loss.total / math.log(2.0), Mean.of(num_bytes, weights).total
+          nats.total / math.log(2.0), Mean.of(num_bytes, weights).total
         ),
+        "perplexity": GeometricMean(nats.total, nats.count),
         "accuracy": Mean.of(hits, weights),
       },
     )

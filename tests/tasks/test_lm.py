@@ -1,0 +1,65 @@
+"""The language-modelling loss: closed forms of what it reports."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax import losses
+from gen_jax.types import Mean
+from tests import tiny
+
+
+def uniform(**changes):
+  """A task whose model gives every token the same logit, and its parameters."""
+  task = dataclasses.replace(tiny.language_model(), **changes)
+  params = task.init(jax.random.key(0), tiny.text_batch())
+  return task, jax.tree.map(jnp.zeros_like, params)
+
+
+def test_a_model_that_knows_nothing_has_perplexity_v():
+  task, params = uniform()
+  batch = tiny.text_batch()
+  out = task.loss(params, {}, batch, tiny.keys(), train=False)
+  np.testing.assert_allclose(out.loss.value, math.log(32), rtol=1e-6)
+  np.testing.assert_allclose(out.metrics["perplexity"].value, 32, rtol=1e-5)
+  counted = (np.arange(32) % 5)[batch["targets"]] * batch["weights"]
+  bits = batch["weights"].sum() * 5 / counted.sum()  # log2 32 = 5 per token
+  np.testing.assert_allclose(out.metrics["bits_per_byte"].value, bits, rtol=1e-5)
+
+
+def test_perplexity_of_parts_is_the_perplexity_of_the_whole():
+  task, params = uniform()
+  params = jax.tree.map(lambda x: x + 0.1, params)
+  run = lambda batch: task.loss(params, {}, batch, tiny.keys(), train=False)  # noqa: E731
+  batch = tiny.text_batch()
+  halves = [
+    run({k: v[rows] for k, v in batch.items()}) for rows in (slice(3), slice(3, 8))
+  ]
+  together = jax.tree.map(
+    lambda a, b: a + b, *halves, is_leaf=lambda x: isinstance(x, Mean)
+  )
+  for name, mean in run(batch).metrics.items():
+    np.testing.assert_allclose(together.metrics[name].value, mean.value, rtol=1e-5)
+
+
+def test_z_loss_is_added_to_the_loss_alone():
+  """With logits all 0, log Z = ln V."""
+  plain, params = uniform()
+  task, _ = uniform(z_loss=0.1)
+  batch = tiny.text_batch()
+  a = plain.loss(params, {}, batch, tiny.keys(), train=False)
+  b = task.loss(params, {}, batch, tiny.keys(), train=False)
+  extra = 0.1 * math.log(32) ** 2
+  np.testing.assert_allclose(b.loss.value - a.loss.value, extra, rtol=1e-4)
+  jax.tree.map(np.testing.assert_array_equal, a.metrics, b.metrics)
+
+
+def test_z_loss_gradient_is_two_log_z_times_the_softmax():
+  logits = jax.random.normal(jax.random.key(0), (1, 1, 5))
+  ones = jnp.ones((1, 1))
+  grad = jax.grad(lambda x: losses.z_loss(x, ones).total)(logits)
+  log_z = jax.nn.logsumexp(logits)
+  np.testing.assert_allclose(grad, 2 * log_z * jax.nn.softmax(logits), rtol=1e-5)
