@@ -194,7 +194,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     for name, module in (("mlp", mlp.MLP), ("gated_mlp", mlp.GatedMLP))
   },
   "activation": {
-    "gelu": _value(functools.partial(jax.nn.gelu, approximate=True)),
+    "gelu": _value(mlp.gelu),
     "gelu_exact": _value(functools.partial(jax.nn.gelu, approximate=False)),
     "relu": _value(jax.nn.relu),
     "silu": _value(jax.nn.silu),

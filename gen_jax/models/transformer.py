@@ -211,7 +211,9 @@ class Transformer(nn.Module):
   def _layers(self, x, mask, positions, cache, train):
     """L blocks, scanned or in a row; also the key-value caches they leave."""
     cfg = self.config
-    make = self._make_block()
+    # Without a cache a query's keys end at its own slot: blocks skip what is beyond.
+    is_long = cache is None and x.shape[1] % 4 == 0 and x.shape[1] >= 256
+    make = self._make_block(num_blocks=4 if is_long else 1)
 
     def apply(layer, x, kv, mask, positions):
       return layer(x, mask=mask, positions=positions, cache=kv, train=train)
@@ -238,7 +240,7 @@ class Transformer(nn.Module):
       layers.append(kv)
     return x, tuple(layers)
 
-  def _make_block(self):
+  def _make_block(self, num_blocks):
     """Constructor of a layer, but for its name."""
     cfg = self.config
     common = dict(
@@ -254,6 +256,7 @@ class Transformer(nn.Module):
       num_kv_heads=cfg.num_kv_heads,
       head_dim=cfg.dim_per_head,
       rotary=cfg.rotary,
+      num_blocks=num_blocks,
       **common,
     )
     make_mlp = functools.partial(

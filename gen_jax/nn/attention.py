@@ -49,30 +49,87 @@ def same_segment(segments: Array) -> Array:
   return segments[:, None, :, None] == segments[:, None, None, :]
 
 
-def attend(query: Array, keyvalue: KV, mask: Array | None) -> Array:
+def attend(
+  query: Array, keyvalue: KV, mask: Array | None, *, num_blocks: int = 1
+) -> Array:
   """softmax(q k^T / sqrt(Dh)) v, softmax in float32.
+
+  The gradient is written out (Dao et al. 2022, arXiv:2205.14135, appendix B.2): with
+  the probabilities P kept, dS = P (dP - sum(dO O)) takes one pass where automatic
+  differentiation takes several.
 
   Args:
     query: [B, T, N, Dh].
     keyvalue: [B, S, K, Dh] each, K dividing N.
-    mask: bool, broadcastable to [B, N, T, S]; True may be seen. None: all.
+    mask: bool, broadcastable to [B, 1, T, S]; True may be seen. None: all.
+    num_blocks: promise that T = S and nothing after a query's own slot may be seen:
+      queries are taken in this many blocks, each against the keys up to its end.
 
   Returns:
     [B, T, N, Dh].
   """
-  return jax.nn.dot_product_attention(
-    query, keyvalue.key, keyvalue.value, mask=mask, implementation="xla"
-  )
+  batch, length, heads, dim = query.shape
+  num_slots, num_kv_heads = keyvalue.key.shape[1:3]
+  groups = heads // num_kv_heads
+  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query * dim**-0.5, *keyvalue))
+  query = query.reshape(batch, num_kv_heads, groups, length, dim)
+  if mask is not None:
+    mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, num_slots))
+  blocks = []
+  for i in range(num_blocks):
+    start, stop = i * length // num_blocks, (i + 1) * length // num_blocks
+    seen = num_slots if num_blocks == 1 else stop
+    # Query heads that share keys are more rows of one matrix, [B, K, G t, Dh].
+    rows = query[..., start:stop, :].reshape(batch, num_kv_heads, -1, dim)
+    block_mask = None
+    if mask is not None:
+      block_mask = jnp.tile(mask[:, :, start:stop, :seen], (1, 1, groups, 1))
+    out = _attend(rows, key[:, :, :seen], value[:, :, :seen], block_mask)
+    blocks.append(out.reshape(batch, heads, stop - start, dim))
+  return jnp.swapaxes(jnp.concatenate(blocks, 2), 1, 2)
+
+
+@jax.custom_vjp
+def _attend(query, key, value, mask):
+  """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, R, S]."""
+  return _attend_forward(query, key, value, mask)[0]
+
+
+def _attend_forward(query, key, value, mask):
+  scores = jnp.einsum("bkrd,bksd->bkrs", query, key).astype(jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+  probs = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  out = jnp.einsum("bkrs,bksd->bkrd", probs, value)
+  return out, (query, key, value, probs, out)
+
+
+def _attend_gradient(residuals, grad):
+  query, key, value, probs, out = residuals
+  dvalue = jnp.einsum("bkrs,bkrd->bksd", probs, grad)
+  dprobs = jnp.einsum("bkrd,bksd->bkrs", grad, value).astype(jnp.float32)
+  mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
+  dscores = (probs * (dprobs - mean)).astype(query.dtype)
+  dquery = jnp.einsum("bkrs,bksd->bkrd", dscores, key)
+  dkey = jnp.einsum("bkrs,bkrd->bksd", dscores, query)
+  return dquery, dkey, dvalue, None
+
+
+_attend.defvjp(_attend_forward, _attend_gradient)
 
 
 class Attention(nn.Module):
-  """Multi-head attention of x to itself, or to `source`. [B, T, D] -> [B, T, D]."""
+  """Multi-head attention of x to itself, or to `source`. [B, T, D] -> [B, T, D].
+
+  `num_blocks` promises a causal mask: see `attend`.
+  """
 
   num_heads: int
   head_dim: int
   num_kv_heads: int | None = None
   use_bias: bool = True
   rotary: Callable[[Array, Array], Array] | None = None
+  num_blocks: int = 1
   init: linear.Init | None = None
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
@@ -92,7 +149,7 @@ class Attention(nn.Module):
     Args:
       x: [B, T, D].
       source: [B, S, D'] for cross-attention; None is self-attention.
-      mask: bool, broadcastable to [B, N, T, S].
+      mask: bool, broadcastable to [B, 1, T, S].
       positions: int [B, T]; needed with a cache or rotary embedding.
       cache: the slots to write to and attend over.
     """
@@ -119,7 +176,7 @@ class Attention(nn.Module):
     new = KV(key, value)
     if cache is not None:
       new = cache = write(cache, new, positions[:, 0])
-    y = attend(query, new, mask)  # [B, T, N, Dh]
+    y = attend(query, new, mask, num_blocks=self.num_blocks)  # [B, T, N, Dh]
     out = linear.dense(
       x.shape[-1],
       ("heads", "head_dim", "embed"),

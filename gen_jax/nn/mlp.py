@@ -11,11 +11,31 @@ from gen_jax.nn import linear
 from gen_jax.types import Array
 
 
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+  """x Phi(x), with tanh for the normal distribution. Hendrycks & Gimpel 2016.
+
+  Keeps its derivative from the forward pass, where tanh is at hand, instead of x.
+  """
+  return _gelu(x)[0]
+
+
+def _gelu(x):
+  c = (2.0 / jnp.pi) ** 0.5
+  tanh = jnp.tanh(c * (x + 0.044715 * x**3))
+  phi = 0.5 * (1.0 + tanh)
+  slope = phi + 0.5 * x * (1.0 - tanh**2) * c * (1.0 + 3 * 0.044715 * x**2)
+  return x * phi, slope
+
+
+gelu.defvjp(_gelu, lambda slope, dy: (slope * dy,))
+
+
 class MLP(nn.Module):
   """D -> F -> D with a pointwise non-linearity. [B, T, D] -> [B, T, D]."""
 
   hidden: int
-  activation: Callable[[Array], Array] = jax.nn.gelu
+  activation: Callable[[Array], Array] = gelu
   use_bias: bool = True
   init: linear.Init | None = None
   out_init: linear.Init | None = None
