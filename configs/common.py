@@ -33,6 +33,100 @@ def parse_arg(arg: str | None, variants: Sequence[str] = ()) -> tuple[str | None
   return (chosen[0] if chosen else default), "smoke" in words
 
 
+def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
+  """A whole experiment around a transformer: GPT-2's habits, and what differs.
+
+  Args:
+    model: keys of `transformer`; what is not given is GPT-2's.
+    blocks: keys laid over the block of that name (data, optimizer, train, sampling,
+      mesh), or the whole of `evaluators`.
+  """
+  config = {
+    "seed": 0,
+    "task": {
+      "name": "language_model",
+      "z_loss": 0.0,
+      "model": {
+        "name": "transformer",
+        "vocab_size": 50257,
+        "max_length": 1024,
+        "num_layers": 12,
+        "width": 768,
+        "num_heads": 12,
+        "num_kv_heads": None,
+        "head_dim": None,
+        "mlp_width": None,
+        "norm": {"name": "layer_norm", "eps": 1e-5, "use_bias": True},
+        "mlp": {"name": "mlp", "activation": "gelu"},
+        "position": "learned",
+        "rotary": None,
+        "use_bias": True,
+        "tied_head": True,
+        "window": None,
+        "dropout": 0.0,
+        "scan_layers": False,
+        "remat": None,
+        "dtype": "float32",
+        **model,
+      },
+    },
+    "data": {
+      "name": "text",
+      "source": {"name": "pydoc"},
+      "tokenizer": {"name": "bpe", "vocab_size": 50257},
+      "length": 1024,
+      "batch_size": 16,
+    },
+    "optimizer": {
+      "name": "adamw",
+      "learning_rate": {
+        "name": "cosine",
+        "peak": 6e-4,
+        "warmup_steps": 100,
+        "final_fraction": 0.1,
+        "decay_steps": None,
+      },
+      "b1": 0.9,
+      "b2": 0.95,
+      "eps": 1e-8,
+      "weight_decay": 0.1,
+      "clip_norm": 1.0,
+    },
+    "train": {
+      "num_steps": 1000,
+      "num_epochs": None,
+      "patience": None,
+      "monitor": "validation/loss",
+      "log_every": 20,
+      "save_every": 500,
+      "keep": 2,
+      "num_microbatches": 1,
+      "ema_decay": None,
+    },
+    "evaluators": {"validation": {"name": "loss", "every": 500, "max_batches": None}},
+    "sampling": {
+      "name": "text",
+      "max_tokens": 120,
+      "temperature": 0.8,
+      "top_k": None,
+      "top_p": 0.95,
+      "min_p": 0.0,
+    },
+    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"},
+  }
+  config = ml_collections.ConfigDict(config)
+  evaluators = blocks.pop("evaluators", None)
+  if evaluators is not None:
+    config.evaluators = evaluators
+  for name, values in blocks.items():
+    for key, value in values.items():
+      if name == "optimizer" and key == "learning_rate":
+        config.optimizer.learning_rate.update(value)
+      else:
+        config[name][key] = value
+  return config
+
+
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks any config to seconds on a CPU and to the embedded data; same code path."""
   config.train.num_steps = 2
@@ -47,6 +141,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.task.model.width = 32
     config.task.model.num_heads = 4
     config.task.model.num_kv_heads = None
+    config.task.model.head_dim = None
+    config.task.model.dtype = "float32"
     config.task.model.mlp_width = None
     config.task.model.max_length = 32
     config.data.length = 16

@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import traceback
+import types
 import typing
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,26 @@ def split_overrides(argv: list[str]) -> tuple[Overrides, list[str]]:
   return overrides, rest
 
 
+def module(path: str) -> types.ModuleType:
+  """Runs a config file.
+
+  Raises:
+    InputError: no such file.
+  """
+  file = pathlib.Path(path).absolute()
+  if not file.is_file():
+    known = glob.glob("configs/*/*.py")
+    raise unknown("config file", path, (f for f in known if "__" not in f))
+  # Configs import `configs.common`: make the folder above `configs` importable.
+  for parent in file.parents:
+    if parent.name == "configs" and str(parent.parent) not in sys.path:
+      sys.path.insert(0, str(parent.parent))
+  loader = importlib.util.spec_from_file_location("gen_jax_config", file)
+  loaded = importlib.util.module_from_spec(loader)
+  loader.loader.exec_module(loaded)
+  return loaded
+
+
 def load(spec: str) -> dict[str, Any]:
   """Runs `get_config` of a config file.
 
@@ -47,28 +68,19 @@ def load(spec: str) -> dict[str, Any]:
     InputError: no such file, not a config, or an argument it refuses.
   """
   path, _, arg = spec.partition(":")
-  file = pathlib.Path(path).absolute()
-  if not file.is_file():
-    known = glob.glob("configs/*/*.py")
-    raise unknown("config file", path, (f for f in known if "__" not in f))
-  # Configs import `configs.common`: make the folder above `configs` importable.
-  for parent in file.parents:
-    if parent.name == "configs" and str(parent.parent) not in sys.path:
-      sys.path.insert(0, str(parent.parent))
-  loader = importlib.util.spec_from_file_location("gen_jax_config", file)
-  module = importlib.util.module_from_spec(loader)
   try:
-    loader.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    loaded = module(path)
+    if not hasattr(loaded, "get_config"):
       raise InputError(f"config {path} has no function get_config(arg)")
-    config = module.get_config(arg or None)
+    config = loaded.get_config(arg or None)
   except InputError:
     raise
   except Exception as error:  # a config is a program: anything can happen in it
     if type(error) is ValueError:  # it refuses its argument
       raise InputError(f"config {spec}: {error}") from None
+    file = str(pathlib.Path(path).absolute())
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f", line {lines[-1]}" if lines else ""
     raise InputError(f"config {path}{where}: {type(error).__name__}: {error}") from None
   if not hasattr(config, "to_dict"):
