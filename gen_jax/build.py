@@ -287,6 +287,8 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "npz": _plain(sources.Npz),
   },
   "tokenizer": {
+    "bytes": _later(tokenizers.plain_bytes, "texts"),
+    "characters": _later(tokenizers.characters, "texts"),
     "bpe": _later(tokenizers.train_bpe, "texts"),
     "file": _later(tokenizers.from_file, "texts"),
   },

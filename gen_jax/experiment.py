@@ -102,7 +102,7 @@ def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
 
   Args:
     config: plain nested dict, see `configs/`.
-    workdir: home of tokenizer.json; None reads and writes nothing, and is enough for
+    workdir: home of the tokenizer; None reads and writes nothing, and is enough for
       shapes, counts and compilation.
 
   Raises:

@@ -54,9 +54,8 @@ class Writer:
       return generate.prefill(decoder(params), cache, prompts, lengths, keys)
 
     def extend(params, state):
-      return generate.extend(
-        decoder(params), state, self.piece, token_filter, tokenizer.eot
-      )
+      stop = tokenizer.stops[0] if tokenizer.stops else -1
+      return generate.extend(decoder(params), state, self.piece, token_filter, stop)
 
     self._start = jax.jit(start, static_argnames="num_slots")
     self._extend = jax.jit(extend, donate_argnums=1)
@@ -67,18 +66,22 @@ class Writer:
     """Yields tokens int32 [B, <= piece] until all rows are done or long enough.
 
     Raises:
-      InputError: a prompt that leaves no room in the model's context.
+      InputError: a prompt that leaves no room in the model's context, or an empty one
+        where the tokenizer has nothing to open a text with.
     """
-    eot, context = self.tokenizer.eot, self.model.config.max_length
-    rows = [[eot, *self.tokenizer.encode(prompt)] for prompt in prompts]
+    bos, context = self.tokenizer.bos, self.model.config.max_length
+    opening = [] if bos is None else [bos]
+    rows = [[*opening, *self.tokenizer.encode(prompt)] for prompt in prompts]
     longest = max(map(len, rows))
+    if not all(rows):
+      raise InputError("the prompt is empty; this model needs at least one character")
     if longest >= context:
       raise InputError(
         f"a prompt has {longest} tokens; the model's context holds {context}, one of"
         " them for the answer: shorten the prompt"
       )
     width = min(_bucket(longest), context)
-    padded = np.full((len(rows), width), eot, np.int32)
+    padded = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
       padded[i, : len(row)] = row
     lengths = jnp.asarray([len(row) for row in rows], jnp.int32)
@@ -98,7 +101,7 @@ class Writer:
     """The continuations, without their prompts."""
     pieces = list(self.pieces(params, prompts, keys))
     rows = np.concatenate(pieces, axis=1)
-    return [self.tokenizer.decode(self._until_eot(row)) for row in rows]
+    return ["".join(self.tokenizer.stream(self._until_stop(row))) for row in rows]
 
   def stream(self, params: Params, prompt: str, key: Array) -> Iterator[str]:
     """One continuation, piece by piece."""
@@ -106,15 +109,15 @@ class Writer:
     def ids():
       for tokens in self.pieces(params, [prompt], key[None]):
         row = tokens[0]
-        kept = self._until_eot(row)
+        kept = self._until_stop(row)
         yield from kept
         if len(kept) < len(row):
           return
 
     yield from self.tokenizer.stream(ids())
 
-  def _until_eot(self, row: np.ndarray) -> np.ndarray:
-    ends = np.flatnonzero(row == self.tokenizer.eot)
+  def _until_stop(self, row: np.ndarray) -> np.ndarray:
+    ends = np.flatnonzero(np.isin(row, self.tokenizer.stops))
     return row[: ends[0]] if ends.size else row
 
 

@@ -1,4 +1,4 @@
-"""A workdir: config.json, run.json, tokenizer.json, metrics.jsonl, checkpoints/, ..."""
+"""A workdir: config.json, run.json, tokenizer/, metrics.jsonl, checkpoints/, ..."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
-  names = ("config.json", "run.json", "tokenizer.json", "checkpoints")
+  folders = ("tokenizer", "tokenizer.partial")
+  names = ("config.json", "run.json", *folders, "checkpoints")
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   try:
@@ -68,13 +70,16 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
   except BaseException:
     for path in new:
       with contextlib.suppress(OSError):  # a folder with something else in it stays
-        path.rmdir() if path.is_dir() else path.unlink()
+        if path.name in folders and path.parent == workdir:
+          shutil.rmtree(path)
+        else:
+          path.rmdir() if path.is_dir() else path.unlink()
     raise
 
 
 def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
   if not (workdir / "config.json").exists():
-    for name in ("tokenizer.json", "checkpoints"):
+    for name in ("tokenizer", "checkpoints"):
       if (workdir / name).exists():
         raise InputError(
           f"{workdir} has {name} but no config.json: it is not a workdir of this"
@@ -182,9 +187,9 @@ def open_trained(
     raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
   if weights not in ("ema", "raw"):
     raise unknown("--weights", weights, ("ema", "raw"))
-  if not (workdir / "tokenizer.json").exists():
+  if not (workdir / "tokenizer").exists():
     raise InputError(
-      f"{workdir} has no checkpoint yet (not even tokenizer.json); train it first"
+      f"{workdir} has no checkpoint yet (not even a tokenizer); train it first"
     )
   experiment = experiments.make(config, workdir)
   optimizer, _ = experiment.optimizer(1)

@@ -144,10 +144,12 @@ class ImageData:
 
 
 def tokenizer_for(data: Data, workdir: pathlib.Path) -> tokenizers.Tokenizer:
-  """The workdir's tokenizer: read from tokenizer.json, or trained and written there."""
-  path = workdir / "tokenizer.json"
-  if path.exists():
-    return tokenizers.load(path)
+  """The workdir's tokenizer: read from its folder, or made and written there."""
+  folder = workdir / "tokenizer"
+  if folder.exists():
+    return tokenizers.load(folder)
   tokenizer = data.tokenizer(data.texts())
-  tokenizer.save(path)
+  partial = workdir / "tokenizer.partial"
+  tokenizer.save(partial)
+  partial.replace(folder)
   return tokenizer

@@ -82,11 +82,17 @@ class Pipeline:
 
 
 def tokenize(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """One stream int32 [N]: END_OF_TEXT, document, END_OF_TEXT, document, ..."""
-  pieces = []
+  """One stream int32 [N] of documents, each as bos, text, eos.
+
+  Where one token is both bos and eos, the next document's bos is this one's eos.
+  """
+  bos, eos = tokenizer.bos, tokenizer.eos
+  before = np.array([] if bos is None else [bos], np.int32)
+  after = np.array([] if eos in (None, bos) else [eos], np.int32)
+  pieces = [np.zeros(0, np.int32)]
   for ids in tokenizer.encode_batch(list(documents)):
-    pieces += [np.array([tokenizer.eot], np.int32), np.asarray(ids, np.int32)]
-  return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+    pieces += [before, np.asarray(ids, np.int32), after]
+  return np.concatenate(pieces)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,9 +163,17 @@ def text(
 def pad_caption(
   caption: str, tokenizer: tokenizers.Tokenizer, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens int32 [S] ending in END_OF_TEXT (cut if too long), and mask bool [S]."""
-  ids = [*tokenizer.encode(caption)[: length - 1], tokenizer.eot]
-  tokens = np.full(length, tokenizer.eot, np.int32)
+  """Tokens int32 [S] ending in eos (cut if too long), and mask bool [S].
+
+  Raises:
+    InputError: the tokenizer has no eos.
+  """
+  if tokenizer.eos is None:
+    raise InputError(
+      "captions need a tokenizer with a token that ends texts; take bytes or bpe"
+    )
+  ids = [*tokenizer.encode(caption)[: length - 1], tokenizer.eos]
+  tokens = np.full(length, tokenizer.eos, np.int32)
   tokens[: len(ids)] = ids
   return tokens, np.arange(length) < len(ids)
 

@@ -454,11 +454,11 @@ def test_workdir_of_another_config(refuse, text_workdir):
 
 
 def test_folder_of_another_program(refuse, tmp_path):
-  """A foreign tokenizer.json would be taken for this run's own."""
-  (tmp_path / "tokenizer.json").write_text("{}")
-  says = [str(tmp_path), "has tokenizer.json but no config.json"]
+  """A foreign tokenizer would be taken for this run's own."""
+  (tmp_path / "tokenizer").mkdir()
+  says = [str(tmp_path), "has tokenizer but no config.json"]
   refuse("train", "--config", TEXT, "--workdir", tmp_path, says=says)
-  assert os.listdir(tmp_path) == ["tokenizer.json"]
+  assert os.listdir(tmp_path) == ["tokenizer"]
 
 
 def test_a_failed_start_takes_away_its_own_files_alone(text_workdir, tmp_path):
@@ -468,7 +468,9 @@ def test_a_failed_start_takes_away_its_own_files_alone(text_workdir, tmp_path):
   for folder in (text_workdir, tmp_path / "mine", tmp_path / "new" / "run"):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(KeyboardInterrupt), workdir.claim(folder, config):
-      (folder / "tokenizer.json").touch()
+      if folder != text_workdir:
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer" / "tokenizer.json").touch()
       raise KeyboardInterrupt
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -485,9 +487,9 @@ def test_not_a_workdir(refuse, tmp_path, command):
 def test_no_checkpoint(refuse, text_workdir, command):
   (text_workdir / "checkpoints").rename(text_workdir / "moved")
   refuse(command, "--workdir", text_workdir, says=["has no checkpoint yet", "train it"])
-  (text_workdir / "tokenizer.json").unlink()
+  shutil.rmtree(text_workdir / "tokenizer")
   refuse(command, "--workdir", text_workdir, says=["has no checkpoint yet", "train it"])
-  assert not (text_workdir / "tokenizer.json").exists()
+  assert not (text_workdir / "tokenizer").exists()
 
 
 @pytest.mark.parametrize(
@@ -497,8 +499,12 @@ def test_no_checkpoint(refuse, text_workdir, command):
     ("config.json", b"\xff\xfe", ["config.json is damaged", "utf-8"]),
     ("config.json", b"[1]", ["config.json: a config has the keys", "[1]"]),
     ("config.json", b'{"seed": 0}', ["config.json: the config needs task"]),
-    ("tokenizer.json", b'{"model": ', ["cannot read tokenizer", "tokenizer.json"]),
-    ("tokenizer.json", b"", ["cannot read tokenizer", "tokenizer.json"]),
+    (
+      "tokenizer/tokenizer.json",
+      b'{"model": ',
+      ["cannot read tokenizer", "tokenizer.json"],
+    ),
+    ("tokenizer/tokenizer.json", b"", ["cannot read tokenizer", "tokenizer.json"]),
   ],
 )
 @pytest.mark.parametrize("command", ["sample", "inspect"])

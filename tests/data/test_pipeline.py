@@ -100,7 +100,7 @@ def test_documents_open_with_end_of_text():
   tokenizer = tokenizers.train_bpe(["ab", "c"], 257)
   stream = pipeline.tokenize(["ab", "c"], tokenizer)
   assert tokenizer.decode(stream) == "abc"
-  assert np.flatnonzero(stream == tokenizer.eot).tolist() == [0, 3]
+  assert np.flatnonzero(stream == tokenizer.eos).tolist() == [0, 3]
 
 
 def test_short_text_is_refused():
@@ -112,10 +112,10 @@ def test_short_text_is_refused():
 def test_caption_is_cut_and_closed():
   tokenizer = tokenizers.train_bpe(["ab"], 257)
   tokens, mask = pipeline.pad_caption("a", tokenizer, 4)
-  assert tokens.tolist() == [*tokenizer.encode("a"), *[tokenizer.eot] * 3]
+  assert tokens.tolist() == [*tokenizer.encode("a"), *[tokenizer.eos] * 3]
   assert mask.tolist() == [True, True, False, False]
   tokens, mask = pipeline.pad_caption("abcdef", tokenizer, 4)
-  assert tokens.tolist() == [*tokenizer.encode("abc"), tokenizer.eot]
+  assert tokens.tolist() == [*tokenizer.encode("abc"), tokenizer.eos]
   assert mask.all()
 
 

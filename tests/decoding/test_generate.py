@@ -47,7 +47,7 @@ def test_ragged_batch_equals_one_by_one(setup):
 def test_greedy_is_the_argmax_of_the_full_forward(setup):
   """No cache, no scan: re-read everything for every token."""
   model, tokenizer, params = setup
-  ids = [tokenizer.eot, *tokenizer.encode("the fox")]
+  ids = [tokenizer.eos, *tokenizer.encode("the fox")]
   start = len(ids)
   apply = jax.jit(model.apply)
   for _ in range(10):
