@@ -225,6 +225,7 @@ class Tokenizer:
 
 
 def check_unicode(text: str) -> None:
+  """Raises InputError for half of a surrogate pair, which no encoding can write."""
   try:
     text.encode()
   except UnicodeEncodeError:
