@@ -102,6 +102,7 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
       "keep": 2,
       "num_microbatches": 1,
       "ema_decay": None,
+      "health_check": True,
     },
     "evaluators": {"validation": {"name": "loss", "every": 500, "max_batches": None}},
     "sampling": {
@@ -134,6 +135,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.train.log_every = 1
   config.train.save_every = 2
   config.train.num_microbatches = 1
+  config.train.health_check = False
   config.data.batch_size = 8
   config.evaluators = {"validation": {"name": "loss", "every": 2, "max_batches": 1}}
   if config.task.name == "language_model":

@@ -1,6 +1,7 @@
 """An experiment: everything that a config stands for, built and checked to fit."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from gen_jax import build, prompting, sharding
+from gen_jax import build, flops, prompting, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
 from gen_jax.tasks import base, lm
@@ -71,6 +72,39 @@ class Experiment:
     return states.abstract(
       self.task, optimizer, self.batch(), self.layout, with_ema=with_ema
     )
+
+  def flops_per_step(self) -> dict[str, float]:
+    """FLOPs that a training step asks of the model: 3 x those of the forward pass.
+
+    Recomputing (remat) is not counted. For text the second figure halves attention,
+    which is causal; publications use either.
+
+      mfu         matrices + 12 L T N Dh a token
+      mfu_causal  matrices +  6 L T N Dh a token
+    """
+    params = self.abstract_state(optax.identity()).params
+    batch = self.batch()
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    keys = jax.eval_shape(lambda: rng.per_example(jax.random.key(0), rows))
+
+    def forward(params, frozen, batch, keys):
+      return self.task.loss(params, frozen, batch, keys, train=False).loss.total
+
+    args = (forward, params, self.frozen, batch, keys)
+    if not isinstance(self.task, lm.LanguageModel):
+      return {"mfu": 3.0 * flops.count(*args)}
+    matrices = 3.0 * flops.count(*args, where=lambda e: not flops.is_batched(e))
+    cfg = self.task.model.config
+    per_token = 12.0 * cfg.num_layers * cfg.num_heads * cfg.dim_per_head
+    attention = per_token * min(self.data.length, cfg.window or self.data.length)
+    attention *= self.data.items_per_step
+    return {"mfu": matrices + attention, "mfu_causal": matrices + attention / 2.0}
+
+  @property
+  def expected_loss(self) -> float | None:
+    """Loss of a language model that knows nothing, ln V; None for pictures."""
+    is_text = isinstance(self.task, lm.LanguageModel)
+    return math.log(self.task.model.config.vocab_size) if is_text else None
 
   def evaluators(self) -> list[evaluators.Evaluator]:
     """The config's evaluators; reads the data."""

@@ -80,6 +80,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         "keep": 2,
         "num_microbatches": 1,
         "ema_decay": 0.995,
+        "health_check": True,
       },
       "evaluators": {
         "validation": {"name": "loss", "every": 150, "max_batches": None},

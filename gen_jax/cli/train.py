@@ -1,5 +1,6 @@
 """`gen-jax train`: a config and a workdir in, checkpoints and metrics out."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -7,7 +8,7 @@ import jax
 from gen_jax import experiment as experiments
 from gen_jax import flops, sharding, tree
 from gen_jax.cli import config_args, workdir
-from gen_jax.train import checkpoint, loop, writers
+from gen_jax.train import checkpoint, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import InputError
@@ -86,6 +87,9 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
       for batch in examples.stream(first, rows):
         yield layout.put(batch, data.batch_size)
 
+    if restored is None and experiment.train.health_check:
+      first = layout.put(examples.batch(0, rows), data.batch_size)
+      _health(experiment, state, first, num_steps, directory)
     sinks = [
       writers.JsonLines(directory, start),
       writers.TensorBoard(directory, start),
@@ -105,8 +109,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
         config=experiment.train,
         num_steps=num_steps,
         learning_rate=rate,
-        items_per_step=data.items_per_step,
-        unit=data.unit,
+        per_step=_per_step(experiment),
       )
     except loop.NotFiniteError as error:
       raise InputError(str(error)) from error
@@ -119,6 +122,42 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
   step = int(result.state.step)
   print(f"{result.reason} at step {step}", flush=True)
   return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+
+
+def _health(experiment, state, batch, num_steps: int, directory: pathlib.Path) -> None:
+  """Prints what the first batch shows; also written to health.json."""
+  data = experiment.data
+  found = health.examine(
+    experiment.task,
+    state,
+    experiment.frozen,
+    batch,
+    experiment.layout,
+    num_microbatches=experiment.train.num_microbatches,
+    expected_loss=experiment.expected_loss,
+    num_items=float(data.items_per_step * num_steps),
+  )
+  for line in found.lines(data.unit):
+    print(f"  {line}", flush=True)
+  workdir.write_json(directory / "health.json", dataclasses.asdict(found))
+
+
+def _per_step(experiment) -> dict[str, float]:
+  """What a step does, for rates per second; prints the formula and the peak of MFU."""
+  work = experiment.flops_per_step()
+  devices = experiment.layout.mesh.devices
+  peak, source = flops.peak(devices.flat[0])
+  causal = ""
+  if "mfu_causal" in work:
+    causal = f" ({work['mfu_causal']:.4g} with causal attention halved)"
+  print(
+    f"  mfu = {work['mfu']:.4g} FLOPs a step{causal}, 3 x forward, over"
+    f" {devices.size} x {peak:.4g} FLOP/s ({source})",
+    flush=True,
+  )
+  data = experiment.data
+  shares = {name: value / (peak * devices.size) for name, value in work.items()}
+  return {f"{data.unit}_per_sec": float(data.items_per_step), **shares}
 
 
 def _mesh(layout: sharding.Layout) -> str:

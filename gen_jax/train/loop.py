@@ -15,7 +15,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import orbax.checkpoint as ocp
@@ -44,6 +44,7 @@ class Config:
     keep: number of latest checkpoints kept (the best is kept besides).
     num_microbatches: pieces that a batch is cut into to save memory.
     ema_decay: decay of the moving average of the weights; None keeps none.
+    health_check: look at the first batch before the first step, see `health`.
   """
 
   num_steps: int
@@ -55,6 +56,7 @@ class Config:
   keep: int = 2
   num_microbatches: int = 1
   ema_decay: float | None = None
+  health_check: bool = True
 
   def __post_init__(self):
     for name in ("num_steps", "log_every", "save_every", "keep", "num_microbatches"):
@@ -107,8 +109,8 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 class _Window:
   """Sums of training metrics since the last row, and how fast they came."""
 
-  def __init__(self, items_per_step: int, unit: str):
-    self._items_per_step, self._unit = items_per_step, unit
+  def __init__(self, per_step: Mapping[str, float]):
+    self._per_step = per_step
     self._sums: dict[str, Mean] = {}
     self._steps, self._began = 0, time.monotonic()
 
@@ -127,8 +129,9 @@ class _Window:
   def row(self, rate: float) -> dict[str, float]:
     secs = time.monotonic() - self._began
     values = {name: float(mean.value) for name, mean in self._sums.items()}
-    speed = self._items_per_step * self._steps / secs
-    values |= {"learning_rate": rate, f"{self._unit}_per_sec": speed}
+    values["learning_rate"] = rate
+    for name, amount in self._per_step.items():
+      values[name] = amount * self._steps / secs
     self._sums, self._steps, self._began = {}, 0, time.monotonic()
     return values
 
@@ -147,8 +150,7 @@ def run(
   config: Config,
   num_steps: int,
   learning_rate: Callable[[int], float],
-  items_per_step: int,
-  unit: str,
+  per_step: Mapping[str, float],
 ) -> Result:
   """Trains until done, `patience` is out or a signal comes. See the module docstring.
 
@@ -156,13 +158,13 @@ def run(
     resumed: `state` comes from a checkpoint, so its step has been evaluated.
     stream: batches from the given step on.
     num_steps: where to end (config.total_steps).
-    items_per_step, unit: what `unit`_per_sec counts.
+    per_step: amounts in one step, reported per second under their names.
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
   """
   first = int(state.step)
-  window = _Window(items_per_step, unit)
+  window = _Window(per_step)
   saved_at = first if resumed else -1
 
   def write(i, values):

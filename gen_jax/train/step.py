@@ -48,11 +48,12 @@ def gradients(
   batch: Batch,
   keys: Array,
   num_microbatches: int,
+  train: bool = True,
 ) -> tuple[Params, base.LossOut]:
   """Gradient of loss.total / loss.count over the whole batch, and its sums."""
 
   def total(params, batch, keys):
-    out = task.loss(params, frozen, batch, keys, train=True)
+    out = task.loss(params, frozen, batch, keys, train=train)
     return out.loss.total, out
 
   def grad(batch, keys):

@@ -70,8 +70,7 @@ class Spy:
       config=config,
       num_steps=num_steps,
       learning_rate=lambda step: 0.1,
-      items_per_step=3,
-      unit="tokens",
+      per_step={"tokens_per_sec": 3},
     )
 
 

@@ -1,0 +1,42 @@
+"""What an experiment says of its own cost, against closed forms."""
+
+import pathlib
+
+import pytest
+
+from gen_jax import experiment as experiments
+from gen_jax.cli import config_args
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make(spec, *overrides):
+  config = config_args.load(str(ROOT / "configs" / spec))
+  config = config_args.apply(config, [o.split("=") for o in overrides])
+  config["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"}
+  return experiments.make(config, None)
+
+
+@pytest.mark.parametrize("remat", ["None", "full"])
+def test_model_flops_are_six_per_weight_and_token(remat):
+  """6 (12 L D^2 + V D) a token, and 12 or 6 L T D for attention; remat adds none."""
+  experiment = make("lm/gpt2.py:124m", f"task.model.remat={remat}")
+  work = experiment.flops_per_step()
+  tokens, matrices = 480 * 1024, 12 * 12 * 768**2 + 50257 * 768
+  assert work["mfu"] == tokens * (6 * matrices + 12 * 12 * 1024 * 768)
+  assert work["mfu_causal"] == tokens * (6 * matrices + 6 * 12 * 1024 * 768)
+
+
+def test_a_language_model_that_knows_nothing_is_known():
+  assert make("lm/gpt2.py:124m").expected_loss == pytest.approx(10.8249, abs=1e-4)
+  assert make("diffusion/digits.py").expected_loss is None
+
+
+def test_model_flops_of_a_denoiser_are_three_times_a_forward_pass():
+  small, large = (
+    make("diffusion/digits.py", f"data.batch_size={n}").flops_per_step()
+    for n in (8, 16)
+  )
+  assert list(small) == ["mfu"]
+  # The null caption is encoded once whatever the batch; all else doubles.
+  assert 1.9 < large["mfu"] / small["mfu"] <= 2.0
