@@ -57,7 +57,10 @@ class Health:
         f"gradient in twice as many microbatches differs by {self.microbatch_error:.1e}"
       )
       if self.microbatch_error > 1e-2:
-        line += "  <- WARNING: sums and means are mixed up somewhere"
+        line += (
+          "  <- WARNING: right only where times are stratified over the batch; else"
+          " sums and means are mixed up"
+        )
       yield line
     norms = "  ".join(f"{name} {norm:.3g}" for name, norm in self.grad_norm.items())
     yield f"gradient norm by block: {norms}"
