@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import optim, prompting, sharding
+from gen_jax import evaluation, optim, sharding
 from gen_jax.data import datasets, pipeline, sources, tokenizers
-from gen_jax.data.digits import digits_dataset_builder, judge
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
   codec,
@@ -34,7 +33,7 @@ from gen_jax.diffusion import (
 from gen_jax.models import text_encoder, transformer, unet
 from gen_jax.nn import embed, mlp, norms
 from gen_jax.tasks import diffusion, lm
-from gen_jax.train import evaluators, loop
+from gen_jax.train import loop
 from gen_jax.types import InputError, unknown
 
 Config = Mapping[str, Any]
@@ -111,67 +110,6 @@ def _diffusion(tokenizer, caption_length, **keys):
     pair = pipeline.pad_caption("", tokenizer, caption_length)
     tokens, mask = (x[None] for x in pair)
   return diffusion.Diffusion(null_caption=diffusion.Caption(tokens, mask), **keys)
-
-
-def _check_split(split: str) -> None:
-  if split not in ("train", "validation"):
-    raise unknown("split (of an evaluator)", split, ("train", "validation"))
-
-
-def _loss_evaluator(
-  experiment,
-  every: int,
-  split: str = "validation",
-  max_batches: int | None = None,
-):
-  _check_split(split)
-  task, layout, data = experiment.task, experiment.layout, experiment.data
-  rows = layout.local_rows(data.batch_size)
-  split_pipeline = experiment.pipeline(split)
-
-  def batches():
-    for batch in split_pipeline.once(rows, max_batches):
-      yield layout.put(batch, data.batch_size)
-
-  def loss(weights, frozen, batch, keys):
-    with sharding.use(layout):
-      return task.loss(weights, frozen, batch, keys, train=False)
-
-  return evaluators.LossEvaluator(every, split, batches, jax.jit(loss))
-
-
-def _gzip(experiment, every: int, split: str = "validation"):
-  _check_split(split)
-  if not isinstance(experiment.data, datasets.TextData):
-    raise InputError("evaluator gzip needs text data; take it out of evaluators")
-  return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
-
-
-def _prompt_accuracy(
-  experiment, every: int, num_per_digit: int = 20, phrase: str = "a handwritten {}"
-):
-  if not isinstance(experiment.data, datasets.ImageData) or not isinstance(
-    experiment.data.source, sources.Digits
-  ):
-    raise InputError(
-      "evaluator prompt_accuracy needs data.source=digits; take it out of evaluators"
-    )
-  if num_per_digit < 1 or "{}" not in phrase:
-    raise InputError(
-      f"evaluator prompt_accuracy: num_per_digit={num_per_digit} must be at least 1"
-      f" and phrase={phrase!r} must hold {{}}"
-    )
-  names = digits_dataset_builder.NAMES
-  labels = np.repeat(np.arange(len(names)), num_per_digit)
-  captions = [phrase.replace("{}", names[label]) for label in labels]
-  painter = experiment.painter()
-  size = experiment.data.image_size
-  judged, real_accuracy = judge.train(experiment.data.source, size)
-
-  def draw(weights, frozen):
-    return painter.images(weights, frozen, captions, prompting.keys(0, len(labels)))
-
-  return evaluators.PromptAccuracy(every, draw, labels, judged, real_accuracy)
 
 
 TABLES: Mapping[str, Mapping[str, Entry]] = {
@@ -293,9 +231,9 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "file": _later(tokenizers.from_file, "texts"),
   },
   "evaluator": {
-    "loss": _plain(_loss_evaluator, "experiment"),
-    "gzip": _plain(_gzip, "experiment"),
-    "prompt_accuracy": _plain(_prompt_accuracy, "experiment"),
+    "loss": _plain(evaluation.loss, "experiment"),
+    "gzip": _plain(evaluation.gzip, "experiment"),
+    "prompt_accuracy": _plain(evaluation.prompt_accuracy, "experiment"),
   },
   "train": {"train": _plain(loop.Config)},
   "mesh": {"mesh": _plain(sharding.make_layout, "devices")},

@@ -1,0 +1,78 @@
+"""Evaluators of an experiment: what the blocks of a config's `evaluators` stand for.
+
+Each function takes the experiment and the block's keys, prepares data and compiled
+functions, and returns one of `train.evaluators`.
+"""
+
+import jax
+import numpy as np
+
+from gen_jax import prompting, sharding
+from gen_jax.data import datasets, sources
+from gen_jax.data.digits import digits_dataset_builder, judge
+from gen_jax.train import evaluators
+from gen_jax.types import InputError, unknown
+
+
+def _check_split(split: str) -> None:
+  if split not in ("train", "validation"):
+    raise unknown("split (of an evaluator)", split, ("train", "validation"))
+
+
+def loss(
+  experiment,
+  every: int,
+  split: str = "validation",
+  max_batches: int | None = None,
+) -> evaluators.LossEvaluator:
+  """The task's loss and metrics on a split, the same noise every time."""
+  _check_split(split)
+  task, layout, data = experiment.task, experiment.layout, experiment.data
+  rows = layout.local_rows(data.batch_size)
+  split_pipeline = experiment.pipeline(split)
+
+  def batches():
+    for batch in split_pipeline.once(rows, max_batches):
+      yield layout.put(batch, data.batch_size)
+
+  def sums(weights, frozen, batch, keys):
+    with sharding.use(layout):
+      return task.loss(weights, frozen, batch, keys, train=False)
+
+  return evaluators.LossEvaluator(every, split, batches, jax.jit(sums))
+
+
+def gzip(experiment, every: int, split: str = "validation") -> evaluators.GzipBaseline:
+  """The bar that `gzip -9` sets on the same text."""
+  _check_split(split)
+  if not isinstance(experiment.data, datasets.TextData):
+    raise InputError("evaluator gzip needs text data; take it out of evaluators")
+  return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
+
+
+def prompt_accuracy(
+  experiment, every: int, num_per_digit: int = 20, phrase: str = "a handwritten {}"
+) -> evaluators.PromptAccuracy:
+  """How many digits drawn for `phrase` are read as what it asked for."""
+  if not isinstance(experiment.data, datasets.ImageData) or not isinstance(
+    experiment.data.source, sources.Digits
+  ):
+    raise InputError(
+      "evaluator prompt_accuracy needs data.source=digits; take it out of evaluators"
+    )
+  if num_per_digit < 1 or "{}" not in phrase:
+    raise InputError(
+      f"evaluator prompt_accuracy: num_per_digit={num_per_digit} must be at least 1"
+      f" and phrase={phrase!r} must hold {{}}"
+    )
+  names = digits_dataset_builder.NAMES
+  labels = np.repeat(np.arange(len(names)), num_per_digit)
+  captions = [phrase.replace("{}", names[label]) for label in labels]
+  painter = experiment.painter()
+  size = experiment.data.image_size
+  judged, real_accuracy = judge.train(experiment.data.source, size)
+
+  def draw(weights, frozen):
+    return painter.images(weights, frozen, captions, prompting.keys(0, len(labels)))
+
+  return evaluators.PromptAccuracy(every, draw, labels, judged, real_accuracy)
