@@ -135,6 +135,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "gelu": _value(mlp.gelu),
     "gelu_exact": _value(functools.partial(jax.nn.gelu, approximate=False)),
     "relu": _value(jax.nn.relu),
+    "relu_squared": _value(mlp.relu_squared),
     "silu": _value(jax.nn.silu),
   },
   "position": {

@@ -31,6 +31,11 @@ def _gelu(x):
 gelu.defvjp(_gelu, lambda slope, dy: (slope * dy,))
 
 
+def relu_squared(x: Array) -> Array:
+  """max(x, 0)^2. So et al. 2021 (arXiv:2109.08668)."""
+  return jnp.square(jax.nn.relu(x))
+
+
 class MLP(nn.Module):
   """D -> F -> D with a pointwise non-linearity. [B, T, D] -> [B, T, D]."""
 
