@@ -12,6 +12,7 @@ import tempfile
 
 os.environ["TQDM_DISABLE"] = "1"  # stderr belongs to what is tested
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="gen_jax_tests_")
+os.environ["GEN_JAX_CACHE"] = os.path.join(os.environ["TFDS_DATA_DIR"], "cache")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"

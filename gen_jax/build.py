@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from gen_jax import evaluation, optim, sharding
-from gen_jax.data import datasets, pipeline, sources, tokenizers
+from gen_jax.data import datasets, embedded, pipeline, sources, tokenizers
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
   codec,
@@ -213,10 +213,12 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   },
   "dataset": {
     "text": _plain(datasets.TextData),
+    "packed_text": _plain(datasets.PackedText),
     "images": _plain(datasets.ImageData),
   },
   "source": {
-    "pydoc": _plain(sources.Pydoc),
+    "pydoc": _plain(embedded.Pydoc),
+    "stdlib": _plain(embedded.Stdlib),
     "files": _plain(sources.TextFiles),
     "jsonl": _plain(sources.JsonLines),
     "tfds_text": _plain(sources.TfdsText),

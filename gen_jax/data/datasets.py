@@ -5,6 +5,7 @@ Both kinds offer the same: what to train a tokenizer on, what a batch looks like
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -12,7 +13,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from gen_jax.data import pipeline, sources, tokenizers
+from gen_jax.data import cache, pipeline, sources, tokenizers
 from gen_jax.types import Batch, InputError
 
 TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
@@ -84,12 +85,38 @@ class TextData:
 
   def pipeline(self, split, tokenizer, seed):
     return pipeline.text(
-      self.source.documents(split),
-      tokenizer,
+      cache.stream(self.source, split, tokenizer),
       length=self.length,
       batch_size=self.batch_size,
       seed=seed,
       train=split == "train",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedText(TextData):
+  """`TextData` that knows its documents: attention and positions restart at each.
+
+  Batches also have segments and positions, see `pipeline.packed_window`.
+  """
+
+  def abstract_batch(self) -> Batch:
+    batch = super().abstract_batch()
+    return {**batch, "segments": batch["inputs"], "positions": batch["inputs"]}
+
+  def encode(self) -> cache.Encode:
+    """How the text of a document becomes ids."""
+    return cache.plain
+
+  def pipeline(self, split, tokenizer, seed):
+    shared = tokenizer.bos is not None and tokenizer.bos == tokenizer.eos
+    return pipeline.text(
+      cache.stream(self.source, split, tokenizer, self.encode()),
+      length=self.length,
+      batch_size=self.batch_size,
+      seed=seed,
+      train=split == "train",
+      cut=functools.partial(pipeline.packed_window, shared_marks=shared),
     )
 
 

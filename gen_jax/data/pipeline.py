@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from gen_jax.data import tokenizers
+from gen_jax.data import cache, tokenizers
 from gen_jax.types import InputError
 
 Features = dict[str, np.ndarray]
@@ -81,83 +81,84 @@ class Pipeline:
       yield {k: np.stack([f[k] for f in features]) for k in features[0]}
 
 
-def tokenize(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """One stream int32 [N] of documents, each as bos, text, eos.
-
-  Where one token is both bos and eos, the next document's bos is this one's eos.
-  """
-  bos, eos = tokenizer.bos, tokenizer.eos
-  before = np.array([] if bos is None else [bos], np.int32)
-  after = np.array([] if eos in (None, bos) else [eos], np.int32)
-  pieces = [np.zeros(0, np.int32)]
-  for ids in tokenizer.encode_batch(list(documents)):
-    pieces += [before, np.asarray(ids, np.int32), after]
-  return np.concatenate(pieces)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Windows(Sequence):
-  """A token stream cut every `length` tokens.
-
-  Element i is tokens[i * length : i * length + span + 1]; shorter at the end. With span
-  = length each token but the first is a target exactly once.
-  """
-
-  tokens: np.ndarray
-  length: int
-  span: int
-
-  def __len__(self) -> int:
-    return -(-(len(self.tokens) - 1) // self.length)
-
-  def __getitem__(self, i: int) -> np.ndarray:
-    if not 0 <= i < len(self):
-      raise IndexError(i)
-    start = int(i) * self.length
-    return self.tokens[start : start + self.span + 1]
-
-
 def next_token(window: np.ndarray, length: int) -> Features:
   """inputs, targets int32 [T] and weights [T]; a short window is padded, weight 0."""
   missing = length + 1 - len(window)
-  padded = np.pad(window, (0, max(missing, 0)))
+  padded = np.pad(window, (0, max(missing, 0))).astype(np.int32)
   weights = (np.arange(length) < len(window) - 1).astype(np.float32)
   return {"inputs": padded[:-1], "targets": padded[1:], "weights": weights}
 
 
-def crop(window: np.ndarray, generator: np.random.Generator, length: int) -> Features:
-  """`next_token` of a random stretch of a longer window: other cuts in every epoch."""
-  room = max(len(window) - length - 1, 0)
-  start = int(generator.integers(min(room, length - 1) + 1))
-  return next_token(window[start : start + length + 1], length)
+def window(stream: cache.Stream, start: int, length: int) -> Features:
+  """`next_token` of the stream's tokens from `start` on."""
+  return next_token(stream.ids[start : start + length + 1], length)
+
+
+def packed_window(
+  stream: cache.Stream, start: int, length: int, *, shared_marks: bool
+) -> Features:
+  """`window`, and which document each input belongs to.
+
+  A target of another document than its input has weight 0, unless it ends the input's
+  own.
+
+  Args:
+    shared_marks: the token that opens a document also ends the one before it.
+
+  Returns:
+    Besides inputs, targets and weights: segments int32 [T], documents of the window
+    numbered from 1, 0 for padding; positions int32 [T], counted from the document's
+    start, or the window's if that comes later.
+  """
+  features = window(stream, start, length)
+  places = np.arange(start, start + length + 1)
+  document = np.searchsorted(stream.starts, places, side="right")
+  begins = np.maximum(stream.starts[document - 1], start)
+  present = (places < len(stream.ids))[:-1]
+  same = document[1:] == document[:-1]
+  return {
+    **features,
+    "weights": features["weights"] * (same | shared_marks),
+    "segments": np.where(present, document[:-1] - document[0] + 1, 0).astype(np.int32),
+    "positions": np.where(present, (places - begins)[:-1], 0).astype(np.int32),
+  }
 
 
 def text(
-  documents: Sequence[str],
-  tokenizer: tokenizers.Tokenizer,
+  stream: cache.Stream,
   *,
   length: int,
   batch_size: int,
   seed: int,
   train: bool,
+  cut: Callable[[cache.Stream, int, int], Features] = window,
 ) -> Pipeline:
-  """Windows of text: for training at random offsets, else end to end.
+  """Windows of text: each token but the first is a target once.
+
+  For training every window is moved on by less than its length, at random: other cuts
+  in every epoch.
+
+  Args:
+    cut: (stream, start, length) -> features: `window`, or `packed_window`.
 
   Raises:
     InputError: a text shorter than one window.
   """
-  tokens = tokenize(documents, tokenizer)
-  if len(tokens) < length + 1:
+  num = len(stream.ids)
+  if num < length + 1:
     raise InputError(
-      f"the {'training' if train else 'validation'} text has {len(tokens)} tokens,"
+      f"the {'training' if train else 'validation'} text has {num} tokens,"
       f" fewer than one window of data.length={length} + 1; give more text, a shorter"
       " length or another validation_fraction"
     )
-  if train:
-    windows = Windows(tokens, length, 2 * length - 1)
-    return Pipeline(windows, lambda w, g: crop(w, g, length), batch_size, seed)
-  windows = Windows(tokens, length, length)
-  return Pipeline(windows, lambda w, g: next_token(w, length), batch_size, seed)
+
+  def transform(start: int, generator: np.random.Generator) -> Features:
+    if train:
+      room = min(max(num - start - length - 1, 0), length - 1)
+      start = start + int(generator.integers(room + 1))
+    return cut(stream, int(start), length)
+
+  return Pipeline(range(0, num - 1, length), transform, batch_size, seed)
 
 
 def pad_caption(

@@ -13,7 +13,6 @@ import os
 import pathlib
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -31,6 +30,10 @@ class TextSource(Protocol):
 
   def documents(self, split: str) -> Sequence[str]:
     """All documents of 'train' or 'validation'."""
+    ...
+
+  def identity(self) -> str:
+    """Changes whenever the documents may have, but for the source's own fields."""
     ...
 
 
@@ -83,40 +86,13 @@ def split_text(documents: Sequence[str], split: str, fraction: float) -> list[st
   (['hij'], ['ab'])
   """
   _check_fraction(fraction)
-  cut = round(sum(map(len, documents)) * (1.0 - fraction))
+  cut = int(sum(map(len, documents)) * (1.0 - fraction) + 1e-6)  # as nanoGPT cuts
   parts = []
   for document in documents:
     head, document = document[: max(cut, 0)], document[max(cut, 0) :]
     cut -= len(head)
     parts.append(head if split == "train" else document)
   return [part for part in parts if part]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pydoc:
-  """The Python language reference that ships with every Python (pydoc_data.topics).
-
-  Topics quote each other at length; of repeated paragraphs only the first stays, so
-  that no paragraph of the validation split occurs in the training split. A tenth of
-  the topics, chosen by the hash of their names, is validation.
-  """
-
-  def documents(self, split: str) -> Sequence[str]:
-    from pydoc_data import topics
-
-    seen = set()
-    documents = []
-    for name in sorted(topics.topics):
-      paragraphs = []
-      for paragraph in topics.topics[name].split("\n\n"):
-        key = " ".join(paragraph.split())
-        if key and key not in seen:
-          seen.add(key)
-          paragraphs.append(paragraph)
-      is_validation = zlib.crc32(name.encode()) % 10 == 0
-      if paragraphs and is_validation == (split == "validation"):
-        documents.append("\n\n".join(paragraphs))
-    return documents
 
 
 def _files(pattern: str) -> list[pathlib.Path]:
@@ -127,6 +103,12 @@ def _files(pattern: str) -> list[pathlib.Path]:
       f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
     )
   return files
+
+
+def _stamps(paths: Sequence[pathlib.Path]) -> str:
+  """Names, sizes and times of files."""
+  stats = [(str(path.resolve()), path.stat()) for path in paths]
+  return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 def _read(path: pathlib.Path) -> str:
@@ -190,6 +172,9 @@ class TextFiles:
     texts = [_read(path) for path in _files(self.pattern)]
     return _split(texts, split, self.pattern, self.validation_fraction)
 
+  def identity(self) -> str:
+    return _stamps(_files(self.pattern))
+
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
@@ -204,25 +189,33 @@ class JsonLines:
     texts = [text for path in paths for (text,) in _rows(path, self.field)]
     return _split(texts, split, self.pattern, self.validation_fraction)
 
+  def identity(self) -> str:
+    return _stamps(_files(self.pattern))
 
-def _tfds_source(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
-  """A TFDS data set by directory or by name, as a random-access source."""
+
+def _tfds_builder(dataset: str, data_dir: str | None):
+  """A TFDS data set by directory or by name, prepared."""
   import tensorflow_datasets as tfds  # imported here: most runs do not need it
 
   directory = os.path.expanduser(dataset)
   try:
     if os.path.isdir(directory):
-      builder = tfds.builder_from_directory(directory)
-    else:
-      builder = tfds.builder(
-        dataset, data_dir=data_dir, try_gcs=False, file_format="array_record"
-      )
-      builder.download_and_prepare()
+      return tfds.builder_from_directory(directory)
+    builder = tfds.builder(
+      dataset, data_dir=data_dir, try_gcs=False, file_format="array_record"
+    )
+    builder.download_and_prepare()
+    return builder
   except Exception as error:  # TFDS raises many kinds; the message is what matters
     raise InputError(
       f"cannot open TFDS data set {dataset!r}: {_first_line(error)}; give a prepared"
       " directory (with dataset_info.json) or a name that TFDS knows"
     ) from None
+
+
+def _tfds_source(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
+  """One split of a TFDS data set, by random access."""
+  builder = _tfds_builder(dataset, data_dir)
   if re.split(r"[\[+]", split)[0] not in builder.info.splits:
     raise unknown(f"split (of {dataset})", split, builder.info.splits)
   try:
@@ -255,6 +248,10 @@ class TfdsText:
     where = f"{self.field} of {self.dataset}"
     fn = lambda e: _text(_field(e, self.field, self.dataset), where)  # noqa: E731
     return Mapped(source, fn)
+
+  def identity(self) -> str:
+    folder = _tfds_builder(self.dataset, self.data_dir).data_path
+    return _stamps(sorted(pathlib.Path(folder).iterdir()))
 
 
 @dataclasses.dataclass(frozen=True)

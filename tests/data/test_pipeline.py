@@ -1,12 +1,13 @@
 """A batch is a pure function of (seed, step); hosts and restarts change nothing."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from gen_jax import types
-from gen_jax.data import pipeline, tokenizers
+from gen_jax.data import cache, pipeline, tokenizers
 
 
 def transform(example, generator):
@@ -71,42 +72,85 @@ def test_one_pass_pads_with_zero_weights():
     np.testing.assert_array_equal(both, batch["weights"])
 
 
+def stream(*documents):
+  """The documents' numbers as a stream."""
+  sizes = [len(document) for document in documents]
+  starts = np.cumsum([0, *sizes[:-1]])
+  return cache.Stream(np.concatenate(documents).astype(np.uint16), starts)
+
+
+def windows(tokens, length, train=False, **options):
+  return pipeline.text(
+    tokens, length=length, batch_size=1, seed=0, train=train, **options
+  )
+
+
 def test_windows_make_every_token_but_the_first_a_target_once():
-  tokens = np.arange(100, 123, dtype=np.int32)
-  windows = pipeline.Windows(tokens, 5, 5)
-  features = [pipeline.next_token(w, 5) for w in windows]
+  tokens = stream(np.arange(100, 123))
+  features = list(windows(tokens, 5).once())
+  assert len(features) == 5 and features[0]["inputs"].dtype == np.int32
   targets = np.concatenate([f["targets"][f["weights"] > 0] for f in features])
   inputs = np.concatenate([f["inputs"][f["weights"] > 0] for f in features])
-  np.testing.assert_array_equal(targets, tokens[1:])
-  np.testing.assert_array_equal(inputs, tokens[:-1])
+  np.testing.assert_array_equal(targets, tokens.ids[1:])
+  np.testing.assert_array_equal(inputs, tokens.ids[:-1])
 
 
 def test_crops_stay_inside_and_reach_everywhere():
-  tokens = np.arange(40, dtype=np.int32)
-  windows = pipeline.Windows(tokens, 8, 15)
+  made = windows(stream(np.arange(40)), 8, train=True)
   starts = set()
-  for seed in range(200):
-    generator = np.random.default_rng(seed)
-    features = pipeline.crop(windows[seed % len(windows)], generator, 8)
+  for step in range(300):
+    features = made.batch(step)
     kept = features["weights"] > 0
     np.testing.assert_array_equal(
       features["targets"][kept], features["inputs"][kept] + 1
     )
-    starts.add(int(features["inputs"][0]))
-  assert starts >= set(range(32))
+    starts.add(int(features["inputs"][0, 0]))
+  assert starts == set(range(33))
 
 
-def test_documents_open_with_end_of_text():
-  tokenizer = tokenizers.train_bpe(["ab", "c"], 257)
-  stream = pipeline.tokenize(["ab", "c"], tokenizer)
-  assert tokenizer.decode(stream) == "abc"
-  assert np.flatnonzero(stream == tokenizer.eos).tolist() == [0, 3]
+@pytest.mark.parametrize("shared", [False, True])
+def test_packed_windows_know_their_documents(shared):
+  """Token by token, from the definition."""
+  sizes, length = (5, 1, 12, 3, 2, 9), 7
+  documents = [np.arange(size) + 100 * i for i, size in enumerate(sizes)]
+  tokens = stream(*documents)
+  owner = np.concatenate([[i] * size for i, size in enumerate(sizes)])
+  place = np.concatenate([np.arange(size) for size in sizes])
+  for start in range(len(owner) - 1):
+    made = pipeline.packed_window(tokens, start, length, shared_marks=shared)
+    for t in range(length):
+      i = start + t
+      if i >= len(owner):
+        assert not any(made[key][t] for key in ("weights", "segments", "positions"))
+        continue
+      assert made["inputs"][t] == tokens.ids[i]
+      assert made["segments"][t] == owner[i] - owner[start] + 1
+      first = owner[i] == owner[start]
+      assert made["positions"][t] == (t if first else place[i])
+      if i + 1 < len(owner):
+        assert made["targets"][t] == tokens.ids[i + 1]
+        assert made["weights"][t] == (owner[i] == owner[i + 1] or shared)
+      else:
+        assert made["weights"][t] == 0
+
+
+def test_documents_open_and_end():
+  shared = tokenizers.train_bpe(["ab", "c"], 257)
+  made = cache.tokenize(["ab", "", "c"], shared)
+  assert made.ids.dtype == np.uint16 and shared.decode(made.ids) == "abc"
+  assert np.flatnonzero(made.ids == shared.eos).tolist() == [0, 3, 4]
+  assert made.starts.tolist() == [0, 3, 4]
+  own = dataclasses.replace(shared, bos=300, eos=301)
+  a, b, c = shared.encode("abc")
+  made = cache.tokenize(["ab", "c"], own)
+  assert made.ids.tolist() == [300, a, b, 301, 300, c, 301]
+  made = cache.tokenize(["ab", "", "c"], tokenizers.characters(["abc"]))
+  assert (made.ids.tolist(), made.starts.tolist()) == ([0, 1, 2], [0, 2])
 
 
 def test_short_text_is_refused():
-  tokenizer = tokenizers.train_bpe(["ab"], 257)
   with pytest.raises(types.InputError, match="fewer than one window"):
-    pipeline.text(["ab"], tokenizer, length=8, batch_size=2, seed=0, train=True)
+    windows(stream(np.arange(8)), 8)
 
 
 def test_caption_is_cut_and_closed():

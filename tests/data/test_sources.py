@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gen_jax import types
-from gen_jax.data import datasets, pipeline, sources, tokenizers
+from gen_jax.data import datasets, embedded, pipeline, sources, tokenizers
 from gen_jax.data.digits import digits_dataset_builder
 
 BYTES = tokenizers.train_bpe([], 257)
@@ -73,10 +73,25 @@ def test_jsonl(tmp_path):
 def test_pydoc_splits_share_no_paragraph():
   train, validation = (
     {p for document in documents for p in document.split("\n\n")}
-    for documents in _both(sources.Pydoc())
+    for documents in _both(embedded.Pydoc())
   )
   assert len(train) > 5 * len(validation) > 500
   assert not train & validation
+
+
+def test_stdlib_has_code_and_no_tests():
+  train, validation = _both(embedded.Stdlib())
+  assert len(train) > 5 * len(validation) > 100
+  assert not set(train) & set(validation)
+  assert any("class JSONDecoder" in text for text in (*train, *validation))
+  assert not any("class TestCase" in t and "import test." in t for t in train)
+
+
+def test_the_cut_of_tinyshakespeare_is_nanogpts():
+  """The first int(0.9 n) characters train, where 0.9 n is no whole number."""
+  text = "x" * 1_115_394
+  sizes = [len(sources.split_text([text], s, 0.1)[0]) for s in ("train", "validation")]
+  assert sizes == [1_003_854, 111_540]
 
 
 class _Notes(tfds.core.GeneratorBasedBuilder):

@@ -13,7 +13,7 @@ import optax
 import sklearn.datasets
 
 from gen_jax import sharding
-from gen_jax.data import sources, tokenizers
+from gen_jax.data import embedded, tokenizers
 from gen_jax.diffusion import corrupt
 from gen_jax.models import unet
 from gen_jax.train import state as states
@@ -45,7 +45,7 @@ def loss(task, params, batch):
 
 
 def test_language_model():
-  text = "".join(sources.Pydoc().documents("train"))[:2000]
+  text = "".join(embedded.Pydoc().documents("train"))[:2000]
   tokenizer = tokenizers.train_bpe([text], 257)
   tokens = np.asarray(tokenizer.encode(text))[: tiny.BATCH * 17].reshape(tiny.BATCH, 17)
   batch = {
