@@ -32,8 +32,8 @@ from gen_jax.diffusion import (
 )
 from gen_jax.models import text_encoder, transformer, unet
 from gen_jax.nn import embed, mlp, norms
-from gen_jax.tasks import diffusion, lm
-from gen_jax.train import loop
+from gen_jax.tasks import diffusion, lm, lora
+from gen_jax.train import init_from, loop
 from gen_jax.types import InputError, unknown
 
 Config = Mapping[str, Any]
@@ -239,6 +239,8 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "prompt_accuracy": _plain(evaluation.prompt_accuracy, "experiment"),
   },
   "train": {"train": _plain(loop.Config)},
+  "init_from": {"init_from": _plain(init_from.InitFrom)},
+  "adapter": {"lora": _plain(lora.LoRA)},
   "mesh": {"mesh": _plain(sharding.make_layout, "devices")},
 }
 
@@ -373,7 +375,7 @@ def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
 def hints(path: str, block: Config) -> dict[str, Any]:
   """{key: annotation} of the keys that the block at a dotted path may have."""
   if not path:
-    return {**dict.fromkeys((*BLOCKS, "evaluators"), Any), "seed": int}
+    return {**dict.fromkeys((*BLOCKS, *OPTIONAL, "evaluators"), Any), "seed": int}
   table, name = _table(path, block)
   if not table:
     return dict.fromkeys(block, Any)
@@ -387,7 +389,8 @@ def unknown_key(path: str, block: Config, key: str) -> InputError:
   owner = f"{path} {name!r}" if name in table else path or "the config"
   error = unknown(f"key (of {owner})", key, hints(path, block))
   others = [repr(other) for other, entry in table.items() if key in entry.keys()]
-  return InputError(f"{error}; {' and '.join(others)} has it") if others else error
+  verb = "has" if len(others) == 1 else "have"
+  return InputError(f"{error}; {' and '.join(others)} {verb} it") if others else error
 
 
 def _tuples(value: Any) -> Any:
@@ -396,4 +399,5 @@ def _tuples(value: Any) -> Any:
 
 
 BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
+OPTIONAL = ("init_from", "adapter")
 DTYPES = ("bfloat16", "float16", "float32")

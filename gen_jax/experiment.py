@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,17 +13,19 @@ import optax
 from gen_jax import build, flops, prompting, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
-from gen_jax.tasks import base, lm
-from gen_jax.train import evaluators, loop
+from gen_jax.models import transformer
+from gen_jax.tasks import base, lm, lora
+from gen_jax.train import evaluators, init_from, loop
 from gen_jax.train import state as states
-from gen_jax.types import Batch, InputError, PyTree
+from gen_jax.types import Batch, InputError, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
   """Everything that a config stands for, built.
 
-  `tokenizer` is None where nothing may be read or written (a dry run).
+  `tokenizer` is None where nothing may be read or written (a dry run). `source`
+  and `adapter` are None where training starts at random and moves all weights.
   """
 
   config: build.Config
@@ -32,6 +35,8 @@ class Experiment:
   task: base.Task
   train: loop.Config
   sampling: Any
+  source: init_from.InitFrom | None = None
+  adapter: lora.LoRA | None = None
 
   @property
   def seed(self) -> int:
@@ -41,6 +46,15 @@ class Experiment:
   def frozen(self) -> PyTree:
     """What the task needs beside its parameters."""
     return {}
+
+  @property
+  def learner(self) -> base.Task:
+    """What is trained: the task, or adapters of it."""
+    return lora.Adapted(self.task, self.adapter) if self.adapter else self.task
+
+  def learner_frozen(self, base_params: Params | None) -> PyTree:
+    """What the learner needs beside its parameters; base_params of an adapter."""
+    return lora.Frozen(base_params, self.frozen) if self.adapter else self.frozen
 
   def pipeline(self, split: str) -> pipeline.Pipeline:
     """Batches of a split."""
@@ -70,8 +84,29 @@ class Experiment:
     """Shapes and shardings of the training state."""
     with_ema = self.train.ema_decay is not None
     return states.abstract(
-      self.task, optimizer, self.batch(), self.layout, with_ema=with_ema
+      self.learner, optimizer, self.batch(), self.layout, with_ema=with_ema
     )
+
+  def abstract_params(self) -> Params:
+    """Shapes and shardings of the task's weights."""
+    return _abstract_params(self.task, self.batch(), self.layout)
+
+  def load_base(self, source: init_from.InitFrom) -> init_from.Loaded:
+    """The weights of another workdir, layers scanned or in a row as here.
+
+    Raises:
+      InputError: see `init_from.load`.
+    """
+    forms = [init_from.Form(self.abstract_params(), lambda params: params)]
+    model = getattr(self.task, "model", None)
+    if isinstance(model, transformer.Transformer):
+      is_scanned = model.config.scan_layers
+      other = dataclasses.replace(model.config, scan_layers=not is_scanned)
+      task = dataclasses.replace(self.task, model=transformer.Transformer(other))
+      goal = _abstract_params(task, self.batch(), self.layout)
+      convert = transformer.stack if is_scanned else transformer.unstack
+      forms.append(init_from.Form(goal, convert))
+    return init_from.load(source, forms)
 
   def flops_per_step(self) -> dict[str, float]:
     """FLOPs that a training step asks of the model: 3 x those of the forward pass.
@@ -82,7 +117,7 @@ class Experiment:
       mfu         matrices + 12 L T N Dh a token
       mfu_causal  matrices +  6 L T N Dh a token
     """
-    params = self.abstract_state(optax.identity()).params
+    params = self.abstract_params()
     batch = self.batch()
     rows = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.eval_shape(lambda: rng.per_example(jax.random.key(0), rows))
@@ -131,6 +166,23 @@ class Experiment:
     )
 
 
+def _abstract_params(task, batch, layout):
+  boxed = jax.eval_shape(task.init, jax.random.key(0), batch)
+  return jax.tree.map(
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+    sharding.unbox(boxed),
+    layout.of(boxed),
+  )
+
+
+def _inherit_tokenizer(source: pathlib.Path, workdir: pathlib.Path) -> None:
+  """Weights mean nothing under another tokenizer: theirs comes with them."""
+  if (source / "tokenizer").is_dir() and not (workdir / "tokenizer").exists():
+    partial = workdir / "tokenizer.partial"
+    shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
+    partial.replace(workdir / "tokenizer")
+
+
 def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
   """Builds a config.
 
@@ -154,6 +206,14 @@ def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
       f" fsdp = {layout.num_batch_shards}, times train.num_microbatches ="
       f" {train.num_microbatches}; try {near} or {near + pieces}"
     )
+  start = build.build("init_from", config.get("init_from"))
+  adapter = build.build("adapter", config.get("adapter"))
+  if adapter and not start:
+    raise InputError(
+      "adapter needs weights to adapt: set init_from.workdir to a trained model"
+    )
+  if workdir and start:
+    _inherit_tokenizer(start.directory, workdir)
   tokenizer = datasets.tokenizer_for(data, workdir) if workdir else None
   injected = {"tokenizer": tokenizer}
   if isinstance(data, datasets.ImageData):
@@ -169,6 +229,8 @@ def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
     task=task,
     train=train,
     sampling=sampling,
+    source=start,
+    adapter=adapter,
   )
 
 
@@ -178,7 +240,8 @@ def check_config(config: build.Config) -> None:
   Raises:
     InputError: says where and what.
   """
-  known = (*build.BLOCKS, "seed", "evaluators")
+  needed = (*build.BLOCKS, "seed", "evaluators")
+  known = (*needed, *build.OPTIONAL)
   if not isinstance(config, Mapping):
     raise InputError(
       f"a config has the keys {', '.join(known)}; this is {config!r:.80}"
@@ -186,14 +249,14 @@ def check_config(config: build.Config) -> None:
   for key in config:
     if key not in known:
       raise build.unknown_key("", config, key)
-  missing = [key for key in known if config.get(key) is None]
+  missing = [key for key in needed if config.get(key) is None]
   if missing:
     raise InputError(f"the config needs {', '.join(missing)}")
   seed = build.typed(config["seed"], int, "seed")
   if not 0 <= seed < 2**63:
     raise InputError(f"seed={seed} must be at least 0 and less than 2**63")
-  for name in build.BLOCKS:
-    build.check("dataset" if name == "data" else name, config[name], name)
+  for name in (*build.BLOCKS, *build.OPTIONAL):
+    build.check("dataset" if name == "data" else name, config.get(name), name)
   if not isinstance(config["evaluators"], Mapping):
     raise InputError(f"evaluators={config['evaluators']!r} must be blocks by name")
   for name, block in config["evaluators"].items():

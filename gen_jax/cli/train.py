@@ -8,7 +8,7 @@ import jax
 from gen_jax import experiment as experiments
 from gen_jax import flops, sharding, tree
 from gen_jax.cli import config_args, workdir
-from gen_jax.train import checkpoint, health, loop, writers
+from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import InputError
@@ -51,19 +51,17 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
     optimizer, rate = experiment.optimizer(num_steps)
     goal = experiment.abstract_state(optimizer)
     evals = experiment.evaluators()
+    base = None
+    if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
+      base = workdir.load_base(directory, experiment).params
+  if experiment.adapter:
+    evals = [evaluators.Viewed(e, _merged(experiment)) for e in evals]
 
   with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
     restored = checkpoint.restore(manager, goal)
     if restored is None:
       progress = checkpoint.Progress()
-      state = states.create(
-        experiment.task,
-        optimizer,
-        experiment.batch(),
-        layout,
-        experiment.seed,
-        with_ema=experiment.train.ema_decay is not None,
-      )
+      state = _fresh_state(experiment, optimizer, goal, base)
     else:
       state, progress = restored
       checkpoint.set_aside_after(manager, int(state.step))
@@ -75,7 +73,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
       flush=True,
     )
     step = steps.make_step(
-      experiment.task,
+      experiment.learner,
       optimizer,
       layout=layout,
       num_microbatches=experiment.train.num_microbatches,
@@ -89,7 +87,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
 
     if restored is None and experiment.train.health_check:
       first = layout.put(examples.batch(0, rows), data.batch_size)
-      _health(experiment, state, first, num_steps, directory)
+      _health(experiment, state, base, first, num_steps, directory)
     sinks = [
       writers.JsonLines(directory, start),
       writers.TensorBoard(directory, start),
@@ -101,7 +99,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
         progress=progress,
         resumed=restored is not None,
         step=steps.compile_step(step, state, layout),
-        frozen=experiment.frozen,
+        frozen=experiment.learner_frozen(base),
         stream=stream,
         evals=evals,
         manager=manager,
@@ -124,13 +122,15 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
   return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
 
 
-def _health(experiment, state, batch, num_steps: int, directory: pathlib.Path) -> None:
+def _health(
+  experiment, state, base, batch, num_steps: int, directory: pathlib.Path
+) -> None:
   """Prints what the first batch shows; also written to health.json."""
   data = experiment.data
   found = health.examine(
-    experiment.task,
+    experiment.learner,
     state,
-    experiment.frozen,
+    experiment.learner_frozen(base),
     batch,
     experiment.layout,
     num_microbatches=experiment.train.num_microbatches,
@@ -160,6 +160,31 @@ def _per_step(experiment) -> dict[str, float]:
   return {f"{data.unit}_per_sec": float(data.items_per_step), **shares}
 
 
+def _has_checkpoint(directory: pathlib.Path) -> bool:
+  folder = directory / "checkpoints"
+  return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
+
+
+def _fresh_state(experiment, optimizer, goal, base) -> states.TrainState:
+  """At step 0: drawn at random, or around the weights of `init_from`."""
+  if base is not None and not experiment.adapter:
+    return states.start_from(base, optimizer, goal, experiment.seed)
+  return states.create(
+    experiment.learner,
+    optimizer,
+    experiment.batch(),
+    experiment.layout,
+    experiment.seed,
+    with_ema=experiment.train.ema_decay is not None,
+  )
+
+
+def _merged(experiment):
+  """(adapters, frozen) -> (weights, frozen) of the task itself."""
+  merge = jax.jit(experiment.learner.merged)
+  return lambda weights, frozen: (merge(weights, frozen), frozen.inner)
+
+
 def _mesh(layout: sharding.Layout) -> str:
   return "x".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
 
@@ -178,13 +203,14 @@ def _dry_run(config: dict) -> dict:
   optimizer, _ = experiment.optimizer(experiment.train.num_steps)
   state, batch = experiment.abstract_state(optimizer), experiment.batch()
   step = steps.make_step(
-    experiment.task,
+    experiment.learner,
     optimizer,
     layout=experiment.layout,
     num_microbatches=experiment.train.num_microbatches,
     decay=experiment.train.ema_decay,
   )
-  frozen = experiment.frozen
+  base = experiment.abstract_params() if experiment.adapter else None
+  frozen = experiment.learner_frozen(base)
   matrix_flops = flops.count(step, state, frozen, batch)
   compiled = steps.compile_step(step, state, experiment.layout)
   compiled = compiled.lower(state, frozen, batch).compile()

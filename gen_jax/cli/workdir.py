@@ -12,14 +12,23 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from gen_jax import experiment as experiments
+from gen_jax import tree
 from gen_jax.cli import config_args
-from gen_jax.train import checkpoint
+from gen_jax.train import checkpoint, init_from
 from gen_jax.train import state as states
 from gen_jax.types import InputError, PyTree, unknown
 
 # What may differ when a workdir is opened again: it does not change what is learned.
-MAY_CHANGE = ("mesh", "sampling", "train.log_every", "train.keep")
+MAY_CHANGE = (
+  "mesh",
+  "sampling",
+  "train.log_every",
+  "train.keep",
+  "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
+)
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -54,7 +63,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
   folders = ("tokenizer", "tokenizer.partial")
-  names = ("config.json", "run.json", *folders, "checkpoints")
+  names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   try:
@@ -156,9 +165,41 @@ def read_config(
   return config_args.apply(config, overrides)
 
 
+def load_base(
+  workdir: pathlib.Path, experiment: experiments.Experiment
+) -> init_from.Loaded:
+  """The weights that `init_from` names; the first time, notes which in init_from.json.
+
+  From then on it is that step and those bytes, or an error.
+
+  Raises:
+    InputError: they cannot be read, or are no longer the ones that were noted.
+  """
+  path, source = workdir / "init_from.json", experiment.source
+  noted = json.loads(path.read_text()) if path.exists() else None
+  if noted:
+    source = dataclasses.replace(
+      source, checkpoint=str(noted["step"]), weights=noted["weights"]
+    )
+  loaded = experiment.load_base(source)
+  digest = tree.sha256(loaded.params)
+  if noted is None:
+    noted = {"step": loaded.step, "weights": loaded.weights, "sha256": digest}
+    write_json(path, {"workdir": str(source.directory.absolute()), **noted})
+  elif noted["sha256"] != digest:
+    raise InputError(
+      f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
+      f" started from (SHA-256 in {path}); put them back, or take another --workdir"
+    )
+  return loaded
+
+
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """A trained model: the experiment, its state and the weights asked for."""
+  """A trained model: the experiment, its state and the weights asked for.
+
+  Adapters are merged into `weights`; `state` has them as they were trained.
+  """
 
   experiment: experiments.Experiment
   state: states.TrainState
@@ -207,6 +248,9 @@ def open_trained(
   state, _ = restored
   kind = "ema" if weights == "ema" and state.ema is not None else "raw"
   chosen = state.ema if kind == "ema" else state.params
+  if experiment.adapter:
+    frozen = experiment.learner_frozen(load_base(workdir, experiment).params)
+    chosen = jax.jit(experiment.learner.merged)(chosen, frozen)
   return Opened(experiment, state, chosen, int(state.step), kind)
 
 

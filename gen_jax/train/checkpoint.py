@@ -22,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from gen_jax import tree
 from gen_jax.train import state as states
-from gen_jax.types import InputError
+from gen_jax.types import InputError, Params
 
 _MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
@@ -130,23 +130,98 @@ def save(
   )
 
 
-def _check(step: int, manager: ocp.CheckpointManager, goal: states.TrainState) -> None:
+def saved_shapes(
+  manager: ocp.CheckpointManager, step: int
+) -> dict[str, tuple[int, ...]]:
+  """{path: shape} of a checkpoint's state: 'params/...', 'ema/...', 'step', ...
+
+  Raises:
+    ValueError: the checkpoint is damaged.
+  """
   saved = manager.item_metadata(step)["state"]
   saved = getattr(saved, "tree", saved)
   if saved is None:
     raise ValueError("its metadata is missing")
-  have = {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
-  want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
+  return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
+
+
+def _compare(where: str, have: dict[str, tuple], want: dict[str, tuple]) -> None:
   wrong = [
     f"{path} (checkpoint {have.get(path, 'none')}, model {want.get(path, 'none')})"
     for path in sorted(have.keys() | want.keys())
     if have.get(path) != want.get(path)
   ]
   if wrong:
+    more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
     raise InputError(
-      f"checkpoint {manager.directory}/{step} belongs to another model:"
-      f" {'; '.join(wrong[:4])}{'; ...' if len(wrong) > 4 else ''}"
+      f"checkpoint {where} belongs to another model: {'; '.join(wrong[:4])}{more}"
     )
+
+
+def _check(step: int, manager: ocp.CheckpointManager, goal: states.TrainState) -> None:
+  want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
+  _compare(f"{manager.directory}/{step}", saved_shapes(manager, step), want)
+
+
+def find_step(manager: ocp.CheckpointManager, which: str) -> int:
+  """The step that 'best', 'latest' or a number stands for.
+
+  Raises:
+    InputError: there is none.
+  """
+  steps = sorted(manager.all_steps())
+  if not steps:
+    raise InputError(f"there is no checkpoint in {manager.directory}")
+  if which == "latest":
+    return steps[-1]
+  step = best_step(manager) if which == "best" else int(which)
+  if step not in steps:
+    raise InputError(
+      f"no checkpoint at step {step} in {manager.directory}; there are: {steps}"
+    )
+  return step
+
+
+def restore_params(
+  manager: ocp.CheckpointManager,
+  goal: Params,
+  *,
+  step: int,
+  part: str = "params",
+) -> Params:
+  """Reads the parameters of a checkpoint and nothing else of it.
+
+  Args:
+    goal: abstract parameters with shardings: the arrays are born there.
+    part: 'params' or 'ema'.
+
+  Raises:
+    InputError: names or shapes differ in either direction, or it cannot be read.
+  """
+  where = f"{manager.directory}/{step}"
+  try:
+    have = {
+      path.removeprefix(f"{part}/"): shape
+      for path, shape in saved_shapes(manager, step).items()
+      if path.startswith(f"{part}/")
+    }
+    _compare(where, have, {p: tuple(x.shape) for p, x in tree.flatten(goal).items()})
+    item = {part: goal}
+    args = ocp.args.PyTreeRestore(
+      item=item,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+      partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      path = pathlib.Path(manager.directory) / str(step) / "state"
+      restored = checkpointer.restore(path, args=args)
+  except InputError:
+    raise
+  except Exception as error:  # whatever orbax or tensorstore raises: it is damaged
+    reason = (str(error).splitlines() or [repr(error)])[0][:200]
+    raise InputError(f"checkpoint {where} cannot be read: {reason}") from None
+  # As in `restore`: own the buffers before they are donated.
+  return jax.tree.map(lambda x: x.copy(), restored[part])
 
 
 def restore(

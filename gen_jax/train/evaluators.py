@@ -61,6 +61,26 @@ class LossEvaluator:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Viewed:
+  """An evaluator of other weights than those that are trained: adapters, merged.
+
+  Attributes:
+    evaluator: what evaluates them.
+    view: (trained weights, frozen) -> (weights, frozen) of the evaluator.
+  """
+
+  evaluator: Evaluator
+  view: Callable[[Params, PyTree], tuple[Params, PyTree]]
+
+  @property
+  def every(self) -> int:
+    return self.evaluator.every
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    return self.evaluator(*self.view(weights, frozen))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class GzipBaseline:
   """What `gzip -9` needs for the same text: the bar for a small language model."""
 

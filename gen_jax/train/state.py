@@ -45,6 +45,12 @@ def _init(
 ) -> TrainState:
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
   params = sharding.unbox(task.init(rng.named(key, "init"), zeros))
+  return _around(params, optimizer, key, with_ema)
+
+
+def _around(
+  params: Params, optimizer: optax.GradientTransformation, key: Array, with_ema: bool
+) -> TrainState:
   return TrainState(
     step=jnp.int32(0),
     params=params,
@@ -108,3 +114,22 @@ def create(
     compiler_options={"xla_backend_optimization_level": "0"} if on_cpu else None,
   )
   return init(jax.random.key(seed))
+
+
+def start_from(
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  goal: TrainState,
+  seed: int,
+) -> TrainState:
+  """A fresh state around parameters at hand, which are donated.
+
+  Args:
+    goal: the abstract state, from `abstract`.
+  """
+  make = jax.jit(
+    lambda params, key: _around(params, optimizer, key, goal.ema is not None),
+    donate_argnums=0,
+    out_shardings=jax.tree.map(lambda x: x.sharding, goal),
+  )
+  return make(params, jax.random.key(seed))

@@ -1,0 +1,178 @@
+"""Low-rank adapters: train a few numbers beside the weights of any model.
+
+A kernel W [*in, *out] is used as W + scale * (a b), with a [*in, r] and b [r, *out].
+b starts at zero, so that training starts from the base exactly. Kernels are named by
+their paths, so one mechanism serves every model; its own code knows nothing of it.
+
+Which axes are inputs follows from the axes' names: a kernel that ends in `head_dim`
+has two output axes (heads and head_dim), any other has one, its last; a convolution's
+window counts as input. Stacked layers [L, ...] get an adapter each: a [L, *in, r].
+
+The base weights are part of `frozen`: sharded like any parameters, not donated, not
+optimised, not saved again. The product is added to the kernel, not to its output: that
+is what makes it one mechanism, and costs the gradient of a whole kernel in memory.
+
+Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1, which likewise scales by alpha/r.
+"""
+
+import dataclasses
+import math
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen_jax import rng, tree
+from gen_jax.tasks import base
+from gen_jax.types import Array, Batch, InputError, Params, PyTree
+
+
+class Frozen(NamedTuple):
+  """The weights that are adapted, and what their task itself holds fixed."""
+
+  base: Params
+  inner: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+  """Which kernels to adapt, and how.
+
+  Attributes:
+    rank: r.
+    alpha: the scale is alpha / rank.
+    pattern: regex; kernels in whose path it occurs are adapted.
+  """
+
+  rank: int = 8
+  alpha: float = 16.0
+  pattern: str = r"attention/(query|value)/kernel$"
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise InputError(f"adapter.rank={self.rank} must be at least 1")
+    if not (math.isfinite(self.alpha) and self.alpha >= 0):
+      raise InputError(f"adapter.alpha={self.alpha} must be a number, at least 0")
+    try:
+      re.compile(self.pattern)
+    except re.error as error:
+      raise InputError(
+        f"adapter.pattern={self.pattern!r} is not a regular expression: {error}"
+      ) from None
+
+  @property
+  def scale(self) -> float:
+    """alpha / rank."""
+    return self.alpha / self.rank
+
+
+def split(names: tuple[str | None, ...]) -> tuple[int, int]:
+  """(stacked axes, output axes) of a kernel with these axis names.
+
+  >>> split(('embed', 'heads', 'head_dim')), split(('layers', 'embed', 'mlp'))
+  ((0, 2), (1, 1))
+  """
+  return int(names[0] == "layers"), 2 if names[-1] == "head_dim" else 1
+
+
+def init(config: LoRA, boxed: Params, key: Array) -> Params:
+  """Adapters {..., kernel: {a, b}} of the kernels of a model.
+
+  a ~ N(0, 1 / fan_in) and b = 0, float32; each a depends on the kernel's path alone.
+
+  Args:
+    boxed: the model's parameters, abstract or not, with their axis names.
+
+  Raises:
+    InputError: the pattern names no parameter, or one that is no matrix.
+  """
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
+  leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
+  params = {tree.path_str(path): leaf for path, leaf in leaves}
+  chosen = [path for path in params if re.search(config.pattern, path)]
+  if not chosen:
+    kernels = sorted(path for path in params if path.endswith("kernel"))
+    raise InputError(
+      f"adapter.pattern={config.pattern!r} occurs in no parameter's path; there are:"
+      f" {', '.join(kernels[:8])}, ..."
+    )
+  adapters: Params = {}
+  for path in chosen:
+    leaf = params[path]
+    names = leaf.names if is_box(leaf) else (None,) * leaf.ndim
+    shape = leaf.value.shape if is_box(leaf) else leaf.shape
+    stacked, outputs = split(names) if names else (0, 1)
+    if len(shape) - stacked - outputs < 1:
+      raise InputError(
+        f"adapter.pattern={config.pattern!r} names {path} of shape {shape}, which is"
+        " no matrix; end the pattern with kernel$"
+      )
+    made = _pair(config.rank, shape, names, rng.named(key, path))
+    *above, last = path.split("/")
+    node = adapters
+    for name in above:
+      node = node.setdefault(name, {})
+    node[last] = made
+  return adapters
+
+
+def _pair(rank: int, shape, names, key: Array) -> Params:
+  stacked, outputs = split(names)
+  cut = len(shape) - outputs
+  fan_in = math.prod(shape[stacked:cut])
+  a = jax.random.normal(key, (*shape[:cut], rank)) / fan_in**0.5
+  b = jnp.zeros((*shape[:stacked], rank, *shape[cut:]))
+  return {
+    "a": nn.LogicallyPartitioned(a, (*names[:cut], None)),
+    "b": nn.LogicallyPartitioned(b, (*names[:stacked], None, *names[cut:])),
+  }
+
+
+def merge(params: Params, adapters: Params, scale: float | Array) -> Params:
+  """The weights W + scale * (a b) where there is an adapter, W elsewhere.
+
+  >>> w, pair = jnp.ones((2, 3)), {'a': jnp.ones((2, 1)), 'b': jnp.ones((1, 3))}
+  >>> float(merge({'w': w}, {'w': pair}, 0.5)['w'][0, 0])
+  1.5
+  """
+  if not isinstance(params, dict):
+    a, b = adapters["a"], adapters["b"]
+    product = lambda a, b: jnp.tensordot(a, b, 1)  # noqa: E731
+    for _ in range(a.ndim + b.ndim - 2 - params.ndim):  # stacked layers
+      product = jax.vmap(product)
+    return params + (scale * product(a, b)).astype(params.dtype)
+  return {
+    name: merge(value, adapters[name], scale) if name in adapters else value
+    for name, value in params.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapted:
+  """A task whose parameters are adapters; `frozen` is a `Frozen`.
+
+  Attributes:
+    inner: the task of the base weights.
+    config: what is adapted.
+  """
+
+  inner: base.Task
+  config: LoRA
+
+  def init(self, key: Array, batch: Batch) -> Params:
+    """See `base.Task`."""
+    boxed = jax.eval_shape(self.inner.init, key, batch)
+    return init(self.config, boxed, key)
+
+  def merged(self, adapters: Params, frozen: Frozen) -> Params:
+    """The weights that the inner task is to use."""
+    return merge(frozen.base, adapters, self.config.scale)
+
+  def loss(
+    self, params: Params, frozen: Frozen, batch: Batch, keys: Array, *, train: bool
+  ) -> base.LossOut:
+    """See `base.Task`."""
+    weights = self.merged(params, frozen)
+    return self.inner.loss(weights, frozen.inner, batch, keys, train=train)

@@ -1,0 +1,119 @@
+"""Runs that start from another workdir's weights, whole or through adapters."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax import tree
+from gen_jax.cli import workdir
+from gen_jax.models import transformer
+from gen_jax.train import checkpoint
+from tests.cli import conftest
+
+CONFIG = "configs/lm/pydoc.py:smoke"
+SHAPE = {"num_layers": 2, "width": 8, "num_heads": 2}
+
+
+def words(directory, *more, **model):
+  model = {f"--config.task.model.{k}={v}" for k, v in {**SHAPE, **model}.items()}
+  return ("train", "--config", CONFIG, "--workdir", directory, *sorted(model), *more)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A trained-looking model: random weights at step 2."""
+  path = tmp_path_factory.mktemp("base") / "run"
+  changes = {f"task.model.{k}": str(v) for k, v in SHAPE.items()}
+  experiment = conftest._claim(path, "configs/lm/pydoc.py", *changes.items())
+  goal = experiment.abstract_state(experiment.optimizer(1)[0])
+  draw = np.random.default_rng(0)
+  state = jax.tree.map(
+    lambda x: jax.device_put(draw.normal(0, 0.1, x.shape).astype(x.dtype), x.sharding),
+    goal,
+  )
+  state = dataclasses.replace(state, step=state.step * 0 + 2)
+  with checkpoint.open_manager(path) as manager:
+    checkpoint.save(manager, 2, state, checkpoint.Progress(1.0, 2), 1.0)
+  return path
+
+
+def opened(directory, which="latest"):
+  return workdir.open_trained(directory, workdir.read_config(directory), which)
+
+
+def digest(weights):
+  return tree.sha256(jax.device_get(weights))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_step_zero_has_the_weights_of_the_source(scan, base, tmp_path, call):
+  start = f"--config.init_from.workdir={base}"
+  still = "--config.optimizer.learning_rate.peak=0.0"
+  first = call(*words(tmp_path / "a", start, still, scan_layers=scan))
+  assert first.code == 0, first
+  got = opened(tmp_path / "a").weights
+  got = got if not scan else transformer.unstack(got)
+  assert digest(got) == digest(opened(base).weights)
+  a, b = (p / "tokenizer" / "tokenizer.json" for p in (tmp_path / "a", base))
+  assert not a.exists() or a.read_bytes() == b.read_bytes()
+
+
+def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, refuse):
+  home = shutil.copytree(base, tmp_path / "base")
+  before = digest(opened(home).weights)
+  more = (f"--config.init_from.workdir={home}", "--config.adapter.name=lora")
+  steps = ("--config.train.save_every=1", "--config.train.keep=9")
+  run = words(tmp_path / "a", *more, *steps)
+  assert call(*run).code == 0
+  end = opened(tmp_path / "a")
+  assert set(tree.flatten(end.state.params)) < {
+    f"block_{i}/attention/{name}/kernel/{part}"
+    for i in range(2)
+    for name in ("query", "key", "value")
+    for part in "ab"
+  }
+  assert digest(opened(home).weights) == before
+  assert digest(opened(tmp_path / "a", "0").weights) == before  # b = 0
+  assert digest(end.weights) != before
+  shutil.rmtree(tmp_path / "a" / "checkpoints" / "2")
+  resumed = call(*run)
+  assert "resuming" in resumed.out
+  assert digest(opened(tmp_path / "a").weights) == digest(end.weights)
+
+  noted = tmp_path / "a" / "init_from.json"
+  text = noted.read_text()
+  noted.write_text(json.dumps({**json.loads(text), "sha256": "0"}))
+  refuse("sample", "--workdir", tmp_path / "a", says=["are not those that"])
+  noted.write_text(text)
+  home.rename(tmp_path / "moved")
+  refuse("sample", "--workdir", tmp_path / "a", says=[f"{home} has no checkpoints"])
+  at = f"--config.init_from.workdir={tmp_path / 'moved'}"
+  assert call("sample", "--workdir", tmp_path / "a", at).code == 0
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    (("--config.init_from.workdir=/nowhere",), "/nowhere has no checkpoints"),
+    (("--config.init_from.checkpoint=7",), "no checkpoint at step 7"),
+    (("--config.init_from.checkpoint=last",), "must be best, latest or a step"),
+    (("--config.task.model.mlp_width=12",), "belongs to another model: block_0/mlp"),
+    (("--config.task.model.num_layers=3",), "block_2/"),
+    (("--config.adapter.name=lora", "--config.adapter.pattern=xyz"), "'xyz'"),
+    (("--config.adapter.name=lora", "--config.adapter.rank=0"), "rank=0"),
+  ],
+)
+def test_nothing_is_written_when_the_source_does_not_fit(
+  changes, says, base, tmp_path, refuse
+):
+  start = f"--config.init_from.workdir={base}"
+  refuse(*words(tmp_path / "a", start, *changes), says=[says])
+  assert not (tmp_path / "a").exists()
+
+
+def test_adapters_need_a_base(tmp_path, refuse):
+  refuse(*words(tmp_path / "a", "--config.adapter.name=lora"), says=["init_from"])
