@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+
 from gen_jax import tree
 from gen_jax.cli import config_args, train, workdir
 from gen_jax.train import checkpoint
@@ -19,20 +21,20 @@ def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
-  opened = workdir.open_trained(directory, config, args.checkpoint)
+  state = workdir.open_state(directory, config, args.checkpoint)
   with checkpoint.open_manager(directory, read_only=True) as manager:
     steps, best = sorted(manager.all_steps()), checkpoint.best_step(manager)
-  state = opened.state
+  step = int(state.step)
   parts = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
   result = {
-    "step": opened.step,
+    "step": step,
     "steps": steps,
     "latest_step": steps[-1],
     "best_step": best,
     "params": tree.size(state.params),
     "params_by_module": train.parameter_table(state.params),
     "sha256": {
-      name: tree.sha256(part) for name, part in parts.items() if part is not None
+      name: tree.sha256(part) for name, part in parts.items() if jax.tree.leaves(part)
     },
   }
   print(config_args.dump(config))
@@ -40,7 +42,7 @@ def run(args) -> dict:
   for path, leaf in tree.flatten(state.params).items():
     print(f"  {path:56} {leaf.dtype!s:8} {tuple(leaf.shape)!s:20} {leaf.size:>12,}")
   print(f"  {'all':56} {'':29} {result['params']:>12,}")
-  print(f"\ncheckpoints {steps}, latest {steps[-1]}, best {best}; shown: {opened.step}")
+  print(f"\ncheckpoints {steps}, latest {steps[-1]}, best {best}; shown: {step}")
   for name, digest in result["sha256"].items():
     print(f"sha256 {name:10} {digest}")
   return result

@@ -25,6 +25,8 @@ COMMANDS = {
   "sample": "draw text or pictures from a trained model",
   "evaluate": "run a config's evaluators on a checkpoint",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
+  "import": "read released weights (GPT-2, LLaMA) into a workdir",
+  "export": "write a language model as a folder that transformers loads",
   "report": "write one self-contained HTML page about workdirs",
   "doctor": "check this machine: versions, devices, memory, speed",
 }
@@ -97,7 +99,7 @@ def run(argv: list[str]) -> dict:
     raise types.InputError(
       f"unexpected argument {extra[0]!r} (see {parser.prog} {args.command} --help)"
     )
-  if overrides and not {"config", "checkpoint"} & vars(args).keys():
+  if overrides and not {"config", "checkpoint", "from"} & vars(args).keys():
     raise types.InputError(f"{args.command} takes no --config.* overrides")
   args.overrides = overrides
   return module.run(args)

@@ -38,6 +38,11 @@ def run(args) -> dict:
   if not args.workdir:
     raise InputError("--workdir is needed (or --dry_run)")
   directory = pathlib.Path(args.workdir)
+  if workdir.is_imported(directory):
+    raise InputError(
+      f"{directory} holds imported weights, without an optimiser to go on with; train"
+      f" in another --workdir with --config.init_from.workdir={directory}"
+    )
   experiments.make(config, None)  # refuse a bad config before anything is written
   return _train(config, directory)
 

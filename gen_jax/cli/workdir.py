@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import optax
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
@@ -196,16 +197,34 @@ def load_base(
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-  """A trained model: the experiment, its state and the weights asked for.
+  """A trained model: the experiment, and the weights asked for.
 
-  Adapters are merged into `weights`; `state` has them as they were trained.
+  Adapters are merged into them.
   """
 
   experiment: experiments.Experiment
-  state: states.TrainState
   weights: PyTree
   step: int
   kind: str  # 'ema' or 'raw'
+
+
+def is_imported(workdir: pathlib.Path) -> bool:
+  """Whether a workdir holds weights that came from elsewhere, and nothing else."""
+  return (workdir / "import.json").exists()
+
+
+def _which(which: str, manager) -> dict[str, Any]:
+  """What a checkpoint's name means to `checkpoint.restore`."""
+  return {
+    "step": int(which) if which.isdecimal() else None,
+    "prefer": checkpoint.best_step(manager) if which == "best" else None,
+    "warn": lambda text: print(f"gen-jax: {text}", file=sys.stderr),
+  }
+
+
+def _check_which(which: str) -> None:
+  if which not in ("best", "latest") and not which.isdecimal():
+    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
 
 
 def open_trained(
@@ -214,7 +233,7 @@ def open_trained(
   which: str = "best",
   weights: str = "ema",
 ) -> Opened:
-  """Restores a workdir's model.
+  """Restores a workdir's model, and its tokenizer.
 
   Args:
     config: the workdir's, perhaps with another `sampling` or `mesh`.
@@ -222,36 +241,70 @@ def open_trained(
     weights: 'ema' (raw where no average is kept) or 'raw'.
 
   Raises:
-    InputError: no such checkpoint.
+    InputError: no such checkpoint, or no tokenizer.
   """
-  if which not in ("best", "latest") and not which.isdecimal():
-    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
-  if weights not in ("ema", "raw"):
-    raise unknown("--weights", weights, ("ema", "raw"))
+  _check_which(which)
   if not (workdir / "tokenizer").exists():
+    if is_imported(workdir):
+      raise InputError(
+        f"{workdir} was imported without a tokenizer: put its files (tokenizer.json)"
+        f" into {workdir / 'tokenizer'}"
+      )
     raise InputError(
       f"{workdir} has no checkpoint yet (not even a tokenizer); train it first"
     )
-  experiment = experiments.make(config, workdir)
-  optimizer, _ = experiment.optimizer(1)
-  goal = experiment.abstract_state(optimizer)
-  with checkpoint.open_manager(workdir, read_only=True) as manager:
-    restored = checkpoint.restore(
+  return open_weights(experiments.make(config, workdir), workdir, which, weights)
+
+
+def open_weights(
+  experiment: experiments.Experiment,
+  workdir: pathlib.Path,
+  which: str = "best",
+  weights: str = "ema",
+) -> Opened:
+  """Restores the weights of an experiment and nothing else; see `open_trained`."""
+  _check_which(which)
+  if weights not in ("ema", "raw"):
+    raise unknown("--weights", weights, ("ema", "raw"))
+  has_average = experiment.train.ema_decay is not None
+  kind = "ema" if weights == "ema" and has_average else "raw"
+  goal = experiment.abstract_state(optax.identity()).params
+  with checkpoint.open_manager(workdir, read_only=True, weights_only=True) as manager:
+    restored = checkpoint.restore_weights(
       manager,
       goal,
-      step=int(which) if which.isdecimal() else None,
-      prefer=checkpoint.best_step(manager) if which == "best" else None,
-      warn=lambda text: print(f"gen-jax: {text}", file=sys.stderr),
+      part="ema" if kind == "ema" else "params",
+      **_which(which, manager),
     )
   if restored is None:
     raise InputError(f"{workdir} has no checkpoint yet; train it first")
-  state, _ = restored
-  kind = "ema" if weights == "ema" and state.ema is not None else "raw"
-  chosen = state.ema if kind == "ema" else state.params
+  chosen, step = restored
   if experiment.adapter:
     frozen = experiment.learner_frozen(load_base(workdir, experiment).params)
     chosen = jax.jit(experiment.learner.merged)(chosen, frozen)
-  return Opened(experiment, state, chosen, int(state.step), kind)
+  return Opened(experiment, chosen, step, kind)
+
+
+def open_state(
+  workdir: pathlib.Path, config: dict[str, Any], which: str = "latest"
+) -> states.TrainState:
+  """Restores all that a checkpoint holds.
+
+  Raises:
+    InputError: no such checkpoint.
+  """
+  _check_which(which)
+  home = workdir if (workdir / "tokenizer").exists() else None
+  experiment = experiments.make(config, home)
+  optimizer, _ = experiment.optimizer(1)
+  goal = experiment.abstract_state(optimizer)
+  if is_imported(workdir):
+    goal = dataclasses.replace(goal, opt_state=(), ema=None)
+  with checkpoint.open_manager(workdir, read_only=True) as manager:
+    restored = checkpoint.restore(manager, goal, **_which(which, manager))
+  if restored is None:
+    raise InputError(f"{workdir} has no checkpoint yet; train it first")
+  return restored[0]
 
 
 def add_arguments(parser) -> None:

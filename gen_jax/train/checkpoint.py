@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,7 +23,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from gen_jax import tree
 from gen_jax.train import state as states
-from gen_jax.types import InputError, Params
+from gen_jax.types import InputError, Params, PyTree
+
+T = TypeVar("T")
 
 _MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
@@ -60,9 +63,18 @@ class _Manager(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def open_manager(
-  workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False
+  workdir: str | pathlib.Path,
+  *,
+  keep: int = 2,
+  read_only: bool = False,
+  weights_only: bool = False,
 ) -> Iterator[ocp.CheckpointManager]:
   """The orbax manager of a workdir; leaving it waits for what is being saved.
+
+  Args:
+    keep: latest steps that are kept.
+    read_only: nothing is written, cleaned up or deleted.
+    weights_only: for `restore_weights`.
 
   Raises:
     InputError: the file system refused a write (a full disk).
@@ -87,7 +99,9 @@ def open_manager(
     read_only=read_only,
   )
   handlers = {
-    "state": ocp.StandardCheckpointHandler(),
+    "state": ocp.PyTreeCheckpointHandler()
+    if weights_only
+    else ocp.StandardCheckpointHandler(),
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:
@@ -145,7 +159,8 @@ def saved_shapes(
   return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
 
 
-def _compare(where: str, have: dict[str, tuple], want: dict[str, tuple]) -> None:
+def _check(where: str, have: dict[str, tuple], goal: PyTree) -> None:
+  want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
   wrong = [
     f"{path} (checkpoint {have.get(path, 'none')}, model {want.get(path, 'none')})"
     for path in sorted(have.keys() | want.keys())
@@ -156,11 +171,6 @@ def _compare(where: str, have: dict[str, tuple], want: dict[str, tuple]) -> None
     raise InputError(
       f"checkpoint {where} belongs to another model: {'; '.join(wrong[:4])}{more}"
     )
-
-
-def _check(step: int, manager: ocp.CheckpointManager, goal: states.TrainState) -> None:
-  want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
-  _compare(f"{manager.directory}/{step}", saved_shapes(manager, step), want)
 
 
 def find_step(manager: ocp.CheckpointManager, which: str) -> int:
@@ -182,66 +192,22 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
   return step
 
 
-def restore_params(
+def _newest(
   manager: ocp.CheckpointManager,
-  goal: Params,
-  *,
-  step: int,
-  part: str = "params",
-) -> Params:
-  """Reads the parameters of a checkpoint and nothing else of it.
+  read: Callable[[int], T],
+  step: int | None,
+  prefer: int | None,
+  warn: Callable[[str], None],
+) -> T | None:
+  """What `read` makes of `step`, or of the newest step that it can read.
 
   Args:
-    goal: abstract parameters with shardings: the arrays are born there.
-    part: 'params' or 'ema'.
-
-  Raises:
-    InputError: names or shapes differ in either direction, or it cannot be read.
-  """
-  where = f"{manager.directory}/{step}"
-  try:
-    have = {
-      path.removeprefix(f"{part}/"): shape
-      for path, shape in saved_shapes(manager, step).items()
-      if path.startswith(f"{part}/")
-    }
-    _compare(where, have, {p: tuple(x.shape) for p, x in tree.flatten(goal).items()})
-    item = {part: goal}
-    args = ocp.args.PyTreeRestore(
-      item=item,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-      partial_restore=True,
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-      path = pathlib.Path(manager.directory) / str(step) / "state"
-      restored = checkpointer.restore(path, args=args)
-  except InputError:
-    raise
-  except Exception as error:  # whatever orbax or tensorstore raises: it is damaged
-    reason = (str(error).splitlines() or [repr(error)])[0][:200]
-    raise InputError(f"checkpoint {where} cannot be read: {reason}") from None
-  # As in `restore`: own the buffers before they are donated.
-  return jax.tree.map(lambda x: x.copy(), restored[part])
-
-
-def restore(
-  manager: ocp.CheckpointManager,
-  goal: states.TrainState,
-  *,
-  step: int | None = None,
-  prefer: int | None = None,
-  warn: Callable[[str], None] = print,
-) -> tuple[states.TrainState, Progress] | None:
-  """Restores `step`, or the newest step that can be read; None where there is none.
-
-  Args:
-    goal: abstract state with shardings.
     step: this one or an error.
     prefer: this one first, then the newest.
     warn: told about every step that had to be passed over.
 
   Raises:
-    InputError: no such step, another model, or none that can be read.
+    InputError: no such step, one of `read`'s own, or none that can be read.
   """
   existing = sorted(manager.all_steps())
   if step is not None and step not in existing:
@@ -252,12 +218,7 @@ def restore(
   damaged: dict[int, str] = {}
   for candidate in newest_first if step is None else [step]:
     try:
-      _check(candidate, manager, goal)
-      args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(goal), progress=ocp.args.JsonRestore()
-      )
-      restored = manager.restore(candidate, args=args)
-      progress = Progress(**restored["progress"])
+      result = read(candidate)
     except InputError:
       raise
     except Exception as error:
@@ -266,14 +227,82 @@ def restore(
       continue
     for other, reason in damaged.items():
       warn(f"step {other} cannot be read ({reason}); going back to step {candidate}")
-    # Orbax's buffers may be shared with its own caches: own them before donation.
-    return jax.tree.map(lambda x: x.copy(), restored["state"]), progress
+    return result
   if damaged:
     raise InputError(
       f"no checkpoint in {manager.directory} can be read, of {sorted(damaged)}"
       f" ({next(iter(damaged.values()))}); move that folder away to start again"
     )
   return None
+
+
+def restore(
+  manager: ocp.CheckpointManager,
+  goal: states.TrainState,
+  *,
+  step: int | None = None,
+  prefer: int | None = None,
+  warn: Callable[[str], None] = print,
+) -> tuple[states.TrainState, Progress] | None:
+  """Restores all of `step`, or of the newest step; None where there is none.
+
+  Args:
+    goal: abstract state with shardings.
+    step, prefer, warn: see `_newest`.
+
+  Raises:
+    InputError: see `_newest`; another model.
+  """
+
+  def read(candidate: int) -> tuple[states.TrainState, Progress]:
+    where = f"{manager.directory}/{candidate}"
+    _check(where, saved_shapes(manager, candidate), goal)
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(goal), progress=ocp.args.JsonRestore()
+    )
+    restored = manager.restore(candidate, args=args)
+    # Orbax's buffers may be shared with its own caches: own them before donation.
+    state = jax.tree.map(lambda x: x.copy(), restored["state"])
+    return state, Progress(**restored["progress"])
+
+  return _newest(manager, read, step, prefer, warn)
+
+
+def restore_weights(
+  manager: ocp.CheckpointManager,
+  goal: Params,
+  *,
+  part: str = "params",
+  step: int | None = None,
+  prefer: int | None = None,
+  warn: Callable[[str], None] = print,
+) -> tuple[Params, int] | None:
+  """Restores weights alone, and says of which step; the rest stays on disk.
+
+  Args:
+    manager: opened with weights_only.
+    goal: abstract parameters with shardings.
+    part: 'params' or 'ema'.
+    step, prefer, warn: see `_newest`.
+
+  Raises:
+    InputError: see `_newest`; another model.
+  """
+  wanted = {part: goal}
+
+  def read(candidate: int) -> tuple[Params, int]:
+    have = saved_shapes(manager, candidate)
+    have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
+    _check(f"{manager.directory}/{candidate}", have, wanted)
+    args = ocp.args.PyTreeRestore(
+      item=wanted,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+      partial_restore=True,
+    )
+    restored = manager.restore(candidate, args=ocp.args.Composite(state=args))
+    return restored["state"][part], candidate
+
+  return _newest(manager, read, step, prefer, warn)
 
 
 def set_aside_after(manager: ocp.CheckpointManager, step: int) -> None:

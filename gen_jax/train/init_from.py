@@ -75,7 +75,9 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
       f"init_from.workdir={source.workdir} has no checkpoints; name the folder of a"
       " trained or imported model"
     )
-  with checkpoint.open_manager(source.directory, read_only=True) as manager:
+  with checkpoint.open_manager(
+    source.directory, read_only=True, weights_only=True
+  ) as manager:
     step = checkpoint.find_step(manager, source.checkpoint)
     saved = checkpoint.saved_shapes(manager, step)
     has_average = any(path.startswith("ema/") for path in saved)
@@ -83,7 +85,8 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
     names = {p.removeprefix(f"{part}/") for p in saved if p.startswith(f"{part}/")}
     matching = [form for form in forms if tree.flatten(form.goal).keys() == names]
     form = matching[0] if matching else forms[0]
-    params = checkpoint.restore_params(manager, form.goal, step=step, part=part)
+    restored = checkpoint.restore_weights(manager, form.goal, step=step, part=part)
+    params = jax.tree.map(lambda x: x.copy(), restored[0])  # owned: it is donated
   if form is not forms[0]:
     at = jax.tree.map(lambda x: x.sharding, forms[0].goal)
     params = jax.jit(form.convert, out_shardings=at)(params)

@@ -31,6 +31,7 @@ MAY_IMPORT = {
   "evaluation": L0 | {"data", "prompting", "sharding", "train"},
   "build": None,  # everything below
   "experiment": None,
+  "convert": None,  # everything but cli
   "cli": None,
 }
 
@@ -71,7 +72,7 @@ def test_layers(path):
     assert own <= allowed | siblings
   elif here != "cli":
     assert "cli" not in own
-    assert here == "experiment" or "experiment" not in own
+    assert here in ("experiment", "convert") or "experiment" not in own
   if here in ("diffusion", "decoding"):
     assert not foreign & {"flax", "ml_collections", "optax"}
   assert not foreign & {"torch", "tensorflow", "pickle"}
@@ -94,7 +95,7 @@ def test_configs_never_import_the_library():
 
 def test_size_budgets():
   lengths = {p: len(p.read_text().splitlines()) for p in FILES}
-  assert sum(lengths.values()) <= 10_000
+  assert sum(lengths.values()) <= 12_000
   for path, length in lengths.items():
     assert length <= 450, path
     module = ast.parse(path.read_text())

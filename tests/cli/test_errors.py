@@ -22,7 +22,7 @@ from gen_jax.train import checkpoint, loop
 
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
-COMMANDS = "doctor, evaluate, inspect, report, sample, train"
+COMMANDS = "doctor, evaluate, export, import, inspect, report, sample, train"
 
 
 @pytest.mark.parametrize(
@@ -561,9 +561,9 @@ def test_prompts(refuse, text_workdir, tmp_path):
 
 def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
   def zeros(manager, goal, **_):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), goal), None
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), goal), 0
 
-  monkeypatch.setattr(checkpoint, "restore", zeros)
+  monkeypatch.setattr(checkpoint, "restore_weights", zeros)
   says = [LONG, "tokens", "the text encoder reads 12: shorten it"]
   out = tmp_path / "out"
   refuse(

@@ -69,8 +69,8 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   steps = ("--config.train.save_every=1", "--config.train.keep=9")
   run = words(tmp_path / "a", *more, *steps)
   assert call(*run).code == 0
-  end = opened(tmp_path / "a")
-  assert set(tree.flatten(end.state.params)) < {
+  end = workdir.open_state(tmp_path / "a", workdir.read_config(tmp_path / "a"))
+  assert set(tree.flatten(end.params)) < {
     f"block_{i}/attention/{name}/kernel/{part}"
     for i in range(2)
     for name in ("query", "key", "value")
@@ -101,7 +101,10 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
     (("--config.init_from.workdir=/nowhere",), "/nowhere has no checkpoints"),
     (("--config.init_from.checkpoint=7",), "no checkpoint at step 7"),
     (("--config.init_from.checkpoint=last",), "must be best, latest or a step"),
-    (("--config.task.model.mlp_width=12",), "belongs to another model: block_0/mlp"),
+    (
+      ("--config.task.model.mlp_width=12",),
+      "belongs to another model: params/block_0/mlp",
+    ),
     (("--config.task.model.num_layers=3",), "block_2/"),
     (("--config.adapter.name=lora", "--config.adapter.pattern=xyz"), "'xyz'"),
     (("--config.adapter.name=lora", "--config.adapter.rank=0"), "rank=0"),

@@ -1,0 +1,122 @@
+"""`gen-jax export`: a workdir's language model as a folder that transformers loads."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from gen_jax import experiment as experiments
+from gen_jax import tree
+from gen_jax.cli import workdir
+from gen_jax.convert import architectures, huggingface, safetensors
+from gen_jax.data import tokenizers
+from gen_jax.tasks import lm
+from gen_jax.types import InputError, unknown
+
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax export --help`."""
+  workdir.add_arguments(parser)
+  parser.add_argument("--to", required=True, metavar="DIR", help="new folder to write")
+  parser.add_argument(
+    "--dtype", default="float32", help="float32 (default), bfloat16 or float16"
+  )
+
+
+def run(args) -> dict:
+  """Writes the folder, whole or not at all."""
+  if args.dtype not in _DTYPES:
+    raise unknown("--dtype", args.dtype, _DTYPES)
+  target = pathlib.Path(args.to)
+  if target.exists():
+    raise InputError(f"--to {target} is there already; take another folder")
+  directory = pathlib.Path(args.workdir)
+  config = workdir.read_config(directory, args.overrides)
+  experiment = experiments.make(config, None)
+  if not isinstance(experiment.task, lm.LanguageModel):
+    raise InputError(f"{directory} holds no language model; only those are exported")
+  model = experiment.task.model.config
+  architecture = architectures.fitting(model)
+  opened = workdir.open_weights(experiment, directory, args.checkpoint, args.weights)
+  plan = huggingface.plan(architecture, model, opened.weights)
+  home = directory / "tokenizer"
+  tokenizer = tokenizers.load(home) if home.exists() else None
+  partial = target.with_name(f"{target.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    if tokenizer is None:
+      partial.mkdir(parents=True)
+    else:
+      shutil.copytree(home, partial)
+      _name_tokenizer(partial)
+    safetensors.write_folder(partial, plan, _DTYPES[args.dtype])
+    ids = _ids(tokenizer)
+    foreign = {
+      "architectures": [architecture.name],
+      "model_type": architecture.model_type,
+      "torch_dtype": args.dtype,
+      **{name: ids[name] for name in ("bos_token_id", "eos_token_id")},
+      **architecture.write(model),
+    }
+    _write_json(partial / "config.json", foreign)
+    _write_json(
+      partial / "generation_config.json", {**ids, **_drawing(experiment.sampling)}
+    )
+    partial.rename(target)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  print(
+    f"{target}: {architecture.name}, {args.dtype}, the {opened.kind} weights of"
+    f" step {opened.step}"
+  )
+  return {
+    "path": str(target),
+    "architecture": architecture.name,
+    "params": tree.size(opened.weights),
+    "step": opened.step,
+    "weights": opened.kind,
+  }
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _ids(tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:
+  """Ids that open and end texts; null, too, must be said: families have defaults."""
+  if tokenizer is None:
+    return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+  stops = list(tokenizer.stops)
+  return {
+    "bos_token_id": tokenizer.bos,
+    "eos_token_id": stops if len(stops) > 1 else tokenizer.eos,
+    "pad_token_id": tokenizer.eos,
+  }
+
+
+def _drawing(sampling) -> dict[str, Any]:
+  """The config's sampling in the words of generation_config.json."""
+  common = {"max_new_tokens": sampling.max_tokens}
+  if sampling.temperature == 0:
+    return {**common, "do_sample": False}
+  return {
+    **common,
+    "do_sample": True,
+    "temperature": sampling.temperature,
+    "top_k": sampling.top_k or 0,
+    "top_p": sampling.top_p,
+    **({"min_p": sampling.min_p} if sampling.min_p else {}),
+  }
+
+
+def _name_tokenizer(folder: pathlib.Path) -> None:
+  """Names the class of a tokenizer that was made here, or it would be guessed."""
+  path = folder / "tokenizer_config.json"
+  if not (folder / "tokenizer.json").exists():
+    return
+  config = json.loads(path.read_text()) if path.exists() else {}
+  if "tokenizer_class" not in config:
+    _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})

@@ -1,0 +1,168 @@
+"""`gen-jax import`: released weights in, a workdir out that samples and evaluates."""
+
+import hashlib
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_jax import experiment as experiments
+from gen_jax import tree
+from gen_jax.cli import config_args, workdir
+from gen_jax.convert import hub, huggingface
+from gen_jax.data import tokenizers
+from gen_jax.train import checkpoint
+from gen_jax.train import state as states
+from gen_jax.types import InputError
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax import --help`."""
+  parser.add_argument(
+    "--from", required=True, metavar="DIR_OR_ID", help="a folder, or org/name of a hub"
+  )
+  parser.add_argument("--workdir", required=True, help="new folder to write")
+  parser.add_argument("--revision", help="of the hub's model; default: the newest")
+  parser.add_argument(
+    "--text", metavar="FILES", help="to evaluate on; default: Python's reference"
+  )
+  parser.add_argument(
+    "--scan_layers", action="store_true", help="stacked layers: compiles faster"
+  )
+  parser.add_argument(
+    "--padded_vocab",
+    action="store_true",
+    help="the model has more ids than its tokenizer, and that is meant",
+  )
+  parser.epilog = (
+    "config.json, *.safetensors and the tokenizer's files are read; nothing is\n"
+    "unpickled or executed. --config.mesh.*, --config.data.* and the like are set as\n"
+    "in `gen-jax train`."
+  )
+
+
+def run(args) -> dict:
+  """Checks everything, reads the weights, and only then writes."""
+  directory = pathlib.Path(args.workdir)
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise InputError(f"--workdir {directory} is not empty; take another one")
+  source = hub.locate(getattr(args, "from"), args.revision)
+  _, block, tensors, biasless = found = huggingface.open_model(source.folder)
+  architecture = found[0]
+  block = {**block, "scan_layers": args.scan_layers}
+  tokenizer = _tokenizer(source.folder, block["vocab_size"], args.padded_vocab)
+  config = _config(block, directory, args.text)
+  config = config_args.apply(config, args.overrides)
+  experiment = experiments.make(config, None)
+  goal = experiment.abstract_state(optax.identity()).params
+  places = huggingface.match(tensors, architecture, goal, biasless)
+  params = huggingface.load(places, goal)
+  state = states.TrainState(
+    step=jnp.int32(0),
+    params=params,
+    ema=None,
+    opt_state=(),
+    key=jax.random.key_data(jax.random.key(0)),
+  )
+  origin = {
+    "from": source.name,
+    "revision": source.revision,
+    "architecture": architecture.name,
+    "dtypes": sorted({tensor.dtype for tensor in tensors.values()}),
+    "sha256": _hashes(source.folder, {t.file for t in tensors.values()}, tokenizer),
+  }
+  _write(directory, config, state, source.folder, tokenizer, origin)
+  num_params = tree.size(params)
+  print(f"{directory}: {architecture.name}, {num_params:,} parameters of {source.name}")
+  return {"workdir": str(directory), "params": num_params, "step": 0, **origin}
+
+
+def _tokenizer(folder: pathlib.Path, vocab_size: int, is_padded: bool) -> list[str]:
+  """Names of the tokenizer's files, held against the model; none is only warned of."""
+  names = [n for n in hub.TOKENIZER_FILES if (folder / n).is_file()]
+  if not any(name in names for name in hub.VOCABULARIES):
+    print(
+      f"gen-jax: warning: {folder} has no tokenizer; the model can be exported, but"
+      " reads and writes no text until WORKDIR/tokenizer has its files",
+      file=sys.stderr,
+    )
+    return []
+  size = tokenizers.load(folder).vocab_size
+  if size > vocab_size:
+    raise InputError(
+      f"{folder}: the tokenizer has {size} ids, config.json vocab_size={vocab_size}"
+      " fewer; take the tokenizer that belongs to the model"
+    )
+  if size < vocab_size and not is_padded:
+    raise InputError(
+      f"{folder}: config.json vocab_size={vocab_size} is larger than the tokenizer's"
+      f" {size}; take the tokenizer that belongs to the model, or say --padded_vocab"
+    )
+  return names
+
+
+def _config(
+  block: dict[str, Any], directory: pathlib.Path, text: str | None
+) -> dict[str, Any]:
+  """An experiment around an imported model."""
+  source = {"name": "files", "pattern": text} if text else {"name": "pydoc"}
+  return {
+    "seed": 0,
+    "task": {"name": "language_model", "model": block},
+    "data": {
+      "name": "text",
+      "source": source,
+      "tokenizer": {"name": "file", "path": str(directory / "tokenizer")},
+      "length": min(block["max_length"], 1024),
+      "batch_size": 8 * jax.device_count(),
+    },
+    "optimizer": {
+      "name": "adamw",
+      "learning_rate": {"name": "cosine", "peak": 1e-5, "warmup_steps": 100},
+    },
+    "train": {"name": "train", "num_steps": 1000},
+    "evaluators": {"validation": {"name": "loss", "every": 500}},
+    "sampling": {"name": "text", "temperature": 0.8, "top_p": 0.95},
+    # One copy of the weights over all devices, not one on each.
+    "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "rules": "fsdp"},
+  }
+
+
+def _hashes(
+  folder: pathlib.Path, weights: set[pathlib.Path], tokenizer: list[str]
+) -> dict[str, str]:
+  files = [folder / "config.json", *sorted(weights), *(folder / n for n in tokenizer)]
+  hashes = {}
+  for file in files:
+    with file.open("rb") as stream:
+      hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+  return hashes
+
+
+def _write(
+  directory: pathlib.Path,
+  config: dict[str, Any],
+  state: states.TrainState,
+  folder: pathlib.Path,
+  tokenizer: list[str],
+  origin: dict[str, Any],
+) -> None:
+  is_new = not directory.exists()
+  try:
+    with workdir.claim(directory, config):
+      # First of all: without it, a workdir whose writing broke off could be trained.
+      workdir.write_json(directory / "import.json", origin)
+      if tokenizer:
+        (directory / "tokenizer").mkdir()
+        for name in tokenizer:
+          shutil.copyfile(folder / name, directory / "tokenizer" / name)
+      with checkpoint.open_manager(directory) as manager:
+        checkpoint.save(manager, 0, state, checkpoint.Progress())
+  except BaseException:
+    for path in [directory] if is_new else list(directory.glob("*")):
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    raise

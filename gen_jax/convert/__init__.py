@@ -1,0 +1,1 @@
+"""Foreign checkpoints in and out: maps of names, safetensors, no torch, no pickle."""

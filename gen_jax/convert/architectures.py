@@ -1,0 +1,349 @@
+"""config.json to a config's model block and back, for GPT-2 and LLaMA.
+
+A key is understood, or known to change nothing at inference, or refused by its name: a
+model that computes something else is worse than none.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gen_jax import build
+from gen_jax.convert import names
+from gen_jax.models import transformer
+from gen_jax.nn import embed, mlp, norms
+from gen_jax.types import InputError, unknown
+
+Foreign = dict[str, Any]
+# Foreign name: ours. Of several for one of ours, the first is written.
+_ACTIVATIONS = {
+  "gelu_new": "gelu",
+  "gelu_pytorch_tanh": "gelu",
+  "gelu": "gelu_exact",
+  "silu": "silu",
+  "swish": "silu",
+  "relu": "relu",
+}
+# What all configs may carry: labels, training, and how the library runs.
+_HARMLESS = frozenset(
+  """_name_or_path _commit_hash architectures auto_map model_type transformers_version
+  torch_dtype dtype bos_token_id eos_token_id pad_token_id sep_token_id use_cache
+  initializer_range task_specific_params summary_activation summary_first_dropout
+  summary_proj_to_labels summary_type summary_use_proj attention_dropout attn_pdrop
+  embd_pdrop resid_pdrop gradient_checkpointing output_attentions
+  output_hidden_states return_dict torchscript is_decoder is_encoder_decoder id2label
+  label2id problem_type finetuning_task pretraining_tp reorder_and_upcast_attn
+  _attn_implementation attn_implementation max_length min_length do_sample temperature
+  top_k top_p n_ctx unk_token_id chunk_size_feed_forward predict_special_tokens
+  mlp_dropout max_sequence_length""".split()
+)
+# What may only have the value that the model here has.
+_FIXED = {
+  "scale_attn_weights": True,
+  "scale_attn_by_inverse_layer_idx": False,
+  "add_cross_attention": False,
+  "partial_rotary_factor": 1.0,
+  "tie_encoder_decoder": False,
+}
+
+
+class _Reader:
+  """Takes keys out of a config.json, checks types, and knows what is left."""
+
+  def __init__(self, config: Mapping[str, Any]):
+    self.left = dict(config)
+
+  def take(self, key: str, hint: Any, *default: Any) -> Any:
+    if self.left.get(key) is None and default:
+      self.left.pop(key, None)
+      return default[0]
+    if key not in self.left:
+      raise InputError(f"config.json lacks {key}; fetch the file again")
+    return build.typed(self.left.pop(key), hint, f"config.json {key}")
+
+  def finish(self) -> None:
+    for key, value in _FIXED.items():
+      if self.left.pop(key, None) not in (None, value):
+        raise InputError(f"config.json {key} must be {value}: nothing else is known")
+    strange = {
+      key: value
+      for key, value in self.left.items()
+      if key not in _HARMLESS and value is not None
+    }
+    if strange:
+      listed = ", ".join(f"{key}={value!r:.60}" for key, value in strange.items())
+      raise InputError(
+        f"config.json has keys that are not understood and may change the model:"
+        f" {listed}; take a plain GPT-2 or LLaMA, or remove them if they do nothing"
+      )
+
+
+def _activation(name: str) -> str:
+  if name not in _ACTIVATIONS:
+    raise unknown("activation (of config.json)", name, _ACTIVATIONS)
+  return _ACTIVATIONS[name]
+
+
+def _read_gpt2(read: _Reader) -> Foreign:
+  width = read.take("n_embd", int)
+  heads = read.take("n_head", int)
+  eps = read.take("layer_norm_epsilon", float, 1e-5)
+  activation = read.take("activation_function", str, "gelu_new")
+  return {
+    "vocab_size": read.take("vocab_size", int),
+    "max_length": read.take("n_positions", int),
+    "num_layers": read.take("n_layer", int),
+    "width": width,
+    "num_heads": heads,
+    "num_kv_heads": None,
+    "head_dim": None,
+    "mlp_width": read.take("n_inner", int | None, None),
+    "norm": {"name": "layer_norm", "eps": eps, "use_bias": True},
+    "mlp": {"name": "mlp", "activation": _activation(activation)},
+    "position": {"name": "learned"},
+    "rotary": None,
+    "use_bias": True,
+    "tied_head": read.take("tie_word_embeddings", bool, True),
+  }
+
+
+def _read_rope(read: _Reader) -> Foreign:
+  """Old spelling: rope_theta and rope_scaling; newer: rope_parameters."""
+  blocks = [read.take(k, Any, {}) for k in ("rope_scaling", "rope_parameters")]
+  if not all(isinstance(block, dict) for block in blocks):
+    raise InputError(f"config.json rope_scaling={blocks[0]!r} must be a block")
+  old, new = blocks
+  both = [k for k in old.keys() & new.keys() if old[k] != new[k]]
+  if both:
+    raise InputError(
+      f"config.json rope_scaling and rope_parameters contradict each other: {both}"
+    )
+  rope = _Reader({**old, **new})
+  theta = read.take("rope_theta", float, None)
+  base = rope.take("rope_theta", float, 1e4 if theta is None else theta)
+  if theta not in (None, base):
+    raise InputError(f"config.json rope_theta is {theta} and {base}; which one?")
+  old_kind = rope.take("type", str, "default")
+  kind = rope.take("rope_type", str, old_kind)
+  scaling = None
+  if kind == "llama3":
+    original = rope.take("original_max_position_embeddings", int)
+    scaling = {"name": "llama3", "original_length": original}
+    for key in ("factor", "low_freq_factor", "high_freq_factor"):
+      scaling[key] = rope.take(key, float)
+  elif kind == "linear":
+    scaling = {"name": "linear", "factor": rope.take("factor", float)}
+  elif kind != "default":
+    raise unknown("rope_type (of config.json)", kind, ("default", "llama3", "linear"))
+  rope.finish()
+  return {"name": "rotary", "base": base, "scaling": scaling}
+
+
+def _read_llama(read: _Reader) -> Foreign:
+  biases = [read.take(f"{name}_bias", bool, False) for name in ("attention", "mlp")]
+  activation = read.take("hidden_act", str, "silu")
+  eps = read.take("rms_norm_eps", float, 1e-6)
+  return {
+    "vocab_size": read.take("vocab_size", int),
+    "max_length": read.take("max_position_embeddings", int),
+    "num_layers": read.take("num_hidden_layers", int),
+    "width": read.take("hidden_size", int),
+    "num_heads": read.take("num_attention_heads", int),
+    "num_kv_heads": read.take("num_key_value_heads", int | None, None),
+    "head_dim": read.take("head_dim", int | None, None),
+    "mlp_width": read.take("intermediate_size", int),
+    "norm": {"name": "rms_norm", "eps": eps},
+    "mlp": {"name": "gated_mlp", "activation": _activation(activation)},
+    "position": None,
+    "rotary": _read_rope(read),
+    "use_bias": any(biases),
+    "tied_head": read.take("tie_word_embeddings", bool, False),
+  }
+
+
+def _foreign_activation(function: Callable) -> str | None:
+  table = build.TABLES["activation"]
+  for foreign, own in _ACTIVATIONS.items():
+    if table[own].make() is function:
+      return foreign
+  return None
+
+
+def _common_misfits(cfg: transformer.Config) -> list[str]:
+  activation = cfg.mlp(hidden=1).activation
+  return [
+    text
+    for text, wrong in (
+      (f"window={cfg.window}", cfg.window is not None),
+      ("its activation", _foreign_activation(activation) is None),
+    )
+    if wrong
+  ]
+
+
+def _gpt2_misfits(cfg: transformer.Config) -> list[str]:
+  learned = cfg.position and isinstance(
+    cfg.position(max_length=1, width=1), embed.LearnedPositions
+  )
+  heads = cfg.num_kv_heads or cfg.num_heads
+  return _common_misfits(cfg) + [
+    text
+    for text, wrong in (
+      ("a norm other than layer_norm", not isinstance(cfg.norm(), norms.LayerNorm)),
+      ("an mlp other than mlp", type(cfg.mlp(hidden=1)) is not mlp.MLP),
+      ("positions other than learned", not learned),
+      ("rotary", cfg.rotary is not None),
+      ("num_kv_heads", heads != cfg.num_heads),
+      ("head_dim", cfg.dim_per_head * cfg.num_heads != cfg.width),
+    )
+    if wrong
+  ]
+
+
+def _llama_misfits(cfg: transformer.Config) -> list[str]:
+  return _common_misfits(cfg) + [
+    text
+    for text, wrong in (
+      ("a norm other than rms_norm", not isinstance(cfg.norm(), norms.RMSNorm)),
+      (
+        "an mlp other than gated_mlp",
+        not isinstance(cfg.mlp(hidden=1), mlp.GatedMLP),
+      ),
+      ("additive positions", cfg.position is not None),
+      ("no rotary", not isinstance(cfg.rotary, embed.Rotary)),
+    )
+    if wrong
+  ]
+
+
+def _write_gpt2(cfg: transformer.Config) -> Foreign:
+  return {
+    "vocab_size": cfg.vocab_size,
+    "n_positions": cfg.max_length,
+    "n_embd": cfg.width,
+    "n_layer": cfg.num_layers,
+    "n_head": cfg.num_heads,
+    "n_inner": cfg.mlp_width,
+    "activation_function": _foreign_activation(cfg.mlp(hidden=1).activation),
+    "layer_norm_epsilon": cfg.norm().eps,
+    "tie_word_embeddings": cfg.tied_head,
+    **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), cfg.dropout),
+  }
+
+
+def _write_llama(cfg: transformer.Config) -> Foreign:
+  scaling = cfg.rotary.scaling
+  if isinstance(scaling, embed.Llama3Scaling):
+    rope = {**dataclasses.asdict(scaling), "rope_type": "llama3"}
+    rope["original_max_position_embeddings"] = rope.pop("original_length")
+  elif isinstance(scaling, embed.LinearScaling):
+    rope = {"rope_type": "linear", "factor": scaling.factor}
+  else:
+    rope = None
+  return {
+    "vocab_size": cfg.vocab_size,
+    "max_position_embeddings": cfg.max_length,
+    "hidden_size": cfg.width,
+    "intermediate_size": cfg.mlp_width or 4 * cfg.width,
+    "num_hidden_layers": cfg.num_layers,
+    "num_attention_heads": cfg.num_heads,
+    "num_key_value_heads": cfg.num_kv_heads or cfg.num_heads,
+    "head_dim": cfg.dim_per_head,
+    "hidden_act": _foreign_activation(cfg.mlp(hidden=1).activation),
+    "rms_norm_eps": cfg.norm().eps,
+    "rope_theta": cfg.rotary.base,
+    "rope_scaling": rope,
+    "attention_bias": cfg.use_bias,
+    "mlp_bias": cfg.use_bias,
+    "tie_word_embeddings": cfg.tied_head,
+    "attention_dropout": 0.0,
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """One foreign family.
+
+  Attributes:
+    name: of its class.
+    model_type: of its configs.
+    table: of names.
+    prefix: that files of the model without its head leave out.
+    buffers: ends of tensor names that hold nothing learned.
+    read: config.json to a model block.
+    write: the inverse, from what the block builds.
+    misfits: what of a Config the family cannot express.
+  """
+
+  name: str
+  model_type: str
+  table: Sequence[names.Row]
+  prefix: str
+  buffers: tuple[str, ...]
+  read: Callable[[_Reader], Foreign]
+  write: Callable[[transformer.Config], Foreign]
+  misfits: Callable[[transformer.Config], list[str]]
+
+
+ALL = (
+  Architecture(
+    "GPT2LMHeadModel",
+    "gpt2",
+    names.GPT2,
+    "transformer.",
+    (".attn.bias", ".attn.masked_bias"),
+    _read_gpt2,
+    _write_gpt2,
+    _gpt2_misfits,
+  ),
+  Architecture(
+    "LlamaForCausalLM",
+    "llama",
+    names.LLAMA,
+    "model.",
+    (".rotary_emb.inv_freq",),
+    _read_llama,
+    _write_llama,
+    _llama_misfits,
+  ),
+)
+
+
+def read(config: Any) -> tuple[Architecture, Foreign]:
+  """The family and the model block that a config.json stands for.
+
+  Raises:
+    InputError: another family, or a key that is missing, wrong or not understood.
+  """
+  if not isinstance(config, dict):
+    raise InputError(f"config.json must be a block, not {config!r:.60}")
+  named = config.get("architectures")
+  name = named[0] if isinstance(named, list) and named else None
+  found = [a for a in ALL if name == a.name]
+  if name is None:
+    found = [a for a in ALL if config.get("model_type") == a.model_type]
+  if not found:
+    shown = name if name is not None else config.get("model_type")
+    raise unknown("architecture (of config.json)", shown, (a.name for a in ALL))
+  reader = _Reader(config)
+  block = found[0].read(reader)
+  reader.finish()
+  block = {"name": "transformer", **block, "dropout": 0.0, "dtype": "float32"}
+  build.build("model", block, "config.json")  # refuses sizes that do not fit
+  return found[0], block
+
+
+def fitting(config: transformer.Config) -> Architecture:
+  """The family that can express a model.
+
+  Raises:
+    InputError: says for each family what it cannot.
+  """
+  misfits = {a.name: (a, a.misfits(config)) for a in ALL}
+  for architecture, wrong in misfits.values():
+    if not wrong:
+      return architecture
+  reasons = "; ".join(f"{name}: {', '.join(w)}" for name, (_, w) in misfits.items())
+  raise InputError(
+    f"the model cannot be exported, no foreign format expresses it ({reasons})"
+  )

@@ -1,0 +1,85 @@
+"""Where released weights come from: a folder, or a hub's repository at one commit."""
+
+import dataclasses
+import pathlib
+import re
+
+import huggingface_hub
+
+from gen_jax.types import InputError
+
+# Any of these is a tokenizer; the others say more about it.
+VOCABULARIES = (
+  "tokenizer.json",
+  "tokenizer.model",
+  "encoder.json",
+  "vocab.json",
+  "characters.json",
+)
+TOKENIZER_FILES = (
+  *VOCABULARIES,
+  "ranks.json",
+  "vocab.bpe",
+  "merges.txt",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "generation_config.json",
+  "chat_template.jinja",
+)
+# Pickles (*.bin, *.pth) are never fetched.
+_FETCHED = (
+  "config.json",
+  "*.safetensors",
+  "model.safetensors.index.json",
+  *TOKENIZER_FILES,
+)
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A model's files.
+
+  Attributes:
+    name: as it was asked for.
+    folder: on this machine.
+    revision: full commit hash of a hub's model, or None.
+  """
+
+  name: str
+  folder: pathlib.Path
+  revision: str | None
+
+
+def locate(name: str, revision: str | None = None) -> Source:
+  """A folder as it is, or a hub's model, fetched at the commit that is named or newest.
+
+  Raises:
+    InputError: neither, or the hub does not give it.
+  """
+  folder = pathlib.Path(name).expanduser()
+  if folder.is_dir():
+    if revision is not None:
+      raise InputError(
+        f"--revision {revision} is for a model of the hub; {name} is a folder"
+      )
+    return Source(name, folder, None)
+  if folder.exists() or not _ID.fullmatch(name):
+    raise InputError(f"--from {name} is neither a folder nor org/name of a hub's model")
+  try:
+    commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
+    fetched = huggingface_hub.snapshot_download(
+      name,
+      revision=commit,
+      allow_patterns=list(_FETCHED),
+      ignore_patterns=["*/*"],
+    )
+  except Exception as error:  # no network, no such model, no permission: many types
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    raise InputError(
+      f"--from {name}: no such folder here, and the hub does not give it"
+      f" ({lines[0]:.200});"
+      " fetch it elsewhere and name its folder"
+    ) from None
+  return Source(name, pathlib.Path(fetched), commit)

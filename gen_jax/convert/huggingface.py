@@ -1,0 +1,252 @@
+"""Released weights into sharded parameters, and parameters into a released form.
+
+Each shard of each parameter is read from where it lies in the files, when its device
+asks for it: beside the parameters only one array at a time is in memory.
+"""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gen_jax import tree
+from gen_jax.convert import architectures, names, safetensors
+from gen_jax.models import transformer
+from gen_jax.types import InputError, Params
+
+_BLOCKS = "blocks/"
+
+
+def unrolled_shapes(abstract: Params) -> dict[str, names.Shape]:
+  """{path: shape} of the same model with layers in a row."""
+  shapes = {}
+  for path, leaf in tree.flatten(abstract).items():
+    if path.startswith(_BLOCKS):
+      for i in range(leaf.shape[0]):
+        shapes[f"block_{i}/{path.removeprefix(_BLOCKS)}"] = tuple(leaf.shape[1:])
+    else:
+      shapes[path] = tuple(leaf.shape)
+  return shapes
+
+
+def _several(wrong: list[str]) -> str:
+  return f"{'; '.join(wrong[:6])}{f'; and {len(wrong) - 6} more' * (len(wrong) > 6)}"
+
+
+def _values(tensor: safetensors.Tensor) -> np.ndarray:
+  return np.asarray(tensor.view(), np.float32)
+
+
+def _canonical(
+  tensors: Mapping[str, safetensors.Tensor],
+  architecture: architectures.Architecture,
+  expected: Mapping[str, names.Shape],
+) -> dict[str, safetensors.Tensor]:
+  """Tensors by their full names, harmless buffers and a tied head's copy left out."""
+  found = {}
+  for name, tensor in tensors.items():
+    if name.endswith(architecture.buffers):
+      continue
+    full = name if name in expected else f"{architecture.prefix}{name}"
+    full = full if full in expected else name
+    if full in found:
+      raise InputError(f"the weights have {full} twice, also as {name}; fetch them")
+    found[full] = tensor
+  head, table = "lm_head.weight", architecture.table[0].foreign
+  if head in found and head not in expected and table in found:
+    if found[head].dtype in safetensors.DTYPES and (
+      found[head].shape == found[table].shape
+      and found[head].dtype == found[table].dtype
+    ):
+      if np.array_equal(found[head].view(), found[table].view()):
+        del found[head]
+  return found
+
+
+def match(
+  tensors: Mapping[str, safetensors.Tensor],
+  architecture: architectures.Architecture,
+  abstract: Params,
+  biasless: tuple[str, ...] = (),
+) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
+  """Where each parameter (of layers in a row) is.
+
+  Args:
+    tensors: of the files.
+    abstract: parameters of the model that config.json stands for.
+    biasless: parts of layers without biases although others have them; theirs are zero.
+
+  Raises:
+    InputError: lists what is missing, extra, mis-shaped or of a dtype that is not
+      understood.
+  """
+  shapes = unrolled_shapes(abstract)
+  num_layers = len({p.split("/")[0] for p in shapes if p.startswith("block_")})
+  rows = list(names.rows(architecture.table, shapes, num_layers))
+  absent = tuple(f".{part}." for part in biasless)
+  expected = {
+    row.foreign: shape
+    for row, shape in rows
+    if not (row.foreign.endswith(".bias") and any(a in row.foreign for a in absent))
+  }
+  found = _canonical(tensors, architecture, expected)
+  wrong = [f"{n} is missing" for n in expected if n not in found]
+  for name, tensor in found.items():
+    if name not in expected:
+      wrong.append(f"{name} {list(tensor.shape)} is extra")
+    elif tensor.shape != expected[name]:
+      want = list(expected[name])
+      wrong.append(f"{name} is {list(tensor.shape)}, config.json wants {want}")
+    elif tensor.dtype not in safetensors.DTYPES:
+      known = ", ".join(safetensors.DTYPES)
+      wrong.append(f"{name} is {tensor.dtype}, one of {known} is needed")
+  if wrong:
+    raise InputError(f"config.json and the weights do not fit: {_several(wrong)}")
+  where = {path: row for row, _ in rows for path in row.paths}
+  return {
+    p: (row, found[row.foreign]) for p, row in where.items() if row.foreign in found
+  }
+
+
+def _read(
+  places: Mapping[str, tuple[names.Row, safetensors.Tensor]],
+  path: str,
+  shape: names.Shape,
+  index: tuple[slice, ...],
+) -> np.ndarray:
+  """float32, the part `index` of one parameter (of layers in a row)."""
+  if path not in places:
+    return np.zeros(shape, np.float32)[index]
+  row, tensor = places[path]
+  part = row.part(tensor.view(), path, shape)[index]
+  values = np.array(part, np.float32, order="C")
+  if not np.isfinite(values).all():
+    raise InputError(
+      f"{tensor.file} is corrupted: {row.foreign} has values that are not finite;"
+      " fetch the file again"
+    )
+  return values
+
+
+def load(
+  places: Mapping[str, tuple[names.Row, safetensors.Tensor]], abstract: Params
+) -> Params:
+  """Parameters, float32, in the layout of `abstract`, from the files.
+
+  Args:
+    places: of `match`; a parameter that has none is zero.
+    abstract: shapes and shardings; layers in a row or stacked.
+
+  Raises:
+    InputError: values that are not finite.
+  """
+
+  def one(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def read(index):
+      if not path.startswith(_BLOCKS):
+        return _read(places, path, leaf.shape, index)
+      layers = range(leaf.shape[0])[index[0]]
+      inner, own = leaf.shape[1:], path.removeprefix(_BLOCKS)
+      bounds = [s.indices(n)[:2] for s, n in zip(index[1:], inner, strict=True)]
+      stacked = np.empty((len(layers), *(b - a for a, b in bounds)), np.float32)
+      for k, i in enumerate(layers):
+        stacked[k] = _read(places, f"block_{i}/{own}", inner, index[1:])
+      return stacked
+
+    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+    return array.block_until_ready()
+
+  return tree.map_with_path(one, abstract)
+
+
+def _layer(params: Mapping[str, Any], path: str, shape: names.Shape) -> np.ndarray:
+  """One parameter of layers in a row on the host; zero where the model has none."""
+  head, _, own = path.partition("/")
+  if path in params:
+    return np.asarray(params[path])
+  if head.startswith("block_") and f"{_BLOCKS}{own}" in params:
+    return np.asarray(params[f"{_BLOCKS}{own}"][int(head.removeprefix("block_"))])
+  return np.zeros(shape, np.float32)
+
+
+def plan(
+  architecture: architectures.Architecture,
+  config: transformer.Config,
+  params: Params,
+) -> dict[str, safetensors.Planned]:
+  """The foreign tensors of a model; biases that only the format has are zero.
+
+  Raises:
+    ValueError: a parameter that no tensor would hold.
+  """
+  flat = tree.flatten(params)
+  shapes = unrolled_shapes(params)
+  filled = {**shapes, **_biases(architecture, config, shapes)}
+  planned, done = {}, set()
+  for row, shape in names.rows(architecture.table, filled, config.num_layers):
+
+    def make(row=row):
+      return row.whole([_layer(flat, path, filled[path]) for path in row.paths])
+
+    planned[row.foreign] = safetensors.Planned(shape, make)
+    done.update(row.paths)
+  if left := sorted(shapes.keys() - done):
+    raise ValueError(f"no foreign tensor holds {left}")
+  return planned
+
+
+def _biases(
+  architecture: architectures.Architecture,
+  config: transformer.Config,
+  shapes: Mapping[str, names.Shape],
+) -> dict[str, names.Shape]:
+  """GPT-2's biases that a model trained here may lack; LLaMA says so in config.json."""
+  if architecture.model_type != "gpt2":
+    return {}
+  biases = {}
+  for path, shape in shapes.items():
+    stem, _, last = path.rpartition("/")
+    if last == "scale":
+      biases[f"{stem}/bias"] = shape
+    elif last == "kernel" and stem != "head":
+      is_split = stem.endswith(("query", "key", "value"))
+      biases[f"{stem}/bias"] = shape[1:] if is_split else shape[-1:]
+  return biases
+
+
+def absent_biases(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Parts of LLaMA's layers without biases where others have them."""
+  return tuple(
+    part
+    for part, key in (("self_attn", "attention_bias"), ("mlp", "mlp_bias"))
+    if not config.get(key)
+  )
+
+
+def open_model(
+  folder: pathlib.Path,
+) -> tuple[
+  architectures.Architecture, dict[str, Any], dict[str, safetensors.Tensor], tuple
+]:
+  """Reads config.json and the headers of the weights of a folder.
+
+  Returns:
+    The family, the model block, the tensors, and the parts of layers that config.json
+    says have no biases although others do.
+
+  Raises:
+    InputError: anything that is not understood or damaged.
+  """
+  config = safetensors.read_json(folder / "config.json")
+  architecture, block = architectures.read(config)
+  tensors = safetensors.open_folder(folder)
+  parts = absent_biases(config) if architecture.model_type == "llama" else ()
+  return architecture, block, tensors, parts
+
+
+def size(tensors: Mapping[str, safetensors.Tensor]) -> int:
+  """Elements in all tensors."""
+  return sum(math.prod(t.shape) for t in tensors.values())

@@ -1,0 +1,127 @@
+"""Which foreign tensor holds which parameters: tables of rows, read in both directions.
+
+A foreign tensor is one or several of our arrays as matrices, side by side, and perhaps
+transposed. An array [D, N, Dh] becomes the matrix [D, N Dh]; `inputs` says how many of
+its leading axes are rows. All of it is a view: nothing is copied to find a part.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One foreign tensor.
+
+  Attributes:
+    foreign: its name; {i} is the layer.
+    paths: of our parameters that it holds, in order along its last axis.
+    inputs: leading axes of ours that are the rows of the matrix; 0 for a vector.
+    transposed: the foreign matrix is [out, in].
+  """
+
+  foreign: str
+  paths: tuple[str, ...]
+  inputs: int = 0
+  transposed: bool = False
+
+  def at(self, layer: int) -> "Row":
+    """The row of one layer."""
+    return dataclasses.replace(
+      self,
+      foreign=self.foreign.format(i=layer),
+      paths=tuple(path.format(i=layer) for path in self.paths),
+    )
+
+  def shape(self, shapes: Sequence[Shape]) -> Shape:
+    """Of the foreign tensor, from those of our arrays."""
+    width = sum(math.prod(shape[self.inputs :]) for shape in shapes)
+    if not self.inputs:
+      return (width,)
+    rows = math.prod(shapes[0][: self.inputs])
+    return (width, rows) if self.transposed else (rows, width)
+
+  def part(self, tensor: np.ndarray, path: str, shape: Shape) -> np.ndarray:
+    """A view of the foreign tensor that is our array; parts are of equal size."""
+    matrix = tensor.T if self.transposed else tensor
+    width = matrix.shape[-1] // len(self.paths)
+    start = self.paths.index(path) * width
+    return matrix[..., start : start + width].reshape(shape)
+
+  def whole(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The foreign tensor of our arrays."""
+    matrices = [
+      a.reshape((math.prod(a.shape[: self.inputs]), -1) if self.inputs else -1)
+      for a in arrays
+    ]
+    matrix = np.concatenate(matrices, -1) if len(matrices) > 1 else matrices[0]
+    return matrix.T if self.transposed else matrix
+
+
+def _norm(foreign: str, path: str) -> tuple[Row, Row]:
+  return (
+    Row(f"{foreign}.weight", (f"{path}/scale",)),
+    Row(f"{foreign}.bias", (f"{path}/bias",)),
+  )
+
+
+def _linear(
+  foreign: str, *paths: str, inputs: int = 1, transposed: bool = False
+) -> tuple[Row, Row]:
+  return (
+    Row(f"{foreign}.weight", tuple(f"{p}/kernel" for p in paths), inputs, transposed),
+    Row(f"{foreign}.bias", tuple(f"{p}/bias" for p in paths)),
+  )
+
+
+_H, _L, _B = "transformer.h.{i}", "model.layers.{i}", "block_{i}"
+# GPT-2 keeps [in, out] and the three projections of attention in one tensor.
+GPT2 = (
+  Row("transformer.wte.weight", ("embed/table",), 1),
+  Row("transformer.wpe.weight", ("position/table",), 1),
+  *_norm(f"{_H}.ln_1", f"{_B}/attention_norm"),
+  *_linear(
+    f"{_H}.attn.c_attn", *(f"{_B}/attention/{n}" for n in ("query", "key", "value"))
+  ),
+  *_linear(f"{_H}.attn.c_proj", f"{_B}/attention/out", inputs=2),
+  *_norm(f"{_H}.ln_2", f"{_B}/mlp_norm"),
+  *_linear(f"{_H}.mlp.c_fc", f"{_B}/mlp/up"),
+  *_linear(f"{_H}.mlp.c_proj", f"{_B}/mlp/down"),
+  *_norm("transformer.ln_f", "final_norm"),
+  Row("lm_head.weight", ("head/kernel",), 1, True),
+)
+LLAMA = (
+  Row("model.embed_tokens.weight", ("embed/table",), 1),
+  *_norm(f"{_L}.input_layernorm", f"{_B}/attention_norm"),
+  *_linear(f"{_L}.self_attn.q_proj", f"{_B}/attention/query", transposed=True),
+  *_linear(f"{_L}.self_attn.k_proj", f"{_B}/attention/key", transposed=True),
+  *_linear(f"{_L}.self_attn.v_proj", f"{_B}/attention/value", transposed=True),
+  *_linear(f"{_L}.self_attn.o_proj", f"{_B}/attention/out", inputs=2, transposed=True),
+  *_norm(f"{_L}.post_attention_layernorm", f"{_B}/mlp_norm"),
+  *_linear(f"{_L}.mlp.gate_proj", f"{_B}/mlp/gate", transposed=True),
+  *_linear(f"{_L}.mlp.up_proj", f"{_B}/mlp/up", transposed=True),
+  *_linear(f"{_L}.mlp.down_proj", f"{_B}/mlp/down", transposed=True),
+  *_norm("model.norm", "final_norm"),
+  Row("lm_head.weight", ("head/kernel",), 1, True),
+)
+
+
+def rows(
+  table: Sequence[Row], shapes: Mapping[str, Shape], num_layers: int
+) -> Iterator[tuple[Row, Shape]]:
+  """The rows that a model has, with the shapes of the foreign tensors.
+
+  Args:
+    shapes: {path: shape} of a model with layers in a row.
+  """
+  for row in table:
+    layers = range(num_layers) if "{i}" in row.foreign else (0,)
+    for i in layers:
+      own = row.at(i)
+      if all(path in shapes for path in own.paths):
+        yield own, own.shape([shapes[path] for path in own.paths])
