@@ -93,7 +93,7 @@ class Cache:
   """What decoding remembers: keys and values per layer, and the lengths so far.
 
   Attributes:
-    layers: L times KV of [B, S, K, Dh].
+    layers: L times KV of [B, K, S, Dh].
     length: int32 [B], tokens of each row that are final.
   """
 
@@ -104,7 +104,7 @@ class Cache:
 def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
   """An empty cache for sequences of at most `num_slots` tokens."""
   heads = config.num_kv_heads or config.num_heads
-  shape = (batch_size, num_slots, heads, config.dim_per_head)
+  shape = (batch_size, heads, num_slots, config.dim_per_head)
   zeros = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
   layers = tuple(attention.KV(zeros(), zeros()) for _ in range(config.num_layers))
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
@@ -175,7 +175,7 @@ class Transformer(nn.Module):
     if cache is not None:
       order = order + cache.length[:, None]
     positions = order if positions is None else positions
-    slots = length if cache is None else cache.layers[0].key.shape[1]
+    slots = length if cache is None else cache.layers[0].key.shape[2]
     mask = attention.causal(order, slots, cfg.window)
     if segments is not None:
       mask = mask & attention.same_segment(segments)

@@ -17,17 +17,20 @@ from gen_jax.types import Array
 
 
 class KV(NamedTuple):
-  """Keys and values of one layer, [B, S, K, Dh] each; slot index = position."""
+  """Keys and values of one layer, [B, K, S, Dh] each; slot index = position.
+
+  Heads come before slots, so that decoding multiplies the cache as it lies in memory.
+  """
 
   key: Array
   value: Array
 
 
 def write(cache: KV, new: KV, start: Array) -> KV:
-  """Writes new [B, T, K, Dh] into slots start[b] .. start[b] + T - 1 of row b."""
+  """Writes new [B, K, T, Dh] into slots start[b] .. start[b] + T - 1 of row b."""
 
   def row(buffer, update, at):
-    return jax.lax.dynamic_update_slice(buffer, update, (at, 0, 0))
+    return jax.lax.dynamic_update_slice(buffer, update, (0, at, 0))
 
   return jax.tree.map(lambda b, u: jax.vmap(row)(b, u, start), cache, new)
 
@@ -60,7 +63,7 @@ def attend(
 
   Args:
     query: [B, T, N, Dh].
-    keyvalue: [B, S, K, Dh] each, K dividing N.
+    keyvalue: [B, K, S, Dh] each, K dividing N.
     mask: bool, broadcastable to [B, 1, T, S]; True may be seen. None: all.
     num_blocks: promise that T = S and nothing after a query's own slot may be seen:
       queries are taken in this many blocks, each against the keys up to its end.
@@ -69,9 +72,10 @@ def attend(
     [B, T, N, Dh].
   """
   batch, length, heads, dim = query.shape
-  num_slots, num_kv_heads = keyvalue.key.shape[1:3]
+  key, value = keyvalue
+  num_kv_heads, num_slots = key.shape[1:3]
   groups = heads // num_kv_heads
-  query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query * dim**-0.5, *keyvalue))
+  query = jnp.swapaxes(query * dim**-0.5, 1, 2)
   query = query.reshape(batch, num_kv_heads, groups, length, dim)
   if mask is not None:
     mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, num_slots))
@@ -173,7 +177,7 @@ class Attention(nn.Module):
     value = project("value", source, num_kv_heads, "kv_heads")
     if self.rotary is not None:
       query, key = self.rotary(query, positions), self.rotary(key, positions)
-    new = KV(key, value)
+    new = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
     if cache is not None:
       new = cache = write(cache, new, positions[:, 0])
     y = attend(query, new, mask, num_blocks=self.num_blocks)  # [B, T, N, Dh]

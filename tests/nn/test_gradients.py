@@ -14,6 +14,11 @@ def value_and_gradient(fn, *args):
   return out, *pull(seed)
 
 
+def kv(key, value):
+  """[B, S, K, Dh] as it is kept, [B, K, S, Dh]."""
+  return attention.KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
+
+
 def assert_same(fn, reference, *args):
   got, want = (
     jax.jit(lambda *a, f=f: value_and_gradient(f, *a)) for f in (fn, reference)
@@ -51,7 +56,7 @@ def test_attend(kv_heads, num_blocks):
   mask[1, 0, 6:, :3] = False  # a second document
 
   def ours(q, k, v):
-    return attention.attend(q, attention.KV(k, v), mask, num_blocks=num_blocks)
+    return attention.attend(q, kv(k, v), mask, num_blocks=num_blocks)
 
   def reference(q, k, v):
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
@@ -62,7 +67,7 @@ def test_attend(kv_heads, num_blocks):
 def test_attend_to_everything_of_another_length():
   q, k, v = random(0, 2, 3, 4, 5), random(1, 2, 7, 4, 5), random(2, 2, 7, 4, 5)
   assert_same(
-    lambda q, k, v: attention.attend(q, attention.KV(k, v), None),
+    lambda q, k, v: attention.attend(q, kv(k, v), None),
     jax.nn.dot_product_attention,
     q,
     k,
