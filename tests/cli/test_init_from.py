@@ -69,8 +69,9 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   steps = ("--config.train.save_every=1", "--config.train.keep=9")
   run = words(tmp_path / "a", *more, *steps)
   assert call(*run).code == 0
-  end = workdir.open_state(tmp_path / "a", workdir.read_config(tmp_path / "a"))
-  assert set(tree.flatten(end.params)) < {
+  end = opened(tmp_path / "a")
+  state = workdir.open_state(tmp_path / "a", workdir.read_config(tmp_path / "a"))
+  assert set(tree.flatten(state.params)) < {
     f"block_{i}/attention/{name}/kernel/{part}"
     for i in range(2)
     for name in ("query", "key", "value")
