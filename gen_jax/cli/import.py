@@ -76,20 +76,21 @@ def run(args) -> dict:
     "sha256": _hashes(source.folder, {t.file for t in tensors.values()}, tokenizer),
   }
   _write(directory, config, state, source.folder, tokenizer, origin)
+  if not tokenizer:
+    print(
+      f"gen-jax: warning: {source.folder} has no tokenizer; the model can be exported,"
+      f" but reads and writes no text until {directory / 'tokenizer'} has its files",
+      file=sys.stderr,
+    )
   num_params = tree.size(params)
   print(f"{directory}: {architecture.name}, {num_params:,} parameters of {source.name}")
   return {"workdir": str(directory), "params": num_params, "step": 0, **origin}
 
 
 def _tokenizer(folder: pathlib.Path, vocab_size: int, is_padded: bool) -> list[str]:
-  """Names of the tokenizer's files, held against the model; none is only warned of."""
+  """Names of the tokenizer's files, held against the model; none is possible."""
   names = [n for n in hub.TOKENIZER_FILES if (folder / n).is_file()]
   if not any(name in names for name in hub.VOCABULARIES):
-    print(
-      f"gen-jax: warning: {folder} has no tokenizer; the model can be exported, but"
-      " reads and writes no text until WORKDIR/tokenizer has its files",
-      file=sys.stderr,
-    )
     return []
   size = tokenizers.load(folder).vocab_size
   if size > vocab_size:
