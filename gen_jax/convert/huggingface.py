@@ -4,7 +4,6 @@ Each shard of each parameter is read from where it lies in the files, when its d
 asks for it: beside the parameters only one array at a time is in memory.
 """
 
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -34,10 +33,6 @@ def unrolled_shapes(abstract: Params) -> dict[str, names.Shape]:
 
 def _several(wrong: list[str]) -> str:
   return f"{'; '.join(wrong[:6])}{f'; and {len(wrong) - 6} more' * (len(wrong) > 6)}"
-
-
-def _values(tensor: safetensors.Tensor) -> np.ndarray:
-  return np.asarray(tensor.view(), np.float32)
 
 
 def _canonical(
@@ -93,16 +88,16 @@ def match(
     if not (row.foreign.endswith(".bias") and any(a in row.foreign for a in absent))
   }
   found = _canonical(tensors, architecture, expected)
-  wrong = [f"{n} is missing" for n in expected if n not in found]
-  for name, tensor in found.items():
-    if name not in expected:
-      wrong.append(f"{name} {list(tensor.shape)} is extra")
-    elif tensor.shape != expected[name]:
-      want = list(expected[name])
-      wrong.append(f"{name} is {list(tensor.shape)}, config.json wants {want}")
-    elif tensor.dtype not in safetensors.DTYPES:
+  wrong = []
+  for name, shape in expected.items():
+    if name not in found:
+      wrong.append(f"{name} is missing")
+    elif (have := found[name]).shape != shape:
+      wrong.append(f"{name} is {list(have.shape)}, config.json wants {list(shape)}")
+    elif have.dtype not in safetensors.DTYPES:
       known = ", ".join(safetensors.DTYPES)
-      wrong.append(f"{name} is {tensor.dtype}, one of {known} is needed")
+      wrong.append(f"{name} is {have.dtype}, one of {known} is needed")
+  wrong += [f"{n} {list(found[n].shape)} is extra" for n in found if n not in expected]
   if wrong:
     raise InputError(f"config.json and the weights do not fit: {_several(wrong)}")
   where = {path: row for row, _ in rows for path in row.paths}
@@ -245,8 +240,3 @@ def open_model(
   tensors = safetensors.open_folder(folder)
   parts = absent_biases(config) if architecture.model_type == "llama" else ()
   return architecture, block, tensors, parts
-
-
-def size(tensors: Mapping[str, safetensors.Tensor]) -> int:
-  """Elements in all tensors."""
-  return sum(math.prod(t.shape) for t in tensors.values())
