@@ -73,7 +73,7 @@ def _improve(config: ml_collections.ConfigDict) -> None:
     "name": "muon",
     "learning_rate": {
       "name": "linear",
-      "peak": 1e-2,
+      "peak": 6e-3,
       "warmup_steps": 100,
       "final_fraction": 0.0,
     },
