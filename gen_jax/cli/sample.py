@@ -9,9 +9,22 @@ from PIL import Image
 
 from gen_jax import prompting
 from gen_jax.cli import config_args, workdir
+from gen_jax.decoding import int8
+from gen_jax.models import transformer
 from gen_jax.types import InputError
 
-TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p")
+TEXT = (
+  "max_tokens",
+  "temperature",
+  "top_k",
+  "top_p",
+  "min_p",
+  "repetition_penalty",
+  "order",
+  "stop",
+)
+BATCH_SIZE = 8  # samples drawn at once; changes none of them
+SWITCHES = ("logprobs", "int8", "chat", "interactive")
 IMAGE = (
   "sampler",
   "grid",
@@ -33,11 +46,26 @@ def add_arguments(parser) -> None:
     "--seed", type=int, default=0, help="sample i depends on (seed, i)"
   )
   parser.add_argument("--out", help="folder to write to; default WORKDIR/samples")
+  group = parser.add_argument_group("text alone")
+  for name, meaning in zip(
+    SWITCHES,
+    (
+      "print the log-probability of every token",
+      "weights as 8-bit integers; `evaluate --int8` says what that costs",
+      "each --prompt is a message; the tokenizer's chat template goes around it",
+      "talk in the terminal: /reset, /exit",
+    ),
+    strict=True,
+  ):
+    group.add_argument(f"--{name}", action="store_true", help=meaning)
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
   for name in TEXT:
-    group.add_argument(f"--{name}", help="text")
+    if name == "stop":
+      group.add_argument("--stop", action="append", help="text; may be repeated")
+    else:
+      group.add_argument(f"--{name}", help="text")
   for name in IMAGE:
     group.add_argument(f"--{name}", help="pictures")
 
@@ -52,17 +80,22 @@ def run(args) -> dict:
   config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
-  for name in other:
-    if getattr(args, name) is not None:
+  for name in (*other, *(() if is_text else SWITCHES)):
+    if getattr(args, name):
       raise InputError(
         f"--{name} is for {'pictures' if is_text else 'text'}; {directory} holds a"
         f" {'text' if is_text else 'picture'} model: {', '.join(f'--{n}' for n in own)}"
       )
   given = {name: getattr(args, name) for name in own}
+  for name, words in (("stop", args.stop), ("order", args.order)):
+    if words:
+      given[name] = repr(tuple(words if name == "stop" else words.split(",")))
   config = config_args.apply(
     config, [(f"sampling.{k}", v) for k, v in given.items() if v is not None]
   )
   opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
+  if args.interactive:
+    return _talk(args, opened)
   folder = pathlib.Path(args.out) if args.out else directory / "samples"
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,26 +109,109 @@ def run(args) -> dict:
   return {"step": opened.step, "weights": opened.kind, **result}
 
 
+def _weights(args, opened):
+  return (
+    int8.quantize(transformer.rows(opened.weights)) if args.int8 else opened.weights
+  )
+
+
 def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   writer = opened.experiment.writer(piece=4)
+  weights = _weights(args, opened)
   keys = prompting.keys(args.seed, args.num)
   samples = []
   path = folder / "text.jsonl"
   try:
     for prompt in prompts:
-      for i in range(args.num):
-        stream = writer.stream(opened.weights, prompt, keys[i])
-        text = next(stream, "")  # refuses the prompt before it is shown
-        print(prompt + text, end="", flush=True)
-        for piece in stream:
-          print(piece, end="", flush=True)
-          text += piece
-        print("\n", flush=True)
-        samples.append({"prompt": prompt, "text": text, "seed": args.seed, "index": i})
+      given = prompt
+      if args.chat:
+        given = writer.tokenizer.encode_chat([{"role": "user", "content": prompt}])
+      for first in range(0, args.num, BATCH_SIZE):
+        some = keys[first : first + BATCH_SIZE]
+        show = _stream(prompt) if args.num == 1 else lambda texts: None
+        drawn = writer.samples(weights, [given] * len(some), some, show)
+        for i, sample in enumerate(drawn, first):
+          print("\n" if args.num == 1 else f"{prompt}{sample.text}\n", flush=True)
+          if args.logprobs:
+            _show_logprobs(sample, writer.tokenizer)
+          samples.append(_record(prompt, sample, args.seed, i, args.logprobs))
   finally:  # what is drawn is kept, whatever stops the rest
     if samples:
       path.write_text("".join(json.dumps(s) + "\n" for s in samples))
   return {"samples": samples, "path": str(path)}
+
+
+def _stream(prompt: str):
+  """Prints the prompt before the first piece: it is not shown if it is refused."""
+  shown = []
+
+  def show(texts: list[str]) -> None:
+    print(("" if shown else prompt) + texts[0], end="", flush=True)
+    shown.append(True)
+
+  return show
+
+
+def _show_logprobs(sample: prompting.Sample, tokenizer) -> None:
+  for token, logprob in zip(sample.tokens.tolist(), sample.logprobs, strict=True):
+    print(f"  {logprob:9.4f}  {''.join(tokenizer.stream([token]))!r}")
+  print()
+
+
+def _record(
+  prompt: str, sample: prompting.Sample, seed: int, index: int, logprobs: bool
+) -> dict:
+  record = {"prompt": prompt, "text": sample.text, "seed": seed, "index": index}
+  record["logprob"] = float(sample.logprobs.sum())
+  if logprobs:
+    record["tokens"] = sample.tokens.tolist()
+    record["logprobs"] = sample.logprobs.tolist()
+  return record
+
+
+def _talk(args, opened) -> dict:
+  """Reads lines and answers them: as a chat where there is a template for one."""
+  writer = opened.experiment.writer(piece=2)
+  tokenizer, weights = writer.tokenizer, _weights(args, opened)
+  is_chat = tokenizer.chat_template is not None
+  print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")
+  messages, num = [], 0
+  while True:
+    try:
+      line = input("> ")
+    except EOFError:
+      break
+    if line.strip() == "/exit":
+      break
+    if line.strip() == "/reset":
+      messages = []
+      continue
+    try:
+      messages.append({"role": "user", "content": line})
+      prompt = _history(writer, messages) if is_chat else line
+      answer = ""
+      for piece in writer.stream(weights, prompt, prompting.keys(args.seed, 1, num)[0]):
+        print(piece, end="", flush=True)
+        answer += piece
+      print()
+      messages.append({"role": "assistant", "content": answer})
+    except InputError as error:  # the talk goes on
+      messages = messages[:-1]
+      print(f"gen-jax: {error}", file=sys.stderr, flush=True)
+    num += 1
+  print()
+  return {"answers": num}
+
+
+def _history(writer: prompting.Writer, messages: list[dict]) -> list[int]:
+  """Tokens of the talk so far; the oldest turns go where the context is too short."""
+  room = writer.model.config.max_length - min(32, writer.sampling.max_tokens)
+  while True:
+    ids = writer.tokenizer.encode_chat(messages)
+    if len(ids) <= room or len(messages) < 3:
+      return ids
+    print("gen-jax: the oldest turn is forgotten", file=sys.stderr, flush=True)
+    del messages[:2]
 
 
 def grid_picture(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:

@@ -91,3 +91,24 @@ def min_p(p: float | Array) -> Filter:
     return jnp.where(logits < best + jnp.log(p), -jnp.inf, logits)
 
   return apply
+
+
+def repetition(penalty: float | Array, seen: Array) -> Filter:
+  """Makes tokens less likely that have occurred: logits / penalty, or times it below 0.
+
+  Source: Keskar et al. 2019 (arXiv:1909.05858) section 4.1; penalty 1 changes nothing.
+
+  Args:
+    penalty: at least 1 to discourage.
+    seen: bool [B, V], tokens of the prompt and of what has been drawn.
+
+  >>> seen = jnp.array([[True, True, False]])
+  >>> repetition(2.0, seen)(jnp.array([[4.0, -1.0, 3.0]])).tolist()
+  [[2.0, -2.0, 3.0]]
+  """
+
+  def apply(logits: Array) -> Array:
+    punished = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(seen, punished, logits)
+
+  return apply

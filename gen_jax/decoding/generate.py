@@ -20,6 +20,7 @@ from gen_jax.decoding import filters
 from gen_jax.types import Array, InputError, PyTree
 
 Decode = Callable[[Array, PyTree], tuple[Array, PyTree]]
+FILTERS = ("repetition", "temperature", "top_k", "top_p", "min_p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Sampling:
     top_k: keep the k likeliest tokens; None keeps all.
     top_p: keep the likeliest tokens that reach this probability together, in (0, 1].
     min_p: drop tokens less than this share as likely as the likeliest, in [0, 1).
+    repetition_penalty: makes what has occurred less likely, at least 1; 1 does not.
+    order: in which the filters above are applied, all of FILTERS.
+    stop: texts that end a continuation, and are left out of it.
   """
 
   max_tokens: int = 200
@@ -39,6 +43,9 @@ class Sampling:
   top_k: int | None = None
   top_p: float = 1.0
   min_p: float = 0.0
+  repetition_penalty: float = 1.0
+  order: tuple[str, ...] = FILTERS
+  stop: tuple[str, ...] = ()
 
   def __post_init__(self):
     rules = {
@@ -47,23 +54,39 @@ class Sampling:
       "top_k": (self.top_k is None or self.top_k >= 1, "at least 1, or None"),
       "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
       "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
+      "repetition_penalty": (self.repetition_penalty >= 1, "at least 1"),
+      "order": (sorted(self.order) == sorted(FILTERS), f"all of {', '.join(FILTERS)}"),
+      "stop": (all(self.stop), "texts of at least one character"),
     }
     for name, (holds, rule) in rules.items():
       if not holds:
         raise InputError(f"{name}={getattr(self, name)} must be {rule}")
 
-  def token_filter(self) -> filters.Filter:
-    """Temperature, top-k, top-p, min-p, in this order."""
+  def filter(self, logits: Array, seen: Array) -> Array:
+    """Applies the filters in `order`; what is left is sampled from.
+
+    Args:
+      logits: float32 [B, V].
+      seen: bool [B, V], tokens that have occurred.
+    """
+    parts = {
+      "repetition": filters.repetition(self.repetition_penalty, seen),
+      "temperature": filters.temperature(self.temperature or 1.0),
+      "top_k": filters.top_k(self.top_k or logits.shape[-1]),
+      "top_p": filters.top_p(self.top_p),
+      "min_p": filters.min_p(self.min_p),
+    }
+    idle = {
+      "repetition": self.repetition_penalty == 1,
+      "temperature": self.temperature in (0, 1),
+      "top_k": self.top_k is None,
+      "top_p": self.top_p == 1,
+      "min_p": self.min_p == 0,
+    }
+    used = [parts[name] for name in self.order if not idle[name]]
     if self.temperature == 0:
-      return filters.greedy
-    parts = [filters.temperature(self.temperature)]
-    if self.top_k is not None:
-      parts.append(filters.top_k(self.top_k))
-    if self.top_p < 1:
-      parts.append(filters.top_p(self.top_p))
-    if self.min_p > 0:
-      parts.append(filters.min_p(self.min_p))
-    return filters.chain(*parts)
+      used.append(filters.greedy)
+    return filters.chain(*used)(logits)
 
 
 @jax.tree_util.register_dataclass
@@ -75,13 +98,15 @@ class State:
     cache: what the model remembers; has a field `length` int32 [B].
     logits: float32 [B, V], scores of the next token.
     num_drawn: int32 [], tokens drawn so far.
-    done: bool [B], rows that have drawn `eos`.
+    seen: bool [B, V], tokens of the prompt and of what has been drawn.
+    done: bool [B], rows that have drawn one of `stops`.
     keys: [B], one key per row.
   """
 
   cache: Any
   logits: Array
   num_drawn: Array
+  seen: Array
   done: Array
   keys: Array
 
@@ -99,30 +124,47 @@ def prefill(
   logits, cache = decode(prompts, cache)
   last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
   cache = dataclasses.replace(cache, length=lengths)
+  is_prompt = jnp.arange(prompts.shape[1])[None, :] < lengths[:, None]
+  seen = jnp.zeros(last.shape, bool)
+  seen = jax.vmap(lambda s, tokens, real: s.at[tokens].max(real))(
+    seen, prompts, is_prompt
+  )
   done = jnp.zeros(lengths.shape, bool)
-  return State(cache, last, jnp.int32(0), done, keys)
+  return State(cache, last, jnp.int32(0), seen, done, keys)
 
 
 def extend(
-  decode: Decode, state: State, num_tokens: int, token_filter: filters.Filter, eos: int
-) -> tuple[State, Array]:
+  decode: Decode,
+  state: State,
+  num_tokens: int,
+  token_filter: Callable[[Array, Array], Array],
+  stops: tuple[int, ...],
+) -> tuple[State, Array, Array]:
   """Draws num_tokens more tokens for every row in one scan.
 
   Args:
-    token_filter: logits [B, V] -> logits [B, V]; what is left is sampled from.
-    eos: token after which a row is done and repeats `eos`; -1 for none.
+    token_filter: (logits [B, V], seen [B, V]) -> logits [B, V]; what is left is
+      sampled from.
+    stops: tokens after which a row is done and repeats the first of them.
 
   Returns:
-    The new state, and tokens int32 [B, num_tokens].
+    The new state, tokens int32 [B, num_tokens], and log-probabilities float32 [B,
+    num_tokens] of those tokens as the model has them, before any filter.
   """
 
   def body(state, _):
     keys = rng.fold_in(state.keys, state.num_drawn)
-    token = jax.vmap(jax.random.categorical)(keys, token_filter(state.logits))
-    token = jnp.where(state.done, eos, token).astype(jnp.int32)
+    logits = token_filter(state.logits, state.seen)
+    token = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    if stops:
+      token = jnp.where(state.done, stops[0], token)
+    at = jnp.take_along_axis(state.logits, token[:, None], axis=-1)[:, 0]
+    logprob = at - jax.nn.logsumexp(state.logits, axis=-1)
+    seen = jax.vmap(lambda s, t: s.at[t].set(True))(state.seen, token)
+    done = state.done | jnp.isin(token, jnp.asarray(stops, jnp.int32))
     logits, cache = decode(token[:, None], state.cache)
-    done = state.done | (token == eos)
-    return State(cache, logits[:, 0], state.num_drawn + 1, done, state.keys), token
+    state = State(cache, logits[:, 0], state.num_drawn + 1, seen, done, state.keys)
+    return state, (token, logprob)
 
-  state, tokens = jax.lax.scan(body, state, length=num_tokens)
-  return state, tokens.T
+  state, (tokens, logprobs) = jax.lax.scan(body, state, length=num_tokens)
+  return state, tokens.T, logprobs.T

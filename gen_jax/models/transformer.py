@@ -131,12 +131,14 @@ def unstack(params: Params) -> Params:
   return {**{k: v for k, v in params.items() if k != "blocks"}, **rows}
 
 
-def unrolled(model: "Transformer", params: Params) -> tuple["Transformer", Params]:
-  """The same model as layers in a row, which is what decoding with a cache wants."""
-  if not model.config.scan_layers:
-    return model, params
-  config = dataclasses.replace(model.config, scan_layers=False)
-  return Transformer(config), unstack(params)
+def rows(params: Params) -> Params:
+  """`unstack`, where layers are stacked; else params as they are."""
+  return unstack(params) if "blocks" in params else params
+
+
+def in_a_row(model: "Transformer") -> "Transformer":
+  """The same model for `unstack`ed parameters, which is what a cache wants."""
+  return Transformer(dataclasses.replace(model.config, scan_layers=False))
 
 
 class Transformer(nn.Module):
@@ -222,7 +224,7 @@ class Transformer(nn.Module):
       apply = nn.remat(apply, policy=cfg.remat, prevent_cse=not cfg.scan_layers)
     if cfg.scan_layers:
       if cache is not None:
-        raise ValueError("a cache needs layers in a row: see `unrolled`")
+        raise ValueError("a cache needs layers in a row: see `in_a_row`")
       apply = nn.scan(
         apply,
         variable_axes={"params": 0},

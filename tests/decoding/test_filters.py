@@ -1,5 +1,7 @@
 """Token filters against numpy written from their definitions."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,20 +58,49 @@ def test_chain_runs_from_left_to_right():
   )
 
 
-def test_sampling_block_is_its_filters_in_order():
-  sampling = generate.Sampling(temperature=0.7, top_k=5, top_p=0.8, min_p=0.1)
-  x = jnp.asarray(LOGITS)
-  by_hand = filters.min_p(0.1)(filters.top_p(0.8)(filters.top_k(5)(x / 0.7)))
-  np.testing.assert_allclose(sampling.token_filter()(x), by_hand, rtol=1e-6)
-  greedy = generate.Sampling(temperature=0).token_filter()
-  np.testing.assert_array_equal(greedy(x), filters.greedy(x))
-  plain = generate.Sampling().token_filter()
-  np.testing.assert_array_equal(plain(x), x)
+SEEN = np.random.default_rng(1).random(LOGITS.shape) < 0.3
+
+
+def test_repetition_divides_above_zero_and_multiplies_below():
+  out = filters.repetition(1.7, jnp.asarray(SEEN))(jnp.asarray(LOGITS))
+  punished = np.where(LOGITS > 0, LOGITS / 1.7, LOGITS * 1.7)
+  np.testing.assert_allclose(out, np.where(SEEN, punished, LOGITS), rtol=1e-6)
+  assert (np.asarray(out)[SEEN] < LOGITS[SEEN]).all()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(generate.FILTERS))[::7])
+def test_sampling_block_is_its_filters_in_its_order(order):
+  fields = dict(temperature=0.7, top_k=5, top_p=0.8, min_p=0.1, repetition_penalty=1.5)
+  x, seen = jnp.asarray(LOGITS), jnp.asarray(SEEN)
+  by_hand = {
+    "repetition": filters.repetition(1.5, seen),
+    "temperature": filters.temperature(0.7),
+    "top_k": filters.top_k(5),
+    "top_p": filters.top_p(0.8),
+    "min_p": filters.min_p(0.1),
+  }
+  want = filters.chain(*(by_hand[name] for name in order))(x)
+  got = generate.Sampling(order=order, **fields).filter(x, seen)
+  np.testing.assert_array_equal(got, want)
+
+
+def test_plain_and_greedy_sampling():
+  x, seen = jnp.asarray(LOGITS), jnp.asarray(SEEN)
+  np.testing.assert_array_equal(generate.Sampling().filter(x, seen), x)
+  greedy = generate.Sampling(temperature=0.0).filter(x, seen)
+  np.testing.assert_array_equal(greedy, filters.greedy(x))
 
 
 @pytest.mark.parametrize(
   "field, value",
-  [("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.5), ("top_k", 0), ("min_p", 1.0)],
+  [
+    ("temperature", -1.0),
+    ("top_p", 0.0),
+    ("top_p", 1.5),
+    ("top_k", 0),
+    ("min_p", 1.0),
+    ("repetition_penalty", 0.5),
+  ],
 )
 def test_values_outside_their_range_are_refused(field, value):
   with pytest.raises(types.InputError, match=f"{field}={value}"):

@@ -1,13 +1,15 @@
 """Generation: batches, lengths, pieces and buckets change no sample."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import prompting, sharding
+from gen_jax import prompting, sharding, tree
 from gen_jax.data import tokenizers
-from gen_jax.decoding import generate
+from gen_jax.decoding import generate, int8
 from gen_jax.models import transformer
 
 PROMPTS = ["a", "some words", "the quick brown fox", ""]
@@ -56,8 +58,8 @@ def test_greedy_is_the_argmax_of_the_full_forward(setup):
     logits, _ = apply({"params": params}, padded)
     ids.append(int(logits[0, len(ids) - 1].argmax()))
   w = writer(setup, temperature=0.0)
-  pieces = list(w.pieces(params, ["the fox"], prompting.keys(0, 1)))
-  assert np.concatenate(pieces, 1)[0].tolist() == ids[start:]
+  (sample,) = w.samples(params, ["the fox"], prompting.keys(0, 1))
+  assert sample.tokens.tolist() == ids[start:]
 
 
 @pytest.mark.parametrize("piece", [1, 3, 10])
@@ -90,8 +92,93 @@ def test_a_row_that_is_done_stays_done(setup):
   decode = lambda tokens, cache: model.apply({"params": params}, tokens, cache)  # noqa: E731
   prompts, lengths = jnp.array([[1, 2], [3, 4]]), jnp.array([2, 2])
   state = generate.prefill(decode, cache, prompts, lengths, prompting.keys(0, 2))
-  eos = 7
-  force = lambda x: x.at[0, eos].add(1e9)  # noqa: E731 (row 0 ends at once)
-  state, tokens = generate.extend(decode, state, 5, force, eos)
-  assert tokens[0].tolist() == [eos] * 5
+  force = lambda x, seen: x.at[0, 9].add(1e9)  # noqa: E731 (row 0 ends at once)
+  state, tokens, _ = generate.extend(decode, state, 5, force, (7, 9))
+  assert tokens[0].tolist() == [9, 7, 7, 7, 7]
   assert state.done.tolist()[0] is True
+
+
+def test_seen_is_the_prompt_without_its_padding_and_what_was_drawn(setup):
+  model, _, params = setup
+  cache = transformer.init_cache(model.config, 2, 16)
+  decode = lambda tokens, cache: model.apply({"params": params}, tokens, cache)  # noqa: E731
+  prompts, lengths = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([2, 3])
+  state = generate.prefill(decode, cache, prompts, lengths, prompting.keys(0, 2))
+  assert np.flatnonzero(state.seen[0]).tolist() == [1, 2]
+  state, tokens, _ = generate.extend(decode, state, 2, lambda x, seen: x, ())
+  want = {4, 5, 6, *np.asarray(tokens[1]).tolist()}
+  assert set(np.flatnonzero(state.seen[1]).tolist()) == want
+
+
+def test_logprobs_are_those_of_the_full_forward(setup):
+  """Of the model's own distribution, though the drawing was filtered."""
+  model, tokenizer, params = setup
+  w = writer(setup, temperature=0.5, top_k=3)
+  (sample,) = w.samples(params, ["the fox"], prompting.keys(0, 1))
+  ids = [tokenizer.eos, *tokenizer.encode("the fox")]
+  logits, _ = model.apply({"params": params}, np.array([[*ids, *sample.tokens]]))
+  scores = jax.nn.log_softmax(logits[0, len(ids) - 1 : -1], -1)
+  want = np.take_along_axis(np.asarray(scores), sample.tokens[:, None], 1)[:, 0]
+  np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("piece", [1, 4])
+def test_stop_texts_end_a_continuation_and_are_left_out(setup, piece):
+  """Whatever tokens and pieces they fall into; a stream never shows part of one."""
+  keys = prompting.keys(5, 1)
+  free = writer(setup, piece=piece, max_tokens=30).texts(setup[2], ["the"], keys)[0]
+  for start, stop in ((3, 4), (4, 7), (6, 12)):
+    text = free[start:stop]
+    w = writer(setup, piece=piece, max_tokens=30, stop=("nowhere to be found", text))
+    kept = free[: free.index(text)]
+    assert w.texts(setup[2], ["the"], keys) == [kept]
+    assert "".join(w.stream(setup[2], "the", keys[0])) == kept
+
+
+def test_samples_are_those_drawn_singly(setup):
+  w = writer(setup)
+  together = w.texts(setup[2], ["the"] * 5, prompting.keys(3, 5))
+  for i, text in enumerate(together):
+    assert w.texts(setup[2], ["the"], prompting.keys(3, 1, offset=i)) == [text]
+  assert len(set(together)) > 1
+
+
+def test_a_row_near_the_end_of_the_context_shortens_no_other(setup):
+  w = writer(setup, max_tokens=30)
+  prompts = ["the", "the quick " * 4]
+  short, long = w.samples(setup[2], prompts, prompting.keys(0, 2))
+  (alone,) = w.samples(setup[2], prompts[:1], prompting.keys(0, 1))
+  assert short.tokens.tolist() == alone.tokens.tolist()
+  assert len(long.tokens) < 30
+
+
+def test_stacked_layers_write_the_same(setup):
+  model, tokenizer, params = setup
+  config = dataclasses.replace(model.config, scan_layers=True)
+  stacked = (transformer.Transformer(config), tokenizer, transformer.stack(params))
+  keys = prompting.keys(0, 1)
+  want = writer(setup).texts(params, ["the"], keys)
+  assert writer(stacked).texts(stacked[2], ["the"], keys) == want
+
+
+def test_int8_weights_are_near_and_small():
+  w = jax.random.normal(jax.random.key(0), (64, 96)) * jnp.linspace(0.1, 3, 96)[None]
+  q = int8.quantize({"w": w, "bias": w[0]})
+  back = int8.dequantize(q)
+  assert (np.abs(back["w"] - w) <= q["w"].scale / 2 * (1 + 1e-5)).all()
+  np.testing.assert_array_equal(back["bias"], w[0])
+  assert tree.num_bytes(q["w"]) < 0.27 * w.nbytes
+  # One scale an output: the smallest column is as exact as the largest.
+  error = np.abs(back["w"] - w).max(0) / np.abs(w).max(0)
+  assert error.max() < 1 / 250
+
+
+def test_int8_writes_nearly_the_same(setup):
+  model, tokenizer, params = setup
+  tokens = np.array([tokenizer.encode("the quick brown fox jumps")])
+  exact, _ = model.apply({"params": params}, tokens)
+  quantized = int8.quantize(params)
+  assert isinstance(quantized["embed"]["table"], int8.Quantized)
+  near, _ = model.apply({"params": int8.dequantize(quantized)}, tokens)
+  assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
+  assert len(writer(setup).texts(quantized, ["the"], prompting.keys(0, 1))[0]) > 0

@@ -1,0 +1,72 @@
+"""`gen-jax sample` for text: what is printed, kept and refused."""
+
+import io
+import json
+import math
+
+import pytest
+
+SHORT = ("--max_tokens", "6", "--seed", "3")
+
+
+@pytest.fixture
+def sample(call, text_workdir):
+  def run(*flags):
+    outcome = call("sample", "--workdir", text_workdir, *SHORT, *flags, "--json")
+    assert outcome.code == 0, outcome
+    return json.loads(outcome.out.splitlines()[-1])["samples"]
+
+  return run
+
+
+def test_the_ith_of_many_is_the_ith_of_fewer(sample):
+  many, few = (sample("--prompt", "a", "--num", str(n)) for n in (10, 3))
+  assert [s["text"] for s in many[:3]] == [s["text"] for s in few]
+  assert len({s["text"] for s in many}) > 1
+
+
+def test_logprobs_of_a_model_that_knows_nothing(sample):
+  """All its parameters are 0: every token of 300 is as likely, filtered or not."""
+  (drawn,) = sample("--prompt", "a", "--logprobs", "--top_k", "2")
+  assert len(drawn["tokens"]) == len(drawn["logprobs"]) == 6
+  assert drawn["logprobs"] == pytest.approx([-math.log(300)] * 6, rel=1e-4)
+  assert drawn["logprob"] == pytest.approx(-6 * math.log(300), rel=1e-4)
+
+
+def test_stop_texts_and_order_reach_the_writer(sample):
+  (free,) = sample("--prompt", "a")
+  stop = free["text"][2]
+  (cut,) = sample("--prompt", "a", "--stop", "no such text", "--stop", stop)
+  assert cut["text"] == free["text"][: free["text"].index(stop)]
+  order = "top_p,min_p,top_k,temperature,repetition"
+  assert sample("--prompt", "a", "--order", order)[0]["text"] == free["text"]
+  (again,) = sample("--prompt", "a", "--int8")
+  assert again["text"] == free["text"]  # zeros have no rounding error
+
+
+def test_a_talk(call, text_workdir, monkeypatch):
+  """Lines in, answers out; a refused line does not end it."""
+  lines = "the import\n" + "word " * 500 + "\n/reset\nagain\n/exit\nnever read\n"
+  monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+  outcome = call("sample", "--workdir", text_workdir, *SHORT, "--interactive", "--json")
+  assert outcome.code == 0
+  assert json.loads(outcome.out.splitlines()[-1]) == {"answers": 3}
+  assert "the model's context holds" in outcome.err
+
+
+@pytest.mark.parametrize(
+  "flags, says",
+  [
+    ("--order temperature", ["order=", "all of repetition, temperature"]),
+    ("--repetition_penalty 0.5", ["repetition_penalty=0.5", "at least 1"]),
+    ("--chat --prompt hello", ["no chat template"]),
+    ("--temperature -1", ["temperature=-1.0", "at least 0"]),
+    ("--top_p 1.5", ["top_p=1.5", "(0, 1]"]),
+  ],
+)
+def test_bad_flags(refuse, text_workdir, flags, says):
+  refuse("sample", "--workdir", text_workdir, *flags.split(), says=says)
+
+
+def test_switches_of_text_are_refused_for_pictures(refuse, image_workdir):
+  refuse("sample", "--workdir", image_workdir, "--int8", says=["--int8 is for text"])
