@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/quickstart/run.py
@@ -15,8 +15,12 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# In an environment of its own: the peer is PyTorch, which nothing else needs.
+bench: .venv-bench/installed
+	.venv-bench/bin/python experiments/benchmarks/run.py
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-bench runs
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -30,4 +34,10 @@ $(VENV)/installed: requirements.txt pyproject.toml
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
 	  --requirement requirements-dev.txt
+	touch $@
+
+.venv-bench/installed: requirements.txt experiments/benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet \
+	  --requirement experiments/benchmarks/requirements.txt --editable .
 	touch $@

@@ -1,19 +1,65 @@
-"""`gen-jax evaluate`: the config's evaluators on a checkpoint, protocol included."""
+"""`gen-jax evaluate`: numbers of a checkpoint, protocol included.
 
+Without --text and --choices these are of the config's evaluators.
+"""
+
+import glob
+import hashlib
+import os
 import pathlib
 
+import jax
+
+import gen_jax
+from gen_jax import scoring
 from gen_jax.cli import workdir
+from gen_jax.decoding import int8
+from gen_jax.models import transformer
+from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax evaluate --help`."""
   workdir.add_arguments(parser)
+  group = parser.add_argument_group(
+    "language models, on other data (instead of the config's evaluators)"
+  )
+  group.add_argument(
+    "--text", help="file, or glob in quotes: perplexity and bits per byte"
+  )
+  group.add_argument(
+    "--stride",
+    type=int,
+    help="new tokens per window of --text; default half the model's context",
+  )
+  group.add_argument(
+    "--int8",
+    action="store_true",
+    help="--text with weights as 8-bit integers as well, and the difference",
+  )
+  group.add_argument(
+    "--choices", help="JSONL of context, choices, label: accuracy by log-likelihood"
+  )
 
 
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
+  given = [
+    n
+    for n in ("text", "stride", "choices", "int8")
+    if getattr(args, n) not in (None, False)
+  ]
+  if given:
+    result = _on_other_data(args, directory, config, given)
+  else:
+    result = _on_its_own(args, directory, config)
+  workdir.write_json(directory / "evaluation.json", result)
+  return result
+
+
+def _on_its_own(args, directory: pathlib.Path, config: dict) -> dict:
   opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
   result = {"step": opened.step, "weights": opened.kind}
   print(f"step {opened.step}, {opened.kind} weights")
@@ -22,5 +68,114 @@ def run(args) -> dict:
       print(f"{name:32} {value:.4f}", flush=True)
       result[name] = value
   result["sampling"] = config["sampling"]
-  workdir.write_json(directory / "evaluation.json", result)
   return result
+
+
+def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
+  """Reads and checks all data before the weights, which take longer."""
+  if config["task"]["name"] != "language_model":
+    raise InputError(
+      f"--{given[0]} is for text; {directory} holds a picture model: leave it out"
+    )
+  if given == ["stride"] or (args.stride is not None and args.text is None):
+    raise InputError(f"--stride {args.stride} is for --text: give both, or neither")
+  if args.int8 and args.text is None:
+    raise InputError("--int8 compares perplexities: give --text as well")
+  context = config["task"]["model"]["max_length"]
+  stride = max(1, context // 2) if args.stride is None else args.stride
+  scoring.windows([], context, stride)  # refuses a stride that cannot be
+  texts = None if args.text is None else _read("--text", args.text)
+  questions = None
+  if args.choices is not None:
+    jsonl = _read("--choices", args.choices)
+    questions = [
+      question
+      for path, content in jsonl.items()
+      for question in scoring.read_questions(content, path)
+    ]
+  opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
+  model, tokenizer = opened.experiment.task.model, opened.experiment.tokenizer
+  scorer = scoring.Scorer(model)
+  result = {
+    "step": opened.step,
+    "weights": opened.kind,
+    "dtype": model.config.dtype,
+    "context": context,
+    "tokenizer": type(tokenizer.encoding).__name__,
+    "tokenizer_sha256": tokenizer.fingerprint,
+    "gen_jax": gen_jax.__version__,
+    "jax": jax.__version__,
+  }
+  _show(result)
+  if texts is not None:
+    score = scoring.score_texts(
+      scorer, opened.weights, tokenizer, texts.values(), stride
+    )
+    numbers = {
+      "perplexity": score.perplexity,
+      "bits_per_byte": score.bits_per_byte,
+      "stride": stride,
+      "num_tokens": score.num_tokens,
+      "num_bytes": score.num_bytes,
+    }
+    if args.int8:
+      rounded = int8.dequantize(int8.quantize(transformer.rows(opened.weights)))
+      near = scoring.score_texts(
+        scoring.Scorer(transformer.in_a_row(model)),
+        rounded,
+        tokenizer,
+        texts.values(),
+        stride,
+      )
+      numbers["perplexity_int8"] = near.perplexity
+      numbers["perplexity_int8_change"] = near.perplexity / score.perplexity - 1.0
+    result |= _show(_stamped("text", numbers, texts))
+  if questions is not None:
+    numbers = scoring.score_questions(scorer, opened.weights, tokenizer, questions)
+    result |= _show(_stamped("choices", numbers, jsonl))
+  return result
+
+
+def _read(flag: str, pattern: str) -> dict[str, str]:
+  """{path: text} of the files that a glob matches, in the order of their names."""
+  paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+  paths = [path for path in paths if os.path.isfile(path)]
+  if not paths:
+    raise InputError(
+      f"{flag}: no file matches {pattern!r}; give a file, or a glob in quotes"
+    )
+  texts = {}
+  for path in paths:
+    try:
+      texts[path] = pathlib.Path(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+      raise InputError(
+        f"{flag}: {path} is not UTF-8 text (byte {error.start}); convert it, e.g. with"
+        " iconv"
+      ) from None
+    except OSError as error:
+      raise InputError(f"{flag}: cannot read {path}: {error.strerror}") from None
+  if not any(texts.values()):
+    raise InputError(f"{flag}: {pattern} is empty; give a file with text")
+  return texts
+
+
+def _sha256(texts: dict[str, str]) -> str:
+  """Of the file; of several, that of their hashes, one a line, as sha256sum does it."""
+  hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts.values()]
+  if len(hashes) == 1:
+    return hashes[0]
+  return hashlib.sha256("".join(f"{h}\n" for h in hashes).encode()).hexdigest()
+
+
+def _stamped(kind: str, numbers: dict, texts: dict[str, str]) -> dict:
+  data = {"path": ", ".join(texts) if len(texts) < 4 else f"{next(iter(texts))}, ..."}
+  data |= {"num_files": len(texts), "sha256": _sha256(texts)}
+  return {f"{kind}/{name}": value for name, value in {**numbers, **data}.items()}
+
+
+def _show(numbers: dict) -> dict:
+  for name, value in numbers.items():
+    shown = f"{value:.4f}" if isinstance(value, float) else value
+    print(f"{name:32} {shown}", flush=True)
+  return numbers

@@ -1,5 +1,6 @@
 """`gen-jax sample`: prompts in; text to the terminal, or pictures into the workdir."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -104,7 +105,12 @@ def run(args) -> dict:
       f"cannot write to {folder}: {error.strerror}; give another --out"
     ) from None
   draw = _text if is_text else _pictures
-  result = draw(args, opened, args.prompt or [""], folder)
+  try:
+    result = draw(args, opened, args.prompt or [""], folder)
+  except InputError:
+    with contextlib.suppress(OSError):  # a folder with something in it stays
+      folder.rmdir()
+    raise
   print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
   return {"step": opened.step, "weights": opened.kind, **result}
 

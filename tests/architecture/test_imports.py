@@ -28,6 +28,7 @@ MAY_IMPORT = {
   "tasks": L0 | {"losses", "diffusion"},
   "train": L0 | {"tasks.base", "sharding"},
   "prompting": L0 | {"models", "tasks", "decoding", "data"},
+  "scoring": L0 | {"models", "data"},
   "evaluation": L0 | {"data", "prompting", "sharding", "train"},
   "build": None,  # everything below
   "experiment": None,

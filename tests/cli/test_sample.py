@@ -66,6 +66,13 @@ def test_a_talk(call, text_workdir, monkeypatch):
 )
 def test_bad_flags(refuse, text_workdir, flags, says):
   refuse("sample", "--workdir", text_workdir, *flags.split(), says=says)
+  assert not (text_workdir / "samples").exists()
+
+
+def test_a_prompt_over_the_context_leaves_nothing(refuse, text_workdir):
+  says = ["the model's context holds"]
+  refuse("sample", "--workdir", text_workdir, "--prompt", "word " * 500, says=says)
+  assert not (text_workdir / "samples").exists()
 
 
 def test_switches_of_text_are_refused_for_pictures(refuse, image_workdir):
