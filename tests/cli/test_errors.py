@@ -556,7 +556,7 @@ def test_prompts(refuse, text_workdir, tmp_path):
   says = ["tokens", "the model's context holds 32", "shorten the prompt"]
   refuse(*sample, LONG, says=says)
   refuse(*sample, "\udcff", says=["'\\udcff' is not valid Unicode"])
-  assert not os.listdir(tmp_path / "out")
+  assert not (tmp_path / "out").exists()
 
 
 def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
@@ -569,7 +569,7 @@ def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
   refuse(
     "sample", "--workdir", image_workdir, "--out", out, "--prompt", LONG, says=says
   )
-  assert not os.listdir(out)
+  assert not out.exists()
 
 
 @pytest.mark.parametrize(
