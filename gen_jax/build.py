@@ -19,7 +19,15 @@ import jax
 import numpy as np
 
 from gen_jax import evaluation, optim, sharding
-from gen_jax.data import datasets, embedded, pipeline, sources, tokenizers
+from gen_jax.data import (
+  chat,
+  conversations,
+  datasets,
+  embedded,
+  pipeline,
+  sources,
+  tokenizers,
+)
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
   codec,
@@ -214,19 +222,26 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "dataset": {
     "text": _plain(datasets.TextData),
     "packed_text": _plain(datasets.PackedText),
+    "infill": _plain(datasets.Infill),
+    "instructions": _plain(datasets.Instructions),
     "images": _plain(datasets.ImageData),
   },
   "source": {
     "pydoc": _plain(embedded.Pydoc),
     "stdlib": _plain(embedded.Stdlib),
+    "docstrings": _plain(embedded.Docstrings),
     "files": _plain(sources.TextFiles),
     "jsonl": _plain(sources.JsonLines),
+    "alpaca": _plain(conversations.Alpaca),
+    "chats": _plain(conversations.Chats),
+    "parallel": _plain(conversations.Parallel),
     "tfds_text": _plain(sources.TfdsText),
     "tfds_images": _plain(sources.TfdsImages),
     "digits": _plain(sources.Digits),
     "image_folder": _plain(sources.ImageFolder),
     "npz": _plain(sources.Npz),
   },
+  "template": {"alpaca": _value(chat.ALPACA), "plain": _value(chat.PLAIN)},
   "tokenizer": {
     "bytes": _later(tokenizers.plain_bytes, "texts"),
     "characters": _later(tokenizers.characters, "texts"),
@@ -236,6 +251,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "evaluator": {
     "loss": _plain(evaluation.loss, "experiment"),
     "gzip": _plain(evaluation.gzip, "experiment"),
+    "answers": _plain(evaluation.answers, "experiment"),
     "prompt_accuracy": _plain(evaluation.prompt_accuracy, "experiment"),
   },
   "train": {"train": _plain(loop.Config)},

@@ -7,9 +7,10 @@ functions, and returns one of `train.evaluators`.
 import jax
 import numpy as np
 
-from gen_jax import prompting, sharding
+from gen_jax import metrics, prompting, sharding
 from gen_jax.data import datasets, sources
 from gen_jax.data.digits import digits_dataset_builder, judge
+from gen_jax.decoding import generate
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
 
@@ -45,9 +46,50 @@ def loss(
 def gzip(experiment, every: int, split: str = "validation") -> evaluators.GzipBaseline:
   """The bar that `gzip -9` sets on the same text."""
   _check_split(split)
-  if not isinstance(experiment.data, datasets.TextData):
+  if experiment.data.reads != "documents":
     raise InputError("evaluator gzip needs text data; take it out of evaluators")
   return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
+
+
+def answers(
+  experiment,
+  every: int,
+  split: str = "validation",
+  num: int = 100,
+  max_tokens: int = 64,
+) -> evaluators.Answers:
+  """What the model answers, the likeliest token each time, against what is wanted.
+
+  Args:
+    num: questions asked, the same every time.
+    max_tokens: longest answer.
+  """
+  _check_split(split)
+  if not hasattr(experiment.data, "questions"):
+    raise InputError(
+      "evaluator answers needs data.name=instructions or infill; take it out of"
+      " evaluators"
+    )
+  if num < 1:
+    raise InputError(f"evaluator answers: num={num} must be at least 1")
+  sampling = generate.Sampling(max_tokens=max_tokens, temperature=0.0)
+  room = experiment.data.length - max_tokens  # no longer than what it has learned
+  questions = experiment.data.questions(split, experiment.tokenizer, num, room)
+  if not questions:
+    raise InputError(
+      f"evaluator answers: no question of {split} and max_tokens={max_tokens} fit into"
+      f" data.length={experiment.data.length}; raise it"
+    )
+  questions = sorted(questions, key=lambda question: len(question.prompt))
+  writer = prompting.Writer(experiment.task.model, experiment.tokenizer, sampling)
+
+  def answer(weights):
+    for first in range(0, len(questions), 16):
+      prompts = [question.prompt for question in questions[first : first + 16]]
+      yield from writer.texts(weights, prompts, prompting.keys(0, len(prompts)))
+
+  wanted = [question.answer for question in questions]
+  return evaluators.Answers(every, answer, wanted, metrics.answers)
 
 
 def prompt_accuracy(

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -175,14 +174,6 @@ def _abstract_params(task, batch, layout):
   )
 
 
-def _inherit_tokenizer(source: pathlib.Path, workdir: pathlib.Path) -> None:
-  """Weights mean nothing under another tokenizer: theirs comes with them."""
-  if (source / "tokenizer").is_dir() and not (workdir / "tokenizer").exists():
-    partial = workdir / "tokenizer.partial"
-    shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
-    partial.replace(workdir / "tokenizer")
-
-
 def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
   """Builds a config.
 
@@ -212,9 +203,9 @@ def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
     raise InputError(
       "adapter needs weights to adapt: set init_from.workdir to a trained model"
     )
-  if workdir and start:
-    _inherit_tokenizer(start.directory, workdir)
-  tokenizer = datasets.tokenizer_for(data, workdir) if workdir else None
+  tokenizer = None
+  if workdir:
+    tokenizer = datasets.tokenizer_for(data, workdir, start and start.directory)
   injected = {"tokenizer": tokenizer}
   if isinstance(data, datasets.ImageData):
     injected["caption_length"] = data.caption_length
@@ -267,16 +258,16 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
   is_text = isinstance(task, lm.LanguageModel)
   if is_text != isinstance(data, datasets.TextData):
     raise InputError(
-      "task language_model needs data.name=text, task diffusion data.name=images"
+      "task diffusion needs data.name=images; task language_model any of: "
+      + ", ".join(n for n in build.TABLES["dataset"] if n != "images")
     )
-  method = "documents" if is_text else "examples"
-  if not hasattr(data.source, method):
+  if not hasattr(data.source, data.reads):
     fitting = [
-      n for n, e in build.TABLES["source"].items() if hasattr(e.signature, method)
+      n for n, e in build.TABLES["source"].items() if hasattr(e.signature, data.reads)
     ]
+    what = {"documents": "text", "examples": "pictures"}.get(data.reads, data.reads)
     raise InputError(
-      f"data.source gives no {'text' if is_text else 'pictures'}; those that do:"
-      f" {', '.join(fitting)}"
+      f"data.source gives no {what}; those that do: {', '.join(fitting)}"
     )
   if is_text != isinstance(sampling, generate.Sampling):
     raise InputError(

@@ -32,12 +32,14 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Trains, resumes, or only says what would be done."""
-  config = config_args.apply(config_args.load(args.config), args.overrides)
+  if not (args.workdir or args.dry_run):
+    raise InputError("--workdir is needed (or --dry_run)")
+  directory = pathlib.Path(args.workdir) if args.workdir else None
+  config = config_args.load(args.config)
+  config = workdir.inherit_task(config, args.overrides, directory)
+  config = config_args.apply(config, args.overrides)
   if args.dry_run:
     return _dry_run(config)
-  if not args.workdir:
-    raise InputError("--workdir is needed (or --dry_run)")
-  directory = pathlib.Path(args.workdir)
   if workdir.is_imported(directory):
     raise InputError(
       f"{directory} holds imported weights, without an optimiser to go on with; train"

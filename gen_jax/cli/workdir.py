@@ -166,6 +166,34 @@ def read_config(
   return config_args.apply(config, overrides)
 
 
+def inherit_task(
+  config: dict[str, Any], overrides: config_args.Overrides, workdir: pathlib.Path | None
+) -> dict[str, Any]:
+  """A config whose task is None gets that of the model it starts from.
+
+  Args:
+    workdir: of the run itself: where it has begun already, its own task is taken.
+
+  Raises:
+    InputError: there is no such model.
+  """
+  if config.get("task", {}) is not None:
+    return config
+  own = [(key, text) for key, text in overrides if key.split(".")[0] == "init_from"]
+  start = config_args.apply(config, own).get("init_from") or {}
+  home = workdir
+  if home is None or not (home / "config.json").exists():
+    if not start.get("workdir"):
+      raise InputError("task=None needs a model: set init_from.workdir")
+    home = pathlib.Path(start["workdir"]).expanduser()
+    if not (home / "config.json").exists():
+      raise InputError(
+        f"init_from.workdir={start['workdir']} is not a workdir: name the folder of a"
+        " trained or imported model"
+      )
+  return {**config, "task": read_config(home)["task"]}
+
+
 def load_base(
   workdir: pathlib.Path, experiment: experiments.Experiment
 ) -> init_from.Loaded:

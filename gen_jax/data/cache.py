@@ -11,17 +11,14 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from gen_jax.data import sources, tokenizers
+from gen_jax.data import chat, conversations, sources, tokenizers
 
-_FORMAT = 1  # of the files and of how documents become ids
+_FORMAT = 2  # of the files and of how documents become ids
 _CHUNK = 1024  # documents tokenised at once
-
-# Documents to the ids of each, without bos and eos; its repr is part of the key.
-Encode = Callable[[tokenizers.Tokenizer, Sequence[str]], list[list[int]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,34 +29,51 @@ class Stream:
     ids: uint16 or int32 [N], each document as bos, text, eos; where one token is both,
       the next document's bos is this one's eos.
     starts: int64 [number of documents], the place of each one's first token, rising.
+    is_answer: bool [N], of conversations: which tokens answer.
   """
 
   ids: np.ndarray
   starts: np.ndarray
+  is_answer: np.ndarray | None = None
+
+  def pieces(self) -> Iterator[slice]:
+    """The place of each document."""
+    ends = [*self.starts[1:].tolist(), len(self.ids)]
+    return map(slice, self.starts.tolist(), ends)
 
 
-def plain(tokenizer: tokenizers.Tokenizer, documents: Sequence[str]) -> list[list[int]]:
-  """The text of each document."""
-  return tokenizer.encode_batch(documents)
+def _joined(pieces: Iterable[Sequence[int]], tokenizer: tokenizers.Tokenizer) -> Stream:
+  """The pieces one after another; empty ones leave no trace."""
+  dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+  arrays = [np.array(piece, dtype) for piece in pieces]
+  sizes = np.array([len(array) for array in arrays], np.int64)
+  starts = np.cumsum(sizes) - sizes
+  return Stream(np.concatenate([np.zeros(0, dtype), *arrays]), starts[sizes > 0])
 
 
-def tokenize(
-  documents: Sequence[str], tokenizer: tokenizers.Tokenizer, encode: Encode = plain
-) -> Stream:
+def tokenize(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Stream:
   """The stream of the documents; those without any token are left out."""
   bos, eos = tokenizer.bos, tokenizer.eos
   before = [] if bos is None else [bos]
   after = [] if eos in (None, bos) else [eos]
-  dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-  pieces, sizes = [np.zeros(0, dtype)], []
-  for first in range(0, len(documents), _CHUNK):
-    last = min(first + _CHUNK, len(documents))
-    for ids in encode(tokenizer, [documents[i] for i in range(first, last)]):
-      pieces.append(np.array([*before, *ids, *after], dtype))
-      sizes.append(len(pieces[-1]))
-  sizes = np.array(sizes, np.int64)
-  starts = np.cumsum(sizes) - sizes
-  return Stream(np.concatenate(pieces), starts[sizes > 0])
+
+  def pieces():
+    for first in range(0, len(documents), _CHUNK):
+      last = min(first + _CHUNK, len(documents))
+      for ids in tokenizer.encode_batch([documents[i] for i in range(first, last)]):
+        yield [*before, *ids, *after]
+
+  return _joined(pieces(), tokenizer)
+
+
+def tokenize_turns(
+  dialogues: Sequence[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
+) -> Stream:
+  """The stream of the conversations, each up to its last answer."""
+  turns = [tokenizer.encode_turns(messages) for messages in dialogues]
+  is_answer = np.array([flag for _, flags in turns for flag in flags], bool)
+  joined = _joined((ids for ids, _ in turns), tokenizer)
+  return dataclasses.replace(joined, is_answer=is_answer)
 
 
 def _home() -> pathlib.Path:
@@ -69,14 +83,13 @@ def _home() -> pathlib.Path:
 
 
 def key(
-  source: sources.TextSource,
+  source: sources.TextSource | conversations.ConversationSource,
   split: str,
   tokenizer: tokenizers.Tokenizer,
-  encode: Encode = plain,
 ) -> str:
   """A hash of the tokenizer's files, the source, its files and the split."""
-  how = "plain" if encode is plain else repr(encode)
-  parts = (_FORMAT, tokenizer.fingerprint, repr(source), source.identity(), split, how)
+  made_of = (tokenizer.fingerprint, tokenizer.chat_template)
+  parts = (_FORMAT, *made_of, repr(source), source.identity(), split)
   return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -86,6 +99,11 @@ def _read(folder: pathlib.Path) -> Stream | None:
     stream = Stream(
       np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "starts.npy")
     )
+    if (folder / "is_answer.npy").exists():
+      flags = np.load(folder / "is_answer.npy", mmap_mode="r")
+      if flags.shape != stream.ids.shape:
+        return None
+      stream = dataclasses.replace(stream, is_answer=flags)
   except (OSError, ValueError, EOFError):
     return None
   ids, starts = stream.ids, stream.starts
@@ -98,28 +116,42 @@ def _write(folder: pathlib.Path, stream: Stream) -> None:
   folder.parent.mkdir(parents=True, exist_ok=True)
   partial = pathlib.Path(tempfile.mkdtemp(prefix="partial_", dir=folder.parent))
   try:
-    np.save(partial / "ids.npy", stream.ids)
-    np.save(partial / "starts.npy", stream.starts)
+    for name, array in vars(stream).items():
+      if array is not None:
+        np.save(partial / f"{name}.npy", array)
     partial.rename(folder)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def stream(
-  source: sources.TextSource,
-  split: str,
-  tokenizer: tokenizers.Tokenizer,
-  encode: Encode = plain,
-) -> Stream:
-  """The source's documents as a stream, from the cache if they are there.
+def _stored(name: str, make: Callable[[], Stream]) -> Stream:
+  """The stream of that name, made if it is not there.
 
-  Where the folder cannot be written to, the stream is made every time.
+  Where the folder cannot be written to, it is made every time.
   """
-  folder = _home() / key(source, split, tokenizer, encode)
+  folder = _home() / name
   if (found := _read(folder)) is not None:
     return found
-  made = tokenize(source.documents(split), tokenizer, encode)
+  made = make()
   shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
   with contextlib.suppress(OSError):
     _write(folder, made)
   return made
+
+
+def stream(
+  source: sources.TextSource, split: str, tokenizer: tokenizers.Tokenizer
+) -> Stream:
+  """The source's documents as a stream, from the cache if they are there."""
+  name = key(source, split, tokenizer)
+  return _stored(name, lambda: tokenize(source.documents(split), tokenizer))
+
+
+def stream_of_turns(
+  source: conversations.ConversationSource,
+  split: str,
+  tokenizer: tokenizers.Tokenizer,
+) -> Stream:
+  """The source's conversations as a stream, from the cache if they are there."""
+  name = key(source, split, tokenizer)
+  return _stored(name, lambda: tokenize_turns(source.conversations(split), tokenizer))

@@ -6,7 +6,9 @@ names of the control tokens, can change nothing and reach nothing else; not even
 date, so that the same messages always give the same text.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
+from typing import NewType
 
 import jinja2
 import jinja2.sandbox
@@ -14,6 +16,23 @@ import jinja2.sandbox
 from gen_jax.types import InputError
 
 Message = Mapping[str, str]  # role: system, user or assistant; content
+Template = NewType("Template", str)
+
+# For models that come without a template. The headings are those of Taori et al. 2023
+# (github.com/tatsu-lab/stanford_alpaca), whose opening sentence is left out.
+ALPACA = Template(
+  "{{ bos_token }}{% for m in messages %}"
+  "{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
+  "{% elif m.role == 'system' %}{{ m.content ~ '\n\n' }}"
+  "{% else %}{{ '### Instruction:\n' ~ m.content ~ '\n\n### Response:\n' }}"
+  "{% endif %}{% endfor %}"
+)
+# A question, a blank line, its answer: for small models that learn one thing.
+PLAIN = Template(
+  "{{ bos_token }}{% for m in messages %}"
+  "{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
+  "{% else %}{{ m.content ~ '\n\n' }}{% endif %}{% endfor %}"
+)
 
 
 def check(messages: Sequence[Message]) -> None:
@@ -29,6 +48,16 @@ def check(messages: Sequence[Message]) -> None:
 
 def _refuse(reason: str) -> None:
   raise jinja2.TemplateError(reason)
+
+
+@functools.lru_cache(maxsize=8)  # a data set renders one template for every message
+def _compiled(template: str) -> jinja2.Template:
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=["jinja2.ext.loopcontrols"],
+  )
+  return environment.from_string(template)
 
 
 def render(
@@ -47,13 +76,8 @@ def render(
   Raises:
     InputError: the template is damaged, or refuses these messages.
   """
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=["jinja2.ext.loopcontrols"],
-  )
   try:
-    return environment.from_string(template).render(
+    return _compiled(template).render(
       messages=messages,
       add_generation_prompt=add_generation_prompt,
       raise_exception=_refuse,

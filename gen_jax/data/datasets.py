@@ -7,13 +7,22 @@ Both kinds offer the same: what to train a tokenizer on, what a batch looks like
 import dataclasses
 import functools
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from gen_jax.data import cache, pipeline, sources, tokenizers
+from gen_jax.data import (
+  cache,
+  chat,
+  conversations,
+  infill,
+  pipeline,
+  sources,
+  tokenizers,
+)
 from gen_jax.types import Batch, InputError
 
 TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
@@ -24,6 +33,8 @@ class Data(Protocol):
 
   batch_size: int
   tokenizer: TrainTokenizer
+  reads: str  # the method of its source: 'documents', 'conversations' or 'examples'
+  template: chat.Template | None  # goes around messages
 
   @property
   def unit(self) -> str:
@@ -65,7 +76,7 @@ class TextData:
   length: int
   batch_size: int
 
-  unit = "tokens"
+  unit, reads, template = "tokens", "documents", None
 
   def __post_init__(self):
     _positive(length=self.length, batch_size=self.batch_size)
@@ -104,19 +115,118 @@ class PackedText(TextData):
     batch = super().abstract_batch()
     return {**batch, "segments": batch["inputs"], "positions": batch["inputs"]}
 
-  def encode(self) -> cache.Encode:
-    """How the text of a document becomes ids."""
-    return cache.plain
+  def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
+    """What becomes of a window."""
+    shared = tokenizer.bos is not None and tokenizer.bos == tokenizer.eos
+    return functools.partial(pipeline.packed_window, shared_marks=shared)
 
   def pipeline(self, split, tokenizer, seed):
-    shared = tokenizer.bos is not None and tokenizer.bos == tokenizer.eos
     return pipeline.text(
-      cache.stream(self.source, split, tokenizer, self.encode()),
+      cache.stream(self.source, split, tokenizer),
       length=self.length,
       batch_size=self.batch_size,
       seed=seed,
       train=split == "train",
-      cut=functools.partial(pipeline.packed_window, shared_marks=shared),
+      cut=self.cut(tokenizer),
+    )
+
+
+class Question(NamedTuple):
+  """Tokens of a prompt, and the answer that is wanted."""
+
+  prompt: list[int]
+  answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Infill(PackedText):
+  """`PackedText` in which parts are filled in from both sides, see `data.infill`."""
+
+  rate: float = 0.5
+  marks: tuple[str, str, str] = (
+    "<|fim_prefix|>",
+    "<|fim_suffix|>",
+    "<|fim_middle|>",
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    infill.Infill(self.rate, self.marks)  # refuses a rate that cannot be
+
+  def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
+    """What becomes of a window."""
+    _check_eos(tokenizer, "infill")
+    how = infill.Infill(self.rate, self.marks)
+    return functools.partial(how.window, tokenizer=tokenizer)
+
+  def questions(
+    self, split: str, tokenizer: tokenizers.Tokenizer, num: int, room: int
+  ) -> list[Question]:
+    """Lines to fill in, three quarters of the prompt before them, if need be."""
+    how = infill.Infill(self.rate, self.marks)
+    room -= len(how.prompt([], [], tokenizer))
+    questions = []
+    if room <= 0:
+      return questions
+    for gap in infill.gaps(self.source.documents(split), num):
+      before, after = map(tokenizer.encode, (gap.before, gap.after))
+      after = after[: max(room // 4, room - len(before))]
+      before = before[max(len(before) + len(after) - room, 0) :]
+      questions.append(Question(how.prompt(before, after, tokenizer), gap.line))
+    return questions
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions(TextData):
+  """Conversations, several in a row of `length` tokens; the answers alone are learned.
+
+  Attributes:
+    template: put around the messages; None is the one that came with the tokenizer.
+  """
+
+  source: conversations.ConversationSource
+  template: chat.Template | None = None
+
+  reads = "conversations"
+
+  def texts(self) -> Iterable[str]:
+    found = self.source.conversations("train")
+    return (message["content"] for messages in found for message in messages)
+
+  def abstract_batch(self) -> Batch:
+    batch = super().abstract_batch()
+    return {**batch, "segments": batch["inputs"], "positions": batch["inputs"]}
+
+  def pipeline(self, split, tokenizer, seed):
+    if self.template is not None:
+      _check_eos(tokenizer, "instructions")
+    return pipeline.turns(
+      cache.stream_of_turns(self.source, split, tokenizer),
+      length=self.length,
+      batch_size=self.batch_size,
+      seed=seed,
+    )
+
+  def questions(
+    self, split: str, tokenizer: tokenizers.Tokenizer, num: int, room: int
+  ) -> list[Question]:
+    """The first conversations that are short enough, up to their last answers."""
+    questions = []
+    for messages in self.source.conversations(split):
+      last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+      prompt = tokenizer.encode_chat(messages[:last])
+      if len(prompt) <= room:
+        questions.append(Question(prompt, messages[last]["content"]))
+      if len(questions) == num:
+        break
+    return questions
+
+
+def _check_eos(tokenizer: tokenizers.Tokenizer, name: str) -> None:
+  if tokenizer.eos is None:
+    raise InputError(
+      f"data.name={name} needs a tokenizer with a token that ends texts; take bytes or"
+      " bpe"
     )
 
 
@@ -132,7 +242,7 @@ class ImageData:
   batch_size: int
   flip: bool = False
 
-  unit = "images"
+  unit, reads, template = "images", "examples", None
 
   def __post_init__(self):
     _positive(image_size=self.image_size, caption_length=self.caption_length)
@@ -170,13 +280,21 @@ class ImageData:
     )
 
 
-def tokenizer_for(data: Data, workdir: pathlib.Path) -> tokenizers.Tokenizer:
-  """The workdir's tokenizer: read from its folder, or made and written there."""
-  folder = workdir / "tokenizer"
-  if folder.exists():
-    return tokenizers.load(folder)
-  tokenizer = data.tokenizer(data.texts())
-  partial = workdir / "tokenizer.partial"
-  tokenizer.save(partial)
-  partial.replace(folder)
-  return tokenizer
+def tokenizer_for(
+  data: Data, workdir: pathlib.Path, source: pathlib.Path | None = None
+) -> tokenizers.Tokenizer:
+  """The workdir's tokenizer: read from its folder, or made and written there.
+
+  Args:
+    source: a workdir whose tokenizer is taken over: weights mean nothing under another.
+  """
+  folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
+  if not folder.exists():
+    if source and (source / "tokenizer").is_dir():
+      shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
+    else:
+      data.tokenizer(data.texts()).save(partial)
+    if data.template is not None:
+      (partial / "chat_template.jinja").write_text(data.template)
+    partial.replace(folder)
+  return tokenizers.load(folder)

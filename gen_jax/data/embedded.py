@@ -1,12 +1,16 @@
 """Text sources that every Python brings along: nothing to download."""
 
+import ast
 import contextlib
 import dataclasses
 import pathlib
 import sys
 import sysconfig
+import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from gen_jax.data import conversations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,20 @@ class Pydoc:
     return sys.version
 
 
+def _stdlib(split: str) -> Iterator[str]:
+  """The library's own files, without its tests; a tenth of them is validation."""
+  root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
+  for path in sorted(root.rglob("*.py")):
+    if skipped & set(path.relative_to(root).parts):
+      continue
+    content = path.read_bytes()
+    is_validation = zlib.crc32(content) % 10 == 0
+    if content and is_validation == (split == "validation"):
+      with contextlib.suppress(UnicodeDecodeError):  # a few are in Latin-1
+        yield content.decode()
+
+
 @dataclasses.dataclass(frozen=True)
 class Stdlib:
   """The Python standard library's own sources, without its tests.
@@ -47,18 +65,51 @@ class Stdlib:
   """
 
   def documents(self, split: str) -> Sequence[str]:
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-    documents = []
-    for path in sorted(root.rglob("*.py")):
-      if skipped & set(path.relative_to(root).parts):
-        continue
-      content = path.read_bytes()
-      is_validation = zlib.crc32(content) % 10 == 0
-      if is_validation == (split == "validation"):
-        with contextlib.suppress(UnicodeDecodeError):  # a few are in Latin-1
-          documents.append(content.decode())
-    return [document for document in documents if document]
+    return list(_stdlib(split))
 
   def identity(self) -> str:
     return sys.version
+
+
+@dataclasses.dataclass(frozen=True)
+class Docstrings:
+  """Functions of the Python standard library, and what their authors say they do.
+
+  What is asked is a function without its docstring; the answer is the docstring's
+  first sentence. A real task of summarising code (Iyer et al. 2016; CodeSearchNet,
+  arXiv:1909.09436), split by files as `Stdlib`.
+
+  Attributes:
+    max_chars: longer functions are left out.
+  """
+
+  max_chars: int = 600
+
+  def conversations(self, split: str) -> Sequence[conversations.Messages]:
+    pairs = {}
+    for text in _stdlib(split):
+      for code, summary in _documented(text):
+        if len(code) <= self.max_chars:
+          pairs.setdefault(code, summary)
+    return [conversations.ask(*pair) for pair in pairs.items()]
+
+  def identity(self) -> str:
+    return sys.version
+
+
+def _documented(text: str) -> Iterator[tuple[str, str]]:
+  """(code, first sentence of the docstring) of the functions in a file."""
+  lines = text.splitlines()
+  try:
+    module = ast.parse(text)
+  except SyntaxError:
+    return
+  for node in ast.walk(module):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(node.body) > 1:
+      summary = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+      summary = summary.split(". ")[0].rstrip(".")
+      first, rest = node.body[0], node.body[1:]
+      if len(summary) >= 10:
+        head = lines[node.lineno - 1 : first.lineno - 1]
+        body = lines[rest[0].lineno - 1 : node.end_lineno]
+        yield textwrap.dedent("\n".join(head + body)), summary

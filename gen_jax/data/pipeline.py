@@ -9,8 +9,10 @@ the accelerator works. Built on `grain.MapDataset`, whose i-th element depends o
 i) alone.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -89,13 +91,25 @@ def next_token(window: np.ndarray, length: int) -> Features:
   return {"inputs": padded[:-1], "targets": padded[1:], "weights": weights}
 
 
-def window(stream: cache.Stream, start: int, length: int) -> Features:
+# (stream, start, length, generator) -> features of a row of that length.
+Cut = Callable[[cache.Stream, int, int, np.random.Generator], Features]
+
+
+def window(
+  stream: cache.Stream, start: int, length: int, generator: np.random.Generator
+) -> Features:
   """`next_token` of the stream's tokens from `start` on."""
+  del generator
   return next_token(stream.ids[start : start + length + 1], length)
 
 
 def packed_window(
-  stream: cache.Stream, start: int, length: int, *, shared_marks: bool
+  stream: cache.Stream,
+  start: int,
+  length: int,
+  generator: np.random.Generator,
+  *,
+  shared_marks: bool,
 ) -> Features:
   """`window`, and which document each input belongs to.
 
@@ -110,7 +124,7 @@ def packed_window(
     numbered from 1, 0 for padding; positions int32 [T], counted from the document's
     start, or the window's if that comes later.
   """
-  features = window(stream, start, length)
+  features = window(stream, start, length, generator)
   places = np.arange(start, start + length + 1)
   document = np.searchsorted(stream.starts, places, side="right")
   begins = np.maximum(stream.starts[document - 1], start)
@@ -124,6 +138,97 @@ def packed_window(
   }
 
 
+class Piece(NamedTuple):
+  """A whole document or conversation, or a part of one.
+
+  Attributes:
+    ids: int [n].
+    counts: bool [n], which of them are to be predicted; None is all.
+  """
+
+  ids: Sequence[int] | np.ndarray
+  counts: Sequence[bool] | np.ndarray | None = None
+
+
+def packed_row(pieces: Sequence[Piece], length: int) -> Features:
+  """Pieces side by side in one row, none of which sees another.
+
+  A piece of n tokens takes n - 1 places: its last token is a target alone. What does
+  not fit is cut off.
+
+  Returns:
+    inputs, targets int32 [T]; weights float32 [T], 0 for padding and where nothing is
+    to be predicted; segments int32 [T], the pieces numbered from 1, 0 for padding;
+    positions int32 [T], counted from the piece's start.
+  """
+  names = ("inputs", "targets", "segments", "positions")
+  row = {name: np.zeros(length, np.int32) for name in names}
+  row["weights"] = np.zeros(length, np.float32)
+  start = 0
+  for number, piece in enumerate(pieces, 1):
+    ids = np.asarray(piece.ids)[: length - start + 1].astype(np.int32)
+    if len(ids) < 2:
+      continue
+    place = slice(start, start + len(ids) - 1)
+    row["inputs"][place], row["targets"][place] = ids[:-1], ids[1:]
+    row["segments"][place] = number
+    row["positions"][place] = np.arange(len(ids) - 1)
+    counts = True if piece.counts is None else piece.counts[1 : len(ids)]
+    row["weights"][place] = counts
+    start = place.stop
+  return row
+
+
+def pack(sizes: Sequence[int], room: int) -> list[list[int]]:
+  """Which items share a row: each goes where it leaves the least room, longest first.
+
+  >>> pack([3, 5, 2, 4, 9], 6)
+  [[4], [1], [3, 2], [0]]
+
+  Args:
+    sizes: places that each item takes; more than `room` counts as `room`.
+
+  Returns:
+    Indices of the items of every row.
+  """
+  rows: list[list[int]] = []
+  open_rows: list[tuple[int, int]] = []  # (room left, row), rising
+  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+    size = min(sizes[i], room)
+    at = bisect.bisect_left(open_rows, (size, 0))
+    if at == len(open_rows):
+      left, row = room, len(rows)
+      rows.append([])
+    else:
+      left, row = open_rows.pop(at)
+    rows[row].append(i)
+    bisect.insort(open_rows, (left - size, row))
+  return rows
+
+
+def turns(stream: cache.Stream, *, length: int, batch_size: int, seed: int) -> Pipeline:
+  """Conversations, packed into rows of `length`; only what answers is a target.
+
+  Of a conversation that is longer than a row, the beginning is used.
+
+  Raises:
+    InputError: no answer begins early enough.
+  """
+  pieces = [Piece(stream.ids[at], stream.is_answer[at]) for at in stream.pieces()]
+  pieces = [piece for piece in pieces if np.any(piece.counts[1 : length + 1])]
+  if not pieces:
+    raise InputError(
+      f"no conversation has an answer within data.length={length} tokens; raise it"
+    )
+  rows = pack([len(piece.ids) - 1 for piece in pieces], length)
+
+  def transform(row: list[int], generator: np.random.Generator) -> Features:
+    del generator
+    return packed_row([pieces[i] for i in row], length)
+
+  return Pipeline(rows, transform, batch_size, seed)
+
+
 def text(
   stream: cache.Stream,
   *,
@@ -131,7 +236,7 @@ def text(
   batch_size: int,
   seed: int,
   train: bool,
-  cut: Callable[[cache.Stream, int, int], Features] = window,
+  cut: Cut = window,
 ) -> Pipeline:
   """Windows of text: each token but the first is a target once.
 
@@ -139,7 +244,7 @@ def text(
   in every epoch.
 
   Args:
-    cut: (stream, start, length) -> features: `window`, or `packed_window`.
+    cut: what becomes of a window: `window`, `packed_window`, `infill.window`.
 
   Raises:
     InputError: a text shorter than one window.
@@ -156,7 +261,7 @@ def text(
     if train:
       room = min(max(num - start - length - 1, 0), length - 1)
       start = start + int(generator.integers(room + 1))
-    return cut(stream, int(start), length)
+    return cut(stream, int(start), length, generator)
 
   return Pipeline(range(0, num - 1, length), transform, batch_size, seed)
 

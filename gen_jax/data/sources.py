@@ -7,18 +7,17 @@ a fixed share is held out, the same in every run.
 """
 
 import dataclasses
-import glob
-import json
 import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from gen_jax.data import files
 from gen_jax.types import InputError, unknown
 
 Example = dict[str, Any]
@@ -95,70 +94,10 @@ def split_text(documents: Sequence[str], split: str, fraction: float) -> list[st
   return [part for part in parts if part]
 
 
-def _files(pattern: str) -> list[pathlib.Path]:
-  paths = map(pathlib.Path, glob.glob(os.path.expanduser(pattern), recursive=True))
-  files = sorted(path for path in paths if path.is_file())
-  if not files:
-    raise InputError(
-      f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
-    )
-  return files
-
-
-def _stamps(paths: Sequence[pathlib.Path]) -> str:
-  """Names, sizes and times of files."""
-  stats = [(str(path.resolve()), path.stat()) for path in paths]
-  return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-
-
-def _read(path: pathlib.Path) -> str:
-  try:
-    return path.read_bytes().decode()
-  except UnicodeDecodeError as error:
-    raise InputError(
-      f"{path} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
-    ) from None
-  except OSError as error:
-    raise InputError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _rows(path: pathlib.Path, *fields: str) -> Iterator[list[str]]:
-  """The text fields of every line of a JSONL file."""
-  for i, line in enumerate(_read(path).split("\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise InputError(f"{path}:{i} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-      raise InputError(f"{path}:{i} is not a JSON object with field {fields[0]!r}")
-    yield [_text(_field(row, name, f"{path}:{i}"), f"{path}:{i}") for name in fields]
-
-
 def _split(texts: list[str], split: str, pattern: str, fraction: float) -> list[str]:
   if not any(texts):
     raise InputError(f"there is no text in {pattern!r}; give other files")
   return split_text(texts, split, fraction)
-
-
-def _field(row: Mapping[str, Any], name: str, where: str) -> Any:
-  if name not in row:
-    raise unknown(f"field (of {where})", name, row)
-  return row[name]
-
-
-def _text(value: Any, where: str) -> str:
-  """A string that UTF-8 can write, from a string or UTF-8 bytes."""
-  try:
-    text = value.decode() if isinstance(value, bytes) else value
-    text.encode()
-  except UnicodeError as error:
-    raise InputError(f"{where}: text is not valid Unicode ({error})") from None
-  except AttributeError:
-    shown = " ".join(repr(value).split())[:80]
-    raise InputError(f"{where}: {shown} is not text") from None
-  return str(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +108,11 @@ class TextFiles:
   validation_fraction: float = 0.1
 
   def documents(self, split: str) -> Sequence[str]:
-    texts = [_read(path) for path in _files(self.pattern)]
+    texts = [files.read(path) for path in files.matching(self.pattern)]
     return _split(texts, split, self.pattern, self.validation_fraction)
 
   def identity(self) -> str:
-    return _stamps(_files(self.pattern))
+    return files.stamps(files.matching(self.pattern))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +124,12 @@ class JsonLines:
   validation_fraction: float = 0.1
 
   def documents(self, split: str) -> Sequence[str]:
-    paths = _files(self.pattern)
-    texts = [text for path in paths for (text,) in _rows(path, self.field)]
+    paths = files.matching(self.pattern)
+    texts = [text for path in paths for (text,) in files.text_fields(path, self.field)]
     return _split(texts, split, self.pattern, self.validation_fraction)
 
   def identity(self) -> str:
-    return _stamps(_files(self.pattern))
+    return files.stamps(files.matching(self.pattern))
 
 
 def _tfds_builder(dataset: str, data_dir: str | None):
@@ -246,12 +185,12 @@ class TfdsText:
     name = self.train_split if split == "train" else self.validation_split
     source = _tfds_source(self.dataset, self.data_dir, name)
     where = f"{self.field} of {self.dataset}"
-    fn = lambda e: _text(_field(e, self.field, self.dataset), where)  # noqa: E731
+    fn = lambda e: files.text(files.field(e, self.field, self.dataset), where)  # noqa: E731
     return Mapped(source, fn)
 
   def identity(self) -> str:
     folder = _tfds_builder(self.dataset, self.data_dir).data_path
-    return _stamps(sorted(pathlib.Path(folder).iterdir()))
+    return files.stamps(sorted(pathlib.Path(folder).iterdir()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,11 +222,11 @@ class TfdsImages:
     source = _tfds_source(self.dataset, self.data_dir, name)
 
     def fn(example):
-      caption = _field(example, self.caption_field, self.dataset)
+      caption = files.field(example, self.caption_field, self.dataset)
       if isinstance(caption, int | np.integer):
         caption = str(caption)
-      caption = _text(caption, f"{self.caption_field} of {self.dataset}")
-      image = np.asarray(_field(example, self.image_field, self.dataset))
+      caption = files.text(caption, f"{self.caption_field} of {self.dataset}")
+      image = np.asarray(files.field(example, self.image_field, self.dataset))
       if image.dtype != np.uint8:
         raise InputError(
           f"{self.image_field} of {self.dataset} is {image.dtype}; uint8 is needed"
@@ -368,7 +307,9 @@ def _captions(
   """How to look up an image's caption; checks that none is missing."""
   table = root / "metadata.jsonl"
   if table.exists():
-    texts = {root / name: text for name, text in _rows(table, "file_name", "text")}
+    texts = {
+      root / name: text for name, text in files.text_fields(table, "file_name", "text")
+    }
     missing, home = [p for p in paths if p not in texts], str(table)
   else:
     missing, home = [p for p in paths if not p.with_suffix(".txt").exists()], ".txt"
@@ -380,8 +321,8 @@ def _captions(
   if table.exists():
     return texts.__getitem__
   if missing:
-    return lambda path: _text(path.parent.name, str(path))
-  return lambda path: _read(path.with_suffix(".txt")).strip()
+    return lambda path: files.text(path.parent.name, str(path))
+  return lambda path: files.read(path.with_suffix(".txt")).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,7 +365,10 @@ class Npz:
       )
 
     def fn(i):
-      return {"image": images[i], "caption": _text(captions[i], f"{path}, caption {i}")}
+      return {
+        "image": images[i],
+        "caption": files.text(captions[i], f"{path}, caption {i}"),
+      }
 
     chosen = held_out(len(images), split, self.validation_fraction)
     return Mapped(range(len(images)), fn, chosen)

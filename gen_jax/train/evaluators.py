@@ -5,7 +5,7 @@ They know nothing of the loop; what they need is passed to them as functions.
 
 import dataclasses
 import gzip
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import jax
@@ -91,6 +91,29 @@ class GzipBaseline:
     del weights, frozen
     text = "\n\n".join(self.documents).encode()
     yield "gzip/bits_per_byte", 8.0 * len(gzip.compress(text, 9)) / len(text)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+  """How near a model's answers come to those that are wanted.
+
+  Attributes:
+    every: steps between evaluations.
+    answer: weights -> answers, one per wanted answer.
+    wanted: the references.
+    compare: (answers, wanted) -> {name: value}.
+  """
+
+  every: int
+  answer: Callable[[Params], Iterable[str]]
+  wanted: Sequence[str]
+  compare: Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    del frozen
+    found = self.compare(list(self.answer(weights)), self.wanted)
+    for name, value in found.items():
+      yield f"answers/{name}", value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -234,7 +234,7 @@ def _source(**block) -> str:
     (
       {"a.jsonl": b'["text"]'},
       dict(name="jsonl", pattern="{}/*"),
-      ["a.jsonl:1 is not a JSON object with field 'text'"],
+      ["a.jsonl[0] is not a JSON object"],
     ),
     (
       {"a.jsonl": b'{"text": "\\ud800"}'},

@@ -121,3 +121,29 @@ def test_nothing_is_written_when_the_source_does_not_fit(
 
 def test_adapters_need_a_base(tmp_path, refuse):
   refuse(*words(tmp_path / "a", "--config.adapter.name=lora"), says=["init_from"])
+
+
+def test_a_config_without_a_task_takes_that_of_its_source(
+  base, tmp_path, call, refuse, monkeypatch
+):
+  monkeypatch.setenv("GEN_JAX_CACHE", str(tmp_path / "cache"))
+  run = (
+    *("train", "--config", "configs/lm/finetune.py:summaries"),
+    *("--workdir", tmp_path / "a", "--config.train.num_steps=1"),
+    *("--config.data.length=32", "--config.data.source.max_chars=60"),
+    *("--config.data.batch_size=8", "--config.evaluators.validation.max_batches=1"),
+    *("--config.evaluators.answers.num=2", "--config.evaluators.answers.max_tokens=2"),
+  )
+  start = f"--config.init_from.workdir={base}"
+  refuse(*run[:3], "--workdir", tmp_path / "b", says=["runs/quickstart/text", "not a"])
+  outcome = call(*run, start)
+  assert outcome.code == 0, outcome
+  config = workdir.read_config(tmp_path / "a")
+  assert config["task"] == workdir.read_config(base)["task"]
+  assert digest(opened(tmp_path / "a", "0").weights) == digest(opened(base).weights)
+  assert "answers/exact_match" in (tmp_path / "a" / "metrics.jsonl").read_text()
+  moved = f"--config.init_from.workdir={tmp_path / 'gone'}"
+  assert call(*run, moved).code == 0  # it has a task of its own by now
+  # The template came along: the run can be talked to.
+  said = call("sample", "--workdir", tmp_path / "a", "--chat", "--prompt", "def f")
+  assert said.code == 0, said

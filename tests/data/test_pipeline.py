@@ -117,7 +117,7 @@ def test_packed_windows_know_their_documents(shared):
   owner = np.concatenate([[i] * size for i, size in enumerate(sizes)])
   place = np.concatenate([np.arange(size) for size in sizes])
   for start in range(len(owner) - 1):
-    made = pipeline.packed_window(tokens, start, length, shared_marks=shared)
+    made = pipeline.packed_window(tokens, start, length, None, shared_marks=shared)
     for t in range(length):
       i = start + t
       if i >= len(owner):

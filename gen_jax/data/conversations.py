@@ -1,0 +1,155 @@
+"""Sources of conversations: instructions and answers, chats, parallel texts.
+
+A source gives `conversations(split)`, a sequence of messages as `data.chat` has them,
+each with an answer. Everything that is held against something else (a translation, a
+summary) is one: what is asked is a prompt, what is wanted an answer.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from gen_jax.data import chat, files, sources
+from gen_jax.types import InputError
+
+Messages = list[chat.Message]
+
+
+class ConversationSource(Protocol):
+  """Conversations, each with an answer."""
+
+  def conversations(self, split: str) -> Sequence[Messages]:
+    """All conversations of 'train' or 'validation'."""
+    ...
+
+  def identity(self) -> str:
+    """Changes whenever the conversations may have, but for the source's own fields."""
+    ...
+
+
+def ask(question: str, answer: str) -> Messages:
+  """One question, one answer."""
+  return [
+    {"role": "user", "content": question},
+    {"role": "assistant", "content": answer},
+  ]
+
+
+def _chosen(
+  conversations: Iterable[Messages], split: str, fraction: float, pattern: str
+) -> list[Messages]:
+  """One split; a conversation that occurs again counts once, so that none is in both.
+
+  Instruction data repeats itself.
+  """
+  unique = {repr(messages): messages for messages in conversations}
+  everything = list(unique.values())
+  if not everything:
+    raise InputError(f"there are no conversations in {pattern!r}; give other files")
+  return [everything[i] for i in sources.held_out(len(everything), split, fraction)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alpaca:
+  """Stanford Alpaca's form, {"instruction", "input", "output"}: JSON array or JSONL.
+
+  Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca. An input is put below its
+  instruction.
+  """
+
+  pattern: str
+  validation_fraction: float = 0.1
+
+  def conversations(self, split: str) -> Sequence[Messages]:
+    found = (
+      _alpaca(row, where)
+      for path in files.matching(self.pattern)
+      for where, row in files.records(path)
+    )
+    return _chosen(found, split, self.validation_fraction, self.pattern)
+
+  def identity(self) -> str:
+    return files.stamps(files.matching(self.pattern))
+
+
+def _alpaca(row: dict[str, Any], where: str) -> Messages:
+  instruction, output = (
+    files.text(files.field(row, name, where), where)
+    for name in ("instruction", "output")
+  )
+  below = files.text(row.get("input") or "", where)
+  return ask(f"{instruction}\n\n### Input:\n{below}" if below else instruction, output)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chats:
+  """JSONL of {"messages": [{"role", "content"}, ...]}, as chat services have it."""
+
+  pattern: str
+  field: str = "messages"
+  validation_fraction: float = 0.1
+
+  def conversations(self, split: str) -> Sequence[Messages]:
+    found = (
+      _chat(files.field(row, self.field, where), where)
+      for path in files.matching(self.pattern)
+      for where, row in files.records(path)
+    )
+    return _chosen(found, split, self.validation_fraction, self.pattern)
+
+  def identity(self) -> str:
+    return files.stamps(files.matching(self.pattern))
+
+
+def _chat(messages: Any, where: str) -> Messages:
+  if not isinstance(messages, list):
+    raise InputError(f"{where}: its messages are {messages!r:.80}; a list is needed")
+  try:
+    chat.check(messages)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from None
+  if not any(message["role"] == "assistant" for message in messages):
+    raise InputError(f"{where}: no message is an assistant's: there is no answer")
+  texts = (files.text(message["content"], where) for message in messages)
+  return [
+    {"role": m["role"], "content": t} for m, t in zip(messages, texts, strict=True)
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """Two files whose lines belong together: texts, and translations of them.
+
+  Attributes:
+    source: file of what is asked, a line each (train.en).
+    target: file of the answers (train.de).
+    instruction: put above each line, if there is one.
+  """
+
+  source: str
+  target: str
+  instruction: str = ""
+  validation_fraction: float = 0.05
+
+  def _paths(self) -> tuple[pathlib.Path, pathlib.Path]:
+    found = [files.matching(pattern) for pattern in (self.source, self.target)]
+    for pattern, paths in zip((self.source, self.target), found, strict=True):
+      if len(paths) > 1:
+        raise InputError(f"{pattern!r} names {len(paths)} files; one is needed")
+    return found[0][0], found[1][0]
+
+  def conversations(self, split: str) -> Sequence[Messages]:
+    questions, answers = (files.read(path).splitlines() for path in self._paths())
+    if len(questions) != len(answers):
+      raise InputError(
+        f"{self.source} has {len(questions)} lines, {self.target} {len(answers)}: line"
+        " by line they must belong together"
+      )
+    above = f"{self.instruction}\n\n" if self.instruction else ""
+    pairs = zip(questions, answers, strict=True)
+    found = (ask(above + q.strip(), a.strip()) for q, a in pairs if q.strip())
+    return _chosen(found, split, self.validation_fraction, self.source)
+
+  def identity(self) -> str:
+    return files.stamps(self._paths())
