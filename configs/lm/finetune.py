@@ -62,10 +62,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "learning_rate": {"peak": 1e-3, "warmup_steps": 50, "final_fraction": 0.0},
       "weight_decay": 0.01,
     },
-    train={"num_steps": 1000, "save_every": 500},
+    train={"num_steps": 600, "save_every": 300},
     evaluators={
-      "validation": {"name": "loss", "every": 250, "max_batches": 16},
-      "answers": {"name": "answers", "every": 1000, "num": 100, "max_tokens": 48},
+      "validation": {"name": "loss", "every": 150, "max_batches": 16},
+      "answers": {"name": "answers", "every": 600, "num": 100, "max_tokens": 48},
     },
   )
   own = ml_collections.ConfigDict(DATA[variant])

@@ -75,7 +75,10 @@ class TensorBoard:
 
 
 class Terminal:
-  """A progress bar where there is a terminal, plain lines otherwise."""
+  """A progress bar where there is a terminal, plain lines otherwise.
+
+  Beside the bar stand loss and throughput; evaluations stay above it.
+  """
 
   def __init__(self, start_step: int, num_steps: int, title: str):
     self._start, self._num_steps = start_step, num_steps
@@ -84,10 +87,9 @@ class Terminal:
     if sys.stderr.isatty():
       columns = (
         rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
+        rich.progress.BarColumn(bar_width=20),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.fields[numbers]}"),
-        rich.progress.TimeElapsedColumn(),
         rich.progress.TextColumn("ETA"),
         rich.progress.TimeRemainingColumn(),
       )
@@ -101,7 +103,14 @@ class Terminal:
   def write(self, step: int, values: dict[str, float]) -> None:
     numbers = "  ".join(f"{name} {_show(value)}" for name, value in values.items())
     if self._bar is not None:
-      self._bar.update(self._task, completed=step, numbers=numbers)
+      if any("/" in name for name in values):
+        self._bar.console.print(f"step {step}  {numbers}", highlight=False)
+        self._bar.update(self._task, completed=step)
+      else:
+        rates = (n for n in values if n.endswith("_per_sec"))
+        units = (f"{_show(values[n])} {n.removesuffix('_per_sec')}/s" for n in rates)
+        brief = f"loss {values['loss']:.4f}  {'  '.join(units)}"
+        self._bar.update(self._task, completed=step, numbers=brief)
       return
     done = step - self._start
     left = (time.monotonic() - self._began) / max(done, 1) * (self._num_steps - step)
