@@ -10,6 +10,7 @@ from PIL import Image
 
 from gen_jax import prompting
 from gen_jax.cli import config_args, workdir
+from gen_jax.data import datasets, infill
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
 from gen_jax.types import InputError
@@ -25,7 +26,7 @@ TEXT = (
   "stop",
 )
 BATCH_SIZE = 8  # samples drawn at once; changes none of them
-SWITCHES = ("logprobs", "int8", "chat", "interactive")
+SWITCHES = ("logprobs", "int8", "chat", "infill", "interactive")
 IMAGE = (
   "sampler",
   "grid",
@@ -54,6 +55,7 @@ def add_arguments(parser) -> None:
       "print the log-probability of every token",
       "weights as 8-bit integers; `evaluate --int8` says what that costs",
       "each --prompt is a message; the tokenizer's chat template goes around it",
+      f"each --prompt holds {infill.HOLE}, and that is written (data.name=infill)",
       "talk in the terminal: /reset, /exit",
     ),
     strict=True,
@@ -121,17 +123,27 @@ def _weights(args, opened):
   )
 
 
+def _reader(args, experiment):
+  """How a --prompt becomes what the model continues."""
+  tokenizer = experiment.tokenizer
+  if args.chat:
+    return lambda text: tokenizer.encode_chat([{"role": "user", "content": text}])
+  if args.infill:
+    if not isinstance(experiment.data, datasets.Infill):
+      raise InputError("--infill needs a model trained with data.name=infill")
+    return lambda text: experiment.data.how.around(text, tokenizer)
+  return lambda text: text
+
+
 def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
-  writer = opened.experiment.writer(piece=4)
+  writer, read = opened.experiment.writer(piece=4), _reader(args, opened.experiment)
   weights = _weights(args, opened)
   keys = prompting.keys(args.seed, args.num)
   samples = []
   path = folder / "text.jsonl"
   try:
     for prompt in prompts:
-      given = prompt
-      if args.chat:
-        given = writer.tokenizer.encode_chat([{"role": "user", "content": prompt}])
+      given = read(prompt)
       for first in range(0, args.num, BATCH_SIZE):
         some = keys[first : first + BATCH_SIZE]
         show = _stream(prompt) if args.num == 1 else lambda texts: None

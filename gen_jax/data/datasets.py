@@ -153,18 +153,21 @@ class Infill(PackedText):
     super().__post_init__()
     infill.Infill(self.rate, self.marks)  # refuses a rate that cannot be
 
+  @property
+  def how(self) -> infill.Infill:
+    """How text is rearranged."""
+    return infill.Infill(self.rate, self.marks)
+
   def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
     """What becomes of a window."""
     _check_eos(tokenizer, "infill")
-    how = infill.Infill(self.rate, self.marks)
-    return functools.partial(how.window, tokenizer=tokenizer)
+    return functools.partial(self.how.window, tokenizer=tokenizer)
 
   def questions(
     self, split: str, tokenizer: tokenizers.Tokenizer, num: int, room: int
   ) -> list[Question]:
     """Lines to fill in, three quarters of the prompt before them, if need be."""
-    how = infill.Infill(self.rate, self.marks)
-    room -= len(how.prompt([], [], tokenizer))
+    room -= len(self.how.prompt([], [], tokenizer))
     questions = []
     if room <= 0:
       return questions
@@ -172,7 +175,7 @@ class Infill(PackedText):
       before, after = map(tokenizer.encode, (gap.before, gap.after))
       after = after[: max(room // 4, room - len(before))]
       before = before[max(len(before) + len(after) - room, 0) :]
-      questions.append(Question(how.prompt(before, after, tokenizer), gap.line))
+      questions.append(Question(self.how.prompt(before, after, tokenizer), gap.line))
     return questions
 
 

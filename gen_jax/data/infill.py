@@ -16,6 +16,8 @@ import numpy as np
 from gen_jax.data import cache, pipeline, tokenizers
 from gen_jax.types import InputError
 
+HOLE = "<FILL>"
+
 
 @dataclasses.dataclass(frozen=True)
 class Infill:
@@ -41,6 +43,15 @@ class Infill:
     bos = [] if tokenizer.bos is None else [tokenizer.bos]
     marks = [tokenizer.encode_special(mark) for mark in self.marks]
     return [*bos, *marks[0], *prefix, *marks[1], *suffix, *marks[2]]
+
+  def around(self, text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
+    """The prompt for a text with one HOLE in it."""
+    if text.count(HOLE) != 1:
+      raise InputError(
+        f"{text!r:.60} has {text.count(HOLE)} times {HOLE}: once is needed, where text"
+        " is to be filled in"
+      )
+    return self.prompt(*map(tokenizer.encode, text.split(HOLE)), tokenizer)
 
   def rearranged(
     self,

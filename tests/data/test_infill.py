@@ -89,3 +89,11 @@ def test_questions_hide_one_line():
 def test_a_rate_is_a_share():
   with pytest.raises(types.InputError, match=r"rate=1.5 must be in \[0, 1\]"):
     datasets.Infill(embedded.Stdlib(), None, 128, 4, rate=1.5)
+
+
+def test_a_hole_in_a_prompt():
+  how = infill.Infill(0.5, MARKS)
+  assert parts(how.around("one <FILL>three", TOKENIZER)) == ["one ", "three", ""]
+  for text in ("none", "<FILL> and <FILL>"):
+    with pytest.raises(types.InputError, match="once is needed"):
+      how.around(text, TOKENIZER)
