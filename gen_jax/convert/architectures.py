@@ -123,8 +123,12 @@ def _read_rope(read: _Reader) -> Foreign:
   base = rope.take("rope_theta", float, 1e4 if theta is None else theta)
   if theta not in (None, base):
     raise InputError(f"config.json rope_theta is {theta} and {base}; which one?")
-  old_kind = rope.take("type", str, "default")
-  kind = rope.take("rope_type", str, old_kind)
+  old_kind = rope.take("type", str, None)
+  kind = rope.take("rope_type", str, old_kind or "default")
+  if old_kind not in (None, kind):
+    raise InputError(
+      f"config.json rope_scaling is of type {old_kind!r} and {kind!r}; which one?"
+    )
   scaling = None
   if kind == "llama3":
     original = rope.take("original_max_position_embeddings", int)

@@ -158,6 +158,18 @@ class Planned:
   make: Callable[[], np.ndarray]
 
 
+def _cast(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    cast = np.ascontiguousarray(values, DTYPES[dtype])
+  lost = np.isfinite(values) & ~np.isfinite(cast)
+  if lost.any():
+    raise InputError(
+      f"{name} has {values[lost][0]:g}, more than {DTYPES[dtype]} can hold; export as"
+      " float32 or bfloat16"
+    )
+  return cast
+
+
 def _write_file(
   file: pathlib.Path, names: Iterable[str], plan: Mapping[str, Planned], dtype: str
 ) -> None:
@@ -175,7 +187,7 @@ def _write_file(
       values = np.asarray(plan[name].make())
       if values.shape != plan[name].shape:
         raise ValueError(f"{name} is {values.shape}, not {plan[name].shape}")
-      np.ascontiguousarray(values, DTYPES[dtype]).tofile(stream)
+      _cast(values, dtype, name).tofile(stream)
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -191,6 +203,9 @@ def write_folder(
   Args:
     plan: {name: tensor}; one is in memory at a time.
     dtype: a key of DTYPES, for all tensors.
+
+  Raises:
+    InputError: a value that the dtype cannot hold.
   """
   groups, room = [[]], max_bytes
   sizes = {n: math.prod(t.shape) * DTYPES[dtype].itemsize for n, t in plan.items()}
