@@ -297,7 +297,7 @@ def open_weights(
   has_average = experiment.train.ema_decay is not None
   kind = "ema" if weights == "ema" and has_average else "raw"
   goal = experiment.abstract_state(optax.identity()).params
-  with checkpoint.open_manager(workdir, read_only=True, weights_only=True) as manager:
+  with checkpoint.open_manager(workdir, read_only=True) as manager:
     restored = checkpoint.restore_weights(
       manager,
       goal,

@@ -67,14 +67,12 @@ def open_manager(
   *,
   keep: int = 2,
   read_only: bool = False,
-  weights_only: bool = False,
 ) -> Iterator[ocp.CheckpointManager]:
   """The orbax manager of a workdir; leaving it waits for what is being saved.
 
   Args:
     keep: latest steps that are kept.
     read_only: nothing is written, cleaned up or deleted.
-    weights_only: for `restore_weights`.
 
   Raises:
     InputError: the file system refused a write (a full disk).
@@ -99,9 +97,9 @@ def open_manager(
     read_only=read_only,
   )
   handlers = {
-    "state": ocp.PyTreeCheckpointHandler()
-    if weights_only
-    else ocp.StandardCheckpointHandler(),
+    # Compressed chunks are a second copy in memory until all are written; weights,
+    # which look like noise, get hardly smaller by it.
+    "state": ocp.PyTreeCheckpointHandler(use_compression=False),
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:
@@ -137,7 +135,7 @@ def save(
   manager.save(
     step,
     args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
+      state=ocp.args.PyTreeSave(state),
       progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
     ),
     metrics=None if monitored is None else {"monitored": monitored},
@@ -236,6 +234,15 @@ def _newest(
   return None
 
 
+def _restoring(goal: PyTree, **options) -> ocp.args.PyTreeRestore:
+  """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
+  return ocp.args.PyTreeRestore(
+    item=goal,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(goal),
+    **options,
+  )
+
+
 def restore(
   manager: ocp.CheckpointManager,
   goal: states.TrainState,
@@ -257,9 +264,7 @@ def restore(
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
     where = f"{manager.directory}/{candidate}"
     _check(where, saved_shapes(manager, candidate), goal)
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(goal), progress=ocp.args.JsonRestore()
-    )
+    args = ocp.args.Composite(state=_restoring(goal), progress=ocp.args.JsonRestore())
     restored = manager.restore(candidate, args=args)
     # Orbax's buffers may be shared with its own caches: own them before donation.
     state = jax.tree.map(lambda x: x.copy(), restored["state"])
@@ -280,7 +285,6 @@ def restore_weights(
   """Restores weights alone, and says of which step; the rest stays on disk.
 
   Args:
-    manager: opened with weights_only.
     goal: abstract parameters with shardings.
     part: 'params' or 'ema'.
     step, prefer, warn: see `_newest`.
@@ -294,12 +298,8 @@ def restore_weights(
     have = saved_shapes(manager, candidate)
     have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
     _check(f"{manager.directory}/{candidate}", have, wanted)
-    args = ocp.args.PyTreeRestore(
-      item=wanted,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-      partial_restore=True,
-    )
-    restored = manager.restore(candidate, args=ocp.args.Composite(state=args))
+    args = ocp.args.Composite(state=_restoring(wanted, partial_restore=True))
+    restored = manager.restore(candidate, args=args)
     return restored["state"][part], candidate
 
   return _newest(manager, read, step, prefer, warn)

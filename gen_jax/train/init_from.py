@@ -75,9 +75,7 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
       f"init_from.workdir={source.workdir} has no checkpoints; name the folder of a"
       " trained or imported model"
     )
-  with checkpoint.open_manager(
-    source.directory, read_only=True, weights_only=True
-  ) as manager:
+  with checkpoint.open_manager(source.directory, read_only=True) as manager:
     step = checkpoint.find_step(manager, source.checkpoint)
     saved = checkpoint.saved_shapes(manager, step)
     has_average = any(path.startswith("ema/") for path in saved)
