@@ -112,21 +112,20 @@ class Gap:
 
 
 def gaps(documents: Sequence[str], num: int) -> list[Gap]:
-  """One line of each of `num` documents, drawn the same way every time.
+  """`num` lines, drawn the same way every time, from all documents in turn.
 
   Lines of fewer than 8 characters (brackets, blank ones) are not asked for.
   """
   generator = np.random.default_rng(0)
   found = []
-  for i in generator.permutation(len(documents)):
+  order = generator.permutation(len(documents))
+  for i in np.resize(order, num if len(order) else 0):
     lines = documents[int(i)].splitlines(keepends=True)
     long_enough = [n for n, line in enumerate(lines) if len(line.strip()) >= 8]
-    if not long_enough:
-      continue
-    n = int(generator.choice(long_enough))
-    line = lines[n].strip()
-    indent, _, rest = lines[n].partition(line)
-    found.append(Gap("".join(lines[:n]) + indent, line, rest + "".join(lines[n + 1 :])))
-    if len(found) == num:
-      break
+    if long_enough:
+      n = int(generator.choice(long_enough))
+      line = lines[n].strip()
+      indent, _, rest = lines[n].partition(line)
+      before, after = "".join(lines[:n]), "".join(lines[n + 1 :])
+      found.append(Gap(before + indent, line, rest + after))
   return found
