@@ -1,6 +1,7 @@
 """`gen-jax sample`: prompts in; text to the terminal, or pictures into the workdir."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -139,7 +140,7 @@ def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   writer, read = opened.experiment.writer(piece=4), _reader(args, opened.experiment)
   weights = _weights(args, opened)
   keys = prompting.keys(args.seed, args.num)
-  samples = []
+  samples, sampling = [], dataclasses.asdict(writer.sampling)
   path = folder / "text.jsonl"
   try:
     for prompt in prompts:
@@ -152,7 +153,8 @@ def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
           print("\n" if args.num == 1 else f"{prompt}{sample.text}\n", flush=True)
           if args.logprobs:
             _show_logprobs(sample, writer.tokenizer)
-          samples.append(_record(prompt, sample, args.seed, i, args.logprobs))
+          record = _record(prompt, sample, args.seed, i, args.logprobs)
+          samples.append({**record, "sampling": sampling})
   finally:  # what is drawn is kept, whatever stops the rest
     if samples:
       path.write_text("".join(json.dumps(s) + "\n" for s in samples))

@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from gen_jax.decoding import generate
+
 SHORT = ("--max_tokens", "6", "--seed", "3")
 
 
@@ -42,6 +44,23 @@ def test_stop_texts_and_order_reach_the_writer(sample):
   assert sample("--prompt", "a", "--order", order)[0]["text"] == free["text"]
   (again,) = sample("--prompt", "a", "--int8")
   assert again["text"] == free["text"]  # zeros have no rounding error
+
+
+def test_what_is_kept_says_how_it_was_drawn(call, text_workdir, tmp_path):
+  """The config's block with the flags over it, enough to build it again."""
+  flags = ("--temperature", "0.5", "--top_k", "3", "--stop", "##")
+  out = ("--prompt", "a", "--num", "2", "--out", tmp_path, "--json")
+  assert call("sample", "--workdir", text_workdir, *SHORT, *flags, *out).code == 0
+  lines = (tmp_path / "text.jsonl").read_text().splitlines()
+  own = json.loads((text_workdir / "config.json").read_text())["sampling"]
+  given = dict(max_tokens=6, temperature=0.5, top_k=3, stop=("##",))
+  want = generate.Sampling(**{"top_p": own["top_p"], **given})
+  for record in map(json.loads, lines):
+    block = {
+      k: tuple(v) if isinstance(v, list) else v for k, v in record["sampling"].items()
+    }
+    assert generate.Sampling(**block) == want
+  assert len(lines) == 2
 
 
 def test_a_talk(call, text_workdir, monkeypatch):
