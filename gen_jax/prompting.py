@@ -125,7 +125,7 @@ class Writer:
 
     def decoder(params):
       variables = {"params": int8.dequantize(params)}
-      return lambda tokens, cache: self.model.apply(variables, tokens, cache)
+      return lambda tokens, cache, at: self.model.apply(variables, tokens, cache, at=at)
 
     def start(params, prompts, lengths, keys, num_slots):
       cache = transformer.init_cache(model.config, prompts.shape[0], num_slots)
@@ -133,7 +133,7 @@ class Writer:
 
     def extend(params, state):
       return generate.extend(
-        decoder(params), state, self.piece, sampling.filter, tuple(tokenizer.stops)
+        decoder(params), state, self.piece, sampling.draw, tuple(tokenizer.stops)
       )
 
     self._start = jax.jit(start, static_argnames="num_slots")
@@ -173,7 +173,7 @@ class Writer:
       padded[i, : len(row)] = row
     lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
     limit = self.sampling.max_tokens
-    num_slots = min(_bucket(width + limit), context) + self.piece
+    num_slots = min(width + limit, context) + self.piece
     rooms = [min(limit, context - len(row)) for row in ids]
     rows = [_Row(self.tokenizer, self.sampling.stop, room) for room in rooms]
     state = self._start(params, padded, lengths, keys, num_slots=num_slots)

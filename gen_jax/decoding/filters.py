@@ -33,16 +33,6 @@ def temperature(value: float | Array) -> Filter:
   return lambda logits: logits / value
 
 
-def greedy(logits: Array) -> Array:
-  """Keeps the most likely token alone (the first one, of equals).
-
-  >>> greedy(jnp.array([[1.0, 3.0, 3.0]])).tolist()
-  [[-inf, 3.0, -inf]]
-  """
-  best = jnp.argmax(logits, -1, keepdims=True)
-  return jnp.where(jnp.arange(logits.shape[-1])[None] == best, logits, -jnp.inf)
-
-
 def top_k(k: int) -> Filter:
   """Keeps the k most likely tokens, and those equal to the k-th. Fan et al. 2018.
 

@@ -1,11 +1,11 @@
 """Prompt in, continuation out: prefill once, then one compiled loop, token by token.
 
-The model is a function `decode(tokens [B, T], cache) -> (logits [B, T, V], cache)` with
-parameters bound. Row b of a batch may have a prompt of its own length: prompts are
-padded on the right, and slots beyond a row's length are overwritten before any query
-can see them (slot index = position). Token i of row b is drawn with
-fold_in(keys[b], i): a sample depends neither on its batch nor on how the loop was cut
-into pieces for streaming.
+The model is a function `decode(tokens [B, T], cache, at) -> (logits [B, 1, V], cache)`
+with parameters bound: scores of the token after place at[b] of row b. Row b of a batch
+may have a prompt of its own length: prompts are padded on the right, and slots beyond a
+row's length are overwritten before any query can see them (slot index = position).
+Token i of row b is drawn with fold_in(keys[b], i): a sample depends neither on its
+batch nor on how the loop was cut into pieces for streaming.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from gen_jax import rng
 from gen_jax.decoding import filters
 from gen_jax.types import Array, InputError, PyTree
 
-Decode = Callable[[Array, PyTree], tuple[Array, PyTree]]
+Decode = Callable[[Array, PyTree, Array], tuple[Array, PyTree]]
+Draw = Callable[[Array, Array, Array], Array]
 FILTERS = ("repetition", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -63,7 +64,7 @@ class Sampling:
         raise InputError(f"{name}={getattr(self, name)} must be {rule}")
 
   def filter(self, logits: Array, seen: Array) -> Array:
-    """Applies the filters in `order`; what is left is sampled from.
+    """Applies the filters in `order`; what is left is drawn from.
 
     Args:
       logits: float32 [B, V].
@@ -84,9 +85,19 @@ class Sampling:
       "min_p": self.min_p == 0,
     }
     used = [parts[name] for name in self.order if not idle[name]]
-    if self.temperature == 0:
-      used.append(filters.greedy)
     return filters.chain(*used)(logits)
+
+  def draw(self, logits: Array, seen: Array, keys: Array) -> Array:
+    """One token per row, int32 [B]: the likeliest at temperature 0, else at random.
+
+    Args:
+      logits, seen: see `filter`.
+      keys: [B].
+    """
+    logits = self.filter(logits, seen)
+    if self.temperature == 0:
+      return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -121,8 +132,8 @@ def prefill(
     lengths: int [B] in 1 .. T, true prompt lengths.
     keys: [B].
   """
-  logits, cache = decode(prompts, cache)
-  last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
+  logits, cache = decode(prompts, cache, lengths - 1)
+  last = logits[:, 0]
   cache = dataclasses.replace(cache, length=lengths)
   is_prompt = jnp.arange(prompts.shape[1])[None, :] < lengths[:, None]
   seen = jnp.zeros(last.shape, bool)
@@ -137,14 +148,13 @@ def extend(
   decode: Decode,
   state: State,
   num_tokens: int,
-  token_filter: Callable[[Array, Array], Array],
+  draw: Draw,
   stops: tuple[int, ...],
 ) -> tuple[State, Array, Array]:
   """Draws num_tokens more tokens for every row in one scan.
 
   Args:
-    token_filter: (logits [B, V], seen [B, V]) -> logits [B, V]; what is left is
-      sampled from.
+    draw: (logits [B, V], seen [B, V], keys [B]) -> tokens int32 [B].
     stops: tokens after which a row is done and repeats the first of them.
 
   Returns:
@@ -154,15 +164,14 @@ def extend(
 
   def body(state, _):
     keys = rng.fold_in(state.keys, state.num_drawn)
-    logits = token_filter(state.logits, state.seen)
-    token = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    token = draw(state.logits, state.seen, keys)
     if stops:
       token = jnp.where(state.done, stops[0], token)
     at = jnp.take_along_axis(state.logits, token[:, None], axis=-1)[:, 0]
     logprob = at - jax.nn.logsumexp(state.logits, axis=-1)
     seen = jax.vmap(lambda s, t: s.at[t].set(True))(state.seen, token)
     done = state.done | jnp.isin(token, jnp.asarray(stops, jnp.int32))
-    logits, cache = decode(token[:, None], state.cache)
+    logits, cache = decode(token[:, None], state.cache, jnp.zeros_like(token))
     state = State(cache, logits[:, 0], state.num_drawn + 1, seen, done, state.keys)
     return state, (token, logprob)
 

@@ -154,6 +154,7 @@ class Transformer(nn.Module):
     *,
     positions: Array | None = None,
     segments: Array | None = None,
+    at: Array | None = None,
     train: bool = False,
   ) -> tuple[Array, Cache | None]:
     """Scores every next token.
@@ -164,11 +165,12 @@ class Transformer(nn.Module):
       positions: int [B, T]; None counts from the row's start (or from its cache).
       segments: int [B, T], document of each token: attention stays within one. Not
         with a cache.
+      at: int [B], the one place of each row whose next token is scored; None is all.
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
-      logits float32 [B, T, V] (of the token after each one), and the cache with
-      `tokens` written in and its lengths advanced by T.
+      logits float32 [B, T, V] of the token after each one (or [B, 1, V] of that after
+      `at`), and the cache with `tokens` written in and its lengths advanced by T.
     """
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
@@ -192,6 +194,8 @@ class Transformer(nn.Module):
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     x = sharding.constrain(x, "batch", "length", "act_embed")
     x, layers = self._layers(x, mask, positions, cache, train)
+    if at is not None:
+      x = jnp.take_along_axis(x, at[:, None, None], axis=1)
     x = cfg.norm(name="final_norm")(x)
     if cfg.tied_head:
       logits = embedding.attend(x)

@@ -42,12 +42,6 @@ def test_min_p_is_relative_to_the_likeliest():
   np.testing.assert_array_equal(kept, PROBS >= 0.2 * PROBS.max(-1, keepdims=True))
 
 
-def test_greedy_keeps_one():
-  kept = kept_by(filters.greedy)
-  np.testing.assert_array_equal(kept.argmax(-1), LOGITS.argmax(-1))
-  assert (kept.sum(-1) == 1).all()
-
-
 def test_chain_runs_from_left_to_right():
   hot = filters.chain(filters.temperature(4.0), filters.top_p(0.5))
   cold = filters.chain(filters.top_p(0.5), filters.temperature(4.0))
@@ -87,8 +81,11 @@ def test_sampling_block_is_its_filters_in_its_order(order):
 def test_plain_and_greedy_sampling():
   x, seen = jnp.asarray(LOGITS), jnp.asarray(SEEN)
   np.testing.assert_array_equal(generate.Sampling().filter(x, seen), x)
-  greedy = generate.Sampling(temperature=0.0).filter(x, seen)
-  np.testing.assert_array_equal(greedy, filters.greedy(x))
+  keys = jax.random.split(jax.random.key(0), len(x))
+  greedy = generate.Sampling(temperature=0.0).draw(x, seen, keys)
+  np.testing.assert_array_equal(greedy, np.argmax(LOGITS, -1))
+  drawn = generate.Sampling().draw(x, seen, keys)
+  assert (drawn != greedy).any() and drawn.dtype == jnp.int32
 
 
 @pytest.mark.parametrize(

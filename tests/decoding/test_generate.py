@@ -86,13 +86,17 @@ def test_new_prompt_lengths_in_a_bucket_do_not_recompile(setup):
   assert w._extend._cache_size() == 1
 
 
+def decoder(model, params):
+  return lambda tokens, cache, at: model.apply({"params": params}, tokens, cache, at=at)
+
+
 def test_a_row_that_is_done_stays_done(setup):
   model, _, params = setup
   cache = transformer.init_cache(model.config, 2, 16)
-  decode = lambda tokens, cache: model.apply({"params": params}, tokens, cache)  # noqa: E731
+  decode = decoder(model, params)
   prompts, lengths = jnp.array([[1, 2], [3, 4]]), jnp.array([2, 2])
   state = generate.prefill(decode, cache, prompts, lengths, prompting.keys(0, 2))
-  force = lambda x, seen: x.at[0, 9].add(1e9)  # noqa: E731 (row 0 ends at once)
+  force = lambda x, seen, keys: x.at[0, 9].add(1e9).argmax(-1)  # noqa: E731 (row 0 ends)
   state, tokens, _ = generate.extend(decode, state, 5, force, (7, 9))
   assert tokens[0].tolist() == [9, 7, 7, 7, 7]
   assert state.done.tolist()[0] is True
@@ -101,11 +105,11 @@ def test_a_row_that_is_done_stays_done(setup):
 def test_seen_is_the_prompt_without_its_padding_and_what_was_drawn(setup):
   model, _, params = setup
   cache = transformer.init_cache(model.config, 2, 16)
-  decode = lambda tokens, cache: model.apply({"params": params}, tokens, cache)  # noqa: E731
+  decode = decoder(model, params)
   prompts, lengths = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([2, 3])
   state = generate.prefill(decode, cache, prompts, lengths, prompting.keys(0, 2))
   assert np.flatnonzero(state.seen[0]).tolist() == [1, 2]
-  state, tokens, _ = generate.extend(decode, state, 2, lambda x, seen: x, ())
+  state, tokens, _ = generate.extend(decode, state, 2, generate.Sampling().draw, ())
   want = {4, 5, 6, *np.asarray(tokens[1]).tolist()}
   assert set(np.flatnonzero(state.seen[1]).tolist()) == want
 

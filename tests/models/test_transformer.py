@@ -73,6 +73,9 @@ def test_cached_decode_equals_full_forward(variant):
   logits, cache = apply({"params": params}, tokens[:, :5], cache)
   for row, n in enumerate(lengths):
     np.testing.assert_allclose(logits[row, :n], full[row, :n], atol=2e-5)
+  one, _ = apply({"params": params}, tokens, at=lengths - 1)
+  last = full[np.arange(3), lengths - 1]
+  np.testing.assert_allclose(one[:, 0], last, atol=2e-5)
   cache = transformer.Cache(cache.layers, jnp.asarray(lengths))
   for i in range(4):
     next_tokens = tokens[np.arange(3), lengths + i][:, None]
