@@ -102,12 +102,39 @@ class Cache:
 
 
 def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
-  """An empty cache for sequences of at most `num_slots` tokens."""
+  """An empty cache for sequences of at most `num_slots` tokens.
+
+  With a window it holds no more than that.
+  """
   heads = config.num_kv_heads or config.num_heads
+  num_slots = min(num_slots, config.window or num_slots)
   shape = (batch_size, heads, num_slots, config.dim_per_head)
   zeros = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
   layers = tuple(attention.KV(zeros(), zeros()) for _ in range(config.num_layers))
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
+
+
+def _memory(
+  window: int | None, cache: Cache, order: Array, at: Array | None
+) -> tuple[Array, attention.Remember]:
+  """What tokens at positions `order` see of a cache, and how it takes them in."""
+  length, slots = order.shape[1], cache.layers[0].key.shape[2]
+  if window is None or length == 1:
+
+    def remember(kv, new):
+      kv = attention.write(kv, new, cache.length)
+      return kv, kv
+
+    return attention.remembered(order, slots, window), remember
+
+  # A prompt may be longer than what is remembered of it: it sees itself alone.
+  lengths = jnp.full(len(order), length) if at is None else at + 1
+
+  def remember_last(kv, new):
+    del kv
+    return new, attention.last_ones(new, lengths, slots)
+
+  return attention.causal(order, length, window), remember_last
 
 
 def stack(params: Params) -> Params:
@@ -161,11 +188,13 @@ class Transformer(nn.Module):
 
     Args:
       tokens: int [B, T].
-      cache: None to see `tokens` alone; else what came before them, row by row.
+      cache: None to see `tokens` alone; else what came before them, row by row: with
+        a window nothing, unless there is one token.
       positions: int [B, T]; None counts from the row's start (or from its cache).
       segments: int [B, T], document of each token: attention stays within one. Not
         with a cache.
-      at: int [B], the one place of each row whose next token is scored; None is all.
+      at: int [B], the last place of each row that is no padding: only the token after
+        it is scored. None: there is no padding, and all are scored.
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
@@ -179,8 +208,10 @@ class Transformer(nn.Module):
     if cache is not None:
       order = order + cache.length[:, None]
     positions = order if positions is None else positions
-    slots = length if cache is None else cache.layers[0].key.shape[2]
-    mask = attention.causal(order, slots, cfg.window)
+    if cache is None:
+      mask, remember = attention.causal(order, length, cfg.window), None
+    else:
+      mask, remember = _memory(cfg.window, cache, order, at)
     if segments is not None:
       mask = mask & attention.same_segment(segments)
 
@@ -193,7 +224,7 @@ class Transformer(nn.Module):
       x = x + position(positions).astype(dtype)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     x = sharding.constrain(x, "batch", "length", "act_embed")
-    x, layers = self._layers(x, mask, positions, cache, train)
+    x, layers = self._layers(x, mask, positions, cache, remember, train)
     if at is not None:
       x = jnp.take_along_axis(x, at[:, None, None], axis=1)
     x = cfg.norm(name="final_norm")(x)
@@ -214,7 +245,7 @@ class Transformer(nn.Module):
     # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
     return logits.astype(jnp.float32), cache
 
-  def _layers(self, x, mask, positions, cache, train):
+  def _layers(self, x, mask, positions, cache, remember, train):
     """L blocks, scanned or in a row; also the key-value caches they leave."""
     cfg = self.config
     # Without a cache a query's keys end at its own slot: blocks skip what is beyond.
@@ -222,7 +253,9 @@ class Transformer(nn.Module):
     make = self._make_block(num_blocks=4 if is_long else 1)
 
     def apply(layer, x, kv, mask, positions):
-      return layer(x, mask=mask, positions=positions, cache=kv, train=train)
+      return layer(
+        x, mask=mask, positions=positions, cache=kv, remember=remember, train=train
+      )
 
     if cfg.remat is not None:
       apply = nn.remat(apply, policy=cfg.remat, prevent_cse=not cfg.scan_layers)

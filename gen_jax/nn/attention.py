@@ -17,7 +17,7 @@ from gen_jax.types import Array
 
 
 class KV(NamedTuple):
-  """Keys and values of one layer, [B, K, S, Dh] each; slot index = position.
+  """Keys and values of one layer, [B, K, S, Dh] each; position p is in slot p mod S.
 
   Heads come before slots, so that decoding multiplies the cache as it lies in memory.
   """
@@ -26,8 +26,17 @@ class KV(NamedTuple):
   value: Array
 
 
+# (cache, new) -> what is attended to, and the cache with the new keys and values in it.
+Remember = Callable[[KV, KV], tuple[KV, KV]]
+
+
 def write(cache: KV, new: KV, start: Array) -> KV:
-  """Writes new [B, K, T, Dh] into slots start[b] .. start[b] + T - 1 of row b."""
+  """Writes new [B, K, T, Dh] into slots start[b] .. start[b] + T - 1 of row b.
+
+  One token goes round (slot start mod S); several must fit.
+  """
+  if new.key.shape[2] == 1:
+    start = start % cache.key.shape[2]
 
   def row(buffer, update, at):
     return jax.lax.dynamic_update_slice(buffer, update, (0, at, 0))
@@ -35,12 +44,29 @@ def write(cache: KV, new: KV, start: Array) -> KV:
   return jax.tree.map(lambda b, u: jax.vmap(row)(b, u, start), cache, new)
 
 
-def causal(positions: Array, num_slots: int, window: int | None = None) -> Array:
-  """bool [B, 1, T, S]: a query at position p sees slots 0 .. p, or the last `window`.
+def last_ones(new: KV, lengths: Array, num_slots: int) -> KV:
+  """A cache of the last `num_slots` of lengths[b] positions; new [B, K, T, Dh]."""
+  last = lengths[:, None] - 1
+  slots = jnp.arange(num_slots)[None, :]
+  place = last - (last - slots) % num_slots  # negative: nothing there
+  place = jnp.maximum(place, 0)[:, None, :, None]
+  return jax.tree.map(lambda x: jnp.take_along_axis(x, place, axis=2), new)
 
-  Slots beyond the query's own position are never seen, so a cache needs no other mask:
-  whatever a padded prompt left there is overwritten before a query reaches it.
+
+def remembered(positions: Array, num_slots: int, window: int | None = None) -> Array:
+  """bool [B, 1, T, S]: which slots of a cache a query at a position sees.
+
+  Those that hold its own position and what came before, or the last `window` of that.
+  Whatever a padded prompt left in the others is overwritten before a query sees it.
   """
+  at = positions[:, None, :, None]
+  held = at - (at - jnp.arange(num_slots)[None, None, None, :]) % num_slots
+  mask = held >= 0
+  return mask if window is None else mask & (held > at - window)
+
+
+def causal(positions: Array, num_slots: int, window: int | None = None) -> Array:
+  """bool [B, 1, T, S]: a query at p sees positions 0 .. p, or the last `window`."""
   slots = jnp.arange(num_slots)[None, None, None, :]
   at = positions[:, None, :, None]
   mask = slots <= at
@@ -147,6 +173,7 @@ class Attention(nn.Module):
     mask: Array | None = None,
     positions: Array | None = None,
     cache: KV | None = None,
+    remember: Remember | None = None,
   ) -> tuple[Array, KV | None]:
     """Returns the output and, where `cache` was given, the cache with x written in.
 
@@ -154,8 +181,8 @@ class Attention(nn.Module):
       x: [B, T, D].
       source: [B, S, D'] for cross-attention; None is self-attention.
       mask: bool, broadcastable to [B, 1, T, S].
-      positions: int [B, T]; needed with a cache or rotary embedding.
-      cache: the slots to write to and attend over.
+      positions: int [B, T]; needed with rotary embedding.
+      cache: what came before; needs `remember`.
     """
     source = x if source is None else source
     num_kv_heads = self.num_kv_heads or self.num_heads
@@ -179,7 +206,7 @@ class Attention(nn.Module):
       query, key = self.rotary(query, positions), self.rotary(key, positions)
     new = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
     if cache is not None:
-      new = cache = write(cache, new, positions[:, 0])
+      new, cache = remember(cache, new)
     y = attend(query, new, mask, num_blocks=self.num_blocks)  # [B, T, N, Dh]
     out = linear.dense(
       x.shape[-1],

@@ -28,12 +28,13 @@ class Block(nn.Module):
     mask: Array | None,
     positions: Array | None = None,
     cache: attention.KV | None = None,
+    remember: attention.Remember | None = None,
     train: bool = False,
   ) -> tuple[Array, attention.KV | None]:
     drop = nn.Dropout(self.dropout, deterministic=not train)
     attend = self.attention(name="attention")
     h = self.norm(name="attention_norm")(x)
-    h, cache = attend(h, mask=mask, positions=positions, cache=cache)
+    h, cache = attend(h, mask=mask, positions=positions, cache=cache, remember=remember)
     x = x + drop(h)
     h = self.mlp(name="mlp")(self.norm(name="mlp_norm")(x))
     x = sharding.constrain(x + drop(h), "batch", "length", "act_embed")

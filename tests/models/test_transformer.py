@@ -26,6 +26,7 @@ VARIANTS = {
   "grouped": {**LLAMA, "num_kv_heads": 2},
   "wide heads, window": {**LLAMA, "head_dim": 6, "window": 9},
 }
+SHORT = {"short window": {**LLAMA, "num_kv_heads": 2, "window": 3}}
 
 
 def make(**changes):
@@ -62,20 +63,22 @@ def test_no_gradient_flows_from_the_future(variant):
     assert (size[: t + 1] > 0).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | SHORT)
 def test_cached_decode_equals_full_forward(variant):
   """Token by token after a ragged prefill, row by row at its own length."""
-  model, params, tokens = make(**VARIANTS[variant])
+  model, params, tokens = make(**(VARIANTS | SHORT)[variant])
   apply = jax.jit(model.apply)
   full, _ = apply({"params": params}, tokens)
   lengths = np.array([2, 5, 3])
-  cache = transformer.init_cache(model.config, 3, 16)
-  logits, cache = apply({"params": params}, tokens[:, :5], cache)
+  empty = transformer.init_cache(model.config, 3, 16)
+  slots = min(16, model.config.window or 16)
+  assert {kv.key.shape[2] for kv in empty.layers} == {slots}
+  logits, _ = apply({"params": params}, tokens[:, :5], empty)
   for row, n in enumerate(lengths):
     np.testing.assert_allclose(logits[row, :n], full[row, :n], atol=2e-5)
-  one, _ = apply({"params": params}, tokens, at=lengths - 1)
+  logits, cache = apply({"params": params}, tokens[:, :5], empty, at=lengths - 1)
   last = full[np.arange(3), lengths - 1]
-  np.testing.assert_allclose(one[:, 0], last, atol=2e-5)
+  np.testing.assert_allclose(logits[:, 0], last, atol=2e-5)
   cache = transformer.Cache(cache.layers, jnp.asarray(lengths))
   for i in range(4):
     next_tokens = tokens[np.arange(3), lengths + i][:, None]
