@@ -8,7 +8,7 @@ text train, the last 10 % (111,540 characters) are scored whole, in windows of t
 training length.
 
 variant  model                     tokens seen   nanoGPT reports
-cpu      4 layers, 4 heads, 128    1.5 million   1.88 (estimated on random windows)
+cpu      4 layers, 4 heads, 128    1.5 million   1.88 (random windows, peak 1e-3)
 gpu      6 layers, 6 heads, 384    82 million    1.4697
 best     4 layers, 4 heads, 128    1.5 million   -
 
