@@ -90,12 +90,8 @@ class Experiment:
     """Shapes and shardings of the task's weights."""
     return _abstract_params(self.task, self.batch(), self.layout)
 
-  def load_base(self, source: init_from.InitFrom) -> init_from.Loaded:
-    """The weights of another workdir, layers scanned or in a row as here.
-
-    Raises:
-      InputError: see `init_from.load`.
-    """
+  def forms(self) -> list[init_from.Form]:
+    """How the task's weights may be stored: as here, or layers scanned otherwise."""
     forms = [init_from.Form(self.abstract_params(), lambda params: params)]
     model = getattr(self.task, "model", None)
     if isinstance(model, transformer.Transformer):
@@ -105,7 +101,7 @@ class Experiment:
       goal = _abstract_params(task, self.batch(), self.layout)
       convert = transformer.stack if is_scanned else transformer.unstack
       forms.append(init_from.Form(goal, convert))
-    return init_from.load(source, forms)
+    return forms
 
   def flops_per_step(self) -> dict[str, float]:
     """FLOPs that a training step asks of the model: 3 x those of the forward pass.

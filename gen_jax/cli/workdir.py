@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -16,7 +17,6 @@ import jax
 import optax
 
 from gen_jax import experiment as experiments
-from gen_jax import tree
 from gen_jax.cli import config_args
 from gen_jax.train import checkpoint, init_from
 from gen_jax.train import state as states
@@ -210,17 +210,45 @@ def load_base(
     source = dataclasses.replace(
       source, checkpoint=str(noted["step"]), weights=noted["weights"]
     )
-  loaded = experiment.load_base(source)
-  digest = tree.sha256(loaded.params)
+  loaded = _load(source, experiment)
   if noted is None:
-    noted = {"step": loaded.step, "weights": loaded.weights, "sha256": digest}
+    noted = {"step": loaded.step, "weights": loaded.weights, "sha256": loaded.sha256}
     write_json(path, {"workdir": str(source.directory.absolute()), **noted})
-  elif noted["sha256"] != digest:
+  elif noted["sha256"] != loaded.sha256:
     raise InputError(
       f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
       f" started from (SHA-256 in {path}); put them back, or take another --workdir"
     )
   return loaded
+
+
+def _load(
+  source: init_from.InitFrom, experiment: experiments.Experiment
+) -> init_from.Loaded:
+  """The weights of another workdir; of one with adapters, its own base with them.
+
+  A merge is known by the hash of its parts: its last bits may depend on the mesh.
+  """
+  home = source.directory
+  config = read_config(home) if (home / "config.json").exists() else {}
+  if not config.get("adapter"):
+    return init_from.load(source, experiment.forms())
+  here = {"mesh": experiment.config["mesh"]}
+  here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
+  here["train"] = {**config["train"], "num_microbatches": 1}
+  other = experiments.make({**config, **here}, None)
+  goal = other.abstract_state(optax.identity()).params
+  adapters = init_from.load(source, [init_from.Form(goal, lambda params: params)])
+  base = load_base(home, other)
+  merged = jax.jit(other.learner.merged)(
+    adapters.params, other.learner_frozen(base.params)
+  )
+  parts = f"{base.sha256} {adapters.sha256} {other.adapter.scale}"
+  return dataclasses.replace(
+    adapters,
+    params=init_from.fit(merged, experiment.forms(), str(home)),
+    sha256=hashlib.sha256(parts.encode()).hexdigest(),
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,8 @@ def saved_shapes(
   return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
 
 
-def _check(where: str, have: dict[str, tuple], goal: PyTree) -> None:
+def check(where: str, have: dict[str, tuple[int, ...]], goal: PyTree) -> None:
+  """Raises InputError where {path: shape} are not those of `goal`."""
   want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
   wrong = [
     f"{path} (checkpoint {have.get(path, 'none')}, model {want.get(path, 'none')})"
@@ -263,7 +264,7 @@ def restore(
 
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
     where = f"{manager.directory}/{candidate}"
-    _check(where, saved_shapes(manager, candidate), goal)
+    check(where, saved_shapes(manager, candidate), goal)
     args = ocp.args.Composite(state=_restoring(goal), progress=ocp.args.JsonRestore())
     restored = manager.restore(candidate, args=args)
     # Orbax's buffers may be shared with its own caches: own them before donation.
@@ -297,7 +298,7 @@ def restore_weights(
   def read(candidate: int) -> tuple[Params, int]:
     have = saved_shapes(manager, candidate)
     have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
-    _check(f"{manager.directory}/{candidate}", have, wanted)
+    check(f"{manager.directory}/{candidate}", have, wanted)
     args = ocp.args.Composite(state=_restoring(wanted, partial_restore=True))
     restored = manager.restore(candidate, args=args)
     return restored["state"][part], candidate

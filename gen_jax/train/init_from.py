@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 import jax
@@ -52,18 +52,26 @@ class Form(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """Weights, the step they are of, and whether they are 'ema' or 'raw'."""
+  """Weights to start from.
+
+  Attributes:
+    params: in the layout that was asked for.
+    step: that they are of.
+    weights: 'ema' or 'raw'.
+    sha256: of all that was read to make them.
+  """
 
   params: Params
   step: int
   weights: str
+  sha256: str
 
 
 def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
   """Reads the weights in whichever of `forms` they are stored.
 
   Args:
-    forms: the first one is what is asked for; its `convert` is not called.
+    forms: the first one is what is asked for; its `convert` is the identity.
 
   Raises:
     InputError: no such workdir or step, names or shapes that differ in either
@@ -81,11 +89,35 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
     has_average = any(path.startswith("ema/") for path in saved)
     part = "ema" if source.weights == "ema" and has_average else "params"
     names = {p.removeprefix(f"{part}/") for p in saved if p.startswith(f"{part}/")}
-    matching = [form for form in forms if tree.flatten(form.goal).keys() == names]
-    form = matching[0] if matching else forms[0]
+    form = _matching(forms, names)
     restored = checkpoint.restore_weights(manager, form.goal, step=step, part=part)
     params = jax.tree.map(lambda x: x.copy(), restored[0])  # owned: it is donated
   if form is not forms[0]:
-    at = jax.tree.map(lambda x: x.sharding, forms[0].goal)
-    params = jax.jit(form.convert, out_shardings=at)(params)
-  return Loaded(params, step, "ema" if part == "ema" else "raw")
+    params = _convert(params, form, forms[0].goal)
+  return Loaded(params, step, "ema" if part == "ema" else "raw", tree.sha256(params))
+
+
+def fit(params: Params, forms: Sequence[Form], where: str) -> Params:
+  """Weights in memory, in whichever of `forms`, as the first of `forms` asks for.
+
+  Args:
+    where: they come from, for messages.
+
+  Raises:
+    InputError: names or shapes that differ in either direction.
+  """
+  flat = tree.flatten(params)
+  form = _matching(forms, flat.keys())
+  checkpoint.check(where, {p: tuple(x.shape) for p, x in flat.items()}, form.goal)
+  return _convert(params, form, forms[0].goal)
+
+
+def _matching(forms: Sequence[Form], names: Set[str]) -> Form:
+  """The form with these names of parameters, or the first one."""
+  matching = (form for form in forms if tree.flatten(form.goal).keys() == names)
+  return next(matching, forms[0])
+
+
+def _convert(params: Params, form: Form, goal: Params) -> Params:
+  at = jax.tree.map(lambda x: x.sharding, goal)
+  return jax.jit(form.convert, out_shardings=at)(params)

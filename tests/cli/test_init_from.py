@@ -96,6 +96,37 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   assert call("sample", "--workdir", tmp_path / "a", at).code == 0
 
 
+def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, refuse):
+  """Its adapters in its base, bit for bit; whole weights and new adapters on top."""
+  start = "--config.init_from.workdir="
+  adapter = ("--config.adapter.name=lora", "--config.adapter.alpha=40.0")
+  first = words(tmp_path / "a", f"{start}{base}", *adapter)
+  assert call(*first).code == 0
+  want = digest(opened(tmp_path / "a").weights)
+  assert want != digest(opened(base).weights)
+  latest = "--config.init_from.checkpoint=latest"
+  still = "--config.optimizer.learning_rate.peak=0.0"
+  saves = ("--config.train.save_every=1", "--config.train.keep=9", latest)
+  for name, scan, flag in (("whole", True, still), ("again", False, adapter[0])):
+    more = (f"{start}{tmp_path / 'a'}", flag, *saves)
+    done = call(*words(tmp_path / name, *more, scan_layers=scan))
+    assert done.code == 0, done
+    got = opened(tmp_path / name, "0").weights
+    assert digest(transformer.rows(got)) == want
+
+  # Known by its parts: on another mesh it is still the same.
+  mesh = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+  assert call("sample", "--workdir", tmp_path / "again", *mesh).code == 0
+  config = tmp_path / "a" / "config.json"
+  text = config.read_text()
+  config.write_text(text.replace('"alpha": 40.0', '"alpha": 41.0'))
+  refuse("sample", "--workdir", tmp_path / "again", says=["are not those that"])
+  config.write_text(text)
+  wide = words(tmp_path / "b", f"{start}{tmp_path / 'a'}", mlp_width=12)
+  refuse(*wide, says=[f"{tmp_path / 'a'} belongs to another model: block_0/mlp"])
+  assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
