@@ -94,6 +94,11 @@ class TextData:
     weights = jax.ShapeDtypeStruct(shape, np.float32)
     return {"inputs": ints, "targets": ints, "weights": weights}
 
+  def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
+    """What becomes of a window."""
+    del tokenizer
+    return pipeline.window
+
   def pipeline(self, split, tokenizer, seed):
     return pipeline.text(
       cache.stream(self.source, split, tokenizer),
@@ -101,6 +106,7 @@ class TextData:
       batch_size=self.batch_size,
       seed=seed,
       train=split == "train",
+      cut=self.cut(tokenizer),
     )
 
 
@@ -119,16 +125,6 @@ class PackedText(TextData):
     """What becomes of a window."""
     shared = tokenizer.bos is not None and tokenizer.bos == tokenizer.eos
     return functools.partial(pipeline.packed_window, shared_marks=shared)
-
-  def pipeline(self, split, tokenizer, seed):
-    return pipeline.text(
-      cache.stream(self.source, split, tokenizer),
-      length=self.length,
-      batch_size=self.batch_size,
-      seed=seed,
-      train=split == "train",
-      cut=self.cut(tokenizer),
-    )
 
 
 class Question(NamedTuple):
@@ -180,7 +176,7 @@ class Infill(PackedText):
 
 
 @dataclasses.dataclass(frozen=True)
-class Instructions(TextData):
+class Instructions(PackedText):
   """Conversations, several in a row of `length` tokens; the answers alone are learned.
 
   Attributes:
@@ -195,10 +191,6 @@ class Instructions(TextData):
   def texts(self) -> Iterable[str]:
     found = self.source.conversations("train")
     return (message["content"] for messages in found for message in messages)
-
-  def abstract_batch(self) -> Batch:
-    batch = super().abstract_batch()
-    return {**batch, "segments": batch["inputs"], "positions": batch["inputs"]}
 
   def pipeline(self, split, tokenizer, seed):
     if self.template is not None:

@@ -16,7 +16,7 @@ from gen_jax import rng, sharding, tree
 from gen_jax.tasks import base
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
-from gen_jax.types import Batch, PyTree
+from gen_jax.types import Array, Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Health:
   Attributes:
     loss: mean loss, dropout and the like off.
     expected_loss: of a model that knows nothing, ln V for tokens; None where unknown.
-    padding: share of the batch that has weight 0, in [0, 1].
+    padding: share of the batch that holds nothing, in [0, 1].
+    unlearned: share of it that has weight 0: padding, and questions.
     microbatch_error: |g - g'| / |g|, g the run's gradient and g' that of twice as many
       microbatches; None where the batch cannot be cut further.
     grad_norm: by block.
@@ -38,6 +39,7 @@ class Health:
   loss: float
   expected_loss: float | None
   padding: float
+  unlearned: float
   microbatch_error: float | None
   grad_norm: dict[str, float]
   num_arrays: int
@@ -71,10 +73,17 @@ class Health:
         f"no gradient reaches {num} of {self.num_arrays} arrays ({shown}); right only"
         " behind a layer that starts at zero"
       )
+    questions = ""
+    if self.unlearned > self.padding:
+      questions = f", {self.unlearned:.1%} of it is not learned"
     yield (
-      f"padding {self.padding:.1%} of the batch;"
+      f"padding {self.padding:.1%} of the batch{questions};"
       f" {self.items_per_parameter:.3g} {unit} a parameter in the whole run"
     )
+
+
+def _share(is_so: Array) -> float:
+  return float(np.mean(np.asarray(jax.device_get(is_so))))
 
 
 def examine(
@@ -125,7 +134,8 @@ def examine(
   return Health(
     loss=float(out.loss.value),
     expected_loss=expected_loss,
-    padding=float(np.mean(np.asarray(jax.device_get(batch["weights"] == 0)))),
+    padding=_share(batch["segments" if "segments" in batch else "weights"] == 0),
+    unlearned=_share(batch["weights"] == 0),
     microbatch_error=error,
     grad_norm={name: math.sqrt(square) for name, square in squares.items()},
     num_arrays=len(tree.flatten(grads)),
