@@ -128,6 +128,60 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
   return config
 
 
+def pictures(
+  task: dict, data: dict, optimizer: dict, train: dict
+) -> ml_collections.ConfigDict:
+  """A whole experiment around pictures, and what differs from its habits."""
+  rate = {
+    "name": "cosine",
+    "peak": 1e-3,
+    "warmup_steps": 50,
+    "final_fraction": 0.05,
+    **optimizer.pop("learning_rate", {}),
+  }
+  return ml_collections.ConfigDict(
+    {
+      "seed": 0,
+      "task": task,
+      "data": data,
+      "optimizer": {
+        "name": "adamw",
+        "learning_rate": rate,
+        "b1": 0.9,
+        "b2": 0.99,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "clip_norm": 1.0,
+        **optimizer,
+      },
+      "train": {
+        "num_steps": 1000,
+        "num_epochs": None,
+        "patience": None,
+        "monitor": "validation/loss",
+        "log_every": 20,
+        "save_every": 500,
+        "keep": 2,
+        "num_microbatches": 1,
+        "ema_decay": None,
+        "health_check": True,
+        **train,
+      },
+      "evaluators": {"validation": {"name": "loss", "every": 500, "max_batches": None}},
+      "sampling": {
+        "name": "image",
+        "sampler": {"name": "dpmpp_2m"},
+        "grid": {"name": "uniform"},
+        "num_steps": 30,
+        "guidance_scale": 3.0,
+        "guidance_interval": (0.0, 1.0),
+        "guidance_rescale": 0.0,
+      },
+      "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"},
+    }
+  )
+
+
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks any config to seconds on a CPU and to the embedded data; same code path."""
   config.train.num_steps = 2
@@ -152,6 +206,17 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.tokenizer = {"name": "bpe", "vocab_size": 300}
     config.task.model.vocab_size = 300
     config.sampling.max_tokens = 8
+  elif config.task.name == "autoencoder":
+    config.task.autoencoder.width = 8
+    config.task.autoencoder.num_groups = 4
+    config.task.autoencoder.multipliers = (1, 2)
+    config.task.autoencoder.image_channels = 1
+    if config.task.discriminator:
+      config.task.discriminator.image_channels = 1
+      config.task.discriminator.num_layers = 2
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.source = {"name": "digits", "data_dir": None}
   else:
     config.task.unet.width = 16
     config.task.unet.num_groups = 8
@@ -164,5 +229,10 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.channels = 1
     config.data.source = {"name": "digits", "data_dir": None}
     config.task.unet.image_channels = 1
+    config.task.codec = {"name": "identity"}
+    config.data.name = "images"
+    for key in ("latent_size", "latent_channels"):
+      if key in config.data:
+        del config.data[key]
     config.sampling.num_steps = 2
   return config

@@ -24,6 +24,7 @@ from gen_jax.data import (
   conversations,
   datasets,
   embedded,
+  latents,
   pipeline,
   sources,
   tokenizers,
@@ -38,8 +39,15 @@ from gen_jax.diffusion import (
   schedule,
   weighting,
 )
-from gen_jax.models import text_encoder, transformer, unet
-from gen_jax.nn import embed, mlp, norms
+from gen_jax.models import (
+  autoencoder,
+  discriminator,
+  text_encoder,
+  transformer,
+  unet,
+)
+from gen_jax.nn import embed, mlp, norms, spatial
+from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.tasks import diffusion, lm, lora
 from gen_jax.train import init_from, loop
 from gen_jax.types import InputError, unknown
@@ -78,9 +86,11 @@ def _later(fn, *injected):
 
 
 def _model(module, config):
+  none_at_all = {f.name for f in dataclasses.fields(config) if f.default == 0}
+
   def make(**keys):
     for key, value in keys.items():
-      if type(value) is int and value < 1:
+      if type(value) is int and value < 1 and key not in none_at_all:
         raise InputError(f"{module.__name__} {key}={value} must be at least 1")
     return module(config(**keys))
 
@@ -128,9 +138,14 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
       diffusion.Diffusion,
       ("tokenizer", "caption_length", "null_caption"),
     ),
+    "autoencoder": _plain(autoencoding.Autoencode),
   },
   "model": {"transformer": _model(transformer.Transformer, transformer.Config)},
   "unet": {"unet": _model(unet.UNet, unet.Config)},
+  "attention": {
+    "transformer": _later(spatial.Transformer, "num_heads", "num_groups", "dtype"),
+    "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
+  },
   "text_encoder": {
     "text_encoder": _model(text_encoder.TextEncoder, text_encoder.Config)
   },
@@ -142,6 +157,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "activation": {
     "gelu": _value(mlp.gelu),
     "gelu_exact": _value(functools.partial(jax.nn.gelu, approximate=False)),
+    "quick_gelu": _value(mlp.quick_gelu),
     "relu": _value(jax.nn.relu),
     "relu_squared": _value(mlp.relu_squared),
     "silu": _value(jax.nn.silu),
@@ -188,7 +204,15 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "logit_normal": _plain(corrupt.LogitNormalTime),
     "lognormal_sigma": _plain(corrupt.LogNormalSigma),
   },
-  "codec": {"identity": _plain(codec.identity), "affine": _plain(codec.affine)},
+  "codec": {
+    "identity": _plain(codec.identity),
+    "affine": _plain(codec.affine),
+    "latent": _plain(autoencoding.codec),
+  },
+  "autoencoder": {"autoencoder": _model(autoencoder.Autoencoder, autoencoder.Config)},
+  "discriminator": {
+    "discriminator": _model(discriminator.Discriminator, discriminator.Config)
+  },
   "sampler": {
     "ddpm": _later(samplers.ddpm, "schedule"),
     "ddim": _later(samplers.ddim, "schedule"),
@@ -225,6 +249,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "infill": _plain(datasets.Infill),
     "instructions": _plain(datasets.Instructions),
     "images": _plain(datasets.ImageData),
+    "latents": _plain(datasets.LatentData),
   },
   "source": {
     "pydoc": _plain(embedded.Pydoc),
@@ -240,6 +265,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "digits": _plain(sources.Digits),
     "image_folder": _plain(sources.ImageFolder),
     "npz": _plain(sources.Npz),
+    "latents": _plain(latents.Latents),
   },
   "template": {"alpaca": _value(chat.ALPACA), "plain": _value(chat.PLAIN)},
   "tokenizer": {

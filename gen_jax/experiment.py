@@ -13,7 +13,7 @@ from gen_jax import build, flops, prompting, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
 from gen_jax.models import transformer
-from gen_jax.tasks import base, lm, lora
+from gen_jax.tasks import autoencoder, base, diffusion, lm, lora
 from gen_jax.train import evaluators, init_from, loop
 from gen_jax.train import state as states
 from gen_jax.types import Batch, InputError, Params, PyTree
@@ -25,6 +25,8 @@ class Experiment:
 
   `tokenizer` is None where nothing may be read or written (a dry run). `source`
   and `adapter` are None where training starts at random and moves all weights.
+  `frozen` is what the task needs beside its parameters: abstract, until the command
+  line puts the weights there.
   """
 
   config: build.Config
@@ -36,15 +38,11 @@ class Experiment:
   sampling: Any
   source: init_from.InitFrom | None = None
   adapter: lora.LoRA | None = None
+  frozen: PyTree = dataclasses.field(default_factory=dict)
 
   @property
   def seed(self) -> int:
     return self.config["seed"]
-
-  @property
-  def frozen(self) -> PyTree:
-    """What the task needs beside its parameters."""
-    return {}
 
   @property
   def learner(self) -> base.Task:
@@ -156,8 +154,9 @@ class Experiment:
       self.task,
       self.tokenizer,
       self.sampling,
-      (side, side, channels),
+      self.task.codec.shape((side, side, channels)),
       self.data.caption_length,
+      max(1, min(50, 2**18 // side**2)),  # pictures at once
     )
 
 
@@ -203,7 +202,7 @@ def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
   if workdir:
     tokenizer = datasets.tokenizer_for(data, workdir, start and start.directory)
   injected = {"tokenizer": tokenizer}
-  if isinstance(data, datasets.ImageData):
+  if isinstance(data, datasets.ImageData | datasets.LatentData):
     injected["caption_length"] = data.caption_length
   task = build.build("task", config["task"], **injected)
   sampling = build.build("sampling", config["sampling"])
@@ -218,6 +217,19 @@ def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
     sampling=sampling,
     source=start,
     adapter=adapter,
+    frozen=_abstract_frozen(task, layout),
+  )
+
+
+def _abstract_frozen(task: base.Task, layout: sharding.Layout) -> PyTree:
+  """Shapes and shardings of an autoencoder that a task works in; {} without one."""
+  if not isinstance(task, diffusion.Diffusion):
+    return {}
+  boxed = jax.eval_shape(task.codec.init, jax.random.key(0))
+  return jax.tree.map(
+    lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+    sharding.unbox(boxed),
+    layout.of(boxed),
   )
 
 
@@ -252,11 +264,10 @@ def check_config(config: build.Config) -> None:
 
 def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
   is_text = isinstance(task, lm.LanguageModel)
-  if is_text != isinstance(data, datasets.TextData):
-    raise InputError(
-      "task diffusion needs data.name=images; task language_model any of: "
-      + ", ".join(n for n in build.TABLES["dataset"] if n != "images")
-    )
+  fitting = [n for n, e in build.TABLES["dataset"].items() if _reads(task, e.make)]
+  if not _reads(task, type(data)):
+    name = "language_model" if is_text else type(task).__name__.lower()
+    raise InputError(f"task {name} needs data.name={' or '.join(fitting)}")
   if not hasattr(data.source, data.reads):
     fitting = [
       n for n, e in build.TABLES["source"].items() if hasattr(e.signature, data.reads)
@@ -267,26 +278,48 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     )
   if is_text != isinstance(sampling, generate.Sampling):
     raise InputError(
-      "task language_model needs sampling.name=text, task diffusion sampling.name=image"
+      "task language_model needs sampling.name=text, other tasks sampling.name=image"
     )
   if is_text:
-    pairs = [("data.length", data.length, "task.model", task.model)]
+    _check_length("data.length", data.length, "task.model", task.model)
+  elif isinstance(task, autoencoder.Autoencode):
+    owner, channels = "task.autoencoder", task.autoencoder.config.image_channels
+    _check_channels("data.channels", data.channels, f"{owner}.image_channels", channels)
   else:
-    pairs = [
-      (
-        "data.caption_length",
-        data.caption_length,
-        "task.text_encoder",
-        task.text_encoder,
-      )
-    ]
-    channels = task.unet.config.image_channels
-    if channels != data.channels:
-      raise InputError(
-        f"data.channels={data.channels} must equal task.unet.image_channels={channels}"
-      )
-  for name, length, owner, module in pairs:
-    if length > module.config.max_length:
-      raise InputError(
-        f"{name}={length} must be at most {owner}.max_length={module.config.max_length}"
-      )
+    _check_length(
+      "data.caption_length", data.caption_length, "task.text_encoder", task.text_encoder
+    )
+    picture = (data.image_size, data.image_size, data.channels)
+    channels, *sides = reversed(task.codec.shape(picture))
+    if isinstance(data, datasets.LatentData):
+      if task.codec.stored is None:
+        raise InputError("data.name=latents needs task.codec.name=latent")
+      given = (data.latent_size, data.latent_size, data.latent_channels)
+      if given != (*sides, channels):
+        raise InputError(
+          f"data: latents of {list(given)} do not fit the codec, which makes"
+          f" {[*sides, channels]} of pictures {list(picture)}"
+        )
+    name = "data.channels" if channels == data.channels else "channels of the codec"
+    own = task.unet.config.image_channels
+    _check_channels(name, channels, "task.unet.image_channels", own)
+
+
+def _reads(task: base.Task, dataset: Any) -> bool:
+  """Whether a task can learn from a kind of data set."""
+  if isinstance(task, lm.LanguageModel):
+    return issubclass(dataset, datasets.TextData)
+  kinds = (datasets.ImageData, datasets.LatentData)
+  return issubclass(dataset, kinds[: 1 + isinstance(task, diffusion.Diffusion)])
+
+
+def _check_channels(name: str, channels: int, owner: str, wanted: int) -> None:
+  if channels != wanted:
+    raise InputError(f"{name}={channels} must equal {owner}={wanted}")
+
+
+def _check_length(name: str, length: int, owner: str, module: Any) -> None:
+  if length > module.config.max_length:
+    raise InputError(
+      f"{name}={length} must be at most {owner}.max_length={module.config.max_length}"
+    )

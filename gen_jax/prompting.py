@@ -256,7 +256,7 @@ class Painter:
       InputError: a caption longer than the text encoder reads.
     """
     for caption in captions:
-      length = len(self.tokenizer.encode(caption)) + 1
+      length = len(pipeline.caption_ids(caption, self.tokenizer))
       if length > self.caption_length:
         raise InputError(
           f"prompt {caption!r} has {length} tokens; the text encoder reads"

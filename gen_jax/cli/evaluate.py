@@ -12,7 +12,7 @@ import jax
 
 import gen_jax
 from gen_jax import scoring
-from gen_jax.cli import workdir
+from gen_jax.cli import trained, workdir
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
 from gen_jax.types import InputError
@@ -20,7 +20,7 @@ from gen_jax.types import InputError
 
 def add_arguments(parser) -> None:
   """See `gen-jax evaluate --help`."""
-  workdir.add_arguments(parser)
+  trained.add_arguments(parser)
   group = parser.add_argument_group(
     "language models, on other data (instead of the config's evaluators)"
   )
@@ -60,7 +60,7 @@ def run(args) -> dict:
 
 
 def _on_its_own(args, directory: pathlib.Path, config: dict) -> dict:
-  opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
+  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   result = {"step": opened.step, "weights": opened.kind}
   print(f"step {opened.step}, {opened.kind} weights")
   for evaluator in opened.experiment.evaluators():
@@ -93,7 +93,7 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
       for path, content in jsonl.items()
       for question in scoring.read_questions(content, path)
     ]
-  opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
+  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   model, tokenizer = opened.experiment.task.model, opened.experiment.tokenizer
   scorer = scoring.Scorer(model)
   result = {

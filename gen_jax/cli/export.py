@@ -5,12 +5,21 @@ import pathlib
 import shutil
 from typing import Any
 
+import numpy as np
+
+from gen_jax import build, tree
 from gen_jax import experiment as experiments
-from gen_jax import tree
-from gen_jax.cli import workdir
-from gen_jax.convert import architectures, huggingface, safetensors
+from gen_jax.cli import trained, workdir
+from gen_jax.convert import (
+  architectures,
+  diffusers,
+  diffusers_configs,
+  huggingface,
+  safetensors,
+  stable_diffusion,
+)
 from gen_jax.data import tokenizers
-from gen_jax.tasks import lm
+from gen_jax.tasks import diffusion, lm
 from gen_jax.types import InputError, unknown
 
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -18,7 +27,7 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def add_arguments(parser) -> None:
   """See `gen-jax export --help`."""
-  workdir.add_arguments(parser)
+  trained.add_arguments(parser)
   parser.add_argument("--to", required=True, metavar="DIR", help="new folder to write")
   parser.add_argument(
     "--dtype", default="float32", help="float32 (default), bfloat16 or float16"
@@ -35,11 +44,16 @@ def run(args) -> dict:
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
   experiment = experiments.make(config, None)
+  if isinstance(experiment.task, diffusion.Diffusion):
+    return _pictures(args, directory, target, experiment)
   if not isinstance(experiment.task, lm.LanguageModel):
-    raise InputError(f"{directory} holds no language model; only those are exported")
+    raise InputError(
+      f"{directory} holds neither a language model nor latent diffusion; only those are"
+      " exported"
+    )
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
-  opened = workdir.open_weights(experiment, directory, args.checkpoint, args.weights)
+  opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
   plan = huggingface.plan(architecture, model, opened.weights)
   home = directory / "tokenizer"
   tokenizer = tokenizers.load(home) if home.exists() else None
@@ -76,6 +90,71 @@ def run(args) -> dict:
     "path": str(target),
     "architecture": architecture.name,
     "params": tree.size(opened.weights),
+    "step": opened.step,
+    "weights": opened.kind,
+  }
+
+
+def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> dict:
+  """Latent diffusion as a folder of diffusers."""
+  task = experiment.task
+  opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
+  frozen = opened.experiment.frozen
+  if "autoencoder" not in frozen:
+    raise InputError(f"{directory} draws pixels; only latent diffusion is exported")
+  path = directory / "import.json"
+  origin = json.loads(path.read_text()) if path.exists() else {}
+  is_linear = origin.get("is_linear", False)
+  data = experiment.data
+  side = task.codec.shape((data.image_size, data.image_size, data.channels))[0]
+  encoder = task.text_encoder.config
+  vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
+  mean, std = (np.asarray(frozen[name]).tolist() for name in ("mean", "std"))
+  models = {
+    "unet": stable_diffusion.Model("unet", task.unet.config, is_linear),
+    "autoencoder": stable_diffusion.Model("autoencoder", vae.config),
+    "text_encoder": stable_diffusion.Model("text_encoder", encoder),
+  }
+  configs = {
+    "unet/config.json": diffusers_configs.write_unet(
+      task.unet.config, encoder.width, is_linear, side
+    ),
+    "vae/config.json": diffusers_configs.write_autoencoder(
+      vae.config, mean, std, data.image_size
+    ),
+    "text_encoder/config.json": diffusers_configs.write_text_encoder(encoder),
+    "scheduler/scheduler_config.json": diffusers_configs.write_scheduler(
+      task.schedule, task.target
+    ),
+    "model_index.json": diffusers.index(),
+  }
+  weights = {**opened.weights, "autoencoder": frozen["autoencoder"]}
+  partial = target.with_name(f"{target.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    partial.mkdir(parents=True)
+    if (home := directory / "tokenizer").exists():
+      shutil.copytree(home, partial / "tokenizer")
+    for name, model in models.items():
+      folder = partial / diffusers.PARTS[name]
+      folder.mkdir()
+      plan, stem = stable_diffusion.plan(model, weights[name]), diffusers.STEMS[name][0]
+      safetensors.write_folder(folder, plan, _DTYPES[args.dtype], stem=stem)
+    (partial / "scheduler").mkdir()
+    for name, config in configs.items():
+      _write_json(partial / name, config)
+    partial.rename(target)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  print(
+    f"{target}: Stable Diffusion, {args.dtype}, the {opened.kind} weights of step"
+    f" {opened.step}"
+  )
+  return {
+    "path": str(target),
+    "architecture": "StableDiffusion",
+    "params": {name: tree.size(weights[name]) for name in models},
     "step": opened.step,
     "weights": opened.kind,
   }

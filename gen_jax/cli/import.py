@@ -4,6 +4,7 @@ import hashlib
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ import optax
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import config_args, workdir
-from gen_jax.convert import hub, huggingface
+from gen_jax.cli import config_args, trained, workdir
+from gen_jax.convert import diffusers, hub, huggingface, stable_diffusion
 from gen_jax.data import tokenizers
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
@@ -51,6 +52,8 @@ def run(args) -> dict:
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise InputError(f"--workdir {directory} is not empty; take another one")
   source = hub.locate(getattr(args, "from"), args.revision)
+  if diffusers.is_pictures(source.folder):
+    return _pictures(args, source, directory)
   _, block, tensors, biasless = found = huggingface.open_model(source.folder)
   architecture = found[0]
   block = {**block, "scan_layers": args.scan_layers}
@@ -61,13 +64,6 @@ def run(args) -> dict:
   goal = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, goal, biasless)
   params = huggingface.load(places, goal)
-  state = states.TrainState(
-    step=jnp.int32(0),
-    params=params,
-    ema=None,
-    opt_state=(),
-    key=jax.random.key_data(jax.random.key(0)),
-  )
   origin = {
     "from": source.name,
     "revision": source.revision,
@@ -75,7 +71,7 @@ def run(args) -> dict:
     "dtypes": sorted({tensor.dtype for tensor in tensors.values()}),
     "sha256": _hashes(source.folder, {t.file for t in tensors.values()}, tokenizer),
   }
-  _write(directory, config, state, source.folder, tokenizer, origin)
+  _write(directory, config, _state(params), source.folder, tokenizer, origin)
   if not tokenizer:
     print(
       f"gen-jax: warning: {source.folder} has no tokenizer; the model can be exported,"
@@ -85,6 +81,111 @@ def run(args) -> dict:
   num_params = tree.size(params)
   print(f"{directory}: {architecture.name}, {num_params:,} parameters of {source.name}")
   return {"workdir": str(directory), "params": num_params, "step": 0, **origin}
+
+
+def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
+  """Stable Diffusion: a folder of diffusers, or a single file."""
+  is_file = source.folder.is_file()
+  opened = (diffusers.open_file if is_file else diffusers.open_folder)(source.folder)
+  folder = source.folder.parent if is_file else source.folder
+  names = _tokenizer(
+    folder / "tokenizer", opened.task["text_encoder"]["vocab_size"], True
+  )
+  config = config_args.apply(_picture_config(opened, directory), args.overrides)
+  experiment = experiments.make(config, None)
+  models = opened.models()
+  goal = {
+    **experiment.abstract_params(),
+    "autoencoder": experiment.frozen["autoencoder"],
+  }
+  places = {
+    name: stable_diffusion.match(model, opened.tensors[name], goal[name], opened.column)
+    for name, model in models.items()
+  }  # all is checked before anything is read
+  loaded = {name: huggingface.load(places[name], goal[name]) for name in models}
+  vae = loaded.pop("autoencoder")
+  files = {t.file for found in opened.tensors.values() for t in found.values()}
+  origin = {
+    "from": source.name,
+    "revision": source.revision,
+    "architecture": "StableDiffusion",
+    "is_linear": opened.is_linear,
+    "dtypes": sorted({t.dtype for f in opened.tensors.values() for t in f.values()}),
+    "sha256": {
+      str(f.relative_to(folder)): _sha256(f)
+      for f in sorted((*files, *(folder / "tokenizer" / n for n in names)))
+    },
+  }
+  statistics = {
+    **opened.latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"
+  }  # fmt: skip
+
+  def beside():
+    block = {
+      "name": "autoencoder",
+      "autoencoder": config["task"]["codec"]["autoencoder"],
+    }
+    trained.save_autoencoder(
+      directory / workdir.AUTOENCODER,
+      {**config, "task": block},
+      vae,
+      statistics,
+    )
+
+  _write(directory, config, _state(loaded), folder / "tokenizer", names, origin, beside)
+  if not names:
+    print(
+      f"gen-jax: warning: {folder} has no tokenizer; put CLIP's vocab.json and"
+      f" merges.txt into {directory / 'tokenizer'} before drawing",
+      file=sys.stderr,
+    )
+  sizes = {**{name: tree.size(p) for name, p in loaded.items()}}
+  sizes["autoencoder"] = tree.size(vae)
+  listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+  print(f"{directory}: {source.name}: {listed} parameters")
+  return {"workdir": str(directory), "params": sizes, "step": 0, **origin}
+
+
+def _picture_config(
+  opened: diffusers.Opened, directory: pathlib.Path
+) -> dict[str, Any]:
+  """An experiment around imported Stable Diffusion, ready for fine-tuning."""
+  return {
+    "seed": 0,
+    "task": opened.task,
+    "data": {
+      "name": "images",
+      "source": {"name": "image_folder", "directory": ""},
+      "tokenizer": {"name": "file", "path": str(directory / "tokenizer")},
+      "image_size": opened.side,
+      "channels": opened.task["codec"]["autoencoder"]["image_channels"],
+      "caption_length": opened.task["text_encoder"]["max_length"],
+      "batch_size": jax.device_count(),
+    },
+    "optimizer": {
+      "name": "adamw",
+      "learning_rate": {"name": "constant", "peak": 1e-5, "warmup_steps": 100},
+    },
+    "train": {"name": "train", "num_steps": 1000},
+    "evaluators": {},
+    "sampling": {
+      "name": "image",
+      "sampler": {"name": "dpmpp_2m"},
+      "num_steps": 25,
+      "guidance_scale": 7.5,
+    },
+    "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "rules": "fsdp"},
+  }
+
+
+def _state(params) -> states.TrainState:
+  return states.TrainState(
+    step=jnp.int32(0),
+    params=params,
+    ema=None,
+    opt_state=(),
+    key=jax.random.key_data(jax.random.key(0)),
+  )
 
 
 def _tokenizer(folder: pathlib.Path, vocab_size: int, is_padded: bool) -> list[str]:
@@ -137,11 +238,12 @@ def _hashes(
   folder: pathlib.Path, weights: set[pathlib.Path], tokenizer: list[str]
 ) -> dict[str, str]:
   files = [folder / "config.json", *sorted(weights), *(folder / n for n in tokenizer)]
-  hashes = {}
-  for file in files:
-    with file.open("rb") as stream:
-      hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-  return hashes
+  return {file.name: _sha256(file) for file in files}
+
+
+def _sha256(file: pathlib.Path) -> str:
+  with file.open("rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(
@@ -151,7 +253,9 @@ def _write(
   folder: pathlib.Path,
   tokenizer: list[str],
   origin: dict[str, Any],
+  beside: Callable[[], None] = lambda: None,
 ) -> None:
+  """Writes a workdir; `beside` writes what belongs to it, before the checkpoint."""
   is_new = not directory.exists()
   try:
     with workdir.claim(directory, config):
@@ -161,6 +265,7 @@ def _write(
         (directory / "tokenizer").mkdir()
         for name in tokenizer:
           shutil.copyfile(folder / name, directory / "tokenizer" / name)
+      beside()
       with checkpoint.open_manager(directory) as manager:
         checkpoint.save(manager, 0, state, checkpoint.Progress())
   except BaseException:

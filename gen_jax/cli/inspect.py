@@ -5,7 +5,7 @@ import pathlib
 import jax
 
 from gen_jax import tree
-from gen_jax.cli import config_args, train, workdir
+from gen_jax.cli import config_args, train, trained, workdir
 from gen_jax.train import checkpoint
 
 
@@ -21,7 +21,7 @@ def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
-  state = workdir.open_state(directory, config, args.checkpoint)
+  state = trained.open_state(directory, config, args.checkpoint)
   with checkpoint.open_manager(directory, read_only=True) as manager:
     steps, best = sorted(manager.all_steps()), checkpoint.best_step(manager)
   step = int(state.step)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from gen_jax import prompting
-from gen_jax.cli import config_args, workdir
+from gen_jax.cli import config_args, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
@@ -40,7 +40,7 @@ IMAGE = (
 
 def add_arguments(parser) -> None:
   """See `gen-jax sample --help`."""
-  workdir.add_arguments(parser)
+  trained.add_arguments(parser)
   parser.add_argument(
     "--prompt", action="append", help="what to continue or to draw; may be repeated"
   )
@@ -97,7 +97,7 @@ def run(args) -> dict:
   config = config_args.apply(
     config, [(f"sampling.{k}", v) for k, v in given.items() if v is not None]
   )
-  opened = workdir.open_trained(directory, config, args.checkpoint, args.weights)
+  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.interactive:
     return _talk(args, opened)
   folder = pathlib.Path(args.out) if args.out else directory / "samples"

@@ -7,7 +7,7 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import flops, sharding, tree
-from gen_jax.cli import config_args, workdir
+from gen_jax.cli import config_args, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -52,6 +52,7 @@ def run(args) -> dict:
 def _train(config: dict, directory: pathlib.Path) -> dict:
   with workdir.claim(directory, config):  # all that bad input can stop
     experiment = experiments.make(config, directory)
+    experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
     examples = experiment.pipeline("train")
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
@@ -60,7 +61,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
     evals = experiment.evaluators()
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
-      base = workdir.load_base(directory, experiment).params
+      base = trained.load_base(directory, experiment).params
   if experiment.adapter:
     evals = [evaluators.Viewed(e, _merged(experiment)) for e in evals]
 

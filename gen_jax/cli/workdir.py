@@ -1,26 +1,18 @@
 """A workdir: config.json, run.json, tokenizer/, metrics.jsonl, checkpoints/, ..."""
 
 import contextlib
-import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import pathlib
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-import optax
-
 from gen_jax import experiment as experiments
 from gen_jax.cli import config_args
-from gen_jax.train import checkpoint, init_from
-from gen_jax.train import state as states
-from gen_jax.types import InputError, PyTree, unknown
+from gen_jax.types import InputError
 
 # What may differ when a workdir is opened again: it does not change what is learned.
 MAY_CHANGE = (
@@ -29,7 +21,9 @@ MAY_CHANGE = (
   "train.log_every",
   "train.keep",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
+  "task.codec.workdir",  # it may go: its weights are copied
 )
+AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -63,7 +57,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
-  folders = ("tokenizer", "tokenizer.partial")
+  folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
   names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
@@ -191,184 +185,13 @@ def inherit_task(
         f"init_from.workdir={start['workdir']} is not a workdir: name the folder of a"
         " trained or imported model"
       )
-  return {**config, "task": read_config(home)["task"]}
-
-
-def load_base(
-  workdir: pathlib.Path, experiment: experiments.Experiment
-) -> init_from.Loaded:
-  """The weights that `init_from` names; the first time, notes which in init_from.json.
-
-  From then on it is that step and those bytes, or an error.
-
-  Raises:
-    InputError: they cannot be read, or are no longer the ones that were noted.
-  """
-  path, source = workdir / "init_from.json", experiment.source
-  noted = json.loads(path.read_text()) if path.exists() else None
-  if noted:
-    source = dataclasses.replace(
-      source, checkpoint=str(noted["step"]), weights=noted["weights"]
-    )
-  loaded = _load(source, experiment)
-  if noted is None:
-    noted = {"step": loaded.step, "weights": loaded.weights, "sha256": loaded.sha256}
-    write_json(path, {"workdir": str(source.directory.absolute()), **noted})
-  elif noted["sha256"] != loaded.sha256:
-    raise InputError(
-      f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
-      f" started from (SHA-256 in {path}); put them back, or take another --workdir"
-    )
-  return loaded
-
-
-def _load(
-  source: init_from.InitFrom, experiment: experiments.Experiment
-) -> init_from.Loaded:
-  """The weights of another workdir; of one with adapters, its own base with them.
-
-  A merge is known by the hash of its parts: its last bits may depend on the mesh.
-  """
-  home = source.directory
-  config = read_config(home) if (home / "config.json").exists() else {}
-  if not config.get("adapter"):
-    return init_from.load(source, experiment.forms())
-  here = {"mesh": experiment.config["mesh"]}
-  here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
-  here["train"] = {**config["train"], "num_microbatches": 1}
-  other = experiments.make({**config, **here}, None)
-  goal = other.abstract_state(optax.identity()).params
-  adapters = init_from.load(source, [init_from.Form(goal, lambda params: params)])
-  base = load_base(home, other)
-  merged = jax.jit(other.learner.merged)(
-    adapters.params, other.learner_frozen(base.params)
-  )
-  parts = f"{base.sha256} {adapters.sha256} {other.adapter.scale}"
-  return dataclasses.replace(
-    adapters,
-    params=init_from.fit(merged, experiment.forms(), str(home)),
-    sha256=hashlib.sha256(parts.encode()).hexdigest(),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """A trained model: the experiment, and the weights asked for.
-
-  Adapters are merged into them.
-  """
-
-  experiment: experiments.Experiment
-  weights: PyTree
-  step: int
-  kind: str  # 'ema' or 'raw'
+  task = read_config(home)["task"]
+  if (home / AUTOENCODER).exists():
+    codec = {**task["codec"], "workdir": str(home / AUTOENCODER)}
+    task = {**task, "codec": codec}
+  return {**config, "task": task}
 
 
 def is_imported(workdir: pathlib.Path) -> bool:
   """Whether a workdir holds weights that came from elsewhere, and nothing else."""
   return (workdir / "import.json").exists()
-
-
-def _which(which: str, manager) -> dict[str, Any]:
-  """What a checkpoint's name means to `checkpoint.restore`."""
-  return {
-    "step": int(which) if which.isdecimal() else None,
-    "prefer": checkpoint.best_step(manager) if which == "best" else None,
-    "warn": lambda text: print(f"gen-jax: {text}", file=sys.stderr),
-  }
-
-
-def _check_which(which: str) -> None:
-  if which not in ("best", "latest") and not which.isdecimal():
-    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
-
-
-def open_trained(
-  workdir: pathlib.Path,
-  config: dict[str, Any],
-  which: str = "best",
-  weights: str = "ema",
-) -> Opened:
-  """Restores a workdir's model, and its tokenizer.
-
-  Args:
-    config: the workdir's, perhaps with another `sampling` or `mesh`.
-    which: 'best', 'latest' or a step.
-    weights: 'ema' (raw where no average is kept) or 'raw'.
-
-  Raises:
-    InputError: no such checkpoint, or no tokenizer.
-  """
-  _check_which(which)
-  if not (workdir / "tokenizer").exists():
-    if is_imported(workdir):
-      raise InputError(
-        f"{workdir} was imported without a tokenizer: put its files (tokenizer.json)"
-        f" into {workdir / 'tokenizer'}"
-      )
-    raise InputError(
-      f"{workdir} has no checkpoint yet (not even a tokenizer); train it first"
-    )
-  return open_weights(experiments.make(config, workdir), workdir, which, weights)
-
-
-def open_weights(
-  experiment: experiments.Experiment,
-  workdir: pathlib.Path,
-  which: str = "best",
-  weights: str = "ema",
-) -> Opened:
-  """Restores the weights of an experiment and nothing else; see `open_trained`."""
-  _check_which(which)
-  if weights not in ("ema", "raw"):
-    raise unknown("--weights", weights, ("ema", "raw"))
-  has_average = experiment.train.ema_decay is not None
-  kind = "ema" if weights == "ema" and has_average else "raw"
-  goal = experiment.abstract_state(optax.identity()).params
-  with checkpoint.open_manager(workdir, read_only=True) as manager:
-    restored = checkpoint.restore_weights(
-      manager,
-      goal,
-      part="ema" if kind == "ema" else "params",
-      **_which(which, manager),
-    )
-  if restored is None:
-    raise InputError(f"{workdir} has no checkpoint yet; train it first")
-  chosen, step = restored
-  if experiment.adapter:
-    frozen = experiment.learner_frozen(load_base(workdir, experiment).params)
-    chosen = jax.jit(experiment.learner.merged)(chosen, frozen)
-  return Opened(experiment, chosen, step, kind)
-
-
-def open_state(
-  workdir: pathlib.Path, config: dict[str, Any], which: str = "latest"
-) -> states.TrainState:
-  """Restores all that a checkpoint holds.
-
-  Raises:
-    InputError: no such checkpoint.
-  """
-  _check_which(which)
-  home = workdir if (workdir / "tokenizer").exists() else None
-  experiment = experiments.make(config, home)
-  optimizer, _ = experiment.optimizer(1)
-  goal = experiment.abstract_state(optimizer)
-  if is_imported(workdir):
-    goal = dataclasses.replace(goal, opt_state=(), ema=None)
-  with checkpoint.open_manager(workdir, read_only=True) as manager:
-    restored = checkpoint.restore(manager, goal, **_which(which, manager))
-  if restored is None:
-    raise InputError(f"{workdir} has no checkpoint yet; train it first")
-  return restored[0]
-
-
-def add_arguments(parser) -> None:
-  """Flags of every command that opens a trained model."""
-  parser.add_argument("--workdir", required=True, help="folder of a training run")
-  parser.add_argument(
-    "--checkpoint", default="best", help="best (default), latest, or a step"
-  )
-  parser.add_argument(
-    "--weights", default="ema", help="ema (default; raw where none is kept) or raw"
-  )

@@ -34,6 +34,16 @@ _FETCHED = (
   "model.safetensors.index.json",
   *TOKENIZER_FILES,
 )
+# Of Stable Diffusion: its configs, its three networks in one precision, its tokenizer.
+_PICTURES = (
+  "model_index.json",
+  "*/config.json",
+  "scheduler/scheduler_config.json",
+  "tokenizer/*",
+  *(f"{part}/diffusion_pytorch_model*.safetensors*" for part in ("unet", "vae")),
+  "text_encoder/model*.safetensors*",
+)
+_OTHERS = ("*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -53,7 +63,7 @@ class Source:
 
 
 def locate(name: str, revision: str | None = None) -> Source:
-  """A folder as it is, or a hub's model, fetched at the commit that is named or newest.
+  """A folder or file as it is, or a hub's model at the commit that is named or newest.
 
   Raises:
     InputError: neither, or the hub does not give it.
@@ -65,15 +75,19 @@ def locate(name: str, revision: str | None = None) -> Source:
         f"--revision {revision} is for a model of the hub; {name} is a folder"
       )
     return Source(name, folder, None)
+  if folder.is_file() and folder.suffix == ".safetensors":
+    return Source(name, folder, None)
   if folder.exists() or not _ID.fullmatch(name):
     raise InputError(f"--from {name} is neither a folder nor org/name of a hub's model")
   try:
-    commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
+    info = huggingface_hub.HfApi().model_info(name, revision=revision)
+    commit = info.sha
+    is_pictures = any(f.rfilename == "model_index.json" for f in info.siblings or ())
     fetched = huggingface_hub.snapshot_download(
       name,
       revision=commit,
-      allow_patterns=list(_FETCHED),
-      ignore_patterns=["*/*"],
+      allow_patterns=list(_PICTURES if is_pictures else _FETCHED),
+      ignore_patterns=list(_OTHERS) if is_pictures else ["*/*"],
     )
   except Exception as error:  # no network, no such model, no permission: many types
     lines = str(error).strip().splitlines() or [type(error).__name__]

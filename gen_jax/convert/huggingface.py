@@ -61,6 +61,26 @@ def _canonical(
   return found
 
 
+def check(
+  expected: Mapping[str, names.Shape],
+  found: Mapping[str, safetensors.Tensor],
+  what: str,
+) -> None:
+  """Raises InputError that lists what is missing, extra, or of other shape or dtype."""
+  wrong = []
+  for name, shape in expected.items():
+    if name not in found:
+      wrong.append(f"{name} is missing")
+    elif (have := found[name]).shape != shape:
+      wrong.append(f"{name} is {list(have.shape)}, config.json wants {list(shape)}")
+    elif have.dtype not in safetensors.DTYPES:
+      known = ", ".join(safetensors.DTYPES)
+      wrong.append(f"{name} is {have.dtype}, one of {known} is needed")
+  wrong += [f"{n} {list(found[n].shape)} is extra" for n in found if n not in expected]
+  if wrong:
+    raise InputError(f"config.json and {what} do not fit: {_several(wrong)}")
+
+
 def match(
   tensors: Mapping[str, safetensors.Tensor],
   architecture: architectures.Architecture,
@@ -88,18 +108,7 @@ def match(
     if not (row.foreign.endswith(".bias") and any(a in row.foreign for a in absent))
   }
   found = _canonical(tensors, architecture, expected)
-  wrong = []
-  for name, shape in expected.items():
-    if name not in found:
-      wrong.append(f"{name} is missing")
-    elif (have := found[name]).shape != shape:
-      wrong.append(f"{name} is {list(have.shape)}, config.json wants {list(shape)}")
-    elif have.dtype not in safetensors.DTYPES:
-      known = ", ".join(safetensors.DTYPES)
-      wrong.append(f"{name} is {have.dtype}, one of {known} is needed")
-  wrong += [f"{n} {list(found[n].shape)} is extra" for n in found if n not in expected]
-  if wrong:
-    raise InputError(f"config.json and the weights do not fit: {_several(wrong)}")
+  check(expected, found, "the weights")
   where = {path: row for row, _ in rows for path in row.paths}
   return {
     p: (row, found[row.foreign]) for p, row in where.items() if row.foreign in found

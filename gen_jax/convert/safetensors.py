@@ -20,7 +20,7 @@ import numpy as np
 
 from gen_jax.types import InputError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+STEM = "model"  # of file names; diffusers has another one
 DTYPES = {
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
@@ -115,15 +115,19 @@ def read_json(file: pathlib.Path) -> Any:
     raise InputError(f"{file} is damaged ({error}); fetch the file again") from None
 
 
-def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
+def open_folder(folder: pathlib.Path, stem: str = STEM) -> dict[str, Tensor]:
   """All tensors of a model folder, of one file or of many with their index.
+
+  Args:
+    stem: of the file names.
 
   Raises:
     InputError: no weights, a missing or damaged file, or files that contradict the
       index.
   """
-  if (folder / INDEX).exists():
-    where = _index(folder / INDEX)
+  single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+  if (folder / index).exists():
+    where = _index(folder / index)
     files = sorted(set(where.values()))
     if missing := [name for name in files if not (folder / name).is_file()]:
       raise InputError(
@@ -136,13 +140,13 @@ def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
     wrong += sorted(tensors.keys() - where.keys())
     if wrong or sum(map(len, found.values())) != len(tensors):
       listed = ", ".join(wrong[:4]) or "a tensor is in two files"
-      raise InputError(f"{folder / INDEX} contradicts the files it names: {listed}")
+      raise InputError(f"{folder / index} contradicts the files it names: {listed}")
     return tensors
-  if (folder / SINGLE).is_file():
-    return read_header(folder / SINGLE)
+  if (folder / single).is_file():
+    return read_header(folder / single)
   pickled = sorted(p.name for p in folder.glob("*.bin"))
   hint = f"; {pickled[0]} is a pickle, which is never opened" if pickled else ""
-  raise InputError(f"{folder} has no weights: {SINGLE} or {INDEX} is needed{hint}")
+  raise InputError(f"{folder} has no weights: {single} or {index} is needed{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +201,9 @@ def write_folder(
   plan: Mapping[str, Planned],
   dtype: str,
   max_bytes: int = 5_000_000_000,
+  stem: str = STEM,
 ) -> None:
-  """Writes model.safetensors, or several files and their index above max_bytes.
+  """Writes STEM.safetensors, or several files and their index above max_bytes.
 
   Args:
     plan: {name: tensor}; one is in memory at a time.
@@ -216,12 +221,13 @@ def write_folder(
     groups[-1].append(name)
     room -= size
   if len(groups) == 1:
-    _write_file(folder / SINGLE, groups[0], plan, dtype)
+    _write_file(folder / f"{stem}.safetensors", groups[0], plan, dtype)
     return
   where = {}
   for i, names in enumerate(groups, 1):
-    file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+    file = f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors"
     _write_file(folder / file, names, plan, dtype)
     where |= dict.fromkeys(names, file)
   index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+  path = folder / f"{stem}.safetensors.index.json"
+  path.write_text(json.dumps(index, indent=2) + "\n")

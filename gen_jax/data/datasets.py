@@ -19,6 +19,7 @@ from gen_jax.data import (
   chat,
   conversations,
   infill,
+  latents,
   pipeline,
   sources,
   tokenizers,
@@ -268,6 +269,60 @@ class ImageData:
       tokenizer,
       image_size=self.image_size,
       channels=self.channels,
+      caption_length=self.caption_length,
+      batch_size=self.batch_size,
+      seed=seed,
+      flip=self.flip and split == "train",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentData:
+  """The codes of pictures, made once by `gen-jax encode`, with captions.
+
+  Attributes:
+    image_size, channels: of the pictures that they stand for.
+    latent_size, latent_channels: side and channels of a code.
+    flip: whether mirrored pictures are shown as well; they must have been encoded.
+  """
+
+  source: latents.Latents
+  tokenizer: TrainTokenizer
+  image_size: int
+  channels: int
+  latent_size: int
+  latent_channels: int
+  caption_length: int
+  batch_size: int
+  flip: bool = False
+
+  unit, reads, template = "images", "codes", None
+
+  def __post_init__(self):
+    _positive(latent_size=self.latent_size, latent_channels=self.latent_channels)
+    _positive(caption_length=self.caption_length, batch_size=self.batch_size)
+
+  @property
+  def items_per_step(self) -> int:
+    return self.batch_size
+
+  def texts(self) -> Iterable[str]:
+    return (example["caption"] for example in self.source.codes("train"))
+
+  def abstract_batch(self) -> Batch:
+    n, side, shape = self.batch_size, self.latent_size, jax.ShapeDtypeStruct
+    return {
+      "latent": shape((n, side, side, 2 * self.latent_channels), np.float32),
+      "caption": shape((n, self.caption_length), np.int32),
+      "caption_mask": shape((n, self.caption_length), np.bool_),
+      "weights": shape((n,), np.float32),
+    }
+
+  def pipeline(self, split, tokenizer, seed):
+    return pipeline.captioned_latents(
+      self.source.codes(split),
+      tokenizer,
+      shape=self.abstract_batch()["latent"].shape[1:],
       caption_length=self.caption_length,
       batch_size=self.batch_size,
       seed=seed,

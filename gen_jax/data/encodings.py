@@ -188,12 +188,74 @@ def byte_level(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]):
 
 def gpt2(vocab: bytes, merges: bytes) -> HuggingFace:
   """Reads GPT-2's own two files. Source: Radford et al. 2019."""
+  return byte_level(json.loads(vocab), _rules(merges))
+
+
+def _rules(merges: bytes) -> list[tuple[str, str]]:
   lines = [line for line in merges.decode().split("\n") if line.strip()]
   rules = [line.split(" ") for line in lines if not line.startswith("#version")]
   for rule in rules:
     if len(rule) != 2:
       raise ValueError(f"{' '.join(rule)!r} is not a merge of two pieces")
-  return byte_level(json.loads(vocab), [(left, right) for left, right in rules])
+  return [(left, right) for left, right in rules]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+  """CLIP's BPE: text in lower case, words apart; what it writes is not what it read.
+
+  Source: Radford et al. 2021 (arXiv:2103.00020) section 2.4.
+  """
+
+  vocab: bytes
+  merges: bytes
+  backend: tokenizers.Tokenizer
+  pieces: Sequence[bytes]
+  specials: Mapping[str, int]
+
+  prefix = inner_prefix = ""
+
+  def encode(self, text: str) -> list[int]:
+    return self.backend.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    return [self.encode(text) for text in texts]
+
+  def files(self) -> dict[str, bytes]:
+    return {"vocab.json": self.vocab, "merges.txt": self.merges}
+
+
+_END_OF_WORD = "</w>"
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def clip(vocab: bytes, merges: bytes) -> Clip:
+  """Reads CLIP's two files, vocab.json and merges.txt."""
+  ids = json.loads(vocab)
+  kinds = tokenizers.pre_tokenizers
+  split = kinds.Split(tokenizers.Regex(_CLIP_WORDS), "removed", invert=True)
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.BPE(
+      vocab=ids, merges=_rules(merges), end_of_word_suffix=_END_OF_WORD
+    )
+  )
+  backend.normalizer = tokenizers.normalizers.Sequence(
+    [
+      tokenizers.normalizers.NFC(),
+      tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+      tokenizers.normalizers.Lowercase(),
+    ]
+  )
+  level = kinds.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.pre_tokenizer = kinds.Sequence([split, level])
+  names = [name for name in ids if name.startswith("<|") and name.endswith("|>")]
+  pieces, values = [b""] * (max(ids.values()) + 1), _byte_values()
+  for token, i in ids.items():
+    if token not in names:
+      word = token.removesuffix(_END_OF_WORD)
+      space = b" " * (word != token)
+      pieces[i] = _byte_level_piece(word, values) + space
+  return Clip(vocab, merges, backend, pieces, {name: ids[name] for name in names})
 
 
 @functools.cache
@@ -324,7 +386,8 @@ def read(files: Mapping[str, bytes]) -> Encoding:
     return _model(files["tokenizer.model"], files)
   for vocab, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
     if vocab in files and merges in files:
-      return gpt2(files[vocab], files[merges])
+      is_clip = f'{_END_OF_WORD}"'.encode() in files[vocab]
+      return (clip if is_clip else gpt2)(files[vocab], files[merges])
   if "characters.json" in files:
     return characters(files["characters.json"])
   raise LookupError("there are no files of a tokenizer")

@@ -266,10 +266,8 @@ def text(
   return Pipeline(range(0, num - 1, length), transform, batch_size, seed)
 
 
-def pad_caption(
-  caption: str, tokenizer: tokenizers.Tokenizer, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens int32 [S] ending in eos (cut if too long), and mask bool [S].
+def caption_ids(caption: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
+  """Tokens of a caption, eos at its end; before it bos, where that is another token.
 
   Raises:
     InputError: the tokenizer has no eos.
@@ -278,8 +276,18 @@ def pad_caption(
     raise InputError(
       "captions need a tokenizer with a token that ends texts; take bytes or bpe"
     )
-  ids = [*tokenizer.encode(caption)[: length - 1], tokenizer.eos]
-  tokens = np.full(length, tokenizer.eos, np.int32)
+  opening = [] if tokenizer.bos in (None, tokenizer.eos) else [tokenizer.bos]
+  return [*opening, *tokenizer.encode(caption), tokenizer.eos]
+
+
+def pad_caption(
+  caption: str, tokenizer: tokenizers.Tokenizer, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens int32 [S] ending in eos (cut before it if too long), and mask bool [S]."""
+  ids = caption_ids(caption, tokenizer)
+  ids = [*ids[: length - 1], tokenizer.eos] if len(ids) > length else ids
+  pad = tokenizer.eos if tokenizer.pad is None else tokenizer.pad
+  tokens = np.full(length, pad, np.int32)
   tokens[: len(ids)] = ids
   return tokens, np.arange(length) < len(ids)
 
@@ -323,6 +331,51 @@ def captioned_images(
     tokens, mask = pad_caption(example["caption"], tokenizer, caption_length)
     return {
       "image": pixels.astype(np.float32) / 127.5 - 1.0,
+      "caption": tokens,
+      "caption_mask": mask,
+      "weights": np.ones((), np.float32),
+    }
+
+  return Pipeline(examples, transform, batch_size, seed)
+
+
+def captioned_latents(
+  examples: Sequence,
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  shape: tuple[int, ...],
+  caption_length: int,
+  batch_size: int,
+  seed: int,
+  flip: bool = False,
+) -> Pipeline:
+  """Codes of pictures with tokenised captions.
+
+  Args:
+    shape: [h, w, 2 Z] of a code's moments.
+    flip: take the code of the mirrored picture half of the time.
+
+  Raises:
+    InputError: no examples, codes of another shape, or none of mirrored pictures.
+  """
+  if len(examples) == 0:
+    raise InputError("the latent cache has no codes of this split")
+  found = examples[0]["codes"].shape
+  if found[1:] != tuple(shape):
+    raise InputError(
+      f"the latent cache has codes {list(found[1:])}, the config wants {list(shape)}:"
+      " set data.latent_size and data.latent_channels"
+    )
+  if flip and found[0] < 2:
+    raise InputError(
+      "data.flip=True needs the codes of mirrored pictures: gen-jax encode --flip"
+    )
+
+  def transform(example, generator: np.random.Generator) -> Features:
+    mirrored = int(flip and generator.random() < 0.5)
+    tokens, mask = pad_caption(example["caption"], tokenizer, caption_length)
+    return {
+      "latent": example["codes"][mirrored].astype(np.float32),
       "caption": tokens,
       "caption_mask": mask,
       "weights": np.ones((), np.float32),

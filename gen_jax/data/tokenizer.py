@@ -33,6 +33,7 @@ class Tokenizer:
     eos: ends a document; the same as bos for GPT-2's END_OF_TEXT.
     stops: ids that end what a model writes: eos, and ends of a turn.
     chat_template: of the model that the tokenizer came with.
+    pad: fills captions up; None: eos does.
   """
 
   encoding: encodings.Encoding
@@ -40,6 +41,7 @@ class Tokenizer:
   eos: int | None = None
   stops: tuple[int, ...] = ()
   chat_template: str | None = None
+  pad: int | None = None
 
   @property
   def vocab_size(self) -> int:

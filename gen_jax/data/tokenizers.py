@@ -17,6 +17,7 @@ Tokenizer = tokenizer.Tokenizer
 END_OF_TEXT = encodings.END_OF_TEXT
 # What opens and ends a document, where the files do not say.
 _MARKS = (
+  ("<|startoftext|>", END_OF_TEXT),
   (END_OF_TEXT, END_OF_TEXT),
   ("<|begin_of_text|>", "<|end_of_text|>"),
   ("<s>", "</s>"),
@@ -34,7 +35,7 @@ def _marked(encoding: encodings.Encoding) -> Tokenizer:
   return _tokenizer(encoding, bos, eos, (), None)
 
 
-def _tokenizer(encoding, bos, eos, stops, template) -> Tokenizer:
+def _tokenizer(encoding, bos, eos, stops, template, pad=None) -> Tokenizer:
   """From names of tokens to their ids; `stops` are ids beside those that are known."""
   ids = encoding.specials
   for name in (bos, eos):
@@ -44,7 +45,12 @@ def _tokenizer(encoding, bos, eos, stops, template) -> Tokenizer:
       )
   stops = (ids.get(eos), *stops, *(ids.get(name) for name in _END_OF_TURN))
   stops = tuple(dict.fromkeys(stop for stop in stops if stop is not None))
-  return Tokenizer(encoding, ids.get(bos), ids.get(eos), stops, template)
+  if pad not in ids:  # it may be an ordinary token
+    pieces, name = encoding.pieces, (pad or "").encode()
+    pad = pieces.index(name) if name and name in pieces else None
+  else:
+    pad = ids[pad]
+  return Tokenizer(encoding, ids.get(bos), ids.get(eos), stops, template, pad)
 
 
 def plain_bytes(texts: Iterable[str] = ()) -> Tokenizer:
@@ -120,7 +126,8 @@ def _described(encoding: encodings.Encoding, files: Mapping[str, bytes]) -> Toke
   )
   stops = generation.get("eos_token_id") or ()
   stops = (stops,) if isinstance(stops, int) else tuple(stops)
-  return _tokenizer(encoding, bos, eos, stops, template)
+  pad = _name_of_token(config.get("pad_token"))
+  return _tokenizer(encoding, bos, eos, stops, template, pad)
 
 
 _BESIDE = (
@@ -191,7 +198,7 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
     else:
       encoding = encodings.read(files)
     made = _described(encoding, files)
-    if not isinstance(encoding, encodings.Characters):
+    if not isinstance(encoding, encodings.Characters | encodings.Clip):
       _check_lossless(made)
   except OSError as error:
     raise InputError(f"cannot read tokenizer {path}: {error.strerror}") from None

@@ -1,10 +1,15 @@
 """Text encoder: caption tokens in, one state per token out, the condition of a UNet.
 
-A small bidirectional transformer, trained along with the UNet it conditions.
+A small bidirectional transformer that is trained along with the UNet it conditions; or
+CLIP's, causal, whose padding is seen like any token.
+
+Source: Radford et al. 2021 (arXiv:2103.00020) section 2.4 for the causal one.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,15 +18,33 @@ from gen_jax.nn import attention, block, embed, mlp, norms
 from gen_jax.types import Array, InputError
 
 
+class States(NamedTuple):
+  """States [B, S, D], and mask bool [B, S], False where there is nothing to see.
+
+  No mask: everything is seen.
+  """
+
+  values: Array
+  mask: Array | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters; names as in `transformer.Config`."""
+  """Hyper-parameters; names as in `transformer.Config`, and
+
+  Attributes:
+    is_causal: a token sees those before it; the UNet sees all S, padding included.
+    mlp_width: None is 4 width.
+  """
 
   vocab_size: int
   max_length: int
   num_layers: int
   width: int
   num_heads: int
+  mlp_width: int | None = None
+  activation: Callable[[Array], Array] = mlp.gelu
+  is_causal: bool = False
   dropout: float = 0.0
   dtype: str = "float32"
 
@@ -39,7 +62,7 @@ class TextEncoder(nn.Module):
   config: Config
 
   @nn.compact
-  def __call__(self, tokens: Array, mask: Array, *, train: bool = False) -> Array:
+  def __call__(self, tokens: Array, mask: Array, *, train: bool = False) -> States:
     """Encodes captions.
 
     Args:
@@ -48,7 +71,7 @@ class TextEncoder(nn.Module):
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
-      states [B, S, D].
+      States, values [B, S, D].
     """
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)
@@ -63,9 +86,18 @@ class TextEncoder(nn.Module):
       head_dim=cfg.width // cfg.num_heads,
       dtype=dtype,
     )
-    make_mlp = functools.partial(mlp.MLP, hidden=4 * cfg.width, dtype=dtype)
+    make_mlp = functools.partial(
+      mlp.MLP,
+      hidden=cfg.mlp_width or 4 * cfg.width,
+      activation=cfg.activation,
+      dtype=dtype,
+    )
+    if cfg.is_causal:
+      seen, mask = attention.causal(positions, tokens.shape[1]), None
+    else:
+      seen = mask[:, None, None, :]
     for i in range(cfg.num_layers):
       x, _ = block.Block(
         make_attention, make_mlp, norms.LayerNorm, cfg.dropout, name=f"block_{i}"
-      )(x, mask=mask[:, None, None, :], train=train)
-    return norms.LayerNorm(name="final_norm")(x)
+      )(x, mask=seen, train=train)
+    return States(norms.LayerNorm(name="final_norm")(x), mask)

@@ -158,6 +158,7 @@ class Attention(nn.Module):
   head_dim: int
   num_kv_heads: int | None = None
   use_bias: bool = True
+  out_bias: bool | None = None  # None: as use_bias
   rotary: Callable[[Array, Array], Array] | None = None
   num_blocks: int = 1
   init: linear.Init | None = None
@@ -213,7 +214,7 @@ class Attention(nn.Module):
       ("heads", "head_dim", "embed"),
       name="out",
       axis=(-2, -1),
-      use_bias=self.use_bias,
+      use_bias=self.use_bias if self.out_bias is None else self.out_bias,
       init=self.out_init,
       dtype=self.dtype,
     )(y)

@@ -51,15 +51,20 @@ def conv(
   name: str,
   window: int = 3,
   stride: int = 1,
+  padding: tuple[int, int] | None = None,
   init: Init | None = None,
   dtype: jnp.dtype = jnp.float32,
 ) -> nn.Conv:
-  """A 2-D convolution [B, H, W, C] -> [B, H/stride, W/stride, features]."""
+  """A 2-D convolution [B, H, W, C] -> [B, H/stride, W/stride, features].
+
+  Args:
+    padding: pixels before and after, of both axes; None keeps the side at stride 1.
+  """
   return nn.Conv(
     features,
     (window, window),
     strides=stride,
-    padding=[((window - 1) // 2, window // 2)] * 2 if stride == 1 else [(1, 1)] * 2,
+    padding=[padding or ((window - 1) // 2, window // 2)] * 2,
     kernel_init=nn.with_logical_partitioning(
       init or fan_in(), ("window", "window", *axes)
     ),

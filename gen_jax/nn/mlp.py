@@ -31,6 +31,11 @@ def _gelu(x):
 gelu.defvjp(_gelu, lambda slope, dy: (slope * dy,))
 
 
+def quick_gelu(x: Array) -> Array:
+  """x sigmoid(1.702 x), CLIP's approximation. Hendrycks & Gimpel 2016 section 2."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
 def relu_squared(x: Array) -> Array:
   """max(x, 0)^2. So et al. 2021 (arXiv:2109.08668)."""
   return jnp.square(jax.nn.relu(x))

@@ -36,7 +36,7 @@ class Diffusion:
 
   Attributes:
     unet: (x [B, H, W, C], t [B], states, mask) -> out [B, H, W, C].
-    text_encoder: (tokens [B, S], mask [B, S]) -> states [B, S, D].
+    text_encoder: (tokens [B, S], mask [B, S]) -> states [B, S, D] and their mask.
     schedule, target, weighting, time_sampler, codec: see `gen_jax.diffusion`.
     null_caption: the empty caption, with B = 1.
     caption_drop_prob: probability of training an example under the empty caption.
@@ -55,15 +55,20 @@ class Diffusion:
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
     caption = Caption(batch["caption"], batch["caption_mask"])
-    z = jnp.zeros_like(batch["image"])
+    if "latent" in batch:  # moments: twice the channels
+      size, shape = batch["latent"].shape[0], batch["latent"].shape[1:]
+      shape = (*shape[:-1], shape[-1] // 2)
+    else:
+      size, *shape = batch["image"].shape
+      shape = self.codec.shape(tuple(shape))
+    z = jnp.zeros((size, *shape[:-1], shape[-1] + self.unet.config.extra_channels))
     encoder = self.text_encoder.init(rng.named(key, "text_encoder"), *caption)
     states = jax.eval_shape(
       lambda e: self.text_encoder.apply(nn.meta.unbox(e), *caption), encoder
     )
+    states = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states)
     t = jnp.zeros(z.shape[:1])
-    unet = self.unet.init(
-      rng.named(key, "unet"), z, t, jnp.zeros(states.shape, states.dtype), caption.mask
-    )
+    unet = self.unet.init(rng.named(key, "unet"), z, t, *states)
     return {"text_encoder": encoder["params"], "unet": unet["params"]}
 
   def null(self, batch_size: int) -> Caption:
@@ -95,8 +100,7 @@ class Diffusion:
         {"params": params["unet"]},
         scale * x,
         t,
-        states,
-        caption.mask,
+        *states,
         train=train,
         rngs=rngs("unet"),
       )
@@ -109,12 +113,16 @@ class Diffusion:
   ) -> base.LossOut:
     """See `base.Task`.
 
-    batch has image float32 [B, H, W, C] in [-1, 1], caption int [B, S], caption_mask
-    bool [B, S], weights [B]. The loss is w(t) |out - target|^2, averaged over pixels;
+    batch has image float32 [B, H, W, C] in [-1, 1], or latent float32 [B, h, w, 2 Z]
+    (the moments of its code); caption int [B, S], caption_mask bool [B, S], weights
+    [B]. The loss is w(t) |out - target|^2, averaged over pixels;
     'mse_eps' is the unweighted error in eps, comparable across targets.
     """
     time_keys, noise_keys, drop_keys, codec_keys = rng.split(keys, 4)
-    x0 = self.codec.encode(frozen, batch["image"], codec_keys)
+    if "latent" in batch:
+      x0 = self.codec.stored(frozen, batch["latent"], codec_keys)
+    else:
+      x0 = self.codec.encode(frozen, batch["image"], codec_keys)
     t = self.time_sampler(self.schedule, time_keys)
     eps = rng.normal(noise_keys, x0.shape[1:])
     x_t = corrupt.corrupt(self.schedule, t, x0, eps)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gen_jax import tree
-from gen_jax.cli import workdir
+from gen_jax.cli import trained, workdir
 from gen_jax.models import transformer
 from gen_jax.train import checkpoint
 from tests.cli import conftest
@@ -42,7 +42,7 @@ def base(tmp_path_factory):
 
 
 def opened(directory, which="latest"):
-  return workdir.open_trained(directory, workdir.read_config(directory), which)
+  return trained.open_trained(directory, workdir.read_config(directory), which)
 
 
 def digest(weights):
@@ -70,7 +70,7 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   run = words(tmp_path / "a", *more, *steps)
   assert call(*run).code == 0
   end = opened(tmp_path / "a")
-  state = workdir.open_state(tmp_path / "a", workdir.read_config(tmp_path / "a"))
+  state = trained.open_state(tmp_path / "a", workdir.read_config(tmp_path / "a"))
   assert set(tree.flatten(state.params)) < {
     f"block_{i}/attention/{name}/kernel/{part}"
     for i in range(2)

@@ -44,11 +44,11 @@ def change(folder, **keys):
 def test_half_precision_weights_come_in_as_they_are(dtype, name, scan, tmp_path):
   """Files by the format's own library; the same numbers in float32 are the same."""
   folders = [shutil.copytree(golden.GOLDEN / name, tmp_path / n) for n in ("a", "b")]
-  arrays = safetensors.flax.load_file(folders[0] / ours.SINGLE)
+  arrays = safetensors.flax.load_file(folders[0] / "model.safetensors")
   half = {n: x.astype(CASTS[dtype](i)) for i, (n, x) in enumerate(arrays.items())}
-  safetensors.flax.save_file(half, folders[0] / ours.SINGLE)
+  safetensors.flax.save_file(half, folders[0] / "model.safetensors")
   full = {n: x.astype(jnp.float32) for n, x in half.items()}
-  safetensors.flax.save_file(full, folders[1] / ours.SINGLE)
+  safetensors.flax.save_file(full, folders[1] / "model.safetensors")
   (_, a), (_, b) = (read(folder, scan_layers=scan) for folder in folders)
   assert {x.dtype for x in jax.tree.leaves(a)} == {np.dtype(np.float32)}
   assert tree.sha256(a) == tree.sha256(b)
@@ -63,8 +63,8 @@ def test_half_precision_goes_out_rounded_to_the_nearest(dtype, want, name, tmp_p
   architecture, model, params = golden.load(name)
   plan = huggingface.plan(architecture, model.config, params)
   ours.write_folder(tmp_path, plan, dtype)
-  theirs = safetensors.flax.load_file(tmp_path / ours.SINGLE)
-  arrays = safetensors.flax.load_file(golden.GOLDEN / name / ours.SINGLE)
+  theirs = safetensors.flax.load_file(tmp_path / "model.safetensors")
+  arrays = safetensors.flax.load_file(golden.GOLDEN / name / "model.safetensors")
   assert theirs.keys() == arrays.keys()
   for key, array in arrays.items():
     assert theirs[key].dtype == want
@@ -145,8 +145,8 @@ def test_a_gpt2_without_biases_has_zeros_in_the_file(scan, tmp_path):
   ours.write_folder(
     tmp_path, huggingface.plan(architecture, model.config, params), "F32"
   )
-  arrays = safetensors.flax.load_file(tmp_path / ours.SINGLE)
-  shapes = safetensors.flax.load_file(golden.GOLDEN / "gpt2" / ours.SINGLE)
+  arrays = safetensors.flax.load_file(tmp_path / "model.safetensors")
+  shapes = safetensors.flax.load_file(golden.GOLDEN / "gpt2" / "model.safetensors")
   assert {n: x.shape for n, x in arrays.items()} == {
     n: x.shape for n, x in shapes.items()
   }

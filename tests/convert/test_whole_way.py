@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gen_jax import tree
-from gen_jax.cli import workdir
+from gen_jax.cli import trained, workdir
 from gen_jax.models import transformer
 from gen_jax.train import checkpoint
 from tests.cli import conftest
@@ -17,7 +17,7 @@ SHAPE = {"num_layers": "1", "width": "8", "num_heads": "2", "mlp_width": "16"}
 
 
 def opened(directory):
-  return workdir.open_trained(directory, workdir.read_config(directory), "latest")
+  return trained.open_trained(directory, workdir.read_config(directory), "latest")
 
 
 def digest(found):

@@ -70,7 +70,7 @@ def test_padding_of_a_caption_is_not_read(setup):
   def encode(tokens):
     apply = jax.jit(task.text_encoder.apply)
     states = apply({"params": params}, jnp.array([tokens]), mask)
-    return states[:, :2]
+    return states.values[:, :2]
 
   np.testing.assert_array_equal(encode([3, 5, 0, 0]), encode([3, 5, 9, 11]))
   assert not np.allclose(encode([3, 5, 0, 0]), encode([3, 6, 0, 0]))

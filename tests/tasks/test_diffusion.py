@@ -45,7 +45,7 @@ def test_loss_is_the_weighted_error_of_the_network_itself(setup):
     {"params": params["text_encoder"]}, batch["caption"], batch["caption_mask"]
   )
   raw = jax.jit(task.unet.apply)(
-    {"params": params["unet"]}, x_t, t, states, batch["caption_mask"]
+    {"params": params["unet"]}, x_t, t, states.values, batch["caption_mask"]
   )
   v = alpha * eps - sigma * batch["image"]
   per_example = ((raw - v) ** 2).mean((1, 2, 3))

@@ -1,0 +1,305 @@
+"""What a workdir has learned, opened: weights, those they start from or work in."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_jax import experiment as experiments
+from gen_jax import tree
+from gen_jax.cli import workdir as workdirs
+from gen_jax.data import latents
+from gen_jax.train import checkpoint, init_from
+from gen_jax.train import state as states
+from gen_jax.types import InputError, PyTree, unknown
+
+AUTOENCODER = workdirs.AUTOENCODER
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A trained model: the experiment, and the weights asked for.
+
+  Adapters are merged into them.
+  """
+
+  experiment: experiments.Experiment
+  weights: PyTree
+  step: int
+  kind: str  # 'ema' or 'raw'
+
+
+def _which(which: str, manager) -> dict[str, Any]:
+  """What a checkpoint's name means to `checkpoint.restore`."""
+  return {
+    "step": int(which) if which.isdecimal() else None,
+    "prefer": checkpoint.best_step(manager) if which == "best" else None,
+    "warn": lambda text: print(f"gen-jax: {text}", file=sys.stderr),
+  }
+
+
+def _check_which(which: str) -> None:
+  if which not in ("best", "latest") and not which.isdecimal():
+    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
+
+
+def open_trained(
+  workdir: pathlib.Path,
+  config: dict[str, Any],
+  which: str = "best",
+  weights: str = "ema",
+) -> Opened:
+  """Restores a workdir's model, and its tokenizer.
+
+  Args:
+    config: the workdir's, perhaps with another `sampling` or `mesh`.
+    which: 'best', 'latest' or a step.
+    weights: 'ema' (raw where no average is kept) or 'raw'.
+
+  Raises:
+    InputError: no such checkpoint, or no tokenizer.
+  """
+  _check_which(which)
+  if not (workdir / "tokenizer").exists():
+    if workdirs.is_imported(workdir):
+      raise InputError(
+        f"{workdir} was imported without a tokenizer: put its files (tokenizer.json)"
+        f" into {workdir / 'tokenizer'}"
+      )
+    raise InputError(
+      f"{workdir} has no checkpoint yet (not even a tokenizer); train it first"
+    )
+  return open_weights(experiments.make(config, workdir), workdir, which, weights)
+
+
+def open_weights(
+  experiment: experiments.Experiment,
+  workdir: pathlib.Path,
+  which: str = "best",
+  weights: str = "ema",
+) -> Opened:
+  """Restores the weights of an experiment and nothing else; see `open_trained`."""
+  _check_which(which)
+  if weights not in ("ema", "raw"):
+    raise unknown("--weights", weights, ("ema", "raw"))
+  has_average = experiment.train.ema_decay is not None
+  kind = "ema" if weights == "ema" and has_average else "raw"
+  experiment = with_frozen(experiment, workdir)
+  goal = experiment.abstract_state(optax.identity()).params
+  with checkpoint.open_manager(workdir, read_only=True) as manager:
+    restored = checkpoint.restore_weights(
+      manager,
+      goal,
+      part="ema" if kind == "ema" else "params",
+      **_which(which, manager),
+    )
+  if restored is None:
+    raise InputError(f"{workdir} has no checkpoint yet; train it first")
+  chosen, step = restored
+  if experiment.adapter:
+    frozen = experiment.learner_frozen(load_base(workdir, experiment).params)
+    chosen = jax.jit(experiment.learner.merged)(chosen, frozen)
+  return Opened(experiment, chosen, step, kind)
+
+
+def open_state(
+  workdir: pathlib.Path, config: dict[str, Any], which: str = "latest"
+) -> states.TrainState:
+  """Restores all that a checkpoint holds.
+
+  Raises:
+    InputError: no such checkpoint.
+  """
+  _check_which(which)
+  home = workdir if (workdir / "tokenizer").exists() else None
+  experiment = experiments.make(config, home)
+  optimizer, _ = experiment.optimizer(1)
+  goal = experiment.abstract_state(optimizer)
+  if workdirs.is_imported(workdir):
+    goal = dataclasses.replace(goal, opt_state=(), ema=None)
+  with checkpoint.open_manager(workdir, read_only=True) as manager:
+    restored = checkpoint.restore(manager, goal, **_which(which, manager))
+  if restored is None:
+    raise InputError(f"{workdir} has no checkpoint yet; train it first")
+  return restored[0]
+
+
+def add_arguments(parser) -> None:
+  """Flags of every command that opens a trained model."""
+  parser.add_argument("--workdir", required=True, help="folder of a training run")
+  parser.add_argument(
+    "--checkpoint", default="best", help="best (default), latest, or a step"
+  )
+  parser.add_argument(
+    "--weights", default="ema", help="ema (default; raw where none is kept) or raw"
+  )
+
+
+def load_base(
+  workdir: pathlib.Path, experiment: experiments.Experiment
+) -> init_from.Loaded:
+  """The weights that `init_from` names; the first time, notes which in init_from.json.
+
+  From then on it is that step and those bytes, or an error.
+
+  Raises:
+    InputError: they cannot be read, or are no longer the ones that were noted.
+  """
+  path, source = workdir / "init_from.json", experiment.source
+  noted = json.loads(path.read_text()) if path.exists() else None
+  if noted:
+    source = dataclasses.replace(
+      source, checkpoint=str(noted["step"]), weights=noted["weights"]
+    )
+  loaded = _load(source, experiment)
+  if noted is None:
+    noted = {"step": loaded.step, "weights": loaded.weights, "sha256": loaded.sha256}
+    workdirs.write_json(path, {"workdir": str(source.directory.absolute()), **noted})
+  elif noted["sha256"] != loaded.sha256:
+    raise InputError(
+      f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
+      f" started from (SHA-256 in {path}); put them back, or take another --workdir"
+    )
+  return loaded
+
+
+def _load(
+  source: init_from.InitFrom, experiment: experiments.Experiment
+) -> init_from.Loaded:
+  """The weights of another workdir; of one with adapters, its own base with them.
+
+  A merge is known by the hash of its parts: its last bits may depend on the mesh.
+  """
+  home = source.directory
+  config = workdirs.read_config(home) if (home / "config.json").exists() else {}
+  if not config.get("adapter"):
+    return init_from.load(source, experiment.forms())
+  here = {"mesh": experiment.config["mesh"]}
+  here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
+  here["train"] = {**config["train"], "num_microbatches": 1}
+  other = experiments.make({**config, **here}, None)
+  goal = other.abstract_state(optax.identity()).params
+  adapters = init_from.load(source, [init_from.Form(goal, lambda params: params)])
+  base = load_base(home, other)
+  merged = jax.jit(other.learner.merged)(
+    adapters.params, other.learner_frozen(base.params)
+  )
+  parts = f"{base.sha256} {adapters.sha256} {other.adapter.scale}"
+  return dataclasses.replace(
+    adapters,
+    params=init_from.fit(merged, experiment.forms(), str(home)),
+    sha256=hashlib.sha256(parts.encode()).hexdigest(),
+  )
+
+
+def with_frozen(
+  experiment: experiments.Experiment, workdir: pathlib.Path
+) -> experiments.Experiment:
+  """The experiment with the autoencoder that it works in, copied on first use.
+
+  Raises:
+    InputError: there is none, its latents have not been measured, or the codes on disk
+      are of another one.
+  """
+  if "autoencoder" not in experiment.frozen:
+    return experiment
+  home = workdir / AUTOENCODER
+  if not home.exists():
+    named = experiment.config["task"]["codec"].get("workdir")
+    if named is None:
+      raise InputError("task.codec.workdir is needed: a trained autoencoder's folder")
+    _adopt(pathlib.Path(named).expanduser(), home, experiment)
+  weights, statistics = _open_autoencoder(home, experiment)
+  source = experiment.data.source
+  if hasattr(source, "statistics"):
+    made_by = source.statistics()["sha256"]
+    if made_by != statistics["sha256"]:
+      raise InputError(
+        f"the latent cache {source.directory!r} was made by another autoencoder"
+        f" (SHA-256 {made_by[:12]}, here {statistics['sha256'][:12]}); encode the data"
+        " anew"
+      )
+  put = lambda x: jax.device_put(x, experiment.layout.replicated)  # noqa: E731
+  frozen = {
+    "autoencoder": weights,
+    "mean": put(statistics["mean"]),
+    "std": put(statistics["std"]),
+  }
+  return dataclasses.replace(experiment, frozen=frozen)
+
+
+def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):
+  """Weights and statistics of an autoencoder's workdir, on this experiment's mesh."""
+  config = workdirs.read_config(home)
+  here = {"mesh": experiment.config["mesh"]}
+  here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
+  here["train"] = {
+    **config["train"], "num_microbatches": experiment.train.num_microbatches
+  }  # fmt: skip
+  statistics = latents.read_statistics(home)
+  if statistics is None:
+    raise InputError(
+      f"the latents of {home} have not been measured: gen-jax encode --workdir {home}"
+    )
+  other = experiments.make({**config, **here}, None)
+  which = (str(statistics["step"]), statistics["weights"])
+  opened = open_weights(other, home, *which)
+  weights = opened.weights["autoencoder"]
+  if (found := tree.sha256(weights)) != statistics["sha256"]:
+    raise InputError(
+      f"{home / latents.NAME} is of other weights than those of step"
+      f" {statistics['step']} (SHA-256 {found[:12]}); measure them anew: gen-jax encode"
+    )
+  goal = experiment.frozen["autoencoder"]
+  checkpoint.check(
+    str(home), {p: tuple(x.shape) for p, x in tree.flatten(weights).items()}, goal
+  )
+  return weights, statistics
+
+
+def _adopt(source: pathlib.Path, home: pathlib.Path, experiment) -> None:
+  """Copies an autoencoder's weights and what was measured of them."""
+  weights, statistics = _open_autoencoder(source, experiment)
+  config = workdirs.read_config(source)
+  task = {
+    k: v for k, v in config["task"].items() if k in ("name", "autoencoder", "kl_weight")
+  }
+  train = {**config["train"], "ema_decay": None}
+  config = {**config, "task": task, "train": train}
+  save_autoencoder(
+    home, config, weights, {**statistics, "step": 0, "weights": "raw"}
+  )  # fmt: skip
+
+
+def save_autoencoder(
+  home: pathlib.Path, config: dict[str, Any], weights: PyTree, statistics: dict
+) -> None:
+  """Writes a workdir with an autoencoder and no more, whole or not at all.
+
+  Args:
+    config: without discriminator and EMA.
+    statistics: of its latents, of step 0 and raw weights.
+  """
+  partial = home.with_name(f"{home.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  workdirs.write_json(partial / "config.json", config)
+  lists = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in statistics.items()}
+  workdirs.write_json(partial / latents.NAME, lists)
+  state = states.TrainState(
+    step=jnp.int32(0),
+    params={"autoencoder": weights},
+    ema=None,
+    opt_state=(),
+    key=jax.random.key_data(jax.random.key(0)),
+  )
+  with checkpoint.open_manager(partial) as manager:
+    checkpoint.save(manager, 0, state, checkpoint.Progress())
+  partial.rename(home)

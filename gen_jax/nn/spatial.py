@@ -1,0 +1,134 @@
+"""Layers over pictures [B, H, W, C], shared by UNets and autoencoders."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen_jax import sharding
+from gen_jax.nn import attention, linear, mlp, norms
+from gen_jax.types import Array
+
+
+def constrain(x: Array) -> Array:
+  """Says to the compiler how a picture's activations lie on the mesh."""
+  return sharding.constrain(x, "batch", "space", "space", "act_channels")
+
+
+def half(x: Array, *, name: str, dtype: jnp.dtype, padding=(1, 1)) -> Array:
+  """A convolution with stride 2: [B, H, W, C] -> [B, H/2, W/2, C]."""
+  conv = linear.conv(x.shape[-1], name=name, stride=2, padding=padding, dtype=dtype)
+  return conv(x)
+
+
+def double(x: Array, *, name: str, dtype: jnp.dtype) -> Array:
+  """Each pixel four times, then a convolution: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+  x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+  return linear.conv(x.shape[-1], name=name, dtype=dtype)(x)
+
+
+class ResBlock(nn.Module):
+  """Two convolutions and a shortcut, with the time added in between if there is one.
+
+  Source: Ho et al. 2020 (arXiv:2006.11239) appendix B.
+  """
+
+  channels: int
+  num_groups: int = 32
+  eps: float = 1e-5
+  dropout: float = 0.0
+  train: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, time: Array | None = None) -> Array:
+    """x [B, H, W, C], time [B, D] -> [B, H, W, channels]; zero beside the shortcut."""
+    channels, dtype = self.channels, self.dtype
+    norm = lambda name: norms.GroupNorm(self.num_groups, self.eps, name=name)  # noqa: E731
+    h = jax.nn.silu(norm("norm_in")(x))
+    h = linear.conv(channels, name="conv_in", dtype=dtype)(h)
+    if time is not None:
+      shift = linear.dense(channels, ("embed", "mlp"), name="time", dtype=dtype)
+      h = h + shift(jax.nn.silu(time))[:, None, None, :]
+    h = jax.nn.silu(norm("norm_out")(h))
+    h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
+    zero = linear.fan_in(0.0)
+    h = linear.conv(channels, name="conv_out", init=zero, dtype=dtype)(h)
+    if x.shape[-1] != channels:
+      x = linear.conv(channels, name="shortcut", window=1, dtype=dtype)(x)
+    return constrain(x + h)
+
+
+class SelfAttention(nn.Module):
+  """Attention of all pixels to each other, residual. Ho et al. 2020 appendix B."""
+
+  num_heads: int = 1
+  num_groups: int = 32
+  dtype: jnp.dtype = jnp.float32
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(
+    self, x: Array, states: Array | None = None, mask: Array | None = None
+  ) -> Array:
+    """[B, H, W, C] -> [B, H, W, C]; there is no place for text states."""
+    del states, mask
+    batch_size, height, width, channels = x.shape
+    h = norms.GroupNorm(self.num_groups, self.eps, name="norm")(x)
+    h, _ = attention.Attention(
+      num_heads=self.num_heads,
+      head_dim=channels // self.num_heads,
+      out_init=linear.fan_in(0.0),
+      dtype=self.dtype,
+      name="attention",
+    )(h.reshape(batch_size, height * width, channels))
+    return constrain(x + h.reshape(x.shape))
+
+
+class Transformer(nn.Module):
+  """Attention over pixels, then to the text, then feed-forward; residual.
+
+  Attributes:
+    mlp: constructor of the feed-forward part.
+    use_bias: of queries, keys and values.
+
+  Source: Rombach et al. 2022 (arXiv:2112.10752) appendix E.2.1.
+  """
+
+  num_heads: int = 1
+  num_groups: int = 32
+  dtype: jnp.dtype = jnp.float32
+  mlp: Callable[..., nn.Module] = mlp.MLP
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array, states: Array | None, mask: Array | None) -> Array:
+    """x [B, H, W, C], states [B, S, D], mask bool [B, S] -> [B, H, W, C]."""
+    batch_size, height, width, channels = x.shape
+
+    def attend(name, *inputs, mask=None):
+      return attention.Attention(
+        num_heads=self.num_heads,
+        head_dim=channels // self.num_heads,
+        use_bias=self.use_bias,
+        out_bias=True,
+        dtype=self.dtype,
+        name=name,
+      )(*inputs, mask=mask)[0]
+
+    def dense(name, axes, init=None):
+      return linear.dense(channels, axes, name=name, init=init, dtype=self.dtype)
+
+    h = norms.GroupNorm(self.num_groups, 1e-6, name="norm")(x)
+    h = h.reshape(batch_size, height * width, channels)
+    h = dense("proj_in", ("mlp", "embed"))(h)
+    h = h + attend("self_attention", norms.LayerNorm(name="self_norm")(h))
+    if states is not None:
+      seen = None if mask is None else mask[:, None, None, :]
+      y = norms.LayerNorm(name="cross_norm")(h)
+      h = h + attend("cross_attention", y, states, mask=seen)
+    feed = self.mlp(hidden=4 * channels, use_bias=True, dtype=self.dtype, name="mlp")
+    h = h + feed(norms.LayerNorm(name="mlp_norm")(h))
+    h = dense("proj_out", ("embed", "mlp"), linear.fan_in(0.0))(h)
+    return constrain(x + h.reshape(x.shape))

@@ -1,0 +1,129 @@
+"""Learning to make pictures small: reconstruction, a prior on the code, and a critic.
+
+    loss = |x - y| + kl_weight KL(q(z|x) | N(0, I))
+           + feature_weight |phi(x) - phi(y)| - adversarial_weight D(y)
+           + max(0, 1 - D(x)) + max(0, 1 + D(y))
+
+with y the decoded z. phi are the layers of the discriminator D, the perceptual features
+that need no other network (Larsen et al. 2016, arXiv:1512.09300). The second line does
+not move D and the third moves nothing else, so that one backward pass trains both.
+
+Source: Esser et al. 2021 (arXiv:2012.09841) section 3.1; Rombach et al. 2022
+(2112.10752) appendix G.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gen_jax import rng
+from gen_jax.diffusion import codec as codecs
+from gen_jax.tasks import base
+from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Autoencode:
+  """Reconstruction of pictures by way of a Gaussian code.
+
+  Attributes:
+    autoencoder: with the methods encode and decode.
+    kl_weight: of the KL divergence, a mean over the numbers of the code.
+    discriminator: x -> (scores [B, h, w], features), or None.
+    feature_weight, adversarial_weight: see the module's docstring.
+  """
+
+  autoencoder: nn.Module
+  kl_weight: float = 1e-3
+  discriminator: nn.Module | None = None
+  feature_weight: float = 0.1
+  adversarial_weight: float = 0.01
+
+  def __post_init__(self):
+    for name in ("kl_weight", "feature_weight", "adversarial_weight"):
+      if getattr(self, name) < 0:
+        raise InputError(f"task.{name}={getattr(self, name)} must be at least 0")
+
+  def init(self, key: Array, batch: Batch) -> Params:
+    """See `base.Task`."""
+    x = jnp.zeros_like(batch["image"])
+    modules = {"autoencoder": self.autoencoder, "discriminator": self.discriminator}
+    return {
+      name: module.init(rng.named(key, name), x)["params"]
+      for name, module in modules.items()
+      if module is not None
+    }
+
+  def loss(
+    self, params: Params, frozen: PyTree, batch: Batch, keys: Array, *, train: bool
+  ) -> base.LossOut:
+    """See `base.Task`.
+
+    batch has image float32 [B, H, W, C] in [-1, 1] and weights [B]. In evaluation the
+    code is the posterior's mean and the loss has no part of the discriminator.
+    'mse' makes the PSNR: 10 log10(4 / mse) dB.
+    """
+    del frozen
+    x = batch["image"]
+    apply = lambda method, value: self.autoencoder.apply(  # noqa: E731
+      {"params": params["autoencoder"]}, value, method=method
+    )
+    mean, std = apply("encode", x)
+    z = mean + std * rng.normal(keys, mean.shape[1:]) if train else mean
+    y = apply("decode", z)
+    kl = _mean(0.5 * (mean**2 + std**2 - 1.0) - jnp.log(std))
+    error = _mean(jnp.abs(x - y))
+    found = {"l1": error, "mse": _mean((x - y) ** 2), "kl": kl}
+    loss = error + self.kl_weight * kl
+    if self.discriminator is not None and train:
+      adversarial, more = self._critic(params["discriminator"], x, y)
+      loss, found = loss + adversarial, {**found, **more}
+    weights = batch["weights"]
+    return base.LossOut(
+      Mean.of(loss, weights), {k: Mean.of(v, weights) for k, v in found.items()}
+    )
+
+  def _critic(self, params: Params, x: Array, y: Array):
+    """What the discriminator adds to the loss, [B], and what there is to watch."""
+
+    def judge(params, x):
+      return self.discriminator.apply({"params": params}, x)
+
+    fixed = jax.lax.stop_gradient(params)
+    features = judge(fixed, x)[1]
+    scores, seen = judge(fixed, y)
+    pairs = zip(features, seen, strict=True)
+    likeness = sum(_mean(jnp.abs(a - b)) for a, b in pairs) / len(features)
+    real, fake = judge(params, x)[0], judge(params, jax.lax.stop_gradient(y))[0]
+    hinge = _mean(jax.nn.relu(1.0 - real)) + _mean(jax.nn.relu(1.0 + fake))
+    deceit = self.feature_weight * likeness - self.adversarial_weight * _mean(scores)
+    return deceit + hinge, {"features": likeness, "hinge": hinge}
+
+
+def codec(autoencoder: nn.Module, workdir: str | None = None) -> codecs.Codec:
+  """The space of an autoencoder's latents, for diffusion to work in.
+
+  Args:
+    workdir: where its weights come from; whoever has them puts them into `frozen`.
+  """
+  del workdir
+  cfg = autoencoder.config
+
+  def init(key):
+    x = jnp.zeros((1, cfg.factor, cfg.factor, cfg.image_channels))
+    return autoencoder.init(key, x)["params"]
+
+  def shape(x):
+    return (x[0] // cfg.factor, x[1] // cfg.factor, cfg.latent_channels)
+
+  def apply(method):
+    return lambda weights, x: autoencoder.apply({"params": weights}, x, method=method)
+
+  return codecs.latent(apply("encode"), apply("decode"), shape, init)
+
+
+def _mean(x: Array) -> Array:
+  """Over all but the batch, float32 [B]."""
+  return jnp.mean(x.astype(jnp.float32), tuple(range(1, x.ndim)))

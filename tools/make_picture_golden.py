@@ -1,0 +1,199 @@
+"""Writes tests/golden_pictures: tiny random Stable Diffusions, and what they compute.
+
+Runs in an environment of its own with torch, transformers and diffusers, which the
+tests do not need:
+
+    python tools/make_picture_golden.py tests/golden_pictures
+
+Each folder is a pipeline as diffusers saves it, with expected.npz: inputs, outputs of
+the three networks and of blocks inside them, gradients by parameter, and the token ids
+that CLIP's tokenizer gives. Every parameter is random, so that each term matters.
+"""
+
+import json
+import pathlib
+import sys
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+
+SEED = 7
+TEXTS = ("A red  apple", "it's 3 o'clock: naïve café", "日本 🙂", "", "wow?? 42")
+UNET = dict(
+  block_out_channels=(8, 16),
+  down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+  up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+  layers_per_block=1,
+  norm_num_groups=4,
+  cross_attention_dim=12,
+  sample_size=8,
+)
+VARIANTS = {
+  "v1": dict(
+    unet=dict(attention_head_dim=2, in_channels=4),
+    text=dict(hidden_act="quick_gelu"),
+    scheduler=dict(prediction_type="epsilon"),
+  ),
+  "v2_inpainting": dict(
+    unet=dict(attention_head_dim=(2, 4), in_channels=9, use_linear_projection=True),
+    text=dict(hidden_act="gelu"),
+    scheduler=dict(prediction_type="v_prediction"),
+  ),
+}
+BLOCKS = {
+  "down_blocks.0.resnets.0": "down_0_0",
+  "down_blocks.0.attentions.0": "down_0_0_transformer",
+  "mid_block.attentions.0": "middle_transformer",
+  "up_blocks.1.resnets.1": "up_0_1",
+}
+GRADIENTS = (
+  "conv_in.weight",
+  "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+  "mid_block.resnets.0.time_emb_proj.weight",
+  "up_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj.weight",
+)
+
+
+def randomise(model):
+  """Every parameter random; norms about 1."""
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      noise = torch.randn_like(parameter) * 0.15
+      is_scale = "norm" in name and name.endswith("weight")
+      parameter.copy_(noise + (1.0 if is_scale else 0.0))
+  return model.eval()
+
+
+def tokenizer(folder: pathlib.Path):
+  """CLIP's kind of BPE, with a handful of merges."""
+  values = transformers.models.clip.tokenization_clip
+  table = getattr(values, "bytes_to_unicode", None)
+  if table is None:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode as table
+  letters = list(table().values())
+  merges = [("a", "p"), ("ap", "p"), ("l", "e</w>"), ("app", "le</w>"), ("r", "e")]
+  merges += [("re", "d</w>"), ("?", "?"), ("w", "o"), ("wo", "w</w>")]
+  tokens = [*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in merges)]
+  tokens += ["<|startoftext|>", "<|endoftext|>"]
+  folder.mkdir(parents=True, exist_ok=True)
+  vocab = {token: i for i, token in enumerate(tokens)}
+  (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+  lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
+  (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+  marks = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "!",
+  }
+  (folder / "special_tokens_map.json").write_text(json.dumps(marks))
+  config = {**marks, "tokenizer_class": "CLIPTokenizer", "model_max_length": 16}
+  (folder / "tokenizer_config.json").write_text(json.dumps(config))
+  return transformers.CLIPTokenizer.from_pretrained(folder), len(vocab)
+
+
+def write(folder: pathlib.Path, variant) -> None:
+  """One pipeline."""
+  torch.manual_seed(SEED)
+  words, vocab_size = tokenizer(folder / "tokenizer")
+  text = randomise(
+    transformers.CLIPTextModel(
+      transformers.CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=12,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        max_position_embeddings=16,
+        **variant["text"],
+      )
+    )
+  )
+  unet = randomise(diffusers.UNet2DConditionModel(**{**UNET, **variant["unet"]}))
+  vae = randomise(
+    diffusers.AutoencoderKL(
+      block_out_channels=(8, 16),
+      down_block_types=("DownEncoderBlock2D",) * 2,
+      up_block_types=("UpDecoderBlock2D",) * 2,
+      norm_num_groups=4,
+      sample_size=16,
+    )
+  )
+  scheduler = diffusers.DDIMScheduler(
+    beta_schedule="scaled_linear",
+    beta_start=0.00085,
+    beta_end=0.012,
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    **variant["scheduler"],
+  )
+  for part, model in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+    model.save_pretrained(folder / part)
+  scheduler.save_pretrained(folder / "scheduler")
+  index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}
+  (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+  seen = {}
+  modules = dict(unet.named_modules())
+  for name in BLOCKS:
+
+    def keep(module, args, out, name=name):
+      seen[name] = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+
+    modules[name].register_forward_hook(keep)
+  ids = [
+    words(t, padding="max_length", truncation=True, max_length=16).input_ids
+    for t in TEXTS
+  ]
+  tokens = torch.tensor(ids)[:2]
+  states = text(tokens).last_hidden_state
+  x = torch.randn(2, unet.config.in_channels, 8, 8)
+  timesteps = torch.tensor([3, 700])
+  out = unet(x, timesteps, states).sample
+  (out**2).mean().backward()
+  picture = torch.rand(2, 3, 16, 16) * 2 - 1
+  posterior = vae.encode(picture).latent_dist
+  z = torch.randn(2, 4, 8, 8)
+  parameters = dict(unet.named_parameters())
+  last = lambda y: y.movedim(1, -1)  # noqa: E731
+  arrays = {
+    "ids": np.array(ids),
+    "states": states,
+    "x": last(x),
+    "timesteps": timesteps,
+    "out": last(out),
+    "picture": last(picture),
+    "mean": last(posterior.mean),
+    "std": last(posterior.std),
+    "z": last(z),
+    "decoded": last(vae.decode(z).sample),
+    **{f"block/{BLOCKS[name]}": last(value) for name, value in seen.items()},
+    **{f"gradient/{name}": parameters[name].grad for name in GRADIENTS},
+  }
+  np.savez_compressed(
+    folder / "expected.npz",
+    texts=np.array(TEXTS),
+    **{k: getattr(v, "detach", lambda v=v: v)() for k, v in arrays.items()},
+  )
+
+
+def main() -> None:
+  """Writes all models and where they come from."""
+  target = pathlib.Path(sys.argv[1])
+  for name, variant in VARIANTS.items():
+    write(target / name, variant)
+  provenance = {
+    "made_by": "tools/make_picture_golden.py",
+    "seed": SEED,
+    "torch": torch.__version__,
+    "transformers": transformers.__version__,
+    "diffusers": diffusers.__version__,
+  }
+  (target / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()
