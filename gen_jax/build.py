@@ -213,18 +213,13 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "discriminator": {
     "discriminator": _model(discriminator.Discriminator, discriminator.Config)
   },
-  "sampler": {
-    "ddpm": _later(samplers.ddpm, "schedule"),
-    "ddim": _later(samplers.ddim, "schedule"),
-    "euler": _later(samplers.euler, "schedule"),
-    "heun": _later(samplers.heun, "schedule"),
-    "dpmpp_2m": _later(samplers.dpmpp_2m, "schedule"),
-  },
+  "sampler": {make.__name__: _later(make, "schedule") for make in samplers.ALL},
   "scale": {"by_alpha": _value(samplers.by_alpha), "by_sum": _value(samplers.by_sum)},
   "grid": {
     "uniform": _later(grids.uniform, "schedule", "num_steps"),
     "karras": _later(grids.karras, "schedule", "num_steps"),
     "uniform_logsnr": _later(grids.uniform_logsnr, "schedule", "num_steps"),
+    "align_your_steps": _later(grids.align_your_steps, "schedule", "num_steps"),
   },
   "sampling": {
     "text": _plain(generate.Sampling),

@@ -22,9 +22,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "unet": {
         "name": "unet",
         "image_channels": 4,
-        "width": 64,
+        "width": 48,
         "multipliers": (1, 2, 3),
-        "num_blocks": 2,
+        "num_blocks": 1,
         "attention_levels": (1, 2),
         "num_heads": 4,
         "num_groups": 16,
@@ -65,7 +65,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "flip": True,
     },
     optimizer={"learning_rate": {"peak": 1e-3, "warmup_steps": 100}, "b2": 0.99},
-    train={"num_steps": 2000, "save_every": 500, "ema_decay": 0.995},
+    train={"num_steps": 2200, "save_every": 500, "ema_decay": 0.995},
   )
   config.evaluators.validation.every = 1000
   return common.smoke(config) if smoke else config

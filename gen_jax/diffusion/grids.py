@@ -25,7 +25,7 @@ def t_max(schedule: schedules.Schedule) -> Array:
 
 
 def uniform(schedule: schedules.Schedule, num_steps: int) -> Array:
-  """Equal steps in t.
+  """Equal steps in t, from the noisiest on: what is called trailing elsewhere.
 
   >>> uniform(schedules.VPLinear(), 4).tolist()
   [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -56,6 +56,24 @@ def karras(
 def uniform_logsnr(
   schedule: schedules.Schedule, num_steps: int, logsnr_max: float = 12.0
 ) -> Array:
-  """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0."""
+  """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0.
+
+  sigma / alpha then falls exponentially.
+  """
   low = schedule.logsnr(t_max(schedule))
   return _down_to(schedule, jnp.linspace(low, logsnr_max, num_steps))
+
+
+# sigma / alpha of ten steps, optimised for Stable Diffusion 1.
+_AYS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152)
+
+
+def align_your_steps(schedule: schedules.Schedule, num_steps: int) -> Array:
+  """The ten noise levels of Sabour et al. 2024, log-linear for other numbers; then 0.
+
+  Source: arXiv:2404.14507 and the authors' published figures for Stable Diffusion 1.
+  """
+  places = jnp.linspace(0.0, len(_AYS) - 1.0, num_steps)
+  logs = jnp.interp(places, jnp.arange(len(_AYS)), jnp.log(jnp.array(_AYS)))
+  noisiest = -0.5 * schedule.logsnr(t_max(schedule))
+  return _down_to(schedule, -2.0 * jnp.minimum(logs, noisiest))

@@ -51,8 +51,13 @@ ODE = {
   "euler": Row(samplers.euler, 1, 0.06),
   "heun": Row(samplers.heun, 2, 0.006),
   "heun_by_sum": Row(_heun_by_sum, 2, 0.006),
+  "plms": Row(samplers.plms, 2, 0.02),
   "dpmpp_2m": Row(samplers.dpmpp_2m, 2, 0.006),
+  "dpmpp_3m": Row(samplers.dpmpp_3m, 3, 0.006),
+  "unipc": Row(samplers.unipc, 3, 0.006),
 }
+# It asks for times between those of the grid.
+ORDERS = {**ODE, "dpmpp_2s": Row(samplers.dpmpp_2s, 2, 0.006)}
 SDE = {
   "ddpm": samplers.ddpm,
   "ddim_1": lambda schedule: samplers.ddim(schedule, 1.0),
@@ -284,10 +289,13 @@ def test_every_grid_serves_every_sampler(name, grid):
 
 
 @pytest.mark.parametrize("schedule", ["vp_linear", "rectified_flow"])
-@pytest.mark.parametrize("name", ODE_NAMES)
+@pytest.mark.parametrize("name", ORDERS)
 def test_order_of_convergence(schedule, name):
-  """Halving the step between two inner times divides the error by 2^order."""
-  case, row, z = CASE[schedule], ODE[name], np.array([-1.3, 0.4, 2.0])
+  """Halving the step between two inner times divides the error by 2^order.
+
+  Multistep methods of order 3 begin with lower orders, so their first steps are short.
+  """
+  case, row, z = CASE[schedule], ORDERS[name], np.array([-1.3, 0.4, 2.0])
   start, end = 0.75, 0.1
   with jax.enable_x64(True):
     # The state belongs to the schedule's own alpha and sigma: here only the step errs.
@@ -300,11 +308,19 @@ def test_order_of_convergence(schedule, name):
     step = stepper(sampler, gaussian(case.schedule))
     errors = []
     for num_steps in (64, 128):
-      times = jnp.linspace(start, end, num_steps + 1)
+      times = np.linspace(start, end, num_steps + 1)
+      if row.order == 3:
+        short = (times[0] - times[1]) ** 2
+        times = np.concatenate(
+          [times[:1], times[0] - short * np.arange(1, 3), times[1:]]
+        )
+      times = jnp.asarray(times)
       x = loop(step, sampler, times, jnp.asarray(exact[:1]), keys_for(1))[-1]
       assert x.dtype == jnp.float64
       errors.append(np.max(np.abs(np.asarray(x[0]) - exact[1])))
-  assert abs(np.log2(errors[0] / errors[1]) - row.order) < 0.25
+  measured = np.log2(errors[0] / errors[1])
+  # Terms of third and fourth order are of one size here: it may look better than 3.
+  assert row.order - 0.25 < measured < row.order + (0.25 if row.order < 3 else 1.0)
 
 
 PAIRS = [(0.95, 0.9), (0.7, 0.3), (0.31, 0.3), (0.2, 0.0)]
@@ -544,3 +560,59 @@ def test_sweeps_do_not_recompile():
   assert num_traces == 1
   for one, other in itertools.pairwise(results):
     assert float(jnp.max(jnp.abs(one - other))) > 1e-3
+
+
+def _many(sampler, schedule, num_steps=48):
+  """Draws [1, 4096] of a stochastic sampler, from exact noise."""
+  times = grids.uniform_logsnr(schedule, num_steps)
+  keys = keys_for(1)
+  z = np.random.default_rng(1).standard_normal((1, 4096))
+  x = jnp.asarray(state_of(CASE["vp_linear"], times[0], z), jnp.float32)
+  run = jax.jit(lambda x: samplers.sample(gaussian(schedule), sampler, times, x, keys))
+  return np.asarray(run(x)[0])
+
+
+def _distance_from_data(x) -> float:
+  return abs(x.mean() - MEAN) + abs(x.std() - STD)
+
+
+def test_dpmpp_2m_sde_draws_from_the_data_better_than_ddpm():
+  """Of second order: after as many steps nearer to the law of the data."""
+  schedule = CASE["vp_linear"].schedule
+  better, worse = (
+    _distance_from_data(_many(make(schedule), schedule, 24))
+    for make in (samplers.dpmpp_2m_sde, samplers.ddpm)
+  )
+  assert better < 0.05 and better < 0.5 * worse
+
+
+def test_churn_of_nothing_is_its_sampler_and_any_keeps_the_law():
+  schedule = CASE["vp_linear"].schedule
+  plain = _many(samplers.heun(schedule), schedule)
+  none = _many(samplers.churn(schedule, samplers.heun, 0.0), schedule)
+  np.testing.assert_array_equal(none, plain)
+  some = _many(samplers.churn(schedule, samplers.heun, 0.2), schedule)
+  assert np.abs(some - plain).mean() > 0.1  # it is another path ...
+  # ... to the same data, but for four standard errors of 4,096 draws.
+  assert _distance_from_data(some) < 4.0 * STD * (1 / 64 + 1 / 90)
+
+
+def test_unipc_corrects_with_the_next_x0():
+  """One step and its correction, by Zhao et al. 2023 eq. 3-8 in float64."""
+  schedule, times = CASE["vp_linear"].schedule, jnp.array([0.7, 0.5, 0.4])
+  x = jnp.array([[0.3, -1.0]])
+  denoise = lambda x, t: gaussian(schedule)(x, t)  # noqa: E731
+  out, _ = samplers.sample(denoise, samplers.unipc(schedule), times, x, keys_for(1))
+  a, s = (np.asarray(f(times), np.float64) for f in (schedule.alpha, schedule.sigma))
+  lam = np.log(a / s)
+  x0 = lambda x, i: np.asarray(denoise(jnp.float32(x), times[i][None]).x0, np.float64)  # noqa: E731
+
+  def hold(x, i, m):
+    return s[i + 1] / s[i] * x - a[i + 1] * np.expm1(lam[i] - lam[i + 1]) * m
+
+  first = x0(x, 0)
+  second = x0(hold(np.asarray(x), 0, first), 1)
+  corrected = hold(np.asarray(x), 0, first + 0.5 * (second - first))
+  ratio = (lam[2] - lam[1]) / (lam[1] - lam[0])
+  wanted = hold(corrected, 1, second + 0.5 * ratio * (second - first))
+  np.testing.assert_allclose(out, wanted, rtol=1e-5)
