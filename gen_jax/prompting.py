@@ -1,6 +1,7 @@
 """Prompts in, text or pictures out: strings around the compiled loops."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -240,39 +241,114 @@ class Painter:
   batch_size: int = 50
 
   def __post_init__(self):
-    def draw(params, frozen, caption, keys):
-      return diffusion.draw(
-        self.task, self.sampling, params, frozen, caption, keys, self.shape
-      )
-
-    object.__setattr__(self, "_draw", jax.jit(draw))
+    draw = functools.partial(diffusion.draw, self.task, self.sampling)
+    edit = functools.partial(diffusion.edit, self.task, self.sampling)
+    object.__setattr__(self, "_draw", jax.jit(draw, static_argnames="shape"))
+    object.__setattr__(self, "_edit", jax.jit(edit))
 
   def images(
-    self, params: Params, frozen: PyTree, captions: Sequence[str], keys: Array
+    self,
+    params: Params,
+    frozen: PyTree,
+    captions: Sequence[str],
+    keys: Array,
+    negative: str = "",
   ) -> np.ndarray:
     """uint8 [N, H, W, C], picture i for captions[i] and keys[i].
 
+    Args:
+      negative: what guidance leads away from.
+
     Raises:
-      InputError: a caption longer than the text encoder reads.
+      InputError: a caption longer than the text encoder reads, or a model that only
+        edits.
     """
-    for caption in captions:
+    if self.task.unet.config.extra_channels:
+      raise InputError("this model fills parts of a picture: gen-jax edit --mask")
+
+    def draw(index, *captions):
+      caption, against = captions
+      at = keys[index]
+      return self._draw(params, frozen, caption, at, shape=self.shape, negative=against)
+
+    return self._in_batches(draw, captions, negative)
+
+  def edits(
+    self,
+    params: Params,
+    frozen: PyTree,
+    captions: Sequence[str],
+    keys: Array,
+    picture: np.ndarray,
+    change: np.ndarray,
+    strength: float,
+    negative: str = "",
+  ) -> np.ndarray:
+    """uint8 [N, H, W, C]: one picture drawn anew for each caption and key.
+
+    Args:
+      picture: uint8 [H, W, C].
+      change: bool [H, W]; every pixel outside comes back bit for bit.
+      strength: in [0, 1]: 0 is the picture itself, 1 forgets what was there.
+
+    Raises:
+      InputError: see `images`; or a strength or picture that does not fit.
+    """
+    if not 0 <= strength <= 1:
+      raise InputError(f"strength={strength} must be in [0, 1]")
+    if change.shape != picture.shape[:2]:
+      raise InputError(
+        f"the mask is {change.shape[1]}x{change.shape[0]}, the picture"
+        f" {picture.shape[1]}x{picture.shape[0]}; they must be of one size"
+      )
+    latent = self.task.codec.shape(picture.shape)
+    factor = picture.shape[0] // max(latent[0], 1)
+    height, width = picture.shape[:2]
+    if (latent[0] * factor, latent[1] * factor) != (height, width):
+      raise InputError(
+        f"the picture's sides {width}x{height} must be divisible by {factor}; crop it"
+      )
+    self.task.unet.config.check_side(*latent[:2])
+    pixels = picture.astype(np.float32) / 127.5 - 1.0
+
+    def draw(index, caption, against):
+      size = len(index)
+      return self._edit(
+        params,
+        frozen,
+        caption,
+        keys[index],
+        np.repeat(pixels[None], size, 0),
+        np.repeat(change[None], size, 0),
+        np.float32(strength),
+        against,
+      )
+
+    drawn = self._in_batches(draw, captions, negative)
+    changed = change[..., None] & (strength > 0)
+    return np.where(changed, drawn, picture)
+
+  def _in_batches(self, draw, captions: Sequence[str], negative: str) -> np.ndarray:
+    """uint8 of draw(indices, captions, negative captions), batch by batch."""
+    for caption in (*captions, negative):
       length = len(pipeline.caption_ids(caption, self.tokenizer))
       if length > self.caption_length:
         raise InputError(
           f"prompt {caption!r} has {length} tokens; the text encoder reads"
           f" {self.caption_length}: shorten it"
         )
-    rows = [
-      pipeline.pad_caption(c, self.tokenizer, self.caption_length) for c in captions
-    ]
-    images = []
-    size = min(self.batch_size, len(rows))
-    for start in range(0, len(rows), size):
-      index = np.minimum(np.arange(start, start + size), len(rows) - 1)
-      caption = diffusion.Caption(
-        *(jnp.asarray(np.stack([rows[i][j] for i in index])) for j in (0, 1))
-      )
-      batch = np.asarray(self._draw(params, frozen, caption, keys[index]))
-      images.append(batch[: len(rows) - start])
+
+    def padded(captions):
+      rows = [
+        pipeline.pad_caption(c, self.tokenizer, self.caption_length) for c in captions
+      ]
+      return diffusion.Caption(*(jnp.asarray(np.stack(x)) for x in zip(*rows)))  # noqa: B905
+
+    images, size = [], min(self.batch_size, len(captions))
+    for first in range(0, len(captions), size):
+      index = np.minimum(np.arange(first, first + size), len(captions) - 1)
+      given = padded([captions[i] for i in index])
+      batch = np.asarray(draw(index, given, padded([negative] * size)))
+      images.append(batch[: len(captions) - first])
     pixels = np.concatenate(images) * 127.5 + 127.5
     return np.clip(np.round(pixels), 0, 255).astype(np.uint8)

@@ -23,6 +23,7 @@ from gen_jax.cli import config_args
 COMMANDS = {
   "train": "train a model from a config; the same command resumes",
   "sample": "draw text or pictures from a trained model",
+  "edit": "draw a picture, or a part of it, anew for a prompt",
   "encode": "measure an autoencoder's latents, and keep a data set's codes on disk",
   "evaluate": "run a config's evaluators on a checkpoint",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",

@@ -62,6 +62,7 @@ def add_arguments(parser) -> None:
     strict=True,
   ):
     group.add_argument(f"--{name}", action="store_true", help=meaning)
+  parser.add_argument("--negative", help="pictures: what to lead away from")
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
@@ -84,7 +85,7 @@ def run(args) -> dict:
   config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
-  for name in (*other, *(() if is_text else SWITCHES)):
+  for name in (*other, *(("negative",) if is_text else SWITCHES)):
     if getattr(args, name):
       raise InputError(
         f"--{name} is for {'pictures' if is_text else 'text'}; {directory} holds a"
@@ -260,7 +261,35 @@ def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   index = [i for _ in prompts for i in range(args.num)]
   painter = opened.experiment.painter()
   keys = prompting.keys(args.seed, args.num)[np.array(index)]
-  images = painter.images(opened.weights, opened.experiment.frozen, captions, keys)
+  images = painter.images(
+    opened.weights, opened.experiment.frozen, captions, keys, args.negative or ""
+  )
+  how = {
+    **opened.experiment.config["sampling"],
+    "negative": args.negative or "",
+    "step": opened.step,
+    "weights": opened.kind,
+  }
+  return write_pictures(folder, images, captions, args.seed, index, args.num, how)
+
+
+def write_pictures(
+  folder: pathlib.Path,
+  images: np.ndarray,
+  captions: list[str],
+  seed: int,
+  index: list[int],
+  columns: int,
+  how: dict,
+) -> dict:
+  """Writes each picture, all of them in grid.png, and how they were made.
+
+  Args:
+    images: uint8 [N, H, W, C].
+    index: of each picture among those of its prompt.
+    how: goes into prompts.json beside the prompts.
+  """
+  prompts = list(dict.fromkeys(captions))
   slugs = {
     prompt: "".join(c if c.isalnum() else "_" for c in prompt)[:40] or "empty"
     for prompt in prompts
@@ -269,13 +298,12 @@ def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
     slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
   samples = []
   for image, caption, i in zip(images, captions, index, strict=True):
-    path = folder / f"{slugs[caption]}_{args.seed}_{i}.png"
+    path = folder / f"{slugs[caption]}_{seed}_{i}.png"
     save_picture(path, image)
-    samples.append(
-      {"prompt": caption, "path": str(path), "seed": args.seed, "index": i}
-    )
+    samples.append({"prompt": caption, "path": str(path), "seed": seed, "index": i})
   zoom = max(1, 64 // images.shape[1])
-  save_picture(folder / "grid.png", grid_picture(images, args.num), zoom)
-  (folder / "prompts.json").write_text(json.dumps(prompts))
+  save_picture(folder / "grid.png", grid_picture(images, columns), zoom)
+  record = {"prompts": prompts, "seed": seed, **how}
+  (folder / "prompts.json").write_text(json.dumps(record, indent=2) + "\n")
   print(f"{len(images)} pictures in {folder}, all of them in {folder / 'grid.png'}")
   return {"samples": samples, "grid": str(folder / "grid.png")}

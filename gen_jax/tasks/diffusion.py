@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from gen_jax import rng
 from gen_jax.diffusion import codec as codecs
-from gen_jax.diffusion import corrupt, grids, guidance, samplers
+from gen_jax.diffusion import corrupt, editing, grids, guidance, samplers
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.tasks import base
@@ -78,11 +78,18 @@ class Diffusion:
     )
 
   def denoiser(
-    self, params: Params, frozen: PyTree, caption: Caption, *, train_key=None
+    self,
+    params: Params,
+    frozen: PyTree,
+    caption: Caption,
+    *,
+    extra: Array | None = None,
+    train_key=None,
   ) -> guidance.Denoise:
     """Binds parameters and caption: (x_t [B, ...], t [B]) -> Prediction.
 
-    The caption is encoded once, here. `train_key` turns dropout on.
+    The caption is encoded once, here. `extra` [B, h, w, E] goes into the UNet beside
+    x_t, as it is. `train_key` turns dropout on.
     """
     del frozen
     train = train_key is not None
@@ -96,9 +103,12 @@ class Diffusion:
 
     def denoise(x: Array, t: Array) -> param.Prediction:
       scale = schedules.expand(self.target.input_scale(self.schedule, t), x)
+      inputs = scale * x
+      if extra is not None:
+        inputs = jnp.concatenate([inputs, extra], -1)
       out = self.unet.apply(
         {"params": params["unet"]},
-        scale * x,
+        inputs,
         t,
         *states,
         train=train,
@@ -179,6 +189,26 @@ class Sampling:
       raise InputError(f"guidance_rescale={self.guidance_rescale} must be in [0, 1]")
 
 
+def _guided(
+  task: Diffusion,
+  sampling: Sampling,
+  params: Params,
+  frozen: PyTree,
+  caption: Caption,
+  negative: Caption | None,
+  extra: Array | None = None,
+) -> guidance.Denoise:
+  """The denoiser that `sampling` asks for."""
+  reference = task.null(caption.tokens.shape[0]) if negative is None else negative
+  main = task.denoiser(params, frozen, caption, extra=extra)
+  null = task.denoiser(params, frozen, reference, extra=extra)
+  denoise = guidance.guide(main, null, sampling.guidance_scale)
+  denoise = guidance.interval(denoise, main, *sampling.guidance_interval)
+  if sampling.guidance_rescale:
+    denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
+  return denoise
+
+
 def draw(
   task: Diffusion,
   sampling: Sampling,
@@ -187,6 +217,7 @@ def draw(
   caption: Caption,
   keys: Array,
   shape: tuple[int, ...],
+  negative: Caption | None = None,
 ) -> Array:
   """Draws one picture per caption; picture i depends on caption i and keys[i] alone.
 
@@ -194,18 +225,55 @@ def draw(
     caption: tokens and mask [B, S].
     keys: [B].
     shape: of one latent, [H, W, C].
+    negative: what guidance leads away from, [B, S]; None: the empty caption.
 
   Returns:
     Pictures float32 [B, ...] from the codec's decoder, about [-1, 1].
   """
-  main = task.denoiser(params, frozen, caption)
-  null = task.denoiser(params, frozen, task.null(keys.shape[0]))
-  denoise = guidance.guide(main, null, sampling.guidance_scale)
-  denoise = guidance.interval(denoise, main, *sampling.guidance_interval)
-  if sampling.guidance_rescale:
-    denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
+  denoise = _guided(task, sampling, params, frozen, caption, negative)
   times = sampling.grid(task.schedule, sampling.num_steps)
   noise_keys, step_keys = rng.split(keys, 2)
   z = samplers.noise(task.schedule, times[0], noise_keys, shape)
   z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), times, z, step_keys)
   return task.codec.decode(frozen, z)
+
+
+def edit(
+  task: Diffusion,
+  sampling: Sampling,
+  params: Params,
+  frozen: PyTree,
+  caption: Caption,
+  keys: Array,
+  picture: Array,
+  change: Array,
+  strength: Array,
+  negative: Caption | None = None,
+) -> Array:
+  """Draws pictures anew from others; see `diffusion.editing`.
+
+  Args:
+    picture: float32 [B, H, W, C] in [-1, 1].
+    change: bool [B, H, W], where it may change.
+    strength: float32 [] in [0, 1]; traced.
+
+  Returns:
+    Pictures as from `draw`; what is to be kept is kept in the latents, not in pixels.
+  """
+  z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
+  factor = picture.shape[1] // z.shape[1]
+  keep = editing.keep_latents(change, factor)
+  extra = None
+  if task.unet.config.extra_channels:  # a model of inpainting: mask and the rest
+    rest = jnp.where(change[..., None], 0.0, picture)
+    rest = task.codec.encode(frozen, rest, rng.fold_in(keys, 2))
+    extra = jnp.concatenate([1.0 - keep[..., None].astype(z.dtype), rest], -1)
+  denoise = _guided(task, sampling, params, frozen, caption, negative, extra)
+  times = strength * sampling.grid(task.schedule, sampling.num_steps)
+  noise_keys, step_keys = rng.split(keys, 2)
+  eps = rng.normal(noise_keys, z.shape[1:])
+  sampler = sampling.sampler(task.schedule)
+  sampler = editing.keeping(sampler, task.schedule, z, eps, keep)
+  x = editing.start(task.schedule, times[0], z, eps, strength)
+  x, _ = samplers.sample(denoise, sampler, times, x, step_keys)
+  return task.codec.decode(frozen, jnp.where(strength > 0, x, z))

@@ -188,6 +188,61 @@ def test_pictures_are_drawn_and_do_not_depend_on_the_batch(imported, tmp_path):
   assert np.abs(first - again).max() <= 1 < np.abs(first - other).max()
 
 
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+  """A picture, and a mask whose right half is to be drawn anew."""
+  home = tmp_path_factory.mktemp("input")
+  pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+  Image.fromarray(pixels).save(home / "picture.png")
+  mask = np.repeat(np.arange(16)[None] >= 8, 16, 0)
+  Image.fromarray(np.uint8(255 * mask)).save(home / "mask.png")
+  Image.fromarray(np.uint8(255 * mask[:8])).save(home / "short.png")
+  (home / "text.png").write_text("no picture")
+  return home
+
+
+def edit_words(imported, picture, *more):
+  words = ("edit", "--workdir", imported / "w", "--image", picture / "picture.png")
+  return (*words, "--num_steps", 2, "--prompt", "apple", *more)
+
+
+def test_a_masked_edit_changes_nothing_outside_the_mask(imported, picture, tmp_path):
+  words = edit_words(imported, picture, "--mask", picture / "mask.png")
+  result = run(*words, "--out", tmp_path / "out")
+  before, after = (
+    np.asarray(Image.open(p))
+    for p in (picture / "picture.png", result["samples"][0]["path"])
+  )
+  np.testing.assert_array_equal(after[:, :8], before[:, :8])
+  assert (after[:, 8:] != before[:, 8:]).any()
+  record = json.loads((tmp_path / "out" / "prompts.json").read_text())
+  assert record["strength"] == 1.0 and len(record["sha256"]) == 64
+  again = run(
+    *edit_words(imported, picture, "--strength", 0, "--out", tmp_path / "same")
+  )
+  same = np.asarray(Image.open(again["samples"][0]["path"]))
+  np.testing.assert_array_equal(same, before)
+
+
+@pytest.mark.parametrize(
+  "more, named",
+  [
+    (("--strength", "1.5"), "strength=1.5"),
+    (("--mask", "short.png"), "16x8"),
+    (("--mask", "text.png"), "not a readable image"),
+    (("--image", "absent.png"), "not a readable image"),
+    (("--outpaint", "1,2,3"), "four numbers"),
+    (("--outpaint", "1,0,0,0"), "divisible"),
+    (("--num_steps", "0"), "num_steps=0"),
+  ],
+)
+def test_an_edit_that_cannot_be_is_refused(imported, picture, tmp_path, more, named):
+  more = [picture / word if word.endswith(".png") else word for word in more]
+  with pytest.raises(types.InputError, match=named):
+    run(*edit_words(imported, picture, *more, "--out", tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
 def damaged(tmp_path, change):
   folder = tmp_path / "model"
   shutil.copytree(GOLDEN / "v1", folder)

@@ -1,0 +1,134 @@
+"""`gen-jax edit`: image to image, inpainting and outpainting for a prompt."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from gen_jax import prompting
+from gen_jax.cli import config_args, sample, trained, workdir
+from gen_jax.types import InputError
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax edit --help`."""
+  trained.add_arguments(parser)
+  parser.add_argument("--image", required=True, metavar="FILE", help="what to edit")
+  parser.add_argument("--prompt", default="", help="what to draw")
+  parser.add_argument("--negative", default="", help="what to lead away from")
+  parser.add_argument(
+    "--strength",
+    type=float,
+    help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask",
+  )
+  parser.add_argument("--mask", metavar="FILE", help="white is drawn anew, black stays")
+  parser.add_argument(
+    "--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw"
+  )
+  parser.add_argument("--num", type=int, default=1, help="how many, each by its seed")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--out", help="folder to write to; default WORKDIR/edits")
+  group = parser.add_argument_group(
+    "how to draw (default: the config's sampling block)"
+  )
+  for name in sample.IMAGE:
+    group.add_argument(f"--{name}", help="as in `gen-jax sample`")
+  parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
+
+
+def run(args) -> dict:
+  """Checks everything, draws, and only then writes."""
+  if args.num < 1:
+    raise InputError(f"--num {args.num} must be at least 1")
+  if not 0 <= args.seed < 2**63:
+    raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
+  directory = pathlib.Path(args.workdir)
+  config = workdir.read_config(directory, args.overrides)
+  given = {f"sampling.{n}": getattr(args, n) for n in sample.IMAGE}
+  if config["task"]["name"] != "diffusion":
+    raise InputError(f"{directory} holds no model that draws pictures")
+  config = config_args.apply(
+    config, [(k, v) for k, v in given.items() if v is not None]
+  )
+  picture, change = _picture(args, config["data"]["channels"])
+  is_partial = bool(args.mask or args.outpaint)
+  strength = args.strength
+  if strength is None:
+    strength = 1.0 if is_partial else 0.6
+  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  if opened.experiment.task.unet.config.extra_channels and not is_partial:
+    raise InputError("this model fills parts of a picture: give --mask or --outpaint")
+  images = opened.experiment.painter().edits(
+    opened.weights,
+    opened.experiment.frozen,
+    [args.prompt] * args.num,
+    prompting.keys(args.seed, args.num),
+    picture,
+    change,
+    strength,
+    args.negative,
+  )
+  folder = pathlib.Path(args.out) if args.out else directory / "edits"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot write to {folder}: {error.strerror}; give another --out"
+    ) from None
+  digest = hashlib.sha256(pathlib.Path(args.image).read_bytes()).hexdigest()
+  how = {
+    **opened.experiment.config["sampling"],
+    "image": args.image,
+    "sha256": digest,
+    "mask": args.mask,
+    "outpaint": args.outpaint,
+    "strength": strength,
+    "negative": args.negative,
+    "step": opened.step,
+    "weights": opened.kind,
+  }
+  captions, index = [args.prompt] * args.num, list(range(args.num))
+  before = np.concatenate([picture[None], images])
+  result = sample.write_pictures(
+    folder, images, captions, args.seed, index, args.num, how
+  )
+  zoom = max(1, 64 // picture.shape[0])
+  sample.save_picture(
+    folder / "before_after.png", sample.grid_picture(before, len(before)), zoom
+  )
+  kept = int((images == picture).all(-1).sum(0).min())
+  print(f"before and after: {folder / 'before_after.png'}; {kept} pixels as before")
+  return {**result, "strength": strength, "step": opened.step, "weights": opened.kind}
+
+
+def _open(path: str, mode: str) -> np.ndarray:
+  try:
+    with Image.open(path) as image:
+      return np.asarray(image.convert(mode))
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    raise InputError(f"{path} is not a readable image ({error})") from None
+
+
+def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
+  """uint8 [H, W, C], and bool [H, W], where it is to be drawn anew."""
+  picture = _open(args.image, "L" if channels == 1 else "RGB")
+  picture = picture.reshape(*picture.shape[:2], channels)
+  change = np.ones(picture.shape[:2], np.bool_)
+  if args.mask:
+    change = _open(args.mask, "L") >= 128
+  if args.outpaint:
+    try:
+      left, top, right, bottom = (int(word) for word in args.outpaint.split(","))
+      if min(left, top, right, bottom) < 0:
+        raise ValueError
+    except ValueError:
+      raise InputError(
+        f"--outpaint {args.outpaint!r} must be four numbers of pixels: left, top, right"
+        " and bottom, as in 0,0,32,0"
+      ) from None
+    around = ((top, bottom), (left, right))
+    change = change if args.mask else np.zeros(picture.shape[:2], np.bool_)
+    change = np.pad(change, around, constant_values=True)
+    picture = np.pad(picture, (*around, (0, 0)), mode="edge")
+  return picture, change
