@@ -1,5 +1,6 @@
 """Stable Diffusion's weights: equal to what diffusers computes, and unchanged."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gen_jax import build, sharding, tree, types
-from gen_jax.cli import main, workdir
+from gen_jax.cli import config_args, main, workdir
 from gen_jax.convert import diffusers, huggingface, stable_diffusion
 from gen_jax.data import pipeline, tokenizers
 
@@ -176,16 +177,12 @@ def test_single_file_has_the_names_of_the_original_code():
     assert dict(sorted(pairs.values())) == names[part]
 
 
-def test_pictures_are_drawn_and_do_not_depend_on_the_batch(imported, tmp_path):
+def test_pictures_are_drawn(imported, tmp_path):
   words = ("sample", "--workdir", imported / "w", "--num_steps", 2, "--prompt", "apple")
-  two = run(*words, "--num", 2, "--out", tmp_path / "two")["samples"]
-  one = run(*words, "--num", 1, "--out", tmp_path / "one")["samples"]
-  first, again, other = (
-    np.asarray(Image.open(s["path"]), int) for s in (one[0], two[0], two[1])
-  )
+  samples = run(*words, "--num", 2, "--out", tmp_path / "out")["samples"]
+  first, other = (np.asarray(Image.open(s["path"]), int) for s in samples)
   assert first.shape == (16, 16, 3)
-  # One level: kernels for other batch sizes round differently (tests/tasks says more).
-  assert np.abs(first - again).max() <= 1 < np.abs(first - other).max()
+  assert np.abs(first - other).max() > 1  # each has noise of its own
 
 
 @pytest.fixture(scope="module")
@@ -217,11 +214,6 @@ def test_a_masked_edit_changes_nothing_outside_the_mask(imported, picture, tmp_p
   assert (after[:, 8:] != before[:, 8:]).any()
   record = json.loads((tmp_path / "out" / "prompts.json").read_text())
   assert record["strength"] == 1.0 and len(record["sha256"]) == 64
-  again = run(
-    *edit_words(imported, picture, "--strength", 0, "--out", tmp_path / "same")
-  )
-  same = np.asarray(Image.open(again["samples"][0]["path"]))
-  np.testing.assert_array_equal(same, before)
 
 
 @pytest.mark.parametrize(
@@ -291,11 +283,28 @@ def test_an_autoencoder_that_was_changed_is_noticed(imported, tmp_path):
     run("sample", "--workdir", tmp_path / "w", "--num_steps", 1)
 
 
-def test_counts_are_those_of_the_papers():
-  """Stable Diffusion 1 and the CIFAR-10 model of Ho et al. 2020, to the parameter."""
-  task = diffusers.v1_task()
-  wanted = {"unet": 859_520_964, "autoencoder": 83_653_863, "text_encoder": 123_060_480}
+V1 = {"unet": 859_520_964, "autoencoder": 83_653_863, "text_encoder": 123_060_480}
+V2 = {"unet": 865_910_724, "autoencoder": 83_653_863, "text_encoder": 340_387_840}
+
+
+@pytest.mark.parametrize(
+  "variant, wanted",
+  [("v1", V1), ("v1-inpainting", {**V1, "unet": 859_535_364}), ("v2", V2)],
+)
+def test_counts_are_those_of_the_releases(variant, wanted):
+  """To the parameter; the config and what a single file is read as are one model."""
+  config = config_args.load(f"configs/diffusion/stable_diffusion.py:{variant}")
+  task = config["task"]
   for name, module in modules(task).items():
-    inputs = INPUTS[name](module.config, 768)
+    inputs = INPUTS[name](module.config, task["text_encoder"]["width"])
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     assert tree.size(sharding.unbox(shapes)) == wanted[name]
+  if variant == "v1":
+    ours, theirs = modules(task), modules(diffusers.v1_task())
+    for name, module in ours.items():
+      # Constructors of parts are equal if what they make is.
+      one, other = (dataclasses.asdict(m.config) for m in (module, theirs[name]))
+      for config in (one, other):
+        config.pop("attention", None)
+        config["mlp_width"] = config.get("mlp_width") or 4 * config["width"]
+      assert one == other

@@ -1,0 +1,116 @@
+"""Stable Diffusion 1 and 2 at full size, for training and planning from nothing.
+
+    variant         parameters: UNet   autoencoder   text encoder
+    v1              859,520,964        83,653,863    123,060,480
+    v1-inpainting   859,535,364        (9 channels into the UNet)
+    v2-base         865,910,724        83,653,863    340,387,840    512 pixels, eps
+    v2              865,910,724        83,653,863    340,387,840    768 pixels, v
+
+Rombach et al. 2022 (arXiv:2112.10752); the recipe is that of the released v1: AdamW at
+1e-4 after 10,000 steps of warm-up, batches of 2,048, a tenth of the captions dropped.
+Released weights come in by `gen-jax import`. Not yet run at full size.
+"""
+
+import ml_collections
+
+from configs import common
+
+VARIANTS = ("v1", "v1-inpainting", "v2-base", "v2")
+AUTOENCODER = {
+  "name": "autoencoder",
+  "image_channels": 3,
+  "latent_channels": 4,
+  "width": 128,
+  "multipliers": (1, 2, 4, 4),
+  "num_blocks": 2,
+  "num_groups": 32,
+  "middle_attention": True,
+  "dtype": "float32",
+}
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """`:v1`, `:v2`, ...; `:smoke` shrinks it to seconds, on the pixels of digits."""
+  variant, smoke = common.parse_arg(arg, VARIANTS)
+  is_first = variant.startswith("v1")
+  text_encoder = {
+    "name": "text_encoder",
+    "vocab_size": 49408,
+    "max_length": 77,
+    "num_layers": 12 if is_first else 23,
+    "width": 768 if is_first else 1024,
+    "num_heads": 12 if is_first else 16,
+    "mlp_width": None,
+    "activation": "quick_gelu" if is_first else "gelu_exact",
+    "is_causal": True,
+    "dropout": 0.0,
+    "dtype": "float32",
+  }
+  unet = {
+    "name": "unet",
+    "image_channels": 4,
+    "extra_channels": 5 if variant == "v1-inpainting" else 0,
+    "width": 320,
+    "multipliers": (1, 2, 4, 4),
+    "num_blocks": 2,
+    "attention_levels": (0, 1, 2),
+    "num_heads": 8 if is_first else None,
+    "head_dim": None if is_first else 64,
+    "attention": {
+      "name": "transformer",
+      "mlp": {"name": "gated_mlp", "activation": "gelu_exact"},
+      "use_bias": False,
+    },
+    "num_groups": 32,
+    "dropout": 0.0,
+    "clock_offset": -1.0,
+    "remat": None,
+    "dtype": "float32",
+  }
+  config = common.pictures(
+    {
+      "name": "diffusion",
+      "unet": unet,
+      "text_encoder": text_encoder,
+      "schedule": {
+        "name": "scaled_linear",
+        "num_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+      },
+      "target": {"name": "v" if variant == "v2" else "eps"},
+      "weighting": {"name": "unit"},
+      "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
+      "codec": {"name": "latent", "autoencoder": dict(AUTOENCODER), "workdir": None},
+      "caption_drop_prob": 0.1,
+    },
+    data={
+      "name": "images",
+      "source": {"name": "image_folder", "directory": ""},
+      "tokenizer": {"name": "file", "path": ""},
+      "image_size": 768 if variant == "v2" else 512,
+      "channels": 3,
+      "caption_length": 77,
+      "batch_size": 2048,
+      "flip": False,
+    },
+    optimizer={
+      "learning_rate": {
+        "name": "constant",
+        "peak": 1e-4,
+        "warmup_steps": 10_000,
+        "final_fraction": None,
+      },
+      "b2": 0.999,
+    },
+    train={"num_steps": 500_000, "ema_decay": 0.9999, "save_every": 5000},
+  )
+  del config.optimizer.learning_rate["final_fraction"]
+  config.sampling.num_steps = 50
+  config.sampling.guidance_scale = 7.5
+  if smoke:
+    config.task.unet.update({"num_heads": 2, "head_dim": None, "extra_channels": 0})
+    config.task.text_encoder.vocab_size = 512
+    config.data.tokenizer = {"name": "bpe", "vocab_size": 512}
+    config.data.caption_length = 12
+  return common.smoke(config) if smoke else config
