@@ -114,6 +114,11 @@ class Layout:
     return NamedSharding(self.mesh, self.spec(names, shape, path))
 
   @property
+  def on_cpu(self) -> bool:
+    """Whether this is a mesh of CPUs, where other programs than on TPUs are fast."""
+    return self.mesh.devices.flat[0].platform == "cpu"
+
+  @property
   def replicated(self) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(self.mesh, PartitionSpec())

@@ -106,13 +106,14 @@ def examine(
   """
   size = batch["weights"].shape[0]
   keys = rng.per_example(jax.random.key(0), size)
-  on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
-  options = {"xla_backend_optimization_level": "0"} if on_cpu else None  # it runs once
+  is_cpu = layout.on_cpu
+  options = {"xla_backend_optimization_level": "0"} if is_cpu else None  # it runs once
 
   def gradient(num):
     def fn(params, frozen, batch, keys):
+      args = (task, params, frozen, batch, keys, num)
       with sharding.use(layout):
-        return steps.gradients(task, params, frozen, batch, keys, num, train=False)
+        return steps.gradients(*args, train=False, unroll=is_cpu)
 
     return jax.jit(fn, compiler_options=options)(state.params, frozen, batch, keys)
 

@@ -49,8 +49,13 @@ def gradients(
   keys: Array,
   num_microbatches: int,
   train: bool = True,
+  unroll: bool = False,
 ) -> tuple[Params, base.LossOut]:
-  """Gradient of loss.total / loss.count over the whole batch, and its sums."""
+  """Gradient of loss.total / loss.count over the whole batch, and its sums.
+
+  `unroll` puts the microbatches in a row instead of a loop: XLA's CPU backend runs the
+  gradient of a convolution five to ten times slower inside a loop.
+  """
 
   def total(params, batch, keys):
     out = task.loss(params, frozen, batch, keys, train=train)
@@ -71,7 +76,7 @@ def gradients(
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, *first)
     )
-    (summed, out), _ = jax.lax.scan(body, zeros, parts)
+    (summed, out), _ = jax.lax.scan(body, zeros, parts, unroll=unroll)
   count = jnp.maximum(out.loss.count, jnp.finfo(jnp.float32).tiny)
   return jax.tree.map(lambda g: g / count, summed), out
 
@@ -98,7 +103,15 @@ def make_step(
     batch_size = jax.tree.leaves(batch)[0].shape[0]
     keys = rng.per_example(key, batch_size)
     with sharding.use(layout):
-      grads, out = gradients(task, state.params, frozen, batch, keys, num_microbatches)
+      grads, out = gradients(
+        task,
+        state.params,
+        frozen,
+        batch,
+        keys,
+        num_microbatches,
+        unroll=layout.on_cpu,
+      )
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
