@@ -24,7 +24,7 @@ COMMANDS = {
   "train": "train a model from a config; the same command resumes",
   "sample": "draw text or pictures from a trained model",
   "edit": "draw a picture, or a part of it, anew for a prompt",
-  "encode": "measure an autoencoder's latents, and keep a data set's codes on disk",
+  "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights (GPT-2, LLaMA) into a workdir",

@@ -22,7 +22,7 @@ from gen_jax.train import checkpoint, loop
 
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
-COMMANDS = "doctor, evaluate, export, import, inspect, report, sample, train"
+COMMANDS = "doctor, edit, encode, evaluate, export, import, inspect, report, sample, train"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ OVERRIDES = [
   (IMAGES, "task.schedule=cosin", ["schedule", "'cosin'", "karras", "vp_linear"]),
   (IMAGES, "task.weighting=snr", ["weighting", "'snr'", "min_snr"]),
   (IMAGES, "task.time_sampler=normal", ["'normal'", "logit_normal", "stratified"]),
-  (IMAGES, "sampling.sampler=dimm", ["'dimm'", "'ddim'", "dpmpp_2m, euler, heun"]),
+  (IMAGES, "sampling.sampler=dimm", ["'dimm'", "'ddim'", "churn, ddim, ddpm, dpmpp_2m"]),
   (IMAGES, "sampling.grid=karas", ["'karas'", "did you mean 'karras'?"]),
   # What does not fit together.
   (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes what is left"]),
@@ -577,7 +577,7 @@ def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
   [
     ("--temperature 1", ["--temperature is for text", "--sampler"]),
     ("--num_steps 0", ["num_steps=0 must be at least 1"]),
-    ("--sampler dimm", ["'dimm'", "'ddim'", "ddim, ddpm, dpmpp_2m, euler, heun"]),
+    ("--sampler dimm", ["'dimm'", "'ddim'", "churn, ddim, ddpm, dpmpp_2m"]),
     ("--grid karas", ["'karas'", "did you mean 'karras'?", "uniform_logsnr"]),
     ("--guidance_scale big", ["guidance_scale='big'", "a number"]),
     ("--guidance_rescale 2", ["guidance_rescale=2.0 must be in [0, 1]"]),
