@@ -22,7 +22,9 @@ from gen_jax.train import checkpoint, loop
 
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
-COMMANDS = "doctor, edit, encode, evaluate, export, import, inspect, report, sample, train"
+COMMANDS = (
+  "doctor, edit, encode, evaluate, export, import, inspect, report, sample, train"
+)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,11 @@ OVERRIDES = [
   (IMAGES, "task.schedule=cosin", ["schedule", "'cosin'", "karras", "vp_linear"]),
   (IMAGES, "task.weighting=snr", ["weighting", "'snr'", "min_snr"]),
   (IMAGES, "task.time_sampler=normal", ["'normal'", "logit_normal", "stratified"]),
-  (IMAGES, "sampling.sampler=dimm", ["'dimm'", "'ddim'", "churn, ddim, ddpm, dpmpp_2m"]),
+  (
+    IMAGES,
+    "sampling.sampler=dimm",
+    ["'dimm'", "'ddim'", "churn, ddim, ddpm, dpmpp_2m"],
+  ),
   (IMAGES, "sampling.grid=karas", ["'karas'", "did you mean 'karras'?"]),
   # What does not fit together.
   (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes what is left"]),
