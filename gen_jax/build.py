@@ -43,6 +43,7 @@ from gen_jax.models import (
   autoencoder,
   discriminator,
   text_encoder,
+  tiny_autoencoder,
   transformer,
   unet,
 )
@@ -209,7 +210,10 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "affine": _plain(codec.affine),
     "latent": _plain(autoencoding.codec),
   },
-  "autoencoder": {"autoencoder": _model(autoencoder.Autoencoder, autoencoder.Config)},
+  "autoencoder": {
+    "autoencoder": _model(autoencoder.Autoencoder, autoencoder.Config),
+    "tiny": _model(tiny_autoencoder.TinyAutoencoder, tiny_autoencoder.Config),
+  },
   "discriminator": {
     "discriminator": _model(discriminator.Discriminator, discriminator.Config)
   },

@@ -149,14 +149,15 @@ class Experiment:
 
   def painter(self) -> prompting.Painter:
     """Draws pictures for captions (a diffusion experiment)."""
-    side, channels = self.data.image_size, self.data.channels
+    side = self.data.image_size
+    height, width = self.sampling.size or (side, side)
     return prompting.Painter(
       self.task,
       self.tokenizer,
       self.sampling,
-      self.task.codec.shape((side, side, channels)),
+      prompting.latent_shape(self.task, (height, width, self.data.channels)),
       self.data.caption_length,
-      max(1, min(50, 2**18 // side**2)),  # pictures at once
+      max(1, min(50, 2**18 // (height * width))),  # pictures at once
     )
 
 

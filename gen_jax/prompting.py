@@ -220,6 +220,24 @@ class Writer:
         yield text
 
 
+def latent_shape(
+  task: diffusion.Diffusion, picture: tuple[int, ...]
+) -> tuple[int, ...]:
+  """[h, w, Z] of the latents of a picture [H, W, C].
+
+  Raises:
+    InputError: sides that the codec or the UNet cannot divide.
+  """
+  (height, width), latent = picture[:2], task.codec.shape(picture)
+  factor = height // max(latent[0], 1)
+  if (latent[0] * factor, latent[1] * factor) != (height, width):
+    raise InputError(
+      f"the picture's sides {width}x{height} must be divisible by {factor}; crop it"
+    )
+  task.unet.config.check_side(*latent[:2])
+  return latent
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Painter:
   """Draws pictures for captions, in batches of one fixed size; compiled once.
@@ -301,14 +319,7 @@ class Painter:
         f"the mask is {change.shape[1]}x{change.shape[0]}, the picture"
         f" {picture.shape[1]}x{picture.shape[0]}; they must be of one size"
       )
-    latent = self.task.codec.shape(picture.shape)
-    factor = picture.shape[0] // max(latent[0], 1)
-    height, width = picture.shape[:2]
-    if (latent[0] * factor, latent[1] * factor) != (height, width):
-      raise InputError(
-        f"the picture's sides {width}x{height} must be divisible by {factor}; crop it"
-      )
-    self.task.unet.config.check_side(*latent[:2])
+    latent_shape(self.task, picture.shape)
     pixels = picture.astype(np.float32) / 127.5 - 1.0
 
     def draw(index, caption, against):

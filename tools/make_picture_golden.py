@@ -16,6 +16,7 @@ import sys
 
 import diffusers
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -180,9 +181,36 @@ def write(folder: pathlib.Path, variant) -> None:
   )
 
 
+def write_taesd(folder: pathlib.Path) -> None:
+  """A narrow TAESD by the names of its release: layers by number, in bfloat16."""
+  torch.manual_seed(SEED)
+  model = diffusers.AutoencoderTiny(
+    encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
+  )
+  model = randomise(model).bfloat16().float()
+  folder.mkdir(parents=True, exist_ok=True)
+  for half, shift in (("encoder", 0), ("decoder", 1)):  # the release counts the bound
+    tensors = {}
+    for name, tensor in getattr(model, half).layers.state_dict().items():
+      number, rest = name.split(".", 1)
+      tensors[f"{int(number) + shift}.{rest}"] = tensor.bfloat16().contiguous()
+    safetensors.torch.save_file(tensors, folder / f"taesd_{half}.safetensors")
+  picture, z = torch.rand(2, 3, 16, 24) * 2 - 1, 4 * torch.randn(2, 4, 2, 3)
+  with torch.no_grad():
+    arrays = {
+      "picture": picture,
+      "code": model.encode(picture).latents,
+      "z": z,
+      "decoded": model.decode(z).sample,
+    }
+  last = {name: value.movedim(1, -1).numpy() for name, value in arrays.items()}
+  np.savez_compressed(folder / "expected.npz", **last)
+
+
 def main() -> None:
   """Writes all models and where they come from."""
   target = pathlib.Path(sys.argv[1])
+  write_taesd(target / "taesd")
   for name, variant in VARIANTS.items():
     write(target / name, variant)
   provenance = {

@@ -10,6 +10,8 @@ from gen_jax import prompting
 from gen_jax.cli import config_args, sample, trained, workdir
 from gen_jax.types import InputError
 
+IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the picture
+
 
 def add_arguments(parser) -> None:
   """See `gen-jax edit --help`."""
@@ -29,10 +31,13 @@ def add_arguments(parser) -> None:
   parser.add_argument("--num", type=int, default=1, help="how many, each by its seed")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", help="folder to write to; default WORKDIR/edits")
+  parser.add_argument(
+    "--autoencoder", metavar="DIR", help="another one for the same latents"
+  )
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
-  for name in sample.IMAGE:
+  for name in IMAGE:
     group.add_argument(f"--{name}", help="as in `gen-jax sample`")
   parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
 
@@ -45,7 +50,7 @@ def run(args) -> dict:
     raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
-  given = {f"sampling.{n}": getattr(args, n) for n in sample.IMAGE}
+  given = {f"sampling.{n}": getattr(args, n) for n in IMAGE}
   if config["task"]["name"] != "diffusion":
     raise InputError(f"{directory} holds no model that draws pictures")
   config = config_args.apply(
@@ -57,6 +62,8 @@ def run(args) -> dict:
   if strength is None:
     strength = 1.0 if is_partial else 0.6
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  if args.autoencoder:
+    opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
   if opened.experiment.task.unet.config.extra_channels and not is_partial:
     raise InputError("this model fills parts of a picture: give --mask or --outpaint")
   images = opened.experiment.painter().edits(

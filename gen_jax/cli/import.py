@@ -14,8 +14,8 @@ import optax
 from gen_jax import experiment as experiments
 from gen_jax import tree
 from gen_jax.cli import config_args, trained, workdir
-from gen_jax.convert import diffusers, hub, huggingface, stable_diffusion
-from gen_jax.data import tokenizers
+from gen_jax.convert import diffusers, hub, huggingface, stable_diffusion, taesd
+from gen_jax.data import latents, tokenizers
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
 from gen_jax.types import InputError
@@ -54,6 +54,8 @@ def run(args) -> dict:
   source = hub.locate(getattr(args, "from"), args.revision)
   if diffusers.is_pictures(source.folder):
     return _pictures(args, source, directory)
+  if taesd.is_here(source.folder):
+    return _autoencoder(args, source, directory)
   _, block, tensors, biasless = found = huggingface.open_model(source.folder)
   architecture = found[0]
   block = {**block, "scan_layers": args.scan_layers}
@@ -91,7 +93,16 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   names = _tokenizer(
     folder / "tokenizer", opened.task["text_encoder"]["vocab_size"], True
   )
-  config = config_args.apply(_picture_config(opened, directory), args.overrides)
+  data = {
+    "name": "images",
+    "source": {"name": "image_folder", "directory": ""},
+    "tokenizer": {"name": "file", "path": str(directory / "tokenizer")},
+    "image_size": opened.side,
+    "channels": opened.task["codec"]["autoencoder"]["image_channels"],
+    "caption_length": opened.task["text_encoder"]["max_length"],
+    "batch_size": jax.device_count(),
+  }
+  config = config_args.apply(_picture_config(opened.task, data), args.overrides)
   experiment = experiments.make(config, None)
   models = opened.models()
   goal = {
@@ -146,22 +157,54 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   return {"workdir": str(directory), "params": sizes, "step": 0, **origin}
 
 
-def _picture_config(
-  opened: diffusers.Opened, directory: pathlib.Path
-) -> dict[str, Any]:
-  """An experiment around imported Stable Diffusion, ready for fine-tuning."""
+def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
+  """TAESD: an autoencoder's workdir, its latents as Stable Diffusion wants them."""
+  tensors = taesd.open_folder(source.folder)
+  block = taesd.block(tensors)
+  task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
+  data = {
+    "name": "images",
+    "source": {"name": "image_folder", "directory": ""},
+    "tokenizer": {"name": "bytes"},
+    "image_size": 512,
+    "channels": 3,
+    "caption_length": 1,
+    "batch_size": jax.device_count(),
+  }
+  config = config_args.apply(_picture_config(task, data), args.overrides)
+  goal = experiments.make(config, None).abstract_params()["autoencoder"]
+  weights = huggingface.load(taesd.match(tensors, goal), goal)
+  origin = {
+    "from": source.name,
+    "revision": source.revision,
+    "architecture": "TAESD",
+    "dtypes": sorted({tensor.dtype for tensor in tensors.values()}),
+    "sha256": {name: _sha256(source.folder / name) for name in taesd.FILES.values()},
+  }
+  size = block["latent_channels"]
+  statistics = {  # its latents have mean 0 and variance 1 as they are
+    "mean": [0.0] * size,
+    "std": [1.0] * size,
+    "sha256": tree.sha256(weights),
+    "step": 0,
+    "weights": "raw",
+  }
+
+  def beside():
+    workdir.write_json(directory / latents.NAME, statistics)
+
+  state = _state({"autoencoder": weights})
+  _write(directory, config, state, source.folder, [], origin, beside)
+  print(f"{directory}: {source.name}: {tree.size(weights):,} parameters")
+  return {"workdir": str(directory), "params": tree.size(weights), "step": 0, **origin}
+
+
+def _picture_config(task: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+  """An experiment around imported weights for pictures, ready for fine-tuning."""
   return {
     "seed": 0,
-    "task": opened.task,
-    "data": {
-      "name": "images",
-      "source": {"name": "image_folder", "directory": ""},
-      "tokenizer": {"name": "file", "path": str(directory / "tokenizer")},
-      "image_size": opened.side,
-      "channels": opened.task["codec"]["autoencoder"]["image_channels"],
-      "caption_length": opened.task["text_encoder"]["max_length"],
-      "batch_size": jax.device_count(),
-    },
+    "task": task,
+    "data": data,
     "optimizer": {
       "name": "adamw",
       "learning_rate": {"name": "constant", "peak": 1e-5, "warmup_steps": 100},

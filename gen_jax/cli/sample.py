@@ -35,6 +35,8 @@ IMAGE = (
   "guidance_scale",
   "guidance_interval",
   "guidance_rescale",
+  "size",
+  "tile",
 )
 
 
@@ -63,6 +65,9 @@ def add_arguments(parser) -> None:
   ):
     group.add_argument(f"--{name}", action="store_true", help=meaning)
   parser.add_argument("--negative", help="pictures: what to lead away from")
+  parser.add_argument(
+    "--autoencoder", metavar="DIR", help="pictures: another one for the same latents"
+  )
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
@@ -85,7 +90,7 @@ def run(args) -> dict:
   config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
-  for name in (*other, *(("negative",) if is_text else SWITCHES)):
+  for name in (*other, *(("negative", "autoencoder") if is_text else SWITCHES)):
     if getattr(args, name):
       raise InputError(
         f"--{name} is for {'pictures' if is_text else 'text'}; {directory} holds a"
@@ -101,6 +106,8 @@ def run(args) -> dict:
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.interactive:
     return _talk(args, opened)
+  if args.autoencoder:
+    opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
   folder = pathlib.Path(args.out) if args.out else directory / "samples"
   try:
     folder.mkdir(parents=True, exist_ok=True)

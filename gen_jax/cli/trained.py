@@ -226,13 +226,47 @@ def with_frozen(
         f" (SHA-256 {made_by[:12]}, here {statistics['sha256'][:12]}); encode the data"
         " anew"
       )
-  put = lambda x: jax.device_put(x, experiment.layout.replicated)  # noqa: E731
-  frozen = {
-    "autoencoder": weights,
-    "mean": put(statistics["mean"]),
-    "std": put(statistics["std"]),
-  }
+  frozen = _frozen(experiment, weights, statistics)
   return dataclasses.replace(experiment, frozen=frozen)
+
+
+def _frozen(experiment: experiments.Experiment, weights: PyTree, statistics: dict):
+  """What a latent codec needs: an autoencoder and the statistics of its latents."""
+  put = lambda name: jax.device_put(statistics[name], experiment.layout.replicated)  # noqa: E731
+  return {"autoencoder": weights, "mean": put("mean"), "std": put("std")}
+
+
+def with_autoencoder(opened: Opened, home: pathlib.Path) -> Opened:
+  """The model with another autoencoder's workdir in place of its own.
+
+  Only who trained them knows whether both mean the same by their latents; TAESD does,
+  to those of Stable Diffusion 1 and 2.
+
+  Raises:
+    InputError: it is none, or its latents are of another shape.
+  """
+  task, config = opened.experiment.task, opened.experiment.config
+  block = workdirs.read_config(home)["task"].get("autoencoder")
+  if block is None or "autoencoder" not in opened.experiment.frozen:
+    raise InputError(
+      f"--autoencoder {home} is for models of latents, and must be an autoencoder's"
+      " workdir"
+    )
+  codec = {**config["task"]["codec"], "autoencoder": block}
+  other = experiments.make({**config, "task": {**config["task"], "codec": codec}}, None)
+  picture = (opened.experiment.data.image_size,) * 2 + (other.data.channels,)
+  wanted, found = (t.codec.shape(picture) for t in (task, other.task))
+  if found != wanted:
+    raise InputError(
+      f"--autoencoder {home} makes latents {list(found)} of pictures {list(picture)},"
+      f" the model draws {list(wanted)}"
+    )
+  experiment = dataclasses.replace(
+    opened.experiment,
+    task=dataclasses.replace(task, codec=other.task.codec),
+    frozen=_frozen(other, *_open_autoencoder(home, other)),
+  )
+  return dataclasses.replace(opened, experiment=experiment)
 
 
 def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):

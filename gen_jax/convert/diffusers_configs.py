@@ -277,6 +277,8 @@ def write_autoencoder(
   cfg: autoencoder.Config, mean: list, std: list, side: int
 ) -> Block:
   """vae/config.json, which knows one shift and one scale for all channels."""
+  if not isinstance(cfg, autoencoder.Config):
+    raise InputError("only latent diffusion with a KL autoencoder can be exported")
   if len(set(mean)) > 1 or len(set(std)) > 1:
     raise InputError(
       "the autoencoder cannot be exported: the format has one scale for all channels of"

@@ -58,7 +58,8 @@ class _Point(names.Row):
 Part = tuple[tuple[str, ...], str, tuple[str, str]]
 
 
-def _same(name: str) -> tuple[str, str]:
+def same(name: str) -> tuple[str, str]:
+  """A name that is the same in the folder and in the file."""
   return (name, name)
 
 
@@ -71,10 +72,10 @@ _TIMED = (
   (("shortcut",), "conv", ("conv_shortcut", "skip_connection")),
 )
 _RESNET = (
-  (("norm_in",), "norm", _same("norm1")),
-  (("conv_in",), "conv", _same("conv1")),
-  (("norm_out",), "norm", _same("norm2")),
-  (("conv_out",), "conv", _same("conv2")),
+  (("norm_in",), "norm", same("norm1")),
+  (("conv_in",), "conv", same("conv1")),
+  (("norm_out",), "norm", same("norm2")),
+  (("conv_out",), "conv", same("conv2")),
   (("shortcut",), "conv", ("conv_shortcut", "nin_shortcut")),
 )
 _LAYER = "transformer_blocks.0"
@@ -82,23 +83,23 @@ _LAYER = "transformer_blocks.0"
 
 def _heads(ours: str, theirs: str) -> Iterator[Part]:
   for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
-    yield ((f"{ours}/{name}",), "dense", _same(f"{theirs}.to_{short}"))
-  yield ((f"{ours}/out",), "out", _same(f"{theirs}.to_out.0"))
+    yield ((f"{ours}/{name}",), "dense", same(f"{theirs}.to_{short}"))
+  yield ((f"{ours}/out",), "out", same(f"{theirs}.to_out.0"))
 
 
 def _transformer(outer: str) -> tuple[Part, ...]:
   """Args: outer: kind of its first and last map, 'point' (v1) or 'dense' (v2)."""
   return (
-    (("norm",), "norm", _same("norm")),
-    (("proj_in",), outer, _same("proj_in")),
-    (("self_norm",), "norm", _same(f"{_LAYER}.norm1")),
+    (("norm",), "norm", same("norm")),
+    (("proj_in",), outer, same("proj_in")),
+    (("self_norm",), "norm", same(f"{_LAYER}.norm1")),
     *_heads("self_attention", f"{_LAYER}.attn1"),
-    (("cross_norm",), "norm", _same(f"{_LAYER}.norm2")),
+    (("cross_norm",), "norm", same(f"{_LAYER}.norm2")),
     *_heads("cross_attention", f"{_LAYER}.attn2"),
-    (("mlp_norm",), "norm", _same(f"{_LAYER}.norm3")),
-    (("mlp/up", "mlp/gate"), "dense", _same(f"{_LAYER}.ff.net.0.proj")),
-    (("mlp/down",), "dense", _same(f"{_LAYER}.ff.net.2")),
-    (("proj_out",), outer, _same("proj_out")),
+    (("mlp_norm",), "norm", same(f"{_LAYER}.norm3")),
+    (("mlp/up", "mlp/gate"), "dense", same(f"{_LAYER}.ff.net.0.proj")),
+    (("mlp/down",), "dense", same(f"{_LAYER}.ff.net.2")),
+    (("proj_out",), outer, same("proj_out")),
   )
 
 
@@ -121,9 +122,9 @@ OLD_NAMES = {
   )
 }
 _TEXT = (
-  (("attention_norm",), "norm", _same("layer_norm1")),
+  (("attention_norm",), "norm", same("layer_norm1")),
   *(
-    ((f"attention/{ours}",), kind, _same(f"self_attn.{theirs}_proj"))
+    ((f"attention/{ours}",), kind, same(f"self_attn.{theirs}_proj"))
     for ours, kind, theirs in (
       ("query", "dense", "q"),
       ("key", "dense", "k"),
@@ -131,13 +132,14 @@ _TEXT = (
       ("out", "out", "out"),
     )
   ),
-  (("mlp_norm",), "norm", _same("layer_norm2")),
-  (("mlp/up",), "dense", _same("mlp.fc1")),
-  (("mlp/down",), "dense", _same("mlp.fc2")),
+  (("mlp_norm",), "norm", same("layer_norm2")),
+  (("mlp/up",), "dense", same("mlp.fc1")),
+  (("mlp/down",), "dense", same("mlp.fc2")),
 )
 
 
-def _one(kind: str) -> tuple[Part, ...]:
+def one(kind: str) -> tuple[Part, ...]:
+  """The parts of a module that is its only one."""
   return (((), kind, ("", "")),)
 
 
@@ -148,10 +150,10 @@ Module = tuple[str, tuple[Part, ...], tuple[str, str]]
 def unet_modules(cfg: unet.Config, outer: str) -> Iterator[Module]:
   """All modules of a UNet; see `_transformer` for `outer`."""
   levels, transformer, k = len(cfg.multipliers), _transformer(outer), 1
-  yield "conv_in", _one("conv"), ("conv_in", "input_blocks.0.0")
+  yield "conv_in", one("conv"), ("conv_in", "input_blocks.0.0")
   for ours, i in (("time_in", 0), ("time_out", 2)):
     theirs = (f"time_embedding.linear_{1 + i // 2}", f"time_embed.{i}")
-    yield ours, _one("dense"), theirs
+    yield ours, one("dense"), theirs
   for level in range(levels):
     for i in range(cfg.num_blocks):
       ours, home = f"down_{level}_{i}", f"down_blocks.{level}"
@@ -160,7 +162,7 @@ def unet_modules(cfg: unet.Config, outer: str) -> Iterator[Module]:
       yield f"{ours}_transformer", transformer, theirs
       k += 1
     theirs = (f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{k}.0.op")
-    yield f"down_{level}", _one("conv"), theirs
+    yield f"down_{level}", one("conv"), theirs
     k += 1
   for i, name in ((0, "in"), (1, "out")):
     theirs = (f"mid_block.resnets.{i}", f"middle_block.{2 * i}")
@@ -176,26 +178,26 @@ def unet_modules(cfg: unet.Config, outer: str) -> Iterator[Module]:
       yield f"{ours}_transformer", transformer, theirs
       k += 1
     theirs = (f"{home}.upsamplers.0.conv", f"output_blocks.{k - 1}.{1 + attends}.conv")
-    yield f"up_{level}", _one("conv"), theirs
-  yield "norm_out", _one("norm"), ("conv_norm_out", "out.0")
-  yield "conv_out", _one("conv"), ("conv_out", "out.2")
+    yield f"up_{level}", one("conv"), theirs
+  yield "norm_out", one("norm"), ("conv_norm_out", "out.0")
+  yield "conv_out", one("conv"), ("conv_out", "out.2")
 
 
 def autoencoder_modules(cfg: autoencoder.Config) -> Iterator[Module]:
   """All modules of an autoencoder."""
   levels = len(cfg.multipliers)
-  yield "to_posterior", _one("conv"), _same("quant_conv")
-  yield "from_latent", _one("conv"), _same("post_quant_conv")
+  yield "to_posterior", one("conv"), same("quant_conv")
+  yield "from_latent", one("conv"), same("post_quant_conv")
   for half in ("encoder", "decoder"):
-    yield f"{half}/conv_in", _one("conv"), _same(f"{half}.conv_in")
+    yield f"{half}/conv_in", one("conv"), same(f"{half}.conv_in")
     for i, name in ((0, "in"), (1, "out")):
       theirs = (f"{half}.mid_block.resnets.{i}", f"{half}.mid.block_{i + 1}")
       yield f"{half}/middle_{name}", _RESNET, theirs
     theirs = (f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1")
     yield f"{half}/middle_attention", _ATTENTION, theirs
     theirs = (f"{half}.conv_norm_out", f"{half}.norm_out")
-    yield f"{half}/norm_out", _one("norm"), theirs
-    yield f"{half}/conv_out", _one("conv"), _same(f"{half}.conv_out")
+    yield f"{half}/norm_out", one("norm"), theirs
+    yield f"{half}/conv_out", one("conv"), same(f"{half}.conv_out")
   for level in range(levels):
     for i in range(cfg.num_blocks):
       theirs = (f"down_blocks.{level}.resnets.{i}", f"down.{level}.block.{i}")
@@ -203,22 +205,22 @@ def autoencoder_modules(cfg: autoencoder.Config) -> Iterator[Module]:
       yield f"encoder/down_{level}_{i}", _RESNET, theirs
     theirs = (f"down_blocks.{level}.downsamplers.0.conv", f"down.{level}.downsample")
     theirs = (f"encoder.{theirs[0]}", f"encoder.{theirs[1]}.conv")
-    yield f"encoder/down_{level}", _one("conv"), theirs
+    yield f"encoder/down_{level}", one("conv"), theirs
     home = f"decoder.up_blocks.{levels - 1 - level}"
     for i in range(cfg.num_blocks + 1):
       theirs = (f"{home}.resnets.{i}", f"decoder.up.{level}.block.{i}")
       yield f"decoder/up_{level}_{i}", _RESNET, theirs
     theirs = (f"{home}.upsamplers.0.conv", f"decoder.up.{level}.upsample.conv")
-    yield f"decoder/up_{level}", _one("conv"), theirs
+    yield f"decoder/up_{level}", one("conv"), theirs
 
 
 def text_modules(cfg: text_encoder.Config) -> Iterator[Module]:
   """All modules of CLIP's text encoder."""
   for ours, theirs in (("embed", "token"), ("position", "position")):
-    yield ours, _one("table"), _same(f"embeddings.{theirs}_embedding")
+    yield ours, one("table"), same(f"embeddings.{theirs}_embedding")
   for i in range(cfg.num_layers):
-    yield f"block_{i}", _TEXT, _same(f"encoder.layers.{i}")
-  yield "final_norm", _one("norm"), _same("final_layer_norm")
+    yield f"block_{i}", _TEXT, same(f"encoder.layers.{i}")
+  yield "final_norm", one("norm"), same("final_layer_norm")
 
 
 def _leaves(kind: str) -> Iterator[tuple[str, str, type[names.Row], dict[str, Any]]]:
@@ -308,10 +310,19 @@ def match(
   rename = modern if column == FOLDER else lambda _, name: name
   found = {rename(model.name, name): tensor for name, tensor in tensors.items()}
   found = {n: t for n, t in found.items() if not n.endswith(".position_ids")}
+  return places(found_rows, found, f"the weights of the {model.name}")
+
+
+def places(
+  found_rows: Mapping[str, tuple[names.Row, names.Shape]],
+  tensors: Mapping[str, safetensors.Tensor],
+  what: str,
+) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
+  """Where each parameter is, by the rows of `rows`; see `huggingface.check`."""
   expected = {name: shape for name, (_, shape) in found_rows.items()}
-  huggingface.check(expected, found, f"the weights of the {model.name}")
+  huggingface.check(expected, tensors, what)
   return {
-    path: (row, found[name])
+    path: (row, tensors[name])
     for name, (row, _) in found_rows.items()
     for path in row.paths
   }

@@ -9,7 +9,9 @@ come in as `frozen`; the diffusion task is the same for both.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_jax import rng
 from gen_jax.types import Array, PyTree
@@ -95,6 +97,63 @@ def latent(
     init=start,
     stored=stored,
   )
+
+
+def tiled(codec: Codec, side: int) -> Codec:
+  """The codec, decoding piece by piece: memory for one tile, not for the whole of z.
+
+  Tiles of side x side cover z and overlap by at least a quarter; there pictures are
+  blended by linear ramps. A pixel is the same as without tiles if all that the decoder
+  looks at for it lies in each tile that the pixel is in. Norms and attention over the
+  whole picture see a tile instead: their result is near, not equal.
+  """
+
+  def decode(frozen, z):
+    if max(z.shape[1:3]) <= side:
+      return codec.decode(frozen, z)
+    height, width = (min(side, length) for length in z.shape[1:3])
+
+    def piece(y, x):
+      size = (z.shape[0], height, width, z.shape[3])
+      return codec.decode(frozen, jax.lax.dynamic_slice(z, (0, y, x, 0), size))
+
+    shape = jax.eval_shape(piece, 0, 0).shape
+    factor = shape[1] // height
+    rows, columns = (_windows(length, side, factor) for length in z.shape[1:3])
+
+    def add(picture, at):
+      i, k = at
+      y, x, down, across = rows[0][i], columns[0][k], rows[1][i], columns[1][k]
+      part = piece(y, x) * jnp.outer(down, across)[None, :, :, None]
+      start = (0, factor * y, factor * x, 0)
+      old = jax.lax.dynamic_slice(picture, start, shape)
+      return jax.lax.dynamic_update_slice(picture, old + part, start), None
+
+    pairs = jnp.indices((len(rows[0]), len(columns[0]))).reshape(2, -1)
+    size = (shape[0], factor * z.shape[1], factor * z.shape[2], shape[3])
+    return jax.lax.scan(add, jnp.zeros(size), tuple(pairs))[0]
+
+  return codec._replace(decode=decode)
+
+
+def _windows(length: int, side: int, factor: int) -> tuple[Array, Array]:
+  """Where tiles start along an axis, int [n], and their weights there, which sum to 1.
+
+  Returns:
+    Starts in latents, and weights float32 [n, factor * side], of pixels.
+  """
+  side = min(side, length)
+  overlap = side // 4
+  num = 1 if side == length else -(-(length - overlap) // (side - overlap))
+  starts = np.round(np.linspace(0, length - side, num)).astype(np.int32)
+  at = np.arange(factor * side)
+  ramp = np.minimum(np.minimum(at, at[::-1]) + 1.0, factor * overlap)
+  total = np.zeros(factor * length)
+  spans = [slice(factor * s, factor * (s + side)) for s in starts]
+  for span in spans:
+    total[span] += ramp
+  weights = np.stack([ramp / total[span] for span in spans])
+  return jnp.asarray(starts), jnp.asarray(weights, jnp.float32)
 
 
 def _wide(channels: Array, z: Array) -> Array:

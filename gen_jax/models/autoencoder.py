@@ -63,6 +63,15 @@ class Config:
     return 2 ** (len(self.multipliers) - 1)
 
 
+def check_sides(x: Array, factor: int) -> None:
+  """Raises InputError for pictures [B, H, W, C] that cannot be made so much smaller."""
+  if x.shape[1] % factor or x.shape[2] % factor:
+    raise InputError(
+      f"the autoencoder needs sides divisible by {factor}, got"
+      f" {x.shape[1]}x{x.shape[2]}; change image_size or its levels"
+    )
+
+
 def _block(cfg: Config, x: Array, channels: int, name: str) -> Array:
   dtype = jnp.dtype(cfg.dtype)
   return spatial.ResBlock(channels, cfg.num_groups, 1e-6, dtype=dtype, name=name)(x)
@@ -91,11 +100,7 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-    if x.shape[1] % cfg.factor or x.shape[2] % cfg.factor:
-      raise InputError(
-        f"the autoencoder needs sides divisible by {cfg.factor}, got"
-        f" {x.shape[1]}x{x.shape[2]}; change image_size or multipliers"
-      )
+    check_sides(x, cfg.factor)
     h = linear.conv(cfg.width, ("image", "conv_out"), name="conv_in", dtype=dtype)(
       x.astype(dtype)
     )
@@ -131,6 +136,8 @@ class Autoencoder(nn.Module):
   """See the module's docstring."""
 
   config: Config
+
+  is_stochastic = True
 
   def setup(self):
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)

@@ -52,6 +52,7 @@ def conv(
   window: int = 3,
   stride: int = 1,
   padding: tuple[int, int] | None = None,
+  use_bias: bool = True,
   init: Init | None = None,
   dtype: jnp.dtype = jnp.float32,
 ) -> nn.Conv:
@@ -65,6 +66,7 @@ def conv(
     (window, window),
     strides=stride,
     padding=[padding or ((window - 1) // 2, window // 2)] * 2,
+    use_bias=use_bias,
     kernel_init=nn.with_logical_partitioning(
       init or fan_in(), ("window", "window", *axes)
     ),

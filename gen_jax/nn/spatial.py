@@ -1,6 +1,7 @@
 """Layers over pictures [B, H, W, C], shared by UNets and autoencoders."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,16 +17,15 @@ def constrain(x: Array) -> Array:
   return sharding.constrain(x, "batch", "space", "space", "act_channels")
 
 
-def half(x: Array, *, name: str, dtype: jnp.dtype, padding=(1, 1)) -> Array:
+def half(x: Array, *, padding: tuple[int, int] = (1, 1), **how: Any) -> Array:
   """A convolution with stride 2: [B, H, W, C] -> [B, H/2, W/2, C]."""
-  conv = linear.conv(x.shape[-1], name=name, stride=2, padding=padding, dtype=dtype)
-  return conv(x)
+  return linear.conv(x.shape[-1], stride=2, padding=padding, **how)(x)
 
 
-def double(x: Array, *, name: str, dtype: jnp.dtype) -> Array:
+def double(x: Array, **how: Any) -> Array:
   """Each pixel four times, then a convolution: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
   x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-  return linear.conv(x.shape[-1], name=name, dtype=dtype)(x)
+  return linear.conv(x.shape[-1], **how)(x)
 
 
 class ResBlock(nn.Module):

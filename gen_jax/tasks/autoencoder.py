@@ -29,7 +29,8 @@ class Autoencode:
   """Reconstruction of pictures by way of a Gaussian code.
 
   Attributes:
-    autoencoder: with the methods encode and decode.
+    autoencoder: with the methods encode and decode; `is_stochastic` where the code is
+      drawn, and has a KL divergence.
     kl_weight: of the KL divergence, a mean over the numbers of the code.
     discriminator: x -> (scores [B, h, w], features), or None.
     feature_weight, adversarial_weight: see the module's docstring.
@@ -45,6 +46,11 @@ class Autoencode:
     for name in ("kl_weight", "feature_weight", "adversarial_weight"):
       if getattr(self, name) < 0:
         raise InputError(f"task.{name}={getattr(self, name)} must be at least 0")
+    if self.kl_weight and not self.autoencoder.is_stochastic:
+      raise InputError(
+        f"task.kl_weight={self.kl_weight} must be 0: this autoencoder's code has no"
+        " spread, and so no KL divergence"
+      )
 
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
@@ -73,10 +79,11 @@ class Autoencode:
     mean, std = apply("encode", x)
     z = mean + std * rng.normal(keys, mean.shape[1:]) if train else mean
     y = apply("decode", z)
-    kl = _mean(0.5 * (mean**2 + std**2 - 1.0) - jnp.log(std))
-    error = _mean(jnp.abs(x - y))
-    found = {"l1": error, "mse": _mean((x - y) ** 2), "kl": kl}
-    loss = error + self.kl_weight * kl
+    loss = _mean(jnp.abs(x - y))
+    found = {"l1": loss, "mse": _mean((x - y) ** 2)}
+    if self.autoencoder.is_stochastic:
+      found["kl"] = _mean(0.5 * (mean**2 + std**2 - 1.0) - jnp.log(std))
+      loss = loss + self.kl_weight * found["kl"]
     if self.discriminator is not None and train:
       adversarial, more = self._critic(params["discriminator"], x, y)
       loss, found = loss + adversarial, {**found, **more}

@@ -173,6 +173,8 @@ class Sampling:
     guidance_scale: 1 is no guidance.
     guidance_interval: guide only while t is in it.
     guidance_rescale: share in [0, 1] of rescaling the guided prediction.
+    size: height and width of pictures; None: those of training.
+    tile: side, in latents, of the pieces in which they are decoded; None: at once.
   """
 
   sampler: Callable[[schedules.Schedule], samplers.Sampler] = samplers.ddim
@@ -181,12 +183,18 @@ class Sampling:
   guidance_scale: float = 1.0
   guidance_interval: tuple[float, float] = (0.0, 1.0)
   guidance_rescale: float = 0.0
+  size: tuple[int, int] | None = None
+  tile: int | None = None
 
   def __post_init__(self):
     if self.num_steps < 1:
       raise InputError(f"num_steps={self.num_steps} must be at least 1")
     if not 0 <= self.guidance_rescale <= 1:
       raise InputError(f"guidance_rescale={self.guidance_rescale} must be in [0, 1]")
+    if self.tile is not None and self.tile < 4:
+      raise InputError(f"tile={self.tile} must be at least 4; 64 is usual")
+    if min(self.size or (1,)) < 1:
+      raise InputError(f"size={self.size} must be two numbers of pixels, at least 1")
 
 
 def _guided(
@@ -207,6 +215,11 @@ def _guided(
   if sampling.guidance_rescale:
     denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
   return denoise
+
+
+def _decode(task: Diffusion, sampling: Sampling, frozen: PyTree, z: Array) -> Array:
+  codec = codecs.tiled(task.codec, sampling.tile) if sampling.tile else task.codec
+  return codec.decode(frozen, z)
 
 
 def draw(
@@ -235,7 +248,7 @@ def draw(
   noise_keys, step_keys = rng.split(keys, 2)
   z = samplers.noise(task.schedule, times[0], noise_keys, shape)
   z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), times, z, step_keys)
-  return task.codec.decode(frozen, z)
+  return _decode(task, sampling, frozen, z)
 
 
 def edit(
@@ -276,4 +289,4 @@ def edit(
   sampler = editing.keeping(sampler, task.schedule, z, eps, keep)
   x = editing.start(task.schedule, times[0], z, eps, strength)
   x, _ = samplers.sample(denoise, sampler, times, x, step_keys)
-  return task.codec.decode(frozen, jnp.where(strength > 0, x, z))
+  return _decode(task, sampling, frozen, jnp.where(strength > 0, x, z))

@@ -1,0 +1,82 @@
+"""TAESD's weights: two files, layers by their numbers in a sequence."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gen_jax import build, tree
+from gen_jax.convert import names, safetensors
+from gen_jax.convert import stable_diffusion as sd
+from gen_jax.models import tiny_autoencoder
+from gen_jax.types import InputError, Params
+
+FILES = {"encoder": "taesd_encoder.safetensors", "decoder": "taesd_decoder.safetensors"}
+_BLOCK = tuple(
+  ((ours,), "conv", sd.same(f"conv.{i}"))
+  for ours, i in (("conv_in", 0), ("conv", 2), ("conv_out", 4))
+)
+
+
+def is_here(folder: pathlib.Path) -> bool:
+  """Whether a folder holds TAESD; one of its files is enough to mean it."""
+  return any((folder / name).is_file() for name in FILES.values())
+
+
+def open_folder(folder: pathlib.Path) -> dict[str, safetensors.Tensor]:
+  """The tensors of both files, as encoder.0.weight and the like.
+
+  Raises:
+    InputError: one is missing or damaged.
+  """
+  if missing := [name for name in FILES.values() if not (folder / name).is_file()]:
+    raise InputError(f"{folder} lacks {missing[0]}; fetch it")
+  return {
+    f"{half}.{name}": tensor
+    for half, file in FILES.items()
+    for name, tensor in safetensors.read_header(folder / file).items()
+  }
+
+
+def block(tensors: Mapping[str, safetensors.Tensor]) -> dict[str, Any]:
+  """The autoencoder block; sizes are read off the first and the last layer."""
+  first = tensors.get("decoder.1.weight")
+  if first is None or len(first.shape) != 4:
+    raise InputError("no TAESD: it lacks decoder.1.weight [width, latents, 3, 3]")
+  return {"name": "tiny", "width": first.shape[0], "latent_channels": first.shape[1]}
+
+
+def _modules(cfg: tiny_autoencoder.Config) -> Iterator[sd.Module]:
+  """All modules, counted as the release counts them: activations have numbers too."""
+
+  def module(half, ours, parts, number):
+    return f"{half}/{ours}", parts, sd.same(f"{half}.{number}")
+
+  def blocks(level):
+    return range(cfg.num_blocks if level else 1)
+
+  k, conv = 0, sd.one("conv")
+  yield module("encoder", "conv_in", conv, k)
+  for level in range(cfg.num_levels):
+    if level:
+      yield module("encoder", f"down_{level}", conv, k := k + 1)
+    for i in blocks(level):
+      yield module("encoder", f"down_{level}_{i}", _BLOCK, k := k + 1)
+  yield module("encoder", "conv_out", conv, k + 1)
+  k = 1  # after the bound on the latents
+  yield module("decoder", "conv_in", conv, k)
+  k += 1
+  for level in reversed(range(cfg.num_levels)):
+    for i in blocks(level):
+      yield module("decoder", f"up_{level}_{i}", _BLOCK, k := k + 1)
+    if level:
+      yield module("decoder", f"up_{level}", conv, k := k + 2)
+  yield module("decoder", "conv_out", conv, k + 1)
+
+
+def match(
+  tensors: Mapping[str, safetensors.Tensor], abstract: Params
+) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
+  """Where each parameter is; see `huggingface.match`."""
+  cfg = build.build("autoencoder", block(tensors)).config
+  shapes = {path: tuple(x.shape) for path, x in tree.flatten(abstract).items()}
+  return sd.places(sd.rows(_modules(cfg), shapes, sd.FILE, ""), tensors, "TAESD")
