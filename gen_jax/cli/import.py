@@ -313,5 +313,5 @@ def _write(
         checkpoint.save(manager, 0, state, checkpoint.Progress())
   except BaseException:
     for path in [directory] if is_new else list(directory.glob("*")):
-      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
     raise

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import rich.console
 import rich.progress
-import tensorboardX
 
 
 class Writer(Protocol):
@@ -61,6 +60,8 @@ class TensorBoard:
   """Event files under workdir/tensorboard."""
 
   def __init__(self, workdir: pathlib.Path, start_step: int):
+    import tensorboardX  # imported here: it imports torch where there is one
+
     self._writer = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=start_step or None
     )
