@@ -63,6 +63,7 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
         "use_bias": True,
         "tied_head": True,
         "window": None,
+        "attend": "xla",
         "dropout": 0.0,
         "scan_layers": False,
         "remat": None,

@@ -47,7 +47,7 @@ from gen_jax.models import (
   transformer,
   unet,
 )
-from gen_jax.nn import embed, mlp, norms, spatial
+from gen_jax.nn import attention, embed, kernels, mlp, norms, spatial
 from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.tasks import diffusion, lm, lora
 from gen_jax.train import init_from, loop
@@ -146,6 +146,10 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "attention": {
     "transformer": _later(spatial.Transformer, "num_heads", "num_groups", "dtype"),
     "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
+  },
+  "attend": {
+    "xla": _value(attention.attend),
+    "chunked": _later(kernels.chunked, "query", "keyvalue", "mask"),
   },
   "text_encoder": {
     "text_encoder": _model(text_encoder.TextEncoder, text_encoder.Config)

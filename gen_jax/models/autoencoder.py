@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.nn import linear, norms, spatial
+from gen_jax.nn import attention, linear, norms, spatial
 from gen_jax.types import Array, InputError
 
 
@@ -37,6 +37,7 @@ class Config:
     num_blocks: residual blocks per level of the encoder; the decoder has one more.
     num_groups: of GroupNorm; must divide every level's channels.
     middle_attention: whether the pixels of the smallest level see each other.
+    attend: how that is computed.
     dtype: of activations; parameters are float32.
   """
 
@@ -47,6 +48,7 @@ class Config:
   num_blocks: int
   num_groups: int = 32
   middle_attention: bool = True
+  attend: attention.Attend = attention.attend
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -81,8 +83,9 @@ def _middle(cfg: Config, x: Array) -> Array:
   x = _block(cfg, x, x.shape[-1], "middle_in")
   if cfg.middle_attention:
     dtype = jnp.dtype(cfg.dtype)
-    attend = spatial.SelfAttention(1, cfg.num_groups, dtype, name="middle_attention")
-    x = attend(x)
+    x = spatial.SelfAttention(
+      1, cfg.num_groups, dtype, attend=cfg.attend, name="middle_attention"
+    )(x)
   return _block(cfg, x, x.shape[-1], "middle_out")
 
 

@@ -93,9 +93,9 @@ class TextEncoder(nn.Module):
       dtype=dtype,
     )
     if cfg.is_causal:
-      seen, mask = attention.causal(positions, tokens.shape[1]), None
+      seen, mask = attention.Mask(is_causal=True), None
     else:
-      seen = mask[:, None, None, :]
+      seen = attention.Mask(mask[:, None, None, :])
     for i in range(cfg.num_layers):
       x, _ = block.Block(
         make_attention, make_mlp, norms.LayerNorm, cfg.dropout, name=f"block_{i}"

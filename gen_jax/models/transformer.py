@@ -41,6 +41,7 @@ class Config:
     use_bias: biases on the linear maps.
     tied_head: the head is the transposed token embedding.
     window: tokens that attention sees, itself included; None sees all before it.
+    attend: how attention is computed, of `attention` or `kernels`.
     dropout: drop_prob after embedding, attention and feed-forward.
     scan_layers: one compiled layer looped L times over stacked parameters, which
       compiles faster; else L layers in a row, which decodes faster.
@@ -64,6 +65,7 @@ class Config:
   use_bias: bool = True
   tied_head: bool = True
   window: int | None = None
+  attend: attention.Attend = attention.attend
   dropout: float = 0.0
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
@@ -116,7 +118,7 @@ def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
 
 def _memory(
   window: int | None, cache: Cache, order: Array, at: Array | None
-) -> tuple[Array, attention.Remember]:
+) -> tuple[attention.Mask, attention.Remember]:
   """What tokens at positions `order` see of a cache, and how it takes them in."""
   length, slots = order.shape[1], cache.layers[0].key.shape[2]
   if window is None or length == 1:
@@ -125,7 +127,7 @@ def _memory(
       kv = attention.write(kv, new, cache.length)
       return kv, kv
 
-    return attention.remembered(order, slots, window), remember
+    return attention.Mask(attention.remembered(order, slots, window)), remember
 
   # A prompt may be longer than what is remembered of it: it sees itself alone.
   lengths = jnp.full(len(order), length) if at is None else at + 1
@@ -134,7 +136,7 @@ def _memory(
     del kv
     return new, attention.last_ones(new, lengths, slots)
 
-  return attention.causal(order, length, window), remember_last
+  return attention.Mask(is_causal=True, window=window), remember_last
 
 
 def stack(params: Params) -> Params:
@@ -209,11 +211,10 @@ class Transformer(nn.Module):
       order = order + cache.length[:, None]
     positions = order if positions is None else positions
     if cache is None:
-      mask, remember = attention.causal(order, length, cfg.window), None
+      mask = attention.Mask(segments=segments, is_causal=True, window=cfg.window)
+      remember = None
     else:
       mask, remember = _memory(cfg.window, cache, order, at)
-    if segments is not None:
-      mask = mask & attention.same_segment(segments)
 
     embedding = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")
     x = embedding(tokens)
@@ -248,9 +249,7 @@ class Transformer(nn.Module):
   def _layers(self, x, mask, positions, cache, remember, train):
     """L blocks, scanned or in a row; also the key-value caches they leave."""
     cfg = self.config
-    # Without a cache a query's keys end at its own slot: blocks skip what is beyond.
-    is_long = cache is None and x.shape[1] % 4 == 0 and x.shape[1] >= 256
-    make = self._make_block(num_blocks=4 if is_long else 1)
+    make = self._make_block()
 
     def apply(layer, x, kv, mask, positions):
       return layer(
@@ -279,7 +278,7 @@ class Transformer(nn.Module):
       layers.append(kv)
     return x, tuple(layers)
 
-  def _make_block(self, num_blocks):
+  def _make_block(self):
     """Constructor of a layer, but for its name."""
     cfg = self.config
     common = dict(
@@ -295,7 +294,7 @@ class Transformer(nn.Module):
       num_kv_heads=cfg.num_kv_heads,
       head_dim=cfg.dim_per_head,
       rotary=cfg.rotary,
-      num_blocks=num_blocks,
+      attend=cfg.attend,
       **common,
     )
     make_mlp = functools.partial(

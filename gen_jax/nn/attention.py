@@ -4,6 +4,9 @@ Heads: N query heads share K <= N key-value heads (grouped-query attention, Ains
 al. 2023, arXiv:2305.13245); K = N is Vaswani et al. 2017.
 """
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,84 +68,152 @@ def remembered(positions: Array, num_slots: int, window: int | None = None) -> A
   return mask if window is None else mask & (held > at - window)
 
 
-def causal(positions: Array, num_slots: int, window: int | None = None) -> Array:
-  """bool [B, 1, T, S]: a query at p sees positions 0 .. p, or the last `window`."""
-  slots = jnp.arange(num_slots)[None, None, None, :]
-  at = positions[:, None, :, None]
-  mask = slots <= at
-  return mask if window is None else mask & (slots > at - window)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """What may be seen: the keys that every given field allows.
+
+  Attributes:
+    allowed: bool, broadcastable to [B, 1, T, S].
+    segments: int [B, T], the document of each token: attention stays within one.
+    is_causal: the query in slot t sees the keys in slots 0 .. t; T = S.
+    window: of these the last `window` alone, its own included.
+  """
+
+  allowed: Array | None = None
+  segments: Array | None = None
+  is_causal: bool = dataclasses.field(default=False, metadata={"static": True})
+  window: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+  def between(self, rows: Array, columns: Array) -> Array | None:
+    """bool [B, 1, t, s] (B may be 1) for queries and keys in these slots; None: all.
+
+    Args:
+      rows, columns: int [t] and [s].
+    """
+    parts = []
+    if self.is_causal:
+      at, slots = rows[None, None, :, None], columns[None, None, None, :]
+      parts.append(slots <= at)
+      if self.window is not None:
+        parts.append(slots > at - self.window)
+    if self.segments is not None:
+      own, other = (jnp.take(self.segments, x, axis=1) for x in (rows, columns))
+      parts.append(own[:, None, :, None] == other[:, None, None, :])
+    if self.allowed is not None:
+      allowed = self.allowed
+      for axis, slots in ((2, rows), (3, columns)):
+        if allowed.shape[axis] > 1:
+          allowed = jnp.take(allowed, slots, axis=axis)
+      parts.append(allowed)
+    if not parts:
+      return None
+    seen = functools.reduce(operator.and_, parts)
+    return jnp.broadcast_to(seen, (*seen.shape[:2], len(rows), len(columns)))
 
 
-def same_segment(segments: Array) -> Array:
-  """bool [B, 1, T, T] from int [B, T]: whether two tokens are of one document."""
-  return segments[:, None, :, None] == segments[:, None, None, :]
+EVERYTHING = Mask()
 
 
-def attend(
-  query: Array, keyvalue: KV, mask: Array | None, *, num_blocks: int = 1
-) -> Array:
-  """softmax(q k^T / sqrt(Dh)) v, softmax in float32.
+# (query [B, T, N, Dh], keys and values [B, K, S, Dh], mask) -> [B, T, N, Dh].
+Attend = Callable[[Array, KV, Mask], Array]
 
-  The gradient is written out (Dao et al. 2022, arXiv:2205.14135, appendix B.2): with
-  the probabilities P kept, dS = P (dP - sum(dO O)) takes one pass where automatic
-  differentiation takes several.
+
+def as_rows(query: Array, num_kv_heads: int) -> Array:
+  """Scaled queries [B, T, N, Dh] -> [B, K, G T, Dh], N = K G.
+
+  Query heads that share keys are more rows of one matrix.
+  """
+  dim = query.shape[-1]
+  query = jnp.swapaxes(query * dim**-0.5, 1, 2)
+  return query.reshape(len(query), num_kv_heads, -1, dim)
+
+
+def from_rows(rows: Array, num_heads: int) -> Array:
+  """[B, K, G T, Dh] -> [B, T, N, Dh]."""
+  return jnp.swapaxes(rows.reshape(len(rows), num_heads, -1, rows.shape[-1]), 1, 2)
+
+
+def scores(rows: Array, key: Array, seen: Array | None) -> Array:
+  """float32 [B, K, R, S]: products of queries and keys, -1e38 where none is seen.
+
+  Args:
+    rows: [B, K, G t, Dh].
+    key: [B, K, S, Dh].
+    seen: bool [B, 1, t, S], or None.
+  """
+  products = jnp.einsum("bkrd,bksd->bkrs", rows, key).astype(jnp.float32)
+  if seen is None:
+    return products
+  seen = jnp.tile(seen, (1, 1, rows.shape[2] // seen.shape[2], 1))
+  return jnp.where(seen, products, jnp.finfo(jnp.float32).min)
+
+
+def pull_back(
+  rows: Array, key: Array, value: Array, probs: Array, mean: Array, grad: Array
+) -> tuple[Array, Array, Array]:
+  """Gradients of softmax(q k^T) v by q, k and v, from the probabilities P.
+
+  dS = P (dP - sum(dO O)) takes one pass where automatic differentiation takes several.
+  Source: Dao et al. 2022 (arXiv:2205.14135) appendix B.2.
+
+  Args:
+    probs: [B, K, R, S].
+    mean: float32 [B, K, R, 1], sum(dO O).
+    grad: dO [B, K, R, Dh].
+  """
+  dvalue = jnp.einsum("bkrs,bkrd->bksd", probs.astype(rows.dtype), grad)
+  dprobs = jnp.einsum("bkrd,bksd->bkrs", grad, value).astype(jnp.float32)
+  dscores = (probs * (dprobs - mean)).astype(rows.dtype)
+  drows = jnp.einsum("bkrs,bksd->bkrd", dscores, key)
+  return drows, jnp.einsum("bkrs,bkrd->bksd", dscores, rows), dvalue
+
+
+def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
+  """softmax(q k^T / sqrt(Dh)) v by XLA, all scores at once, softmax in float32.
+
+  The probabilities are kept for the gradient. A long causal mask takes queries in four
+  blocks, each against the keys up to its end.
 
   Args:
     query: [B, T, N, Dh].
     keyvalue: [B, K, S, Dh] each, K dividing N.
-    mask: bool, broadcastable to [B, 1, T, S]; True may be seen. None: all.
-    num_blocks: promise that T = S and nothing after a query's own slot may be seen:
-      queries are taken in this many blocks, each against the keys up to its end.
 
   Returns:
     [B, T, N, Dh].
   """
-  batch, length, heads, dim = query.shape
+  length, heads = query.shape[1:3]
   key, value = keyvalue
   num_kv_heads, num_slots = key.shape[1:3]
-  groups = heads // num_kv_heads
-  query = jnp.swapaxes(query * dim**-0.5, 1, 2)
-  query = query.reshape(batch, num_kv_heads, groups, length, dim)
-  if mask is not None:
-    mask = jnp.broadcast_to(mask, (*mask.shape[:2], length, num_slots))
+  is_long = mask.is_causal and length % 4 == 0 and length >= 256
+  num_blocks = 4 if is_long else 1
   blocks = []
   for i in range(num_blocks):
     start, stop = i * length // num_blocks, (i + 1) * length // num_blocks
-    seen = num_slots if num_blocks == 1 else stop
-    # Query heads that share keys are more rows of one matrix, [B, K, G t, Dh].
-    rows = query[..., start:stop, :].reshape(batch, num_kv_heads, -1, dim)
-    block_mask = None
-    if mask is not None:
-      block_mask = jnp.tile(mask[:, :, start:stop, :seen], (1, 1, groups, 1))
-    out = _attend(rows, key[:, :, :seen], value[:, :, :seen], block_mask)
-    blocks.append(out.reshape(batch, heads, stop - start, dim))
-  return jnp.swapaxes(jnp.concatenate(blocks, 2), 1, 2)
+    end = stop if is_long else num_slots
+    seen = mask.between(jnp.arange(start, stop), jnp.arange(end))
+    rows = as_rows(query[:, start:stop], num_kv_heads)
+    out = _attend(rows, key[:, :, :end], value[:, :, :end], seen)
+    blocks.append(from_rows(out, heads))
+  return jnp.concatenate(blocks, 1)
 
 
 @jax.custom_vjp
-def _attend(query, key, value, mask):
-  """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, R, S]."""
-  return _attend_forward(query, key, value, mask)[0]
+def _attend(rows, key, value, seen):
+  """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, t, S]."""
+  return _attend_forward(rows, key, value, seen)[0]
 
 
-def _attend_forward(query, key, value, mask):
-  scores = jnp.einsum("bkrd,bksd->bkrs", query, key).astype(jnp.float32)
-  if mask is not None:
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-  probs = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+def _attend_forward(rows, key, value, seen):
+  probs = jax.nn.softmax(scores(rows, key, seen), axis=-1).astype(rows.dtype)
   out = jnp.einsum("bkrs,bksd->bkrd", probs, value)
-  return out, (query, key, value, probs, out)
+  return out, (rows, key, value, probs, out)
 
 
 def _attend_gradient(residuals, grad):
-  query, key, value, probs, out = residuals
-  dvalue = jnp.einsum("bkrs,bkrd->bksd", probs, grad)
-  dprobs = jnp.einsum("bkrd,bksd->bkrs", grad, value).astype(jnp.float32)
+  *inputs, probs, out = residuals
   mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
-  dscores = (probs * (dprobs - mean)).astype(query.dtype)
-  dquery = jnp.einsum("bkrs,bksd->bkrd", dscores, key)
-  dkey = jnp.einsum("bkrs,bkrd->bksd", dscores, query)
-  return dquery, dkey, dvalue, None
+  return *pull_back(*inputs, probs, mean, grad), None
 
 
 _attend.defvjp(_attend_forward, _attend_gradient)
@@ -151,7 +222,7 @@ _attend.defvjp(_attend_forward, _attend_gradient)
 class Attention(nn.Module):
   """Multi-head attention of x to itself, or to `source`. [B, T, D] -> [B, T, D].
 
-  `num_blocks` promises a causal mask: see `attend`.
+  `attend` is how it is computed; against a cache it is always `attend` of this file.
   """
 
   num_heads: int
@@ -160,7 +231,7 @@ class Attention(nn.Module):
   use_bias: bool = True
   out_bias: bool | None = None  # None: as use_bias
   rotary: Callable[[Array, Array], Array] | None = None
-  num_blocks: int = 1
+  attend: Attend = attend
   init: linear.Init | None = None
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
@@ -171,7 +242,7 @@ class Attention(nn.Module):
     x: Array,
     source: Array | None = None,
     *,
-    mask: Array | None = None,
+    mask: Mask = EVERYTHING,
     positions: Array | None = None,
     cache: KV | None = None,
     remember: Remember | None = None,
@@ -181,7 +252,7 @@ class Attention(nn.Module):
     Args:
       x: [B, T, D].
       source: [B, S, D'] for cross-attention; None is self-attention.
-      mask: bool, broadcastable to [B, 1, T, S].
+      mask: what of the source, or of the cache, is seen.
       positions: int [B, T]; needed with rotary embedding.
       cache: what came before; needs `remember`.
     """
@@ -206,9 +277,10 @@ class Attention(nn.Module):
     if self.rotary is not None:
       query, key = self.rotary(query, positions), self.rotary(key, positions)
     new = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
+    compute = self.attend
     if cache is not None:
-      new, cache = remember(cache, new)
-    y = attend(query, new, mask, num_blocks=self.num_blocks)  # [B, T, N, Dh]
+      (new, cache), compute = remember(cache, new), attend
+    y = compute(query, new, mask)  # [B, T, N, Dh]
     out = linear.dense(
       x.shape[-1],
       ("heads", "head_dim", "embed"),

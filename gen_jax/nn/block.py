@@ -25,7 +25,7 @@ class Block(nn.Module):
     self,
     x: Array,
     *,
-    mask: Array | None,
+    mask: attention.Mask,
     positions: Array | None = None,
     cache: attention.KV | None = None,
     remember: attention.Remember | None = None,

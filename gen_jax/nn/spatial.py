@@ -67,6 +67,7 @@ class SelfAttention(nn.Module):
   num_groups: int = 32
   dtype: jnp.dtype = jnp.float32
   eps: float = 1e-6
+  attend: attention.Attend = attention.attend
 
   @nn.compact
   def __call__(
@@ -79,6 +80,7 @@ class SelfAttention(nn.Module):
     h, _ = attention.Attention(
       num_heads=self.num_heads,
       head_dim=channels // self.num_heads,
+      attend=self.attend,
       out_init=linear.fan_in(0.0),
       dtype=self.dtype,
       name="attention",
@@ -92,6 +94,7 @@ class Transformer(nn.Module):
   Attributes:
     mlp: constructor of the feed-forward part.
     use_bias: of queries, keys and values.
+    attend: how attention is computed.
 
   Source: Rombach et al. 2022 (arXiv:2112.10752) appendix E.2.1.
   """
@@ -101,18 +104,20 @@ class Transformer(nn.Module):
   dtype: jnp.dtype = jnp.float32
   mlp: Callable[..., nn.Module] = mlp.MLP
   use_bias: bool = True
+  attend: attention.Attend = attention.attend
 
   @nn.compact
   def __call__(self, x: Array, states: Array | None, mask: Array | None) -> Array:
     """x [B, H, W, C], states [B, S, D], mask bool [B, S] -> [B, H, W, C]."""
     batch_size, height, width, channels = x.shape
 
-    def attend(name, *inputs, mask=None):
+    def attend(name, *inputs, mask=attention.EVERYTHING):
       return attention.Attention(
         num_heads=self.num_heads,
         head_dim=channels // self.num_heads,
         use_bias=self.use_bias,
         out_bias=True,
+        attend=self.attend,
         dtype=self.dtype,
         name=name,
       )(*inputs, mask=mask)[0]
@@ -125,7 +130,7 @@ class Transformer(nn.Module):
     h = dense("proj_in", ("mlp", "embed"))(h)
     h = h + attend("self_attention", norms.LayerNorm(name="self_norm")(h))
     if states is not None:
-      seen = None if mask is None else mask[:, None, None, :]
+      seen = attention.Mask(None if mask is None else mask[:, None, None, :])
       y = norms.LayerNorm(name="cross_norm")(h)
       h = h + attend("cross_attention", y, states, mask=seen)
     feed = self.mlp(hidden=4 * channels, use_bias=True, dtype=self.dtype, name="mlp")

@@ -1,11 +1,14 @@
 """Hand-written gradients equal automatic ones, and the values equal jax.nn's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax.nn import attention, mlp, norms
+from gen_jax import flops
+from gen_jax.nn import attention, kernels, mlp, norms
 
 
 def value_and_gradient(fn, *args):
@@ -47,29 +50,76 @@ def test_gelu():
   assert_same(mlp.gelu, jax.nn.gelu, random(0, 64))
 
 
+# Chunks of 4 do not divide 9 keys, one of 16 holds them all.
+ATTENDS = {
+  "xla": attention.attend,
+  "chunked": functools.partial(kernels.chunked, chunk=4),
+  "one chunk": functools.partial(kernels.chunked, chunk=16),
+}
+SEGMENTS = np.array([[1] * 9, [1] * 6 + [2] * 3])
+AT, SLOTS = np.arange(9)[:, None], np.arange(9)[None]
+MASKS = {
+  "everything": (attention.Mask(), np.ones((9, 9), bool)),
+  "documents": (
+    attention.Mask(segments=SEGMENTS, is_causal=True),
+    (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & (SLOTS <= AT),
+  ),
+  "window": (
+    attention.Mask(is_causal=True, window=3),
+    (SLOTS <= AT) & (SLOTS > AT - 3),
+  ),
+  "padding": (attention.Mask(np.arange(9)[None, None, None] < 5), SLOTS < 5),
+}
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("num_blocks", [1, 4])
-def test_attend(kv_heads, num_blocks):
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attend", ATTENDS)
+def test_attend(attend, mask, kv_heads):
   q = random(0, 2, 9, 4, 5)
   k, v = random(1, 2, 9, kv_heads, 5), random(2, 2, 9, kv_heads, 5)
-  mask = np.tril(np.ones((2, 1, 9, 9), bool))
-  mask[1, 0, 6:, :3] = False  # a second document
+  ours, table = MASKS[mask]
+  table = np.broadcast_to(table, (2, 9, 9))[:, None]
+  assert_same(
+    lambda q, k, v: ATTENDS[attend](q, kv(k, v), ours),
+    lambda q, k, v: jax.nn.dot_product_attention(q, k, v, mask=table),
+    *(q, k, v),
+  )
+
+
+def test_long_causal_rows_are_taken_in_blocks():
+  """As many products as four blocks need, 5/8 of all; and the same values."""
+  q, k, v = (random(i, 1, 256, 2, 4) for i in range(3))
 
   def ours(q, k, v):
-    return attention.attend(q, kv(k, v), mask, num_blocks=num_blocks)
+    return attention.attend(q, kv(k, v), attention.Mask(is_causal=True))
 
-  def reference(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+  assert flops.count(ours, q, k, v) == 5 / 8 * 2 * 2 * 2 * 256**2 * 4
+  assert_same(
+    ours, lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True), q, k, v
+  )
 
-  assert_same(ours, reference, q, k, v)
 
-
-def test_attend_to_everything_of_another_length():
+@pytest.mark.parametrize("attend", ATTENDS)
+def test_attend_to_everything_of_another_length(attend):
   q, k, v = random(0, 2, 3, 4, 5), random(1, 2, 7, 4, 5), random(2, 2, 7, 4, 5)
   assert_same(
-    lambda q, k, v: attention.attend(q, kv(k, v), None),
+    lambda q, k, v: ATTENDS[attend](q, kv(k, v), attention.EVERYTHING),
     jax.nn.dot_product_attention,
-    q,
-    k,
-    v,
+    *(q, k, v),
   )
+
+
+def test_chunks_bound_the_memory():
+  """Nothing of T x S anywhere: not forwards, not in the gradient, not kept for it."""
+  length = 64
+  q, k, v = (random(i, 1, length, 1, 4) for i in range(3))
+  mask = attention.Mask(is_causal=True)
+
+  def ours(q, k, v):
+    return kernels.chunked(q, kv(k, v), mask, chunk=8)
+
+  gradient = jax.jit(lambda *qkv: value_and_gradient(ours, *qkv))
+  text = gradient.lower(q, k, v).as_text()
+  assert f"{length}x8x" in text
+  assert f"{length}x{length}x" not in text

@@ -1,0 +1,131 @@
+"""Other ways to compute attention than `attention.attend`, which keeps all scores.
+
+    chunked   a chunk of keys at a time: memory grows with the length, not its square
+
+Softmax over keys that come piece by piece: with m the largest score so far, keep
+sum exp(s - m) and sum exp(s - m) v, and shrink both when m grows. The gradient needs
+no more than log sum exp(s) of each query: probabilities are computed again.
+
+Sources: Rabe & Staats 2021 (arXiv:2112.05682); Dao et al. 2022 (arXiv:2205.14135).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.nn import attention
+from gen_jax.types import Array, InputError
+
+
+class _Sums(NamedTuple):
+  """Softmax over the keys so far; float32, R rows of queries.
+
+  Attributes:
+    top: [B, K, R, 1], the largest score.
+    count: [B, K, R, 1], sum of exp(score - top).
+    total: [B, K, R, Dh], sum of exp(score - top) value.
+  """
+
+  top: Array
+  count: Array
+  total: Array
+
+
+def chunked(
+  query: Array, keyvalue: attention.KV, mask: attention.Mask, *, chunk: int = 512
+) -> Array:
+  """`attention.attend` against `chunk` keys at a time, forwards and backwards.
+
+  Keeps one number per query and head where `attend` keeps one per key.
+  """
+  if chunk < 1:
+    raise InputError(f"attend.chunk={chunk} must be at least 1; 512 is usual")
+  rows = attention.as_rows(query, keyvalue.key.shape[1])
+  at, slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
+  out = _online(rows, keyvalue, at, slots, mask, chunk)
+  return attention.from_rows(out, query.shape[2])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _online(rows, keyvalue, at, slots, mask, chunk):
+  """Softmax-weighted values of these slots for queries in slots `at`, as rows."""
+  return _online_forward(rows, keyvalue, at, slots, mask, chunk)[0]
+
+
+def _online_forward(rows, keyvalue, at, slots, mask, chunk):
+  zeros = jnp.zeros(rows.shape, jnp.float32)
+  sums = _Sums(jnp.full_like(zeros[..., :1], -jnp.inf), zeros[..., :1], zeros)
+  sums = _fold(sums, rows, keyvalue, slots, _sight(mask, at), chunk)
+  out = (sums.total / sums.count).astype(rows.dtype)
+  log = sums.top + jnp.log(sums.count)
+  return out, (rows, keyvalue, at, slots, mask, out, log)
+
+
+def _online_gradient(chunk, residuals, grad):
+  rows, keyvalue, at, slots, mask, out, log = residuals
+  mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
+
+  def one(drows, piece):
+    (key, value), slots = piece
+    probs = jnp.exp(attention.scores(rows, key, _sight(mask, at)(slots)) - log)
+    more, dkey, dvalue = attention.pull_back(rows, key, value, probs, mean, grad)
+    return drows + more, attention.KV(dkey, dvalue)
+
+  zeros = jnp.zeros(rows.shape, jnp.float32)
+  drows, pieces = jax.lax.scan(one, zeros, _pieces(keyvalue, slots, chunk))
+  dkeyvalue = jax.tree.map(lambda x: _whole(x, len(slots)), pieces)
+  return drows.astype(rows.dtype), dkeyvalue, None, None, None
+
+
+_online.defvjp(_online_forward, _online_gradient)
+
+
+def _fold(sums, rows, keyvalue, slots, see, chunk) -> _Sums:
+  """`sums` with the keys in these slots in it."""
+
+  def one(sums, piece):
+    (key, value), slots = piece
+    scores = attention.scores(rows, key, see(slots))
+    top = jnp.maximum(sums.top, scores.max(-1, keepdims=True))
+    shrink, probs = jnp.exp(sums.top - top), jnp.exp(scores - top)
+    count = shrink * sums.count + probs.sum(-1, keepdims=True)
+    total = jnp.einsum("bkrs,bksd->bkrd", probs.astype(rows.dtype), value)
+    return _Sums(top, count, shrink * sums.total + total), None
+
+  return jax.lax.scan(one, sums, _pieces(keyvalue, slots, chunk))[0]
+
+
+def _sight(mask: attention.Mask, at: Array) -> Callable[[Array], Array]:
+  """slots [s] -> bool [B, 1, t, s], what queries in slots `at` see; of slot -1 none."""
+
+  def see(slots):
+    held = jnp.broadcast_to(slots >= 0, (1, 1, len(at), len(slots)))
+    seen = mask.between(at, jnp.maximum(slots, 0))
+    return held if seen is None else held & seen
+
+  return see
+
+
+def _pieces(
+  keyvalue: attention.KV, slots: Array, chunk: int
+) -> tuple[attention.KV, Array]:
+  """KV of [n, B, K, chunk, Dh] and slots [n, chunk], padded with slot -1."""
+  chunk = min(chunk, len(slots))
+  num = -(-len(slots) // chunk)
+  extra = (0, num * chunk - len(slots))
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, 0), extra, (0, 0)))
+    return jnp.moveaxis(x.reshape(*x.shape[:2], num, chunk, x.shape[-1]), 2, 0)
+
+  slots = jnp.pad(slots, extra, constant_values=-1).reshape(num, chunk)
+  return jax.tree.map(cut, keyvalue), slots
+
+
+def _whole(pieces: Array, num_slots: int) -> Array:
+  """[n, B, K, chunk, Dh] -> [B, K, S, Dh], without the padding."""
+  x = jnp.moveaxis(pieces, 0, 2)
+  return x.reshape(*x.shape[:2], -1, x.shape[-1])[:, :, :num_slots]
