@@ -4,6 +4,7 @@ Statistics in bf16 lose three digits of the variance, which shows in the loss.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,36 @@ import jax.numpy as jnp
 
 from gen_jax.types import Array
 
+# x [..., C] -> its means over some axes, in a shape that broadcasts against x.
+Average = Callable[[Array], Array]
+
+
+def over_channels(x: Array) -> Array:
+  """The mean over the last axis, [..., 1]."""
+  return x.mean(-1, keepdims=True)
+
+
+@functools.cache
+def over_groups(num_groups: int) -> Average:
+  """The mean over all axes but the first, by groups of channels: [B, 1, ..., C].
+
+  Space is averaged first, channel by channel: a vector processor then adds C numbers at
+  once, not C / num_groups.
+  """
+
+  def average(x: Array) -> Array:
+    batch_size, channels = x.shape[0], x.shape[-1]
+    means = x.reshape(batch_size, -1, channels).mean(1)
+    means = means.reshape(batch_size, num_groups, -1).mean(-1)
+    means = jnp.repeat(means, channels // num_groups, axis=-1)
+    return means.reshape(batch_size, *(1,) * (x.ndim - 2), channels)
+
+  return average
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def standardise(x: Array, axes: tuple[int, ...], eps: float, centre: bool) -> Array:
-  """x / rms(x) over `axes`, after the mean is taken away if `centre`; float32.
+def standardise(x: Array, average: Average, eps: float, centre: bool) -> Array:
+  """x / rms(x), after the mean is taken away if `centre`; float32.
 
   The gradient is written out: with y = standardise(x) and r = 1 / rms,
 
@@ -23,24 +50,24 @@ def standardise(x: Array, axes: tuple[int, ...], eps: float, centre: bool) -> Ar
   and y is had from x again. What automatic differentiation leaves is fused into loops
   that go over x many more times.
   """
-  return _standardise(x, axes, eps, centre)[0]
+  return _standardise(x, average, eps, centre)[0]
 
 
-def _standardise(x, axes, eps, centre):
+def _standardise(x, average, eps, centre):
   wide = x.astype(jnp.float32)
-  mean = wide.mean(axes, keepdims=True) if centre else 0.0
+  mean = average(wide) if centre else jnp.float32(0.0)
   y = wide - mean
-  rate = jax.lax.rsqrt(jnp.square(y).mean(axes, keepdims=True) + eps)
+  rate = jax.lax.rsqrt(average(jnp.square(y)) + eps)
   return y * rate, (x, mean, rate)
 
 
-def _standardise_gradient(axes, eps, centre, residuals, dy):
+def _standardise_gradient(average, eps, centre, residuals, dy):
   del eps
   x, mean, rate = residuals
   y = (x.astype(jnp.float32) - mean) * rate
-  dx = dy - y * (y * dy).mean(axes, keepdims=True)
+  dx = dy - y * average(y * dy)
   if centre:
-    dx = dx - dy.mean(axes, keepdims=True)
+    dx = dx - average(dy)
   return ((dx * rate).astype(x.dtype),)
 
 
@@ -61,7 +88,7 @@ class LayerNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     width = (x.shape[-1],)
     scale = self.param("scale", _parameter(nn.initializers.ones_init()), width)
-    y = standardise(x, (-1,), self.eps, True)
+    y = standardise(x, over_channels, self.eps, True)
     y = y * jnp.broadcast_to(scale, y.shape)
     if self.use_bias:
       bias = self.param("bias", _parameter(nn.initializers.zeros_init()), width)
@@ -78,7 +105,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x: Array) -> Array:
     width = (x.shape[-1],)
     scale = self.param("scale", _parameter(nn.initializers.ones_init()), width)
-    y = standardise(x, (-1,), self.eps, False)
+    y = standardise(x, over_channels, self.eps, False)
     return (y * jnp.broadcast_to(scale, y.shape)).astype(x.dtype)
 
 
@@ -93,7 +120,6 @@ class GroupNorm(nn.Module):
     channels = x.shape[-1]
     scale = self.param("scale", _parameter(nn.initializers.ones_init()), (channels,))
     bias = self.param("bias", _parameter(nn.initializers.zeros_init()), (channels,))
-    y = x.reshape(x.shape[0], -1, self.num_groups, channels // self.num_groups)
-    y = standardise(y, (1, 3), self.eps, True).reshape(x.shape)
+    y = standardise(x, over_groups(self.num_groups), self.eps, True)
     y = y * jnp.broadcast_to(scale, y.shape) + jnp.broadcast_to(bias, y.shape)
     return y.astype(x.dtype)

@@ -35,15 +35,26 @@ def random(seed, *shape):
   return 2.0 * jax.random.normal(jax.random.key(seed), shape) + 0.5
 
 
-@pytest.mark.parametrize("axes", [(-1,), (1, 3)])
-@pytest.mark.parametrize("centre", [True, False])
-def test_standardise(axes, centre):
-  def reference(x):
-    x = x - x.mean(axes, keepdims=True) if centre else x
-    return x / jnp.sqrt((x**2).mean(axes, keepdims=True) + 1e-2)
+def groups_of_two(x):
+  return x.reshape(2, 12, 3, 2)
 
-  x = random(0, 2, 3, 4, 5)
-  assert_same(lambda x: norms.standardise(x, axes, 1e-2, centre), reference, x)
+
+@pytest.mark.parametrize(
+  "average, view, axes",
+  [
+    (norms.over_channels, lambda x: x, (-1,)),
+    (norms.over_groups(3), groups_of_two, (1, 3)),
+  ],
+)
+@pytest.mark.parametrize("centre", [True, False])
+def test_standardise(average, view, axes, centre):
+  def reference(x):
+    y = view(x)
+    y = y - y.mean(axes, keepdims=True) if centre else y
+    return (y / jnp.sqrt((y**2).mean(axes, keepdims=True) + 1e-2)).reshape(x.shape)
+
+  x = random(0, 2, 3, 4, 6)
+  assert_same(lambda x: norms.standardise(x, average, 1e-2, centre), reference, x)
 
 
 def test_gelu():
