@@ -23,6 +23,7 @@ MAY_IMPORT = {
   "diffusion": L0,
   "losses": L0,
   "metrics": L0,
+  "fidelity": L0,
   "decoding": L0,
   "optim": L0,
   "data": L0,
