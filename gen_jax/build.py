@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import evaluation, optim, sharding
+from gen_jax import evaluation, features, optim, sharding
 from gen_jax.data import (
   chat,
   conversations,
@@ -282,6 +282,12 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "gzip": _plain(evaluation.gzip, "experiment"),
     "answers": _plain(evaluation.answers, "experiment"),
     "prompt_accuracy": _plain(evaluation.prompt_accuracy, "experiment"),
+    "fidelity": _plain(evaluation.fidelity, "experiment"),
+    "samples": _plain(evaluation.samples, "experiment"),
+  },
+  "features": {
+    "pixels": _plain(features.pixels),
+    "digits": _plain(features.digits),
   },
   "train": {"train": _plain(loop.Config)},
   "init_from": {"init_from": _plain(init_from.InitFrom)},

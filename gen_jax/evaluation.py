@@ -7,7 +7,8 @@ functions, and returns one of `train.evaluators`.
 import jax
 import numpy as np
 
-from gen_jax import metrics, prompting, sharding
+from gen_jax import features as features_
+from gen_jax import metrics, pictures, prompting, sharding
 from gen_jax.data import datasets, sources
 from gen_jax.data.digits import digits_dataset_builder, judge
 from gen_jax.decoding import generate
@@ -118,3 +119,63 @@ def prompt_accuracy(
     return painter.images(weights, frozen, captions, prompting.keys(0, len(labels)))
 
   return evaluators.PromptAccuracy(every, draw, labels, judged, real_accuracy)
+
+
+def _check_draws(experiment, name: str) -> None:
+  if not hasattr(experiment.data, "caption_length") or not hasattr(
+    experiment.task, "denoiser"
+  ):
+    raise InputError(
+      f"evaluator {name} needs a model that draws; take it out of evaluators"
+    )
+
+
+def fidelity(
+  experiment,
+  every: int,
+  features: features_.Features,
+  num: int = 500,
+  split: str = "train",
+  seed: int = 0,
+) -> evaluators.Fidelity:
+  """Distances of num drawn pictures from all real ones of a split, in `features`.
+
+  Args:
+    num: pictures drawn, for the captions of the split in turn.
+    seed: picture i depends on (seed, i).
+  """
+  _check_split(split)
+  _check_draws(experiment, "fidelity")
+  if num < 2:
+    raise InputError(f"evaluator fidelity: num={num} must be at least 2")
+  gallery, painter = experiment.gallery(split), experiment.painter()
+  real, captions = features.of(gallery.batches()), gallery.captions(num)
+
+  def rows(weights, frozen):
+    return features.of(pictures.drawn(painter, weights, frozen, captions, seed))
+
+  def compare(drawn):
+    return pictures.compare(features, real, drawn)
+
+  return evaluators.Fidelity(every, rows, compare)
+
+
+def samples(
+  experiment, every: int, prompts: tuple[str, ...], num: int = 4, seed: int = 0
+) -> evaluators.Samples:
+  """Pictures of the same prompts and noise at every evaluation, num for each."""
+  _check_draws(experiment, "samples")
+  if num < 1 or not prompts:
+    raise InputError(
+      f"evaluator samples: num={num} must be at least 1 and prompts={prompts} not empty"
+    )
+  painter = experiment.painter()
+  captions = [prompt for prompt in prompts for _ in range(num)]
+  index = np.tile(np.arange(num), len(prompts))
+  keys = prompting.keys(seed, num)[index]
+
+  def draw(weights, frozen):
+    images = painter.images(weights, frozen, captions, keys)
+    return images.reshape(len(prompts), num, *images.shape[1:])
+
+  return evaluators.Samples(every, draw)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from gen_jax import build, flops, prompting, rng, sharding
+from gen_jax import build, flops, pictures, prompting, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
 from gen_jax.models import transformer
@@ -146,6 +146,14 @@ class Experiment:
   def writer(self, piece: int = 8) -> prompting.Writer:
     """Continues prompts (a language model's experiment)."""
     return prompting.Writer(self.task.model, self.tokenizer, self.sampling, piece)
+
+  def gallery(self, split: str) -> pictures.Gallery:
+    """Real pictures of a split; a latent cache knows which it was made of."""
+    data = self.data
+    source = data.source
+    if isinstance(data, datasets.LatentData):
+      source = build.build("source", source.statistics()["data"], "data.source")
+    return pictures.Gallery(source.examples(split), data.image_size, data.channels)
 
   def painter(self) -> prompting.Painter:
     """Draws pictures for captions (a diffusion experiment)."""

@@ -216,3 +216,18 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   luminance = (2.0 * mx * my + c1) / (mx**2 + my**2 + c1)
   structure = (2.0 * cov + c2) / (vx + vy + c2)
   return (luminance * structure).reshape(len(x), -1).mean(1)
+
+
+def compare(real: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
+  """All distances of two sets of feature rows [N, F] that their sizes allow.
+
+  Returns:
+    frechet; kernel and kernel_error; precision and recall, of as many rows of either.
+  """
+  num = min(len(real), len(drawn))
+  found = {"frechet": frechet(Moments.of(real), Moments.of(drawn))}
+  if num >= 20:
+    found["kernel"], found["kernel_error"] = kernel_distance(real, drawn)
+    shares = precision_recall(real[:num], drawn[:num])
+    found["precision"], found["recall"] = shares
+  return found

@@ -21,6 +21,11 @@ def keys(seed: int, num: int, offset: int = 0) -> Array:
   return rng.per_example(rng.named(jax.random.key(seed), "sample"), num, offset)
 
 
+def to_uint8(images: Array | np.ndarray) -> np.ndarray:
+  """Pixels of about [-1, 1] as uint8, what lies beyond cut off."""
+  return np.clip(np.round(np.asarray(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
+
+
 def _bucket(length: int) -> int:
   """The next power of two, at least 16: few prompt lengths, few compilations."""
   return max(16, 1 << (length - 1).bit_length())
@@ -361,5 +366,4 @@ class Painter:
       given = padded([captions[i] for i in index])
       batch = np.asarray(draw(index, given, padded([negative] * size)))
       images.append(batch[: len(captions) - first])
-    pixels = np.concatenate(images) * 127.5 + 127.5
-    return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    return to_uint8(np.concatenate(images))

@@ -1,6 +1,6 @@
 """`gen-jax evaluate`: numbers of a checkpoint, protocol included.
 
-Without --text and --choices these are of the config's evaluators.
+Without --text, --choices, --pictures and --folder these are of the config's evaluators.
 """
 
 import glob
@@ -12,7 +12,7 @@ import jax
 
 import gen_jax
 from gen_jax import scoring
-from gen_jax.cli import trained, workdir
+from gen_jax.cli import evaluate_pictures, trained, workdir
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
 from gen_jax.types import InputError
@@ -40,19 +40,19 @@ def add_arguments(parser) -> None:
   group.add_argument(
     "--choices", help="JSONL of context, choices, label: accuracy by log-likelihood"
   )
+  evaluate_pictures.add_arguments(parser)
 
 
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
-  given = [
-    n
-    for n in ("text", "stride", "choices", "int8")
-    if getattr(args, n) not in (None, False)
-  ]
+  is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
+  given = [n for n in ("text", "stride", "choices", "int8") if is_given(n)]
   if given:
     result = _on_other_data(args, directory, config, given)
+  elif any(is_given(name) for name in evaluate_pictures.FLAGS):
+    result = evaluate_pictures.run(args, directory, config)
   else:
     result = _on_its_own(args, directory, config)
   workdir.write_json(directory / "evaluation.json", result)
@@ -65,8 +65,9 @@ def _on_its_own(args, directory: pathlib.Path, config: dict) -> dict:
   print(f"step {opened.step}, {opened.kind} weights")
   for evaluator in opened.experiment.evaluators():
     for name, value in evaluator(opened.weights, opened.experiment.frozen):
-      print(f"{name:32} {value:.4f}", flush=True)
-      result[name] = value
+      if isinstance(value, float):
+        print(f"{name:32} {value:.4f}", flush=True)
+        result[name] = value
   result["sampling"] = config["sampling"]
   return result
 

@@ -255,6 +255,13 @@ def grid_picture(images: np.ndarray, columns: int, border: int = 1) -> np.ndarra
   )
 
 
+def save_sheet(path: pathlib.Path, images: np.ndarray) -> None:
+  """Writes uint8 [rows, columns, H, W, C] as one PNG, each at least 64 wide."""
+  columns, height = images.shape[1:3]
+  flat = images.reshape(-1, *images.shape[2:])
+  save_picture(path, grid_picture(flat, columns), max(1, 64 // height))
+
+
 def save_picture(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
   """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide."""
   pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels

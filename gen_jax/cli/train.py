@@ -7,7 +7,7 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import flops, sharding, tree
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.cli import config_args, sample, trained, workdir
 from gen_jax.tasks import diffusion
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
@@ -106,6 +106,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
     sinks = [
       writers.JsonLines(directory, start),
       writers.TensorBoard(directory, start),
+      writers.Pictures(directory, start, sample.save_sheet),
       writers.Terminal(start, num_steps, directory.name),
     ]
     try:

@@ -1,6 +1,7 @@
 """Evaluators: frozen, with a cadence, called with (weights, frozen), yielding numbers.
 
-They know nothing of the loop; what they need is passed to them as functions.
+They know nothing of the loop; what they need is passed to them as functions. `Samples`
+yields pictures, uint8 [rows, columns, H, W, C], which writers may keep or leave.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from gen_jax.types import Array, Batch, Params, PyTree
 
 
 class Evaluator(Protocol):
-  """Yields (name, value) for a set of weights.
+  """Yields (name, value) for a set of weights: a number, or pictures.
 
   `every` is the number of steps between evaluations; 0 is at the end alone.
   """
@@ -138,3 +139,39 @@ class PromptAccuracy:
     read = self.judge(self.draw(weights, frozen))
     yield "prompt_accuracy", float(np.mean(read == self.labels))
     yield "real_accuracy", self.real_accuracy
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fidelity:
+  """How far drawn pictures are from real ones, in features.
+
+  Attributes:
+    every: steps between evaluations.
+    rows: (weights, frozen) -> features [N, F] of drawn pictures.
+    compare: features of drawn pictures -> {name: value}.
+  """
+
+  every: int
+  rows: Callable[[Params, PyTree], np.ndarray]
+  compare: Callable[[np.ndarray], Mapping[str, float]]
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    yield from self.compare(self.rows(weights, frozen)).items()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+  """Pictures to look at: the one evaluator that yields no numbers.
+
+  Attributes:
+    every: steps between evaluations.
+    draw: (weights, frozen) -> uint8 [rows, columns, H, W, C].
+  """
+
+  every: int
+  draw: Callable[[Params, PyTree], np.ndarray]
+
+  def __call__(
+    self, weights: Params, frozen: PyTree
+  ) -> Iterator[tuple[str, np.ndarray]]:
+    yield "samples", self.draw(weights, frozen)

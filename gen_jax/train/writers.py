@@ -1,4 +1,7 @@
-"""Where numbers go: the terminal, metrics.jsonl and TensorBoard (no TensorFlow)."""
+"""Where numbers go: the terminal, metrics.jsonl and TensorBoard (no TensorFlow).
+
+Pictures that an evaluator yields go into samples/ and nowhere else.
+"""
 
 import contextlib
 import json
@@ -6,8 +9,10 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import numpy as np
 import rich.console
 import rich.progress
 
@@ -34,6 +39,47 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
   return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
+def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
+  """What of an evaluation is no picture."""
+  return {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+
+
+class Pictures:
+  """samples/NAME_STEP.png: the pictures of each evaluation on one sheet.
+
+  Opened at step i it first drops those beyond i: a resumed run draws them again.
+
+  Attributes:
+    save: (path, uint8 [rows, columns, H, W, C]).
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    start_step: int,
+    save: Callable[[pathlib.Path, np.ndarray], None],
+  ):
+    self._folder, self._save = workdir / "samples", save
+    for path, step in sheets(workdir):
+      if step > start_step:
+        path.unlink()
+
+  def write(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
+    for name in values.keys() - numbers(values).keys():
+      self._folder.mkdir(exist_ok=True)
+      self._save(self._folder / f"{name}_{step:08}.png", values[name])
+
+  def close(self) -> None:
+    """Nothing is open."""
+
+
+def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
+  """What `Pictures` has written, and at which steps, in order."""
+  paths = sorted((workdir / "samples").glob("*_????????.png"))
+  steps = [path.stem[-8:] for path in paths]
+  return [(p, int(s)) for p, s in zip(paths, steps, strict=True) if s.isdecimal()]
+
+
 class JsonLines:
   """metrics.jsonl: one object per line, {"step": i, name: value, ...}.
 
@@ -49,7 +95,7 @@ class JsonLines:
     self._file = path.open("a")
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    self._file.write(json.dumps({"step": step, **values}) + "\n")
+    self._file.write(json.dumps({"step": step, **numbers(values)}) + "\n")
     self._file.flush()
 
   def close(self) -> None:
@@ -67,7 +113,7 @@ class TensorBoard:
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    for name, value in values.items():
+    for name, value in numbers(values).items():
       self._writer.add_scalar(name, value, step)
 
   def close(self) -> None:
@@ -102,10 +148,11 @@ class Terminal:
       self._bar.start()
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    numbers = "  ".join(f"{name} {_show(value)}" for name, value in values.items())
+    values = numbers(values)
+    shown = "  ".join(f"{name} {_show(value)}" for name, value in values.items())
     if self._bar is not None:
       if any("/" in name for name in values):
-        self._bar.console.print(f"step {step}  {numbers}", highlight=False)
+        self._bar.console.print(f"step {step}  {shown}", highlight=False)
         self._bar.update(self._task, completed=step)
       else:
         rates = (n for n in values if n.endswith("_per_sec"))
@@ -116,7 +163,7 @@ class Terminal:
     done = step - self._start
     left = (time.monotonic() - self._began) / max(done, 1) * (self._num_steps - step)
     eta = f"  ETA {int(left) // 60}:{int(left) % 60:02d}" if done else ""
-    print(f"step {step}/{self._num_steps}  {numbers}{eta}", flush=True)
+    print(f"step {step}/{self._num_steps}  {shown}{eta}", flush=True)
 
   def close(self) -> None:
     if self._bar is not None:

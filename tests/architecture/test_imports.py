@@ -33,7 +33,11 @@ MAY_IMPORT = {
   "train": L0 | {"tasks.base", "sharding"},
   "prompting": L0 | {"models", "tasks", "decoding", "data"},
   "scoring": L0 | {"models", "data"},
-  "evaluation": L0 | {"data", "decoding", "metrics", "prompting", "sharding", "train"},
+  "features": L0 | {"data"},
+  "pictures": L0 | {"data", "features", "fidelity", "prompting", "tasks"},
+  "evaluation": L0
+  | {"data", "decoding", "features", "metrics", "pictures", "prompting", "sharding"}
+  | {"train"},
   "build": None,  # everything below
   "experiment": None,
   "convert": None,  # everything but cli

@@ -69,15 +69,19 @@ def _text_workdir(tmp_path_factory):
   experiment = _claim(
     path, "configs/lm/pydoc.py", *((f"task.model.{k}", v) for k, v in changes)
   )
+  _save_zeros(path, experiment, ((0, 2.0), (2, 1.0)))
+  return path
+
+
+def _save_zeros(path: pathlib.Path, experiment, steps) -> None:
   goal = experiment.abstract_state(experiment.optimizer(1)[0])
   with checkpoint.open_manager(path) as manager:
-    for step, value in ((0, 2.0), (2, 1.0)):
+    for step, value in steps:
       state = jax.tree.map(
         lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), goal
       )
       state = dataclasses.replace(state, step=state.step + step)
       checkpoint.save(manager, step, state, checkpoint.Progress(value, step), value)
-  return path
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +89,22 @@ def image_workdir(tmp_path_factory):
   """A diffusion run that has not come to a checkpoint."""
   path = tmp_path_factory.mktemp("images") / "run"
   _claim(path, "configs/diffusion/digits.py")
+  return path
+
+
+@pytest.fixture(scope="session")
+def digits_workdir(tmp_path_factory):
+  """A diffusion run whose weights are 0 at step 2."""
+  path = tmp_path_factory.mktemp("digits") / "run"
+  _save_zeros(path, _claim(path, "configs/diffusion/digits.py"), [(2, 1.0)])
+  return path
+
+
+@pytest.fixture(scope="session")
+def vae_workdir(tmp_path_factory):
+  """An autoencoder of digits whose weights are 0 at step 2: it draws grey."""
+  path = tmp_path_factory.mktemp("vae") / "run"
+  _save_zeros(path, _claim(path, "configs/vae/emoji.py"), [(2, 1.0)])
   return path
 
 

@@ -4,6 +4,8 @@ import io
 import re
 import sys
 
+import numpy as np
+
 from gen_jax.train import writers
 
 ROW = {"loss": 1.25, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens_per_sec": 5700.0}
@@ -39,3 +41,27 @@ def test_plain_lines(capsys):
   assert capsys.readouterr().out.startswith(
     "step 500/2000  loss 1.25  grad_norm 0.5  learning_rate 0.001  tokens_per_sec 5,700"
   )
+
+
+def test_pictures_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
+  """A run that resumes at step 20 draws what came after it again."""
+  saved = {}
+
+  def save(path, images):
+    saved[path.name] = images.shape
+    path.write_bytes(b"")
+
+  values = {"loss": 1.0, "samples": np.zeros((2, 3, 8, 8, 1), np.uint8)}
+  sinks = [writers.Pictures(tmp_path, 0, save), writers.JsonLines(tmp_path, 0)]
+  sinks.append(writers.Terminal(0, 40, "run"))
+  for step in (20, 40):
+    for sink in sinks:
+      sink.write(step, values)
+  for sink in sinks:
+    sink.close()
+  assert writers.read_metrics(tmp_path)[1] == {"step": 40, "loss": 1.0}
+  assert "samples" not in capsys.readouterr().out
+  assert saved["samples_00000020.png"] == (2, 3, 8, 8, 1)
+  assert [step for _, step in writers.sheets(tmp_path)] == [20, 40]
+  writers.Pictures(tmp_path, 20, save)
+  assert [path.name for path, _ in writers.sheets(tmp_path)] == ["samples_00000020.png"]

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from gen_jax.data import pipeline, sources
+from gen_jax.types import InputError
 
 Judge = Callable[[np.ndarray], np.ndarray]
 
@@ -40,3 +41,28 @@ def train(source: sources.ImageSource, image_size: int) -> tuple[Judge, float]:
   features, labels = split("validation")
   real_accuracy = float(np.mean(classifier.predict(features) == labels))
   return lambda images: classifier.predict(_features(images)), real_accuracy
+
+
+def hidden(source: sources.ImageSource) -> tuple[Judge, list[np.ndarray]]:
+  """Features of a perceptron trained to read the source's training split.
+
+  Returns:
+    uint8 [N, H, W, 1] -> float [N, 64], its hidden layer; and the weights behind it.
+  """
+  from sklearn import neural_network  # imported here: it costs a second
+
+  examples = source.examples("train")
+  rows = [examples[i] for i in range(len(examples))]
+  inputs = _features(np.stack([r["image"] for r in rows])) / 16.0
+  network = neural_network.MLPClassifier((64,), tol=5e-3, random_state=0)
+  network.fit(inputs, np.array([r["label"] for r in rows]))
+  kernel, bias = network.coefs_[0], network.intercepts_[0]
+
+  def read(images):
+    if images.shape[-1] != 1:
+      raise InputError(
+        f"features of digits need pictures of 1 channel, got {images.shape[-1]}"
+      )
+    return np.maximum(_features(images) / 16.0 @ kernel + bias, 0.0)
+
+  return read, [kernel, bias]

@@ -1,0 +1,115 @@
+"""`gen-jax evaluate` of pictures: figures with their protocol, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax import fidelity
+from gen_jax.cli import sample
+from gen_jax.data import sources
+
+
+@pytest.fixture
+def evaluate(call):
+  def run(workdir, *flags):
+    outcome = call("evaluate", "--workdir", workdir, *flags, "--json")
+    assert outcome.code == 0, outcome
+    result = json.loads(outcome.out.splitlines()[-1])
+    assert result == json.loads((workdir / "evaluation.json").read_text())
+    return result
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """The first 30 digits of the training split, and a sheet of them that is no digit."""
+  path = tmp_path_factory.mktemp("pictures")
+  examples = sources.Digits().examples("train")
+  images = np.stack([examples[i]["image"] for i in range(30)])
+  for i, image in enumerate(images):
+    sample.save_picture(path / f"{i}.png", image)
+  sample.save_sheet(path / "grid.png", images[None])
+  return path
+
+
+def test_drawn_pictures(evaluate, refuse, digits_workdir, tmp_path):
+  """A model of zeros predicts v = 0; its figures stand beside noise's own."""
+  flags = ("--pictures", "20", "--baseline", "--seed", "4")
+  result = evaluate(digits_workdir, *flags)
+  protocol = result["protocol"]
+  assert protocol["num"] == 20 and protocol["reference_num"] == 1438
+  assert (protocol["weights"], protocol["seed"], protocol["split"]) == (
+    "ema",
+    4,
+    "train",
+  )
+  assert protocol["sampling"]["num_steps"] == 2
+  assert (len(protocol["reference_sha256"]), protocol["features_sha256"]) == (64, "")
+  assert result["pixels_16/frechet"] > 0 and result["pixels_16/memorised"] == 0.0
+  assert result["random_latents/pixels_16/frechet"] > 0
+  shown = Image.open(digits_workdir / "figures/nearest.png")
+  assert shown.width > 4 * 64 and shown.height > 8 * 64
+  other = tmp_path / "other.json"
+  other.write_text(json.dumps(result))
+  words = ("evaluate", "--workdir", digits_workdir, *flags, "--against", other)
+  says = ["another protocol", "num (20 there, 21 here)"]
+  refuse(*words, "--pictures", "21", says=says)
+  says = ["seed (4 there, 5 here)", "sampling (", "split ('train' there"]
+  flags = ("--seed", "5", "--split", "validation", "--config.sampling.num_steps=3")
+  refuse(*words, *flags, says=says)
+  says = ["features ('pixels_16' there, 'digits_mlp' here)", "features_sha256"]
+  refuse(*words, "--features", "digits", says=says)
+
+
+def test_a_folder_of_training_pictures(evaluate, call, digits_workdir, folder):
+  """All are found again; of the whole training set they are a small part."""
+  result = evaluate(digits_workdir, "--folder", folder)
+  assert result["protocol"]["num"] == 30  # without the sheet
+  assert "sampling" not in result["protocol"] and "step" not in result
+  assert result["pixels_16/nearest"] == 0.0
+  assert result["pixels_16/memorised"] == 1.0
+  assert result["pixels_16/nearer_than_held_out"] == 1.0
+  words = ("evaluate", "--workdir", digits_workdir, "--folder", folder)
+  again = call(*words, "--against", digits_workdir / "evaluation.json")
+  assert again.code == 0 and "there" in again.out
+
+
+def test_reconstructions(evaluate, vae_workdir):
+  """An autoencoder of zeros draws 128 everywhere."""
+  result = evaluate(vae_workdir, "--pictures", "1000")
+  examples = sources.Digits().examples("validation")
+  real = np.stack([examples[i]["image"] for i in range(len(examples))])
+  grey = np.full_like(real, 128)
+  assert result["psnr"] == pytest.approx(np.mean(fidelity.psnr(real, grey)))
+  assert result["protocol"]["num"] == len(real) == 359
+  pixels = real.reshape(359, -1) / 255.0
+  apart = np.square(pixels.mean(0) - 128 / 255).sum() + pixels.var(0, ddof=1).sum()
+  # Averaged up from 8 to 16 pixels and no further: sides of 8 stay 8.
+  assert result["pixels_16/frechet"] == pytest.approx(apart, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  "flags, says",
+  [
+    ("--pictures 1", ["--pictures 1", "at least 2"]),
+    ("--pictures 5 --folder x", ["one of --pictures N and --folder"]),
+    ("--features pixels", ["one of --pictures N and --folder"]),
+    ("--pictures 5 --features fid", ["features (--features) 'fid'", "pixels"]),
+    ("--pictures 5 --features digits --feature_weights x", ["'weights'"]),
+    ("--pictures 5 --split test", ["--split", "'test'", "train, validation"]),
+    ("--folder nowhere", ["'nowhere' is not a folder"]),
+    ("--folder docs --baseline", ["--baseline", "--pictures"]),
+    ("--pictures 5 --against README.md", ["README.md holds no evaluation"]),
+  ],
+)
+def test_bad_flags(refuse, image_workdir, flags, says):
+  refuse("evaluate", "--workdir", image_workdir, *flags.split(), says=says)
+  assert not (image_workdir / "evaluation.json").exists()
+
+
+def test_pictures_of_a_text_model(refuse, text_workdir):
+  says = ["--pictures is for pictures", "text model"]
+  refuse("evaluate", "--workdir", text_workdir, "--pictures", "5", says=says)
