@@ -285,10 +285,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "fidelity": _plain(evaluation.fidelity, "experiment"),
     "samples": _plain(evaluation.samples, "experiment"),
   },
-  "features": {
-    "pixels": _plain(features.pixels),
-    "digits": _plain(features.digits),
-  },
+  "features": {make.__name__: _plain(make) for make in features.ALL},
   "train": {"train": _plain(loop.Config)},
   "init_from": {"init_from": _plain(init_from.InitFrom)},
   "adapter": {"lora": _plain(lora.LoRA)},

@@ -137,7 +137,7 @@ def fidelity(
   num: int = 500,
   split: str = "train",
   seed: int = 0,
-) -> evaluators.Fidelity:
+) -> evaluators.Measured:
   """Distances of num drawn pictures from all real ones of a split, in `features`.
 
   Args:
@@ -151,18 +151,16 @@ def fidelity(
   gallery, painter = experiment.gallery(split), experiment.painter()
   real, captions = features.of(gallery.batches()), gallery.captions(num)
 
-  def rows(weights, frozen):
-    return features.of(pictures.drawn(painter, weights, frozen, captions, seed))
+  def measure(weights, frozen):
+    drawn = pictures.drawn(painter, weights, frozen, captions, seed)
+    return pictures.compare(features, real, features.of(drawn))
 
-  def compare(drawn):
-    return pictures.compare(features, real, drawn)
-
-  return evaluators.Fidelity(every, rows, compare)
+  return evaluators.Measured(every, measure)
 
 
 def samples(
   experiment, every: int, prompts: tuple[str, ...], num: int = 4, seed: int = 0
-) -> evaluators.Samples:
+) -> evaluators.Measured:
   """Pictures of the same prompts and noise at every evaluation, num for each."""
   _check_draws(experiment, "samples")
   if num < 1 or not prompts:
@@ -176,6 +174,6 @@ def samples(
 
   def draw(weights, frozen):
     images = painter.images(weights, frozen, captions, keys)
-    return images.reshape(len(prompts), num, *images.shape[1:])
+    return {"samples": images.reshape(len(prompts), num, *images.shape[1:])}
 
-  return evaluators.Samples(every, draw)
+  return evaluators.Measured(every, draw)

@@ -6,7 +6,7 @@ alone, and figures in different features are never put side by side.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -23,11 +23,13 @@ class Features:
     name: with whatever sets it apart, for the names of figures.
     sha256: of its weights; empty where it has none.
     rows: uint8 [N, H, W, C] -> float [N, F]; a row depends on its picture alone.
+    own_names: {name of a figure: what it is called in these features}.
   """
 
   name: str
   sha256: str
   rows: Callable[[np.ndarray], np.ndarray]
+  own_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def of(self, batches: Iterable[np.ndarray]) -> np.ndarray:
     """float32 [N, F] of pictures uint8 [n, H, W, C], batch by batch."""
@@ -59,3 +61,6 @@ def digits() -> Features:
   hidden, weights = judge.hidden(sources.Digits())
   digest = hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
   return Features("digits_mlp", digest, hidden)
+
+
+ALL = (pixels, digits)

@@ -344,26 +344,29 @@ class Painter:
     changed = change[..., None] & (strength > 0)
     return np.where(changed, drawn, picture)
 
-  def _in_batches(self, draw, captions: Sequence[str], negative: str) -> np.ndarray:
-    """uint8 of draw(indices, captions, negative captions), batch by batch."""
-    for caption in (*captions, negative):
-      length = len(pipeline.caption_ids(caption, self.tokenizer))
+  def caption(self, texts: Sequence[str]) -> diffusion.Caption:
+    """Tokens and mask of texts, [N, S].
+
+    Raises:
+      InputError: a text longer than the text encoder reads.
+    """
+    for text in texts:
+      length = len(pipeline.caption_ids(text, self.tokenizer))
       if length > self.caption_length:
         raise InputError(
-          f"prompt {caption!r} has {length} tokens; the text encoder reads"
+          f"prompt {text!r} has {length} tokens; the text encoder reads"
           f" {self.caption_length}: shorten it"
         )
+    rows = [pipeline.pad_caption(t, self.tokenizer, self.caption_length) for t in texts]
+    return diffusion.Caption(*(jnp.asarray(np.stack(x)) for x in zip(*rows)))  # noqa: B905
 
-    def padded(captions):
-      rows = [
-        pipeline.pad_caption(c, self.tokenizer, self.caption_length) for c in captions
-      ]
-      return diffusion.Caption(*(jnp.asarray(np.stack(x)) for x in zip(*rows)))  # noqa: B905
-
+  def _in_batches(self, draw, captions: Sequence[str], negative: str) -> np.ndarray:
+    """uint8 of draw(indices, captions, negative captions), batch by batch."""
+    self.caption([*captions, negative])  # refuses before anything is drawn
     images, size = [], min(self.batch_size, len(captions))
     for first in range(0, len(captions), size):
       index = np.minimum(np.arange(first, first + size), len(captions) - 1)
-      given = padded([captions[i] for i in index])
-      batch = np.asarray(draw(index, given, padded([negative] * size)))
+      given = self.caption([captions[i] for i in index])
+      batch = np.asarray(draw(index, given, self.caption([negative] * size)))
       images.append(batch[: len(captions) - first])
     return to_uint8(np.concatenate(images))

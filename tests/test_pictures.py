@@ -131,3 +131,12 @@ def test_memorisation_of_copies_and_of_new_pictures():
   assert found["pixels_16/memorised"] == 0.5
   assert 0.5 < found["pixels_16/nearer_than_held_out"] < 1.0
   assert found["pixels_16/nearest"] < found["pixels_16/nearest_held_out"]
+
+
+def test_pairs_do_not_make_the_kernel_distance_negative():
+  """Copies in their order: the same block twice would be nearer than by chance."""
+  rows = np.random.default_rng(0).normal(size=(400, 6))
+  found = pictures.compare(features.pixels(), rows, rows)
+  bias, error = found["pixels_16/kernel"], found["pixels_16/kernel_error"]
+  assert abs(bias) < 3 * error
+  assert fidelity.kernel_distance(rows, rows)[0] < -3 * error

@@ -51,7 +51,7 @@ def run(args) -> dict:
   given = [n for n in ("text", "stride", "choices", "int8") if is_given(n)]
   if given:
     result = _on_other_data(args, directory, config, given)
-  elif any(is_given(name) for name in evaluate_pictures.FLAGS):
+  elif args.baseline or any(map(is_given, evaluate_pictures.FLAGS)):
     result = evaluate_pictures.run(args, directory, config)
   else:
     result = _on_its_own(args, directory, config)

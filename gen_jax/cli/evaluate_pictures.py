@@ -8,8 +8,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +18,14 @@ from gen_jax.cli import sample, trained
 from gen_jax.data import sources
 from gen_jax.types import InputError, unknown
 
-FLAGS = ("pictures", "folder", "features", "feature_weights", "split", "baseline")
-FLAGS += ("against",)
+FLAGS = {
+  "pictures": "N to draw for captions of the split; an autoencoder: to draw again",
+  "folder": "pictures that are there already, instead",
+  "features": "what to compare in; default pixels",
+  "feature_weights": "safetensors file of --features",
+  "split": "train (default), or validation (default of an autoencoder)",
+  "against": "another evaluation.json; refused under another protocol",
+}
 _SHOWN = 8  # pictures on the sheet of nearest neighbours
 
 
@@ -30,69 +34,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group(
     "pictures, beside real ones (instead of the config's evaluators)"
   )
+  for name, meaning in FLAGS.items():
+    kind = int if name == "pictures" else str
+    group.add_argument(f"--{name}", type=kind, help=meaning)
+  group.add_argument("--seed", type=int, default=0, help="of --pictures")
   group.add_argument(
-    "--pictures",
-    type=int,
-    metavar="N",
-    help="draw N for the captions of a split; an autoencoder: draw N of it again",
+    "--baseline", action="store_true", help="also figures of random latents, decoded"
   )
-  group.add_argument("--folder", help="take the pictures of a folder, and draw none")
-  group.add_argument("--features", help="what to compare in; default pixels")
-  group.add_argument("--feature_weights", metavar="FILE", help="of --features")
-  group.add_argument(
-    "--split", help="train (default), or validation (default of an autoencoder)"
-  )
-  group.add_argument("--seed", type=int, default=0, help="of what is drawn")
-  group.add_argument(
-    "--baseline",
-    action="store_true",
-    help="also the figures of random latents, decoded",
-  )
-  group.add_argument(
-    "--against",
-    metavar="FILE",
-    help="another evaluation.json: refused if its protocol is not this one",
-  )
-
-
-class _Made(NamedTuple):
-  """Pictures to measure: where from, their part of the protocol, and themselves."""
-
-  origin: dict[str, Any]
-  protocol: dict[str, Any]
-  batches: Callable[[], Iterator[np.ndarray]]
 
 
 def run(args, directory: pathlib.Path, config: dict) -> dict:
   """Measures; refuses what it must before anything is drawn."""
-  if config["task"]["name"] == "language_model":
-    raise InputError(f"--pictures is for pictures; {directory} holds a text model")
+  kind = config["task"]["name"]
+  if kind == "language_model":
+    raise InputError(f"{directory} holds a text model; --text and --choices measure it")
   if (args.folder is None) == (args.pictures is None):
     raise InputError("give one of --pictures N and --folder DIR")
   if args.pictures is not None and args.pictures < 2:
     raise InputError(f"--pictures {args.pictures} must be at least 2")
-  is_codec = config["task"]["name"] == "autoencoder"
-  if args.baseline and (args.folder or is_codec):
+  again = kind == "autoencoder" and args.folder is None
+  if args.baseline and (args.folder or again):
     raise InputError("--baseline is for --pictures of a model that draws")
-  split = args.split or ("validation" if is_codec and not args.folder else "train")
+  split = args.split or ("validation" if again else "train")
   if split not in ("train", "validation"):
     raise unknown("--split", split, ("train", "validation"))
   block = {"name": args.features or "pixels"}
   if args.feature_weights:
     block["weights"] = args.feature_weights
   features = build.build("features", block, "--features")
-  other = None if args.against is None else _read(args.against)
-  opened, experiment = None, None
+  other = _read(args.against) if args.against else {"protocol": {}}
   if args.folder:
-    experiment = experiments.make(config, None)
+    opened, experiment = None, experiments.make(config, None)
+    start = {"folder": args.folder}
   else:
     opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
-    experiment = opened.experiment
+    experiment, start = opened.experiment, {"step": opened.step}
   gallery = experiment.gallery(split)
-  make = _in_folder if args.folder else _again if is_codec else _drawn
-  made = make(args, opened, gallery)
-  protocol = {
-    **made.protocol,
+  make = _in_folder if args.folder else _again if again else _drawn
+  made, protocol = make(args, opened, gallery)
+  protocol |= {
     "features": features.name,
     "features_sha256": features.sha256,
     "split": split,
@@ -102,88 +82,78 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
     "channels": gallery.channels,
   }
   protocol = json.loads(json.dumps(protocol))  # as it will be read
-  if other is not None:
-    _check_protocol(protocol, other["protocol"], args.against)
-  if opened is not None and is_codec:
-    found = _pairs(made, features, gallery, made.protocol["num"])
+  _check_protocol(protocol, other["protocol"], args.against)
+  if again:
+    found = _pairs(made, features, gallery, protocol["num"])
   else:
-    found = _set(made, features, gallery, experiment, split, directory)
-  if args.baseline:
-    noise = pictures.of_noise(
-      experiment.task,
-      experiment.frozen,
-      experiment.painter().shape,
-      args.pictures,
-      args.seed,
-    )
     real = features.of(gallery.batches())
+    held_out = experiment.gallery("validation") if split == "train" else ()
+    found = _set(made, features, gallery, real, held_out, directory)
+  if args.baseline:
+    task, frozen = experiment.task, experiment.frozen
+    shape = experiment.painter().shape
+    noise = pictures.of_noise(task, frozen, shape, args.pictures, args.seed)
     noise = pictures.compare(features, real, features.of(noise))
     found |= {f"random_latents/{name}": value for name, value in noise.items()}
   for name, value in found.items():
-    there = other and other.get(name)
-    beside = "" if there is None else f"   there {there:.4f}"
+    beside = f"   there {other[name]:.4f}" if name in other else ""
     print(f"{name:44} {value:.4f}{beside}", flush=True)
-  return {**made.origin, **found, "gen_jax": gen_jax.__version__, "protocol": protocol}
+  return {**start, **found, "gen_jax": gen_jax.__version__, "protocol": protocol}
 
 
-def _drawn(args, opened: trained.Opened, gallery: pictures.Gallery) -> _Made:
-  experiment = opened.experiment
-  painter, captions = experiment.painter(), gallery.captions(args.pictures)
-  protocol = {"num": args.pictures, "weights": opened.kind, "seed": args.seed}
-
-  def batches():
-    weights, frozen = opened.weights, experiment.frozen
-    return pictures.drawn(painter, weights, frozen, captions, args.seed)
-
-  sampling = experiment.config["sampling"]
-  return _Made({"step": opened.step}, {**protocol, "sampling": sampling}, batches)
+def _drawn(args, opened, gallery):
+  """Pictures for the captions of a gallery, and their part of the protocol."""
+  painter, frozen = opened.experiment.painter(), opened.experiment.frozen
+  captions = gallery.captions(args.pictures)
+  made = pictures.drawn(painter, opened.weights, frozen, captions, args.seed)
+  sampling = opened.experiment.config["sampling"]
+  how = {"weights": opened.kind, "seed": args.seed, "sampling": sampling}
+  return made, {"num": args.pictures, **how}
 
 
-def _again(args, opened: trained.Opened, gallery: pictures.Gallery) -> _Made:
-  num, task = min(args.pictures, len(gallery)), opened.experiment.task
+def _again(args, opened, gallery):
+  """Pictures of a gallery, decoded from their codes."""
+  num = min(args.pictures, len(gallery))
+  task, real = opened.experiment.task, gallery.batches(num)
+  made = pictures.reconstructed(task, opened.weights, real)
+  return made, {"num": num, "weights": opened.kind}
 
-  def batches():
-    return pictures.reconstructed(task, opened.weights, gallery.batches(num))
 
-  return _Made({"step": opened.step}, {"num": num, "weights": opened.kind}, batches)
-
-
-def _in_folder(args, opened: None, gallery: pictures.Gallery) -> _Made:
+def _in_folder(args, opened, gallery):
   """All pictures of a folder but the sheet that `gen-jax sample` adds."""
+  del opened
   found = sources.ImageFolder(args.folder, validation_fraction=0.0).examples("train")
   own = [i for i, path in enumerate(found.source) if path.name != "grid.png"]
   if len(own) < 2:
     raise InputError(f"--folder {args.folder} needs two pictures at least")
   found = dataclasses.replace(found, indices=np.array(own))
-  there = pictures.Gallery(found, gallery.size, gallery.channels)
-  return _Made({"folder": args.folder}, {"num": len(own)}, there.batches)
+  made = dataclasses.replace(gallery, examples=found)
+  return made.batches(), {"num": len(own)}
 
 
-def _set(made, features, gallery, experiment, split: str, directory) -> dict:
+def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]:
   """Distances of all pictures together; of each to the training set."""
   shown = []
 
   def watched():
-    for batch in made.batches():
+    for batch in made:
       shown.extend(batch[: _SHOWN - len(shown)])
       yield batch
 
-  real, rows = features.of(gallery.batches()), features.of(watched())
+  rows = features.of(watched())
   found = pictures.compare(features, real, rows)
-  if split == "train":
-    others = experiment.gallery("validation")
-    held_out = features.of(others.batches()) if len(others) else None
-    more, index = pictures.memorisation(features, real, held_out, rows)
+  if len(held_out):
+    others = features.of(held_out.batches())
+    more, index = pictures.memorisation(features, real, others, rows)
     sheet = [np.stack([x, *gallery.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
-    path = directory / "figures" / "nearest.png"
-    path.parent.mkdir(exist_ok=True)
-    sample.save_sheet(path, np.stack(sheet))
-    print(f"pictures, each beside the three nearest it was trained on: {path}")
+    caption = f"pictures, each with the nearest three of training, in {features.name}"
+    path = sample.save_figure(directory, "nearest", np.stack(sheet), caption)
+    print(f"{caption}: {path}")
     found |= more
   return found
 
 
-def _pairs(made, features, gallery, num: int) -> dict:
+def _pairs(made, features, gallery, num: int) -> dict[str, float]:
   """Each picture beside the one that it was made of, and all of them together."""
   measures = {"psnr": fidelity.psnr}
   if gallery.size >= 11:
@@ -191,7 +161,7 @@ def _pairs(made, features, gallery, num: int) -> dict:
   values = {name: [] for name in measures}
 
   def watched():
-    for real, batch in zip(gallery.batches(num), made.batches(), strict=True):
+    for real, batch in zip(gallery.batches(num), made, strict=True):
       for name, measure in measures.items():
         values[name].extend(measure(real, batch))
       yield batch
@@ -204,9 +174,8 @@ def _pairs(made, features, gallery, num: int) -> dict:
 def _read(path: str) -> dict:
   try:
     found = json.loads(pathlib.Path(path).read_text())
-    if not isinstance(found["protocol"], dict):
-      raise ValueError("its protocol is no object")
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    found["protocol"].items()
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(
       f"--against {path} holds no evaluation of pictures ({error!r}); give the"
       " evaluation.json of gen-jax evaluate --pictures"
@@ -218,11 +187,11 @@ def _check_protocol(here: dict, there: dict, path: str) -> None:
   """What one side alone has (a folder has no sampler) does not count."""
   differ = [
     f"{key} ({there[key]!r} there, {here[key]!r} here)"
-    for key in here.keys() & there.keys()
+    for key in sorted(here.keys() & there.keys())
     if here[key] != there[key]
   ]
   if differ:
     raise InputError(
       f"--against {path} was measured under another protocol, the figures do not"
-      f" compare: {'; '.join(sorted(differ))}"
+      f" compare: {'; '.join(differ)}"
     )

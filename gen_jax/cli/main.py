@@ -26,6 +26,7 @@ COMMANDS = {
   "edit": "draw a picture, or a part of it, anew for a prompt",
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
+  "illustrate": "draw figures about a picture model for its report",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights (GPT-2, LLaMA) into a workdir",
   "export": "write a language model as a folder that transformers loads",

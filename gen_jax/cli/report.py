@@ -19,7 +19,8 @@ h2 { border-top: 1px solid #ddd; padding-top: 1.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
 td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #eee; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; } pre { white-space: pre-wrap; background: #f6f6f6;
+img { max-width: 100%; image-rendering: pixelated; }
+pre { white-space: pre-wrap; background: #f6f6f6;
   padding: .75rem 1rem; border-radius: 6px; font-size: 14px; }
 .prompt { color: #06c; } figure { margin: 1rem 0; } figcaption { color: #666; }
 """
@@ -99,19 +100,23 @@ def curves(rows: list[dict[str, float]], names: list[str]) -> bytes:
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
 
-  figure, axes = plt.subplots(
-    1, len(names), figsize=(4.2 * len(names), 3.2), squeeze=False
-  )
-  for axis, name in zip(axes[0], names, strict=True):
+  columns = min(len(names), 3)
+  shape = (-(-len(names) // columns), columns)
+  size = (4.2 * shape[1], 3.2 * shape[0])
+  figure, axes = plt.subplots(*shape, figsize=size, squeeze=False)
+  for axis in axes.flat[len(names) :]:
+    axis.remove()
+  for axis, name in zip(axes.flat, names, strict=False):
     for label, key in (("training", name), ("validation", f"validation/{name}")):
       points = [(r["step"], r[key]) for r in rows if key in r]
       if points:
-        marker = "o" if label == "validation" else None
+        marker = "o" if "/" in key else None
         axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
     axis.set_xlabel("step")
     axis.set_title(name)
     axis.grid(alpha=0.3)
-    axis.legend()
+    if "/" not in name:
+      axis.legend()
   figure.tight_layout()
   png = io.BytesIO()
   figure.savefig(png, format="png", dpi=110)
@@ -128,14 +133,17 @@ def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
   else:  # what training measured last
     is_evaluation = lambda name: "/" in name or name.endswith("_accuracy")  # noqa: E731
     numbers = {k: v for row in rows for k, v in row.items() if is_evaluation(k)}
-  protocol = _flat({"sampling": numbers.pop("sampling", config["sampling"])})
-  parts.append(_table({**numbers, **protocol}))
+  if "protocol" not in numbers:
+    numbers = {**numbers, "sampling": numbers.get("sampling", config["sampling"])}
+  parts.append(_table(_flat(numbers)))
   hidden = ("learning_rate", "grad_norm")
   names = sorted({k for r in rows for k in r if "/" not in k} - {"step", *hidden})
   names = [n for n in names if not n.endswith(("_per_sec", "_accuracy"))]
+  measured = [k for r in rows for k in r if "/" in k and "validation/" not in k]
+  names += sorted(k for k in set(measured) if measured.count(k) > 1)
   if names:
     parts.append(_image(curves(rows, names), "training and validation over steps"))
-  parts.append(_samples(directory))
+  parts += [_samples(directory), _pictures(directory)]
   text = html.escape(json.dumps(config, indent=2))
   parts.append(f"<details><summary>config</summary><pre>{text}</pre></details>")
   return "".join(parts)
@@ -154,4 +162,23 @@ def _samples(directory: pathlib.Path) -> str:
     prompts = json.loads((directory / "samples/prompts.json").read_text())
     caption = "rows from top to bottom: " + " · ".join(prompts)
     parts += ["<h3>samples</h3>", _image(grid.read_bytes(), caption)]
+  return "".join(parts)
+
+
+def _pictures(directory: pathlib.Path) -> str:
+  """What training, `gen-jax edit`, `evaluate` and `illustrate` have left."""
+  parts = []
+  sheets = writers.sheets(directory)
+  if sheets:
+    parts.append("<h3>over training</h3>")
+    parts += [_image(path.read_bytes(), f"step {step:,}") for path, step in sheets]
+  edited = directory / "edits/before_after.png"
+  if edited.exists():
+    how = json.loads((directory / "edits/prompts.json").read_text())
+    caption = f"before, then edited for {' · '.join(how['prompts'])}"
+    parts += ["<h3>edits</h3>", _image(edited.read_bytes(), caption)]
+  for path in sorted((directory / "figures").glob("*.png")):
+    parts.append(f"<h3>{html.escape(path.stem.replace('_', ' '))}</h3>")
+    caption = path.with_suffix(".txt").read_text().strip()
+    parts.append(_image(path.read_bytes(), caption))
   return "".join(parts)

@@ -262,6 +262,17 @@ def save_sheet(path: pathlib.Path, images: np.ndarray) -> None:
   save_picture(path, grid_picture(flat, columns), max(1, 64 // height))
 
 
+def save_figure(
+  workdir: pathlib.Path, name: str, images: np.ndarray, caption: str
+) -> pathlib.Path:
+  """Writes a sheet, and what it shows, into WORKDIR/figures, for `gen-jax report`."""
+  path = workdir / "figures" / f"{name}.png"
+  path.parent.mkdir(exist_ok=True)
+  save_sheet(path, images)
+  path.with_suffix(".txt").write_text(caption + "\n")
+  return path
+
+
 def save_picture(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
   """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide."""
   pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels

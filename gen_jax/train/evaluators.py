@@ -1,7 +1,7 @@
 """Evaluators: frozen, with a cadence, called with (weights, frozen), yielding numbers.
 
-They know nothing of the loop; what they need is passed to them as functions. `Samples`
-yields pictures, uint8 [rows, columns, H, W, C], which writers may keep or leave.
+They know nothing of the loop; what they need is passed to them as functions. One may
+yield pictures, uint8 [rows, columns, H, W, C], which writers keep or leave.
 """
 
 import dataclasses
@@ -142,36 +142,18 @@ class PromptAccuracy:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fidelity:
-  """How far drawn pictures are from real ones, in features.
+class Measured:
+  """Whatever a function finds: numbers, or pictures to look at.
 
   Attributes:
     every: steps between evaluations.
-    rows: (weights, frozen) -> features [N, F] of drawn pictures.
-    compare: features of drawn pictures -> {name: value}.
+    measure: (weights, frozen) -> {name: number or uint8 [rows, columns, H, W, C]}.
   """
 
   every: int
-  rows: Callable[[Params, PyTree], np.ndarray]
-  compare: Callable[[np.ndarray], Mapping[str, float]]
-
-  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
-    yield from self.compare(self.rows(weights, frozen)).items()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Samples:
-  """Pictures to look at: the one evaluator that yields no numbers.
-
-  Attributes:
-    every: steps between evaluations.
-    draw: (weights, frozen) -> uint8 [rows, columns, H, W, C].
-  """
-
-  every: int
-  draw: Callable[[Params, PyTree], np.ndarray]
+  measure: Callable[[Params, PyTree], Mapping[str, float | np.ndarray]]
 
   def __call__(
     self, weights: Params, frozen: PyTree
-  ) -> Iterator[tuple[str, np.ndarray]]:
-    yield "samples", self.draw(weights, frozen)
+  ) -> Iterator[tuple[str, float | np.ndarray]]:
+    yield from self.measure(weights, frozen).items()

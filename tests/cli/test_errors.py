@@ -23,7 +23,8 @@ from gen_jax.train import checkpoint, loop
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
-  "doctor, edit, encode, evaluate, export, import, inspect, report, sample, train"
+  "doctor, edit, encode, evaluate, export, illustrate, import, inspect, report, "
+  "sample, train"
 )
 
 

@@ -111,5 +111,5 @@ def test_bad_flags(refuse, image_workdir, flags, says):
 
 
 def test_pictures_of_a_text_model(refuse, text_workdir):
-  says = ["--pictures is for pictures", "text model"]
+  says = ["holds a text model", "--text"]
   refuse("evaluate", "--workdir", text_workdir, "--pictures", "5", says=says)

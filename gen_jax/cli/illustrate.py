@@ -1,0 +1,183 @@
+"""`gen-jax illustrate`: figures about a picture model, for its report."""
+
+import dataclasses
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+from gen_jax import build, prompting, rng
+from gen_jax.cli import sample, trained, workdir
+from gen_jax.data import pipeline
+from gen_jax.tasks import attribution, autoencoder, diffusion
+from gen_jax.types import InputError
+
+_COMPARED = (
+  ("scales", float, (1.0, 2.0, 4.0, 8.0)),
+  ("steps", int, (5, 10, 20, 50)),
+  ("samplers", str, ("ddim", "heun", "dpmpp_2m", "unipc")),
+)
+_TIMES = (0.3, 0.5, 0.7)  # of noise at which attention is watched
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax illustrate --help`."""
+  trained.add_arguments(parser)
+  parser.add_argument(
+    "--prompt", action="append", help="may be repeated; default: captions of the data"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="of the noise")
+  for name, kind, values in _COMPARED:
+    how = {"nargs": "+", "type": kind, "default": values}
+    parser.add_argument(f"--{name}", help="to compare", **how)
+  parser.epilog = (
+    "Writes WORKDIR/figures, which `gen-jax report` shows: pictures by guidance and\n"
+    "steps, by sampler, which words pixels look at, and the latents of an autoencoder."
+  )
+
+
+def run(args) -> dict:
+  """Draws everything that the model has."""
+  directory = pathlib.Path(args.workdir)
+  config = workdir.read_config(directory, args.overrides)
+  if config["task"]["name"] == "language_model":
+    raise InputError(f"illustrate is for pictures; {directory} holds a text model")
+  samplers = {n: build.build("sampler", n, "--samplers") for n in args.samplers}
+  if min(args.steps) < 1:
+    raise InputError(f"--steps {min(args.steps)} must be at least 1")
+  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  gallery = opened.experiment.gallery("train")
+  figures = {}
+  if isinstance(opened.experiment.task, diffusion.Diffusion):
+    canvas = _Canvas(opened, args.prompt or gallery.captions(3), args.seed)
+    figures["guidance_steps"] = canvas.by_guidance_and_steps(args.scales, args.steps)
+    figures["samplers"] = canvas.by_sampler(samplers)
+    figures["attention"] = canvas.attention()
+  if codec := _codec(opened):
+    figures["latents"] = _latents(*codec, gallery.images(range(4)))
+  written = {
+    name: str(sample.save_figure(directory, name, *figure))
+    for name, figure in figures.items()
+  }
+  print("\n".join(written.values()))
+  return {"step": opened.step, "weights": opened.kind, "figures": written}
+
+
+class _Canvas:
+  """A model that draws, prompts, and the noise that every figure shares."""
+
+  def __init__(self, opened: trained.Opened, prompts: list[str], seed: int):
+    self.task, self.painter = opened.experiment.task, opened.experiment.painter()
+    self.params, self.frozen = opened.weights, opened.experiment.frozen
+    self.prompts, self.caption = prompts, self.painter.caption(prompts)
+    self.keys = prompting.keys(seed, len(prompts))
+
+  def draw(self, **changes):
+    """scale -> uint8 [N, H, W, C], one for each prompt; `changes` of how to draw."""
+
+    @jax.jit
+    def run(scale, *args):
+      how = {"guidance_scale": scale, **changes}
+      sampling = dataclasses.replace(self.painter.sampling, **how)
+      return diffusion.draw(self.task, sampling, *args, self.painter.shape)
+
+    args = (self.params, self.frozen, self.caption, self.keys)
+    return lambda scale: prompting.to_uint8(run(jnp.float32(scale), *args))
+
+  def by_guidance_and_steps(self, scales, steps):
+    """Rows of guidance, columns of steps, for the first prompt."""
+    draws = [self.draw(num_steps=num) for num in steps]
+    cells = np.array([[draw(scale)[0] for draw in draws] for scale in scales])
+    rows, columns = _listed(scales), _listed(steps)
+    return cells, f"{self.prompts[0]}: rows guidance {rows}, columns {columns} steps"
+
+  def by_sampler(self, samplers):
+    """Rows of samplers, columns of prompts."""
+    scale, num = self.painter.sampling.guidance_scale, self.painter.sampling.num_steps
+    rows = np.stack([self.draw(sampler=s)(scale) for s in samplers.values()])
+    return rows, f"rows {_listed(samplers)}, {num} steps each; {_listed(self.prompts)}"
+
+  def attention(self):
+    """A row for each prompt: the picture, then what of it looks at each word."""
+
+    @jax.jit
+    def maps(params, frozen, x):
+      z = self.task.codec.encode(frozen, x, self.keys)
+      eps = rng.normal(self.keys, z.shape[1:])
+      times = (jnp.full(len(x), t) for t in _TIMES)
+      given = (self.task, params, self.caption, z, eps)
+      found = sum(attribution.attention_maps(*given, t) for t in times)
+      return jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "linear")
+
+    images = self.draw()(self.painter.sampling.guidance_scale)
+    found = np.asarray(maps(self.params, self.frozen, _pixels(images)))
+    rows = []
+    for image, heat, prompt in zip(images, found, self.prompts, strict=True):
+      words = _by_word(heat, prompt, self.painter.tokenizer)
+      rows.append([_colour(image), *(_glow(image, word) for word in words)])
+    columns, blank = max(map(len, rows)), np.full_like(rows[0][0], 255)
+    cells = np.array([row + [blank] * (columns - len(row)) for row in rows])
+    return cells, f"where each word is looked at: {_listed(self.prompts)}"
+
+
+def _by_word(heat: np.ndarray, prompt: str, tokenizer) -> list[np.ndarray]:
+  """[H, W] in [0, 1] for each word, the sum over its tokens of [H, W, S]."""
+  words = prompt.split()
+  begins = [" ".join(words[:n]) for n in range(len(words) + 1)]
+  ends = [len(pipeline.caption_ids(text, tokenizer)) - 1 for text in begins]
+  found = [heat[..., a:b].sum(-1) for a, b in itertools.pairwise(ends)]
+  return [word / max(word.max(), 1e-9) for word in found]
+
+
+def _codec(opened: trained.Opened):
+  """The autoencoder that a model is, or works in, with its weights; None without."""
+  task, frozen = opened.experiment.task, opened.experiment.frozen
+  if isinstance(task, autoencoder.Autoencode):
+    codec = autoencoder.codec(task.autoencoder)
+    own = {"autoencoder": opened.weights["autoencoder"]}
+    return codec, {**codec.init(jax.random.key(0)), **own}
+  return (task.codec, frozen) if "autoencoder" in frozen else None
+
+
+def _latents(codec, frozen, images: np.ndarray):
+  """Rows of pictures: each itself, decoded again, its channels, these in colour."""
+
+  @jax.jit
+  def there_and_back(frozen, x):
+    z = codec.encode(frozen, x, prompting.keys(0, len(x)))
+    return z, codec.decode(frozen, z)
+
+  z, again = map(np.asarray, there_and_back(frozen, _pixels(images)))
+  z = (z - z.mean((0, 1, 2))) / z.std((0, 1, 2))
+  factor = images.shape[1] // z.shape[1]
+  _, _, axes = np.linalg.svd(z.reshape(-1, z.shape[-1]), full_matrices=False)
+  shown = [*np.split(z, z.shape[-1], -1), z @ axes[:3].T][
+    : z.shape[-1] + len(axes) // 3
+  ]
+  shown = [prompting.to_uint8(v / 3).repeat(factor, 1).repeat(factor, 2) for v in shown]
+  columns = [images, prompting.to_uint8(again), *shown]
+  return np.stack([_colour(x) for x in columns], 1), (
+    f"pictures, the same decoded from their latents, the {z.shape[-1]} channels of"
+    " these, and their three principal components as red, green and blue"
+  )
+
+
+def _pixels(images: np.ndarray) -> np.ndarray:
+  return images.astype(np.float32) / 127.5 - 1.0
+
+
+def _colour(image: np.ndarray) -> np.ndarray:
+  return np.broadcast_to(image, (*image.shape[:-1], 3))
+
+
+def _glow(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+  """The picture in grey under a map [H, W] in [0, 1]."""
+  colours = 255.0 * matplotlib.colormaps["inferno"](heat)[..., :3]
+  return np.round(0.3 * image.mean(-1, keepdims=True) + 0.7 * colours).astype(np.uint8)
+
+
+def _listed(values) -> str:
+  return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)

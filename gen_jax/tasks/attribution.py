@@ -1,0 +1,81 @@
+"""Which pixels look at which words: the cross-attention of a UNet, made visible."""
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.diffusion import corrupt, schedule
+from gen_jax.tasks import diffusion
+from gen_jax.types import Array, Params
+
+
+def attention_maps(
+  task: diffusion.Diffusion,
+  params: Params,
+  caption: diffusion.Caption,
+  z: Array,
+  eps: Array,
+  t: Array,
+) -> Array:
+  """How much each pixel of z looks at each token, while z with noise is denoised.
+
+  The mean over all heads and cross-attentions, of whatever resolution, at time t. Taken
+  from the queries and keys that the modules compute anyway: the network is not changed.
+
+  Args:
+    caption: tokens and mask [B, S].
+    z, eps: float32 [B, H, W, C], what the diffusion is of, and its noise.
+    t: float32 [B].
+
+  Returns:
+    float32 [B, H, W, S], sums to 1 over the tokens; 0 at padding.
+
+  Raises:
+    LookupError: the UNet has no cross-attention.
+
+  Source: Tang et al. 2022 (arXiv:2210.04885) section 2.2, who sum where we average.
+  """
+  states, mask = task.text_encoder.apply({"params": params["text_encoder"]}, *caption)
+  scale = schedule.expand(task.target.input_scale(task.schedule, t), z)
+  x = scale * corrupt.corrupt(task.schedule, t, z, eps)
+
+  def is_wanted(module, method):
+    del method
+    return module.name in ("query", "key") and "cross_attention" in module.path
+
+  _, found = task.unet.apply(
+    {"params": params["unet"]},
+    x,
+    t,
+    states,
+    mask,
+    capture_intermediates=is_wanted,
+    mutable=["intermediates"],
+  )
+  maps = [
+    _probabilities(layer, mask, z.shape)
+    for layer in _cross_attentions(found.get("intermediates", {}))
+  ]
+  if not maps:
+    raise LookupError("the UNet has no cross-attention to a text")
+  return sum(maps) / len(maps)
+
+
+def _cross_attentions(tree):
+  """(query [B, T, N, Dh], key [B, S, N, Dh]) of each."""
+  for name, child in tree.items():
+    if name == "cross_attention":
+      yield tuple(child[k]["__call__"][0] for k in ("query", "key"))
+    elif isinstance(child, dict):
+      yield from _cross_attentions(child)
+
+
+def _probabilities(layer, mask: Array, shape: tuple[int, ...]) -> Array:
+  """Mean over heads of softmax(q k^T / sqrt(Dh)), spread to [B, H, W, S]."""
+  query, key = (x.astype(jnp.float32) for x in layer)
+  scores = jnp.einsum("btnd,bsnd->bnts", query, key) * query.shape[-1] ** -0.5
+  scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+  probs = jax.nn.softmax(scores, -1).mean(1)  # [B, T, S]
+  batch, height, width, _ = shape
+  factor = round((height * width / probs.shape[1]) ** 0.5)
+  probs = probs.reshape(batch, height // factor, width // factor, -1)
+  return jax.image.resize(probs, (batch, height, width, probs.shape[-1]), "linear")
