@@ -177,3 +177,6 @@ def samples(
     return {"samples": images.reshape(len(prompts), num, *images.shape[1:])}
 
   return evaluators.Measured(every, draw)
+
+
+ALL = (loss, gzip, answers, prompt_accuracy, fidelity, samples)
