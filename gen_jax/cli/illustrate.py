@@ -129,7 +129,7 @@ def _by_word(heat: np.ndarray, prompt: str, tokenizer) -> list[np.ndarray]:
   begins = [" ".join(words[:n]) for n in range(len(words) + 1)]
   ends = [len(pipeline.caption_ids(text, tokenizer)) - 1 for text in begins]
   found = [heat[..., a:b].sum(-1) for a, b in itertools.pairwise(ends)]
-  return [word / max(word.max(), 1e-9) for word in found]
+  return [(w - w.min()) / max(np.ptp(w), 1e-9) for w in found]
 
 
 def _codec(opened: trained.Opened):

@@ -177,8 +177,8 @@ def _pictures(directory: pathlib.Path) -> str:
     how = json.loads((directory / "edits/prompts.json").read_text())
     caption = f"before, then edited for {' · '.join(how['prompts'])}"
     parts += ["<h3>edits</h3>", _image(edited.read_bytes(), caption)]
-  for path in sorted((directory / "figures").glob("*.png")):
+  for path in sorted((directory / "figures").glob("*.txt")):
     parts.append(f"<h3>{html.escape(path.stem.replace('_', ' '))}</h3>")
-    caption = path.with_suffix(".txt").read_text().strip()
-    parts.append(_image(path.read_bytes(), caption))
+    png = path.with_suffix(".png").read_bytes()
+    parts.append(_image(png, path.read_text().strip()))
   return "".join(parts)

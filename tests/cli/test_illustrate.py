@@ -18,18 +18,7 @@ def sheet(path):
 
 
 def test_a_model_that_draws(call, digits_workdir, tmp_path):
-  words = (
-    "--steps",
-    "1",
-    "2",
-    "--scales",
-    "1",
-    "2",
-    "4",
-    "--samplers",
-    "ddim",
-    "euler",
-  )
+  words = ("--steps", "1", "--scales", "1", "2", "4", "--samplers", "ddim")
   prompts = ("--prompt", "a handwritten zero", "--prompt", "one")
   words = ("illustrate", "--workdir", digits_workdir, *words, *prompts, "--json")
   outcome = call(*words)
@@ -47,11 +36,7 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
   report = call("report", "--workdir", digits_workdir, "--out", page)
   assert report.code == 0, report
   html = page.read_text()
-  for words in (
-    "rows guidance 1, 2, 4, columns 1, 2 steps",
-    "ddim, euler",
-    "step 1,500",
-  ):
+  for words in ("rows guidance 1, 2, 4, columns 1 steps", "rows ddim, ", "step 1,500"):
     assert words in html
   sources = re.findall(r'(?:src|href)="([^"]*)"', html)
   assert len(sources) >= 4
@@ -71,7 +56,7 @@ def test_an_autoencoder(call, vae_workdir):
   [
     ("--steps 0", ["--steps 0", "at least 1"]),
     ("--steps few", ["--steps", "'few'"]),
-    ("--samplers ddimm", ["sampler (--samplers) 'ddimm'", "did you mean 'ddim'?"]),
+    ("--samplers ddimm", ["sampler (--samplers) 'ddimm'", "did you mean 'ddim'"]),
   ],
 )
 def test_bad_flags(refuse, image_workdir, flags, says):
