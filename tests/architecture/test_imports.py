@@ -33,7 +33,7 @@ MAY_IMPORT = {
   "train": L0 | {"tasks.base", "sharding"},
   "prompting": L0 | {"models", "tasks", "decoding", "data"},
   "scoring": L0 | {"models", "data"},
-  "features": L0 | {"data"},
+  "features": L0 | {"data", "models", "convert.safetensors"},
   "pictures": L0 | {"data", "features", "fidelity", "prompting", "tasks"},
   "evaluation": L0
   | {"data", "decoding", "features", "metrics", "pictures", "prompting", "sharding"}
@@ -46,8 +46,9 @@ MAY_IMPORT = {
 
 
 def room(parts):
-  """'diffusion' for gen_jax.diffusion.grids; 'tasks.base' stays what it is."""
-  return "tasks.base" if parts[:2] == ["tasks", "base"] else parts[0]
+  """'diffusion' for gen_jax.diffusion.grids; what stands alone stays what it is."""
+  pair = ".".join(parts[:2])
+  return pair if pair in ("tasks.base", "convert.safetensors") else parts[0]
 
 
 def imports(path):

@@ -1,0 +1,42 @@
+"""Layers of foreign networks that are only run: weights by the names their files have.
+
+Networks of this kind are functions (weights, images) -> features, with no module and no
+map of names in between.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.types import Array
+
+Weights = Mapping[str, Array]  # as torch lays them out: kernels [O, I, H, W]
+
+
+def conv(
+  weights: Weights,
+  name: str,
+  x: Array,
+  stride: int = 1,
+  padding: str = "SAME",
+  groups: int = 1,
+) -> Array:
+  """x [B, H, W, I] -> [B, H', W', O], without bias."""
+  return jax.lax.conv_general_dilated(
+    x,
+    weights[f"{name}.weight"],
+    (stride, stride),
+    padding,
+    dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    feature_group_count=groups,
+  )
+
+
+def batch_norm(weights: Weights, name: str, x: Array, eps: float = 1e-3) -> Array:
+  """x [B, H, W, C] normalised by the statistics that training has left."""
+  kinds = ("weight", "bias", "running_mean", "running_var")
+  gain, bias, mean, variance = (weights[f"{name}.{k}"] for k in kinds)
+  gain = gain * jax.lax.rsqrt(variance + eps)
+  wide = lambda v: jnp.broadcast_to(v, x.shape)  # noqa: E731
+  return x * wide(gain) + wide(bias - mean * gain)
