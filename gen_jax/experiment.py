@@ -148,9 +148,15 @@ class Experiment:
     return prompting.Writer(self.task.model, self.tokenizer, self.sampling, piece)
 
   def gallery(self, split: str) -> pictures.Gallery:
-    """Real pictures of a split; a latent cache knows which it was made of."""
+    """Real pictures of a split; a latent cache knows which it was made of.
+
+    Raises:
+      InputError: a text model's experiment.
+    """
     data = self.data
     source = data.source
+    if isinstance(self.task, lm.LanguageModel):
+      raise InputError("this is a text model: it has no pictures")
     if isinstance(data, datasets.LatentData):
       source = build.build("source", source.statistics()["data"], "data.source")
     return pictures.Gallery(source.examples(split), data.image_size, data.channels)
@@ -159,13 +165,15 @@ class Experiment:
     """Draws pictures for captions (a diffusion experiment)."""
     side = self.data.image_size
     height, width = self.sampling.size or (side, side)
+    shards = self.layout.num_batch_shards
     return prompting.Painter(
       self.task,
       self.tokenizer,
       self.sampling,
       prompting.latent_shape(self.task, (height, width, self.data.channels)),
       self.data.caption_length,
-      max(1, min(50, 2**18 // (height * width))),  # pictures at once
+      -(-max(1, min(50, 2**18 // (height * width))) // shards) * shards,  # at once
+      self.layout.spread,
     )
 
 

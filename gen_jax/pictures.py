@@ -128,7 +128,7 @@ def memorisation(
   """How near the training set drawn pictures come, beside real ones that it lacks.
 
   Args:
-    training, held_out, other: feature rows [N, F].
+    training, held_out, other: feature rows [N, F]; there may be none held out.
 
   Returns:
     memorised (see `fidelity.memorised`), the median distance to the nearest training
@@ -136,11 +136,12 @@ def memorisation(
     nearer than that of the latter; and the three nearest of each drawn one, [N, 3].
   """
   distances, index = fidelity.nearest(other, training, 3)
-  usual = float(np.median(fidelity.nearest(held_out, training)[0]))
   found = {
     "memorised": fidelity.memorised(distances),
     "nearest": float(np.median(distances[:, 0])),
-    "nearest_held_out": usual,
-    "nearer_than_held_out": float(np.mean(distances[:, 0] < usual)),
   }
+  if len(held_out):
+    usual = float(np.median(fidelity.nearest(held_out, training)[0]))
+    nearer = float(np.mean(distances[:, 0] < usual))
+    found |= {"nearest_held_out": usual, "nearer_than_held_out": nearer}
   return {f"{features.name}/{name}": value for name, value in found.items()}, index

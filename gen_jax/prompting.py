@@ -254,6 +254,7 @@ class Painter:
     shape: of one latent, [H, W, C].
     caption_length: tokens of a caption, S.
     batch_size: pictures drawn at once; does not change any of them.
+    place: spreads arrays [batch_size, ...] over the devices that share the work.
   """
 
   task: diffusion.Diffusion
@@ -262,6 +263,7 @@ class Painter:
   shape: tuple[int, ...]
   caption_length: int
   batch_size: int = 50
+  place: Callable[[PyTree], PyTree] = lambda tree: tree
 
   def __post_init__(self):
     draw = functools.partial(diffusion.draw, self.task, self.sampling)
@@ -291,7 +293,7 @@ class Painter:
 
     def draw(index, *captions):
       caption, against = captions
-      at = keys[index]
+      at = self.place(keys[index])
       return self._draw(params, frozen, caption, at, shape=self.shape, negative=against)
 
     return self._in_batches(draw, captions, negative)
@@ -333,7 +335,7 @@ class Painter:
         params,
         frozen,
         caption,
-        keys[index],
+        self.place(keys[index]),
         np.repeat(pixels[None], size, 0),
         np.repeat(change[None], size, 0),
         np.float32(strength),
@@ -366,7 +368,8 @@ class Painter:
     images, size = [], min(self.batch_size, len(captions))
     for first in range(0, len(captions), size):
       index = np.minimum(np.arange(first, first + size), len(captions) - 1)
-      given = self.caption([captions[i] for i in index])
-      batch = np.asarray(draw(index, given, self.caption([negative] * size)))
+      given = self.place(self.caption([captions[i] for i in index]))
+      against = self.place(self.caption([negative] * size))
+      batch = np.asarray(draw(index, given, against))
       images.append(batch[: len(captions) - first])
     return to_uint8(np.concatenate(images))

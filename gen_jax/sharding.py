@@ -132,6 +132,15 @@ class Layout:
     """Leading axis over the batch axes, the rest whole."""
     return self.named(("batch",) + (None,) * (x.ndim - 1), x.shape, "batch")
 
+  def spread(self, batch: PyTree) -> PyTree:
+    """Arrays [B, ...] `batched` where B can be cut so; else as they are."""
+
+    def one(x):
+      fits = x.shape[0] % self.num_batch_shards == 0
+      return jax.device_put(x, self.batched(x)) if fits else x
+
+    return jax.tree.map(one, batch)
+
   def of(self, boxed: PyTree) -> PyTree:
     """Shardings for a tree whose leaves may carry linen's logical axis names."""
 

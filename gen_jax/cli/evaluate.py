@@ -12,7 +12,7 @@ import jax
 
 import gen_jax
 from gen_jax import scoring
-from gen_jax.cli import evaluate_pictures, trained, workdir
+from gen_jax.cli import config_args, evaluate_pictures, trained, workdir
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
 from gen_jax.types import InputError
@@ -46,12 +46,16 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
   directory = pathlib.Path(args.workdir)
-  config = workdir.read_config(directory, args.overrides)
   is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
   given = [n for n in ("text", "stride", "choices", "int8") if is_given(n)]
+  is_pictures = args.baseline or any(map(is_given, evaluate_pictures.FLAGS))
+  # What pictures are held against may be other data than they were learned from.
+  data = [o for o in args.overrides if is_pictures and o[0].startswith("data.")]
+  own = [o for o in args.overrides if o not in data]
+  config = config_args.apply(workdir.read_config(directory, own), data)
   if given:
     result = _on_other_data(args, directory, config, given)
-  elif args.baseline or any(map(is_given, evaluate_pictures.FLAGS)):
+  elif is_pictures:
     result = evaluate_pictures.run(args, directory, config)
   else:
     result = _on_its_own(args, directory, config)

@@ -45,14 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args, directory: pathlib.Path, config: dict) -> dict:
   """Measures; refuses what it must before anything is drawn."""
-  kind = config["task"]["name"]
-  if kind == "language_model":
-    raise InputError(f"{directory} holds a text model; --text and --choices measure it")
   if (args.folder is None) == (args.pictures is None):
     raise InputError("give one of --pictures N and --folder DIR")
   if args.pictures is not None and args.pictures < 2:
     raise InputError(f"--pictures {args.pictures} must be at least 2")
-  again = kind == "autoencoder" and args.folder is None
+  again = config["task"]["name"] == "autoencoder" and args.folder is None
   if args.baseline and (args.folder or again):
     raise InputError("--baseline is for --pictures of a model that draws")
   split = args.split or ("validation" if again else "train")
@@ -67,7 +64,7 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
     opened, experiment = None, experiments.make(config, None)
     start = {"folder": args.folder}
   else:
-    opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+    opened = trained.open_pictures(directory, config, args)
     experiment, start = opened.experiment, {"step": opened.step}
   gallery = experiment.gallery(split)
   make = _in_folder if args.folder else _again if again else _drawn
@@ -87,7 +84,7 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
     found = _pairs(made, features, gallery, protocol["num"])
   else:
     real = features.of(gallery.batches())
-    held_out = experiment.gallery("validation") if split == "train" else ()
+    held_out = experiment.gallery("validation") if split == "train" else None
     found = _set(made, features, gallery, real, held_out, directory)
   if args.baseline:
     task, frozen = experiment.task, experiment.frozen
@@ -104,6 +101,11 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
 def _drawn(args, opened, gallery):
   """Pictures for the captions of a gallery, and their part of the protocol."""
   painter, frozen = opened.experiment.painter(), opened.experiment.frozen
+  if opened.experiment.sampling.size not in (None, (gallery.size, gallery.size)):
+    raise InputError(
+      f"sampling.size={opened.experiment.sampling.size}: figures are of pictures of"
+      f" data.image_size={gallery.size}; set it to None"
+    )
   captions = gallery.captions(args.pictures)
   made = pictures.drawn(painter, opened.weights, frozen, captions, args.seed)
   sampling = opened.experiment.config["sampling"]
@@ -142,8 +144,8 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
 
   rows = features.of(watched())
   found = pictures.compare(features, real, rows)
-  if len(held_out):
-    others = features.of(held_out.batches())
+  if held_out is not None:
+    others = features.of(held_out.batches()) if len(held_out) else real[:0]
     more, index = pictures.memorisation(features, real, others, rows)
     sheet = [np.stack([x, *gallery.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
     caption = f"pictures, each with the nearest three of training, in {features.name}"

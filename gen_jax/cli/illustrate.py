@@ -43,12 +43,10 @@ def run(args) -> dict:
   """Draws everything that the model has."""
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
-  if config["task"]["name"] == "language_model":
-    raise InputError(f"illustrate is for pictures; {directory} holds a text model")
   samplers = {n: build.build("sampler", n, "--samplers") for n in args.samplers}
   if min(args.steps) < 1:
     raise InputError(f"--steps {min(args.steps)} must be at least 1")
-  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  opened = trained.open_pictures(directory, config, args)
   gallery = opened.experiment.gallery("train")
   figures = {}
   if isinstance(opened.experiment.task, diffusion.Diffusion):

@@ -79,6 +79,14 @@ def open_trained(
   return open_weights(experiments.make(config, workdir), workdir, which, weights)
 
 
+def open_pictures(workdir: pathlib.Path, config: dict[str, Any], args) -> Opened:
+  """`open_trained` by the flags of `add_arguments`; an autoencoder reads no text."""
+  if config["task"]["name"] == "autoencoder":
+    experiment = experiments.make(config, None)
+    return open_weights(experiment, workdir, args.checkpoint, args.weights)
+  return open_trained(workdir, config, args.checkpoint, args.weights)
+
+
 def open_weights(
   experiment: experiments.Experiment,
   workdir: pathlib.Path,

@@ -60,6 +60,8 @@ def test_drawn_pictures(evaluate, refuse, digits_workdir, tmp_path):
   says = ["seed (4 there, 5 here)", "sampling (", "split ('train' there"]
   flags = ("--seed", "5", "--split", "validation", "--config.sampling.num_steps=3")
   refuse(*words, *flags, says=says)
+  says = ["sampling.size=(16, 16)", "data.image_size=8", "set it to None"]
+  refuse(*words, "--config.sampling.size=(16,16)", says=says)
   says = ["features ('pixels_16' there, 'digits_mlp' here)", "features_sha256"]
   refuse(*words, "--features", "digits", says=says)
 
@@ -110,6 +112,15 @@ def test_bad_flags(refuse, image_workdir, flags, says):
   assert not (image_workdir / "evaluation.json").exists()
 
 
-def test_pictures_of_a_text_model(refuse, text_workdir):
-  says = ["holds a text model", "--text"]
-  refuse("evaluate", "--workdir", text_workdir, "--pictures", "5", says=says)
+@pytest.mark.parametrize("flags", ["--pictures 5", "--folder docs"])
+def test_pictures_of_a_text_model(refuse, text_workdir, flags):
+  says = ["text model"]
+  refuse("evaluate", "--workdir", text_workdir, *flags.split(), says=says)
+
+
+def test_on_other_data(evaluate, vae_workdir, folder):
+  """A folder in the place of the autoencoder's own data."""
+  source = {"name": "image_folder", "directory": str(folder), "validation_fraction": 0}
+  other = ("--split", "train", f"--config.data.source={source}")
+  protocol = evaluate(vae_workdir, "--pictures", "5", *other)["protocol"]
+  assert (protocol["num"], protocol["reference_num"]) == (5, 31)

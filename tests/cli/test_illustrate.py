@@ -65,4 +65,4 @@ def test_bad_flags(refuse, image_workdir, flags, says):
 
 
 def test_a_text_model(refuse, text_workdir):
-  refuse("illustrate", "--workdir", text_workdir, says=["holds a text model"])
+  refuse("illustrate", "--workdir", text_workdir, says=["this is a text model"])

@@ -105,6 +105,31 @@ def test_picture_i_does_not_depend_on_its_batch(painter, wide_params):
   assert len({image.tobytes() for image in all_at_once}) == 5
 
 
+def test_pictures_do_not_depend_on_the_mesh(painter, wide_params):
+  """Eight devices draw eight pictures, one each; the ninth is in a batch of its own."""
+  layout, placed = sharding.make_layout(data=4, fsdp=2), []
+
+  def place(batch):
+    placed.append(layout.spread(batch))
+    return placed[-1]
+
+  captions, keys = (
+    ["a", "b", "ab", "", "ba", "aa", "bb", "abb", "a"],
+    prompting.keys(0, 9),
+  )
+  alone = painter(8)
+  shared = dataclasses.replace(alone, place=place)
+  for num in (8, 9):
+    both = [
+      p.images(wide_params, {}, captions[:num], keys[:num]) for p in (alone, shared)
+    ]
+    np.testing.assert_allclose(*(x.astype(int) for x in both), atol=1)
+  for leaf in jax.tree.leaves(placed):
+    assert leaf.sharding.shard_shape(leaf.shape)[0] == 1
+  nine = np.zeros((9, 2))
+  assert layout.spread(nine) is nine
+
+
 def test_guidance_one_is_no_guidance(setup):
   task, params, batch = setup
   caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
