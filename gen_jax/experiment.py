@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,7 +121,8 @@ class Experiment:
     args = (forward, params, self.frozen, batch, keys)
     if not isinstance(self.task, lm.LanguageModel):
       return {"mfu": 3.0 * flops.count(*args)}
-    matrices = 3.0 * flops.count(*args, where=lambda e: not flops.is_batched(e))
+    matrices = flops.count(*args, where=lambda e: not flops.is_batched(e))
+    matrices = 3.0 * (matrices - flops.kernels(*args))  # attention, on some backends
     cfg = self.task.model.config
     per_token = 12.0 * cfg.num_layers * cfg.num_heads * cfg.dim_per_head
     attention = per_token * min(self.data.length, cfg.window or self.data.length)
@@ -186,20 +187,25 @@ def _abstract_params(task, batch, layout):
   )
 
 
-def make(config: build.Config, workdir: pathlib.Path | None) -> Experiment:
+def make(
+  config: build.Config,
+  workdir: pathlib.Path | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Experiment:
   """Builds a config.
 
   Args:
     config: plain nested dict, see `configs/`.
     workdir: home of the tokenizer; None reads and writes nothing, and is enough for
       shapes, counts and compilation.
+    devices: of the mesh; None: all that are here.
 
   Raises:
     InputError: anything in the config that cannot be.
   """
   check_config(config)
   data = build.build("dataset", config["data"], "data")
-  layout = build.build("mesh", config["mesh"])
+  layout = build.build("mesh", config["mesh"], devices=devices)
   train = build.build("train", config["train"])
   pieces = layout.num_batch_shards * train.num_microbatches
   if data.batch_size % pieces:

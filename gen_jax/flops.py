@@ -8,36 +8,25 @@ backward, and nothing else.
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# Dense bf16 FLOP/s of one device, by the start of jax's device_kind, as its maker
-# prints them: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e), NVIDIA's A100 and H100
-# (SXM) data sheets, without sparsity.
-PEAKS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6": 918e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-}
+from gen_jax import chips
 
 
 @functools.cache
 def peak(device: jax.Device) -> tuple[float, str]:
   """FLOP/s of one device and where the figure is from.
 
-  From PEAKS, or measured: the best of five float32 matrix products of 1,024 on this
-  device, which is all of a CPU's cores.
+  From `chips.CHIPS`, or measured: the best of five float32 matrix products of 1,024 on
+  this device, which is all of a CPU's cores.
   """
-  for kind, value in PEAKS.items():
-    if device.device_kind.startswith(kind):
-      return value, f"{kind}, dense bf16, as printed by its maker"
+  for chip in chips.CHIPS.values():
+    if device.device_kind.startswith(chip.kind):
+      return chip.flops, f"{chip.kind}, dense bf16, as printed by its maker"
   size = 1024
   x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
   product = jax.jit(jnp.matmul)
@@ -75,6 +64,42 @@ def count(
   return _count(jax.make_jaxpr(fn)(*args).jaxpr, where)
 
 
+def kernels(fn: Callable[..., Any], *args: Any) -> float:
+  """`count` of what stands in Pallas kernels, which compilers do not look into.
+
+  Blocks that a kernel skips, say under a causal mask, count as if they were computed.
+  """
+  jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+  calls = (e for e in _equations(jaxpr) if e.primitive.name == "pallas_call")
+  inside = {id(e) for call in calls for x in _bodies(call) for e in _equations(x)}
+  return _count(jaxpr, lambda e: id(e) in inside)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+  for equation in jaxpr.eqns:
+    yield equation
+    for body in _bodies(equation):
+      yield from _equations(body)
+
+
+def _bodies(equation: Any) -> list[Any]:
+  """The jaxprs among an equation's parameters."""
+  leaves = jax.tree.leaves(
+    list(equation.params.values()), is_leaf=lambda x: _inner(x) is not None
+  )
+  return [_inner(x) for x in leaves if _inner(x) is not None]
+
+
+def _times(equation: Any) -> int:
+  """How often its bodies run: a loop's length, a kernel's grid, a mesh's devices."""
+  name, params = equation.primitive.name, equation.params
+  if name == "scan":
+    return params["length"]
+  if name == "pallas_call":
+    return math.prod(n for n in params["grid_mapping"].grid if isinstance(n, int))
+  return params["mesh"].size if name == "shard_map" else 1
+
+
 def _count(jaxpr: Any, where: Callable[[Any], bool]) -> float:
   total = 0.0
   for equation in jaxpr.eqns:
@@ -86,12 +111,8 @@ def _count(jaxpr: Any, where: Callable[[Any], bool]) -> float:
     elif name == "cond":
       total += max(_count(branch.jaxpr, where) for branch in params["branches"])
     else:
-      times = params.get("length", 1) if name == "scan" else 1
-      for inner in jax.tree.leaves(
-        list(params.values()), is_leaf=lambda x: _inner(x) is not None
-      ):
-        if _inner(inner) is not None:
-          total += times * _count(_inner(inner), where)
+      times = _times(equation)
+      total += times * sum(_count(body, where) for body in _bodies(equation))
   return total
 
 

@@ -4,8 +4,8 @@ import pathlib
 
 import jax
 
-from gen_jax import tree
-from gen_jax.cli import config_args, train, trained, workdir
+from gen_jax import plan, tree
+from gen_jax.cli import config_args, trained, workdir
 from gen_jax.train import checkpoint
 
 
@@ -32,7 +32,7 @@ def run(args) -> dict:
     "latest_step": steps[-1],
     "best_step": best,
     "params": tree.size(state.params),
-    "params_by_module": train.parameter_table(state.params),
+    "params_by_module": plan.parameter_table(state.params),
     "sha256": {
       name: tree.sha256(part) for name, part in parts.items() if jax.tree.leaves(part)
     },

@@ -23,6 +23,7 @@ from gen_jax.cli import config_args
 COMMANDS = {
   "train": "train a model from a config; the same command resumes",
   "sample": "draw text or pictures from a trained model",
+  "plan": "compile a config for chips that are not here; say what it costs",
   "edit": "draw a picture, or a part of it, anew for a prompt",
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",

@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax import flops, sharding, tree
+from gen_jax import flops, plan, sharding, tree
 from gen_jax.cli import config_args, sample, trained, workdir
 from gen_jax.tasks import diffusion
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
@@ -205,65 +205,10 @@ def _mesh(layout: sharding.Layout) -> str:
   return "x".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
 
 
-def parameter_table(params) -> dict[str, int]:
-  """Elements by module, two levels deep."""
-  table: dict[str, int] = {}
-  for path, leaf in tree.flatten(params).items():
-    name = "/".join(path.split("/")[:-1][:2]) or path
-    table[name] = table.get(name, 0) + tree.size(leaf)
-  return table
-
-
 def _dry_run(config: dict) -> dict:
   experiment = experiments.make(config, None)
-  optimizer, _ = experiment.optimizer(experiment.train.num_steps)
-  state, batch = experiment.abstract_state(optimizer), experiment.batch()
-  step = steps.make_step(
-    experiment.learner,
-    optimizer,
-    layout=experiment.layout,
-    num_microbatches=experiment.train.num_microbatches,
-    decay=experiment.train.ema_decay,
-  )
-  base = experiment.abstract_params() if experiment.adapter else None
-  frozen = experiment.learner_frozen(base)
-  matrix_flops = flops.count(step, state, frozen, batch)
-  compiled = steps.compile_step(step, state, experiment.layout)
-  compiled = compiled.lower(state, frozen, batch).compile()
-  memory = compiled.memory_analysis()
-  cost = compiled.cost_analysis()
-  table = parameter_table(state.params)
-  result = {
-    "params": tree.size(state.params),
-    "params_by_module": table,
-    "mesh": dict(experiment.layout.mesh.shape),
-    "sharding": {
-      p: str(x.sharding.spec) for p, x in tree.flatten(state.params).items()
-    },
-    "matrix_flops_per_step": matrix_flops,
-    "xla_flops_per_step": cost.get("flops"),
-    "xla_bytes_per_step": cost.get("bytes accessed"),
-    "state_bytes": tree.num_bytes(state),
-    "argument_bytes_per_device": memory.argument_size_in_bytes,
-    "temporary_bytes_per_device": memory.temp_size_in_bytes,
-    "num_devices": jax.device_count(),
-  }
-  print(config_args.dump(config))
-  print("\nparameters by module")
-  for name, size in table.items():
-    print(f"  {name:40} {size:>16,}")
-  print(f"  {'all':40} {result['params']:>16,}")
-  print("\nsharding of parameters")
-  for path, spec in result["sharding"].items():
-    print(f"  {path:56} {spec}")
-  print(f"\nmesh {_mesh(experiment.layout)}")
-  print(f"matrix FLOPs per step (loops counted): {matrix_flops:.4g}")
-  print(f"XLA's FLOPs per device (a loop's body counted once): {cost.get('flops'):.4g}")
-  print(f"XLA's bytes accessed per device: {cost.get('bytes accessed'):.4g}")
-  for name in (
-    "state_bytes",
-    "argument_bytes_per_device",
-    "temporary_bytes_per_device",
-  ):
-    print(f"{name}: {result[name] / 2**30:.3f} GiB")
+  result = plan.describe(experiment, plan.training(experiment))
+  print(config_args.dump(config), "\n")
+  for line in plan.lines(result):
+    print(line)
   return result

@@ -18,7 +18,10 @@ MAY_IMPORT = {
   "types": set(),
   "rng": L0,
   "tree": L0,
-  "flops": L0,
+  "chips": L0,
+  "flops": L0 | {"chips"},
+  "hlo": L0,
+  "roofline": L0 | {"chips", "hlo"},
   "sharding": L0,
   "diffusion": L0,
   "losses": L0,
@@ -39,6 +42,7 @@ MAY_IMPORT = {
   | {"data", "decoding", "features", "metrics", "pictures", "prompting", "sharding"}
   | {"train"},
   "build": None,  # everything below
+  "plan": None,
   "experiment": None,
   "convert": None,  # everything but cli
   "cli": None,

@@ -1,0 +1,152 @@
+"""Accelerators: what their makers print of them, and slices of TPUs to compile for.
+
+One table. Figures are peaks, so that times computed from them are lower bounds.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from gen_jax.types import InputError, unknown
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One accelerator.
+
+  Attributes:
+    kind: how jax's device_kind begins.
+    flops: dense bf16 FLOP/s.
+    hbm_bytes: memory that programs may use: what the compiler says is available, for
+      TPUs; the maker's figure else.
+    hbm_bandwidth: bytes/s.
+    links: to other chips; of TPUs two for each dimension of the torus.
+    link_bandwidth: bytes/s of one link in one direction.
+    source: of the figures.
+  """
+
+  kind: str
+  flops: float
+  hbm_bytes: float
+  hbm_bandwidth: float
+  links: int
+  link_bandwidth: float
+  source: str
+
+  def links_in(self, dims: Sequence[int]) -> int:
+    """Links of a chip that lead anywhere in a slice of these dimensions."""
+    return min(self.links, sum(min(2, size - 1) for size in dims))
+
+
+_DOCS = "cloud.google.com/tpu/docs"
+# The first kind that fits is taken: "TPU v5 lite" stands before "TPU v5".
+CHIPS: Mapping[str, Chip] = {
+  "v4": Chip("TPU v4", 275e12, 30.5 * GIB, 1228e9, 6, 50e9, f"{_DOCS}/v4"),
+  "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 4, 50e9, f"{_DOCS}/v5e"),
+  "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 6, 100e9, f"{_DOCS}/v5p"),
+  "v6e": Chip("TPU v6", 918e12, 31.25 * GIB, 1640e9, 4, 112e9, f"{_DOCS}/v6e"),
+  "tpu7x": Chip("TPU7x", 2307e12, 189.5 * GIB, 7380e9, 6, 100e9, f"{_DOCS}/tpu7x"),
+  "a100": Chip("NVIDIA A100", 312e12, 80e9, 2039e9, 12, 25e9, "data sheet, SXM 80 GB"),
+  "h100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 18, 25e9, "data sheet, SXM"),
+}
+# Slices as they are sold; others that the compiler knows may be named as well.
+SLICES: Mapping[str, tuple[str, ...]] = {
+  "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+  "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "v5p": ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+  "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "tpu7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Topology:
+  """A slice of TPUs that programs can be compiled for, without the slice.
+
+  Attributes:
+    name: 'v5e:2x4'.
+    chip: what it is made of.
+    dims: chips along each dimension of the torus.
+    devices: jax's; one or two a chip.
+  """
+
+  name: str
+  chip: Chip
+  dims: tuple[int, ...]
+  devices: Sequence[jax.Device]
+
+  @property
+  def num_chips(self) -> int:
+    """Chips in all."""
+    return math.prod(self.dims)
+
+  @property
+  def devices_per_chip(self) -> int:
+    """How many devices share a chip, and what it has."""
+    return len(self.devices) // self.num_chips
+
+
+def _libtpu() -> str:
+  """The libtpu that goes with the jax at hand, as pip names it."""
+  for line in importlib.metadata.requires("jax") or ():
+    if found := re.match(r"(libtpu==[\d.*]+)", line):
+      return found.group(1)
+  return "jax[tpu]"
+
+
+def topology(name: str) -> Topology:
+  """Describes a slice by its chip and dimensions, 'v5p:4x4x4'.
+
+  The compiler is libtpu's, which runs on any machine; no TPU is touched.
+
+  Raises:
+    InputError: no such chip or slice, or no libtpu that fits this jax.
+  """
+  kind, _, size = name.partition(":")
+  if kind not in SLICES:
+    raise unknown("chip (of --topology)", kind, SLICES)
+  known = [f"{kind}:{dims}" for dims in SLICES[kind]]
+  if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
+    raise unknown("topology", name, known)
+  if importlib.util.find_spec("libtpu") is None:
+    raise InputError(
+      f"plans for TPUs need their compiler, which is not installed: pip install"
+      f" '{_libtpu()}'"
+    )
+  # A machine without TPUs has nobody to ask where it stands in which slice.
+  for key, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+  }.items():
+    os.environ.setdefault(key, value)
+  from jax.experimental import topologies  # needs libtpu, as nothing else does
+
+  dims = tuple(map(int, size.split("x")))
+  # One host per chip where a slice is smaller than a host's usual four.
+  options = {"chips_per_host_bounds": (*dims, 1, 1)[:3]} if math.prod(dims) < 4 else {}
+  try:
+    found = topologies.get_topology_desc(
+      platform="tpu", topology_name=name, **options
+    ).devices
+  except Exception as error:  # libtpu reports all of its own as one kind
+    text = str(error)
+    if "INVALID_ARGUMENT" in text or "NOT_FOUND" in text:
+      raise unknown("topology", name, known) from None
+    have = importlib.metadata.version("libtpu")
+    raise InputError(
+      f"libtpu {have} does not work with jax {jax.__version__}: pip install"
+      f" '{_libtpu()}' ({text.splitlines()[0]:.120})"
+    ) from None
+  return Topology(name, CHIPS[kind], dims, np.asarray(found).ravel().tolist())

@@ -1,0 +1,1 @@
+"""Reading optimised HLO: what a compiled program computes, moves and exchanges."""
