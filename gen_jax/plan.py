@@ -357,8 +357,8 @@ def too_large(experiment: Any, needed: float, there: float) -> InputError:
       fixes.append(f"train.num_microbatches={fitting[0]} should do")
     fixes.append("remat=full keeps less")
   more = int(-(-shards * needed // there))
-  fixes.append(f"or about {more} devices of this kind in place of {shards}")
+  fixes.append(f"about {more} such devices in place of {shards} hold it")
   return InputError(
     f"out of memory: a device needs {gib(needed)}, {gib(needed - there)} more than its"
-    f" {gib(there)} (the state takes {gib(state)} of it); {', '.join(fixes)}"
+    f" {gib(there)} (the state takes {gib(state)} of it): {'; '.join(fixes)}"
   )

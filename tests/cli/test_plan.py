@@ -1,0 +1,86 @@
+"""`gen-jax plan`: its data, its refusals, its search."""
+
+import json
+
+import pytest
+
+from gen_jax import chips
+
+
+def test_a_plan_is_data(call):
+  outcome = call(
+    *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),
+    *("--price", "2", "--tokens", "1e6", "--json"),
+  )
+  assert outcome.code == 0, outcome.err
+  found = json.loads(outcome.out.splitlines()[-1])
+  keys = (
+    "params peak_hbm_bytes hbm_capacity_bytes fits model_flops hardware_flops hbm_bytes"
+    " collectives step_secs_bound bound_by mfu_bound cost"
+  )
+  assert set(keys.split()) <= set(found)
+  assert found["fits"] and found["num_chips"] == 4
+  tokens = 8 * 16
+  cost = found["cost"]
+  assert cost["num_steps"] == -(-(10**6) // tokens)
+  secs = cost["num_steps"] * found["step_secs_bound"]
+  assert cost["usd"] == pytest.approx(2 * 4 * secs / 3600)
+  assert found["items_per_sec_bound"] == pytest.approx(
+    tokens / found["step_secs_bound"]
+  )
+
+
+@pytest.mark.parametrize(
+  "words, parts",
+  [
+    (["--topology", "v9:2x4"], ["'v9'", "v5e", "v5p"]),
+    (["--topology", "v5e"], ["'v5e'", "v5e:2x4"]),
+    (["--topology", "v5e:3x5"], ["'v5e:3x5'", "v5e:4x4"]),
+    (["--topology", "v5e:2x4", "--config.mesh.fsdp=3"], ["fsdp=3", "8 device(s)"]),
+    (
+      [
+        *("--topology", "v5e:2x4", "--config.mesh.data=1", "--config.mesh.tensor=8"),
+        "--config.mesh.rules=fsdp_tensor",
+      ],
+      ["heads", "size 4", "tensor=8"],
+    ),
+    (["--topology", "v5e:2x4", "--images", "5"], ["tokens", "--tokens"]),
+    (["--topology", "v5e:2x4", "--limit", "0"], ["--limit=0"]),
+  ],
+)
+def test_what_cannot_be_is_said_in_a_line(call, words, parts):
+  outcome = call("plan", "--config", "configs/lm/pydoc.py:smoke", *words)
+  assert outcome.code == 2
+  assert all(part in outcome.err for part in parts), outcome.err
+  assert outcome.err.count("\n") == 1
+
+
+def test_out_of_memory_says_by_how_much_and_what_would_fit(call):
+  outcome = call(
+    *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:1x1"),
+    *("--config.task.model.width=16384", "--config.task.model.num_heads=64"),
+  )
+  assert outcome.code == 2
+  assert all(x in outcome.err for x in ("out of memory", "GiB more", "devices"))
+  assert outcome.err.count("\n") == 1
+
+
+def test_without_libtpu_a_plan_says_which(call, monkeypatch):
+  monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+  outcome = call(
+    "plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x4"
+  )
+  assert outcome.code == 2 and "pip install 'libtpu==" in outcome.err
+
+
+def test_search_ranks_what_fits_and_draws_it(call, tmp_path):
+  outcome = call(
+    *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),
+    *("--search", "--limit", "2", "--picture", tmp_path / "plans.png", "--json"),
+  )
+  assert outcome.code == 0, outcome.err
+  found = json.loads(outcome.out.splitlines()[-1])
+  assert found["tried"] == 2 < found["of"]
+  bounds = [row["step_secs_bound"] for row in found["plans"]]
+  assert bounds == sorted(bounds) and len(bounds) == 2
+  assert (tmp_path / "plans.png").stat().st_size > 1000

@@ -1,0 +1,132 @@
+"""Plans of small models for real slices of TPUs, compiled by the real compiler."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from gen_jax import chips, flops, plan
+from gen_jax import experiment as experiments
+from gen_jax.cli import config_args
+
+ROOT = pathlib.Path(__file__).parents[1]
+WIDTH, LENGTH, ROWS, VOCAB = 256, 128, 16, 512
+
+
+def text(topology, *overrides):
+  """A small transformer on a slice."""
+  config = config_args.load(str(ROOT / "configs/lm/gpt2.py:124m,smoke"))
+  given = {
+    "task.model.width": WIDTH,
+    "task.model.max_length": LENGTH,
+    "task.model.vocab_size": VOCAB,
+    "data.length": LENGTH,
+    "data.batch_size": ROWS,
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    **dict(overrides),
+  }
+  config = config_args.apply(config, [(k, str(v)) for k, v in given.items()])
+  return experiments.make(config, None, devices=topology.devices)
+
+
+@pytest.fixture(scope="module")
+def small():
+  return chips.topology("v5e:2x4")
+
+
+@pytest.fixture(scope="module")
+def depths(small):
+  """Costs by (layers, scanned)."""
+  found = {}
+  for layers, scanned in ((1, False), (2, False), (4, False), (4, True)):
+    overrides = (
+      ("task.model.num_layers", layers),
+      ("task.model.scan_layers", scanned),
+      ("task.model.remat", "full"),
+    )
+    found[layers, scanned] = plan.training(text(small, *overrides))
+  return found
+
+
+def test_compiled_flops_are_those_of_the_formula(depths):
+  """6 (12 L D^2 + V D) + 12 L T D a token; remat repeats all of a layer but its end.
+
+  The last product of a layer, 4 D^2 of 12, is needed by nothing that is repeated.
+  """
+  for (layers, _), program in depths.items():
+    matrices = 12 * layers * WIDTH**2
+    attention = 12 * layers * LENGTH * WIDTH
+    model = 6 * (matrices + VOCAB * WIDTH) + attention
+    again = 2 * matrices * 8 / 12 + attention / 3
+    tokens = ROWS * LENGTH
+    assert program.model_flops["mfu"] == tokens * model
+    devices = 8
+    compiled = program.cost.flops * devices
+    assert compiled == pytest.approx(tokens * (model + again), rel=0.03)
+    assert not program.cost.open_loops
+
+
+@pytest.mark.parametrize("what", ["flops", "wire_bytes"])
+def test_two_depths_tell_a_third(depths, what):
+  """a + b L from one and two layers, against four; and scanned against in a row."""
+
+  def measure(program):
+    if what == "flops":
+      return program.cost.flops
+    return sum(c.wire_bytes * n for c, n in program.cost.collectives.items())
+
+  one, two, four = (measure(depths[n, False]) for n in (1, 2, 4))
+  assert one + 3 * (two - one) == pytest.approx(four, rel=0.01)
+  if what == "flops":
+    assert measure(depths[4, True]) == pytest.approx(four, rel=0.01)
+
+
+def test_state_lies_in_shards(depths, small):
+  """12 bytes a parameter over 8 chips, but for norms and biases; memory fits."""
+  program = depths[4, True]
+  held = sum(plan.bytes_per_device(x) for x in program.held.values())
+  params = sum(x.size for x in jax.tree.leaves(program.params))
+  assert 12 * params / 8 <= held <= 12 * params / 8 * 1.2
+  assert held <= program.peak_hbm_bytes < small.chip.hbm_bytes
+
+
+def test_kernels_count_by_their_grid():
+  """A product of [64, 16] by [16, 8] in blocks of 16 rows, on each of 8 devices."""
+
+  def kernel(x, y, out):
+    out[...] = x[...] @ y[...]
+
+  def product(x, y):
+    return pl.pallas_call(
+      kernel,
+      grid=(4,),
+      in_specs=[
+        pl.BlockSpec((16, 16), lambda i: (i, 0)),
+        pl.BlockSpec((16, 8), lambda i: (0, 0)),
+      ],
+      out_specs=pl.BlockSpec((16, 8), lambda i: (i, 0)),
+      out_shape=jax.ShapeDtypeStruct((64, 8), jnp.float32),
+    )(x, y)
+
+  shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 16), (16, 8))]
+  work = 2 * 64 * 16 * 8
+  assert flops.kernels(lambda x, y: product(x, y) @ y.T, *shapes) == work
+  assert flops.count(lambda x, y: product(x, y) @ y.T, *shapes) == 2 * work
+  looped = lambda x, y: jax.lax.map(lambda _: product(x, y), np.arange(3))  # noqa: E731
+  assert flops.kernels(looped, *shapes) == 3 * work
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("Used 25.30G of 15.75G hbm. Exceeded hbm capacity", (25.3, 15.75)),
+    ("HLO temporaries (3.12T) exceeds available HBM (95.74G).", (3.12 * 2**10, 95.74)),
+  ],
+)
+def test_the_compilers_complaints_are_understood(text, expected):
+  assert np.array(plan.out_of_memory(text)) / chips.GIB == pytest.approx(expected)
+  assert plan.out_of_memory("some other error") is None
