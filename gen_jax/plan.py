@@ -132,7 +132,8 @@ def _drawing(experiment: Any) -> Program:
     experiment.abstract_params(),
   )
   num = layout.num_batch_shards
-  picture = (data.image_size, data.image_size, data.channels)
+  sides = experiment.sampling.size or (data.image_size, data.image_size)
+  picture = (*sides, data.channels)
   shape = prompting.latent_shape(experiment.task, picture)
   tokens, mask = (
     jax.ShapeDtypeStruct((num, data.caption_length), dtype)
