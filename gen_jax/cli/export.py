@@ -1,8 +1,10 @@
-"""`gen-jax export`: a workdir's language model as a folder that transformers loads."""
+"""`gen-jax export`: a workdir's model as transformers or diffusers load it."""
 
+import contextlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ from gen_jax.cli import trained, workdir
 from gen_jax.convert import (
   architectures,
   diffusers,
-  diffusers_configs,
   huggingface,
   safetensors,
   stable_diffusion,
@@ -28,7 +29,12 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 def add_arguments(parser) -> None:
   """See `gen-jax export --help`."""
   trained.add_arguments(parser)
-  parser.add_argument("--to", required=True, metavar="DIR", help="new folder to write")
+  parser.add_argument(
+    "--to",
+    required=True,
+    metavar="DIR",
+    help="new folder; FILE.safetensors: Stable Diffusion 1 by its original names",
+  )
   parser.add_argument(
     "--dtype", default="float32", help="float32 (default), bfloat16 or float16"
   )
@@ -57,11 +63,9 @@ def run(args) -> dict:
   plan = huggingface.plan(architecture, model, opened.weights)
   home = directory / "tokenizer"
   tokenizer = tokenizers.load(home) if home.exists() else None
-  partial = target.with_name(f"{target.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  try:
+  with _whole(target) as partial:
     if tokenizer is None:
-      partial.mkdir(parents=True)
+      partial.mkdir()
     else:
       shutil.copytree(home, partial)
       _name_tokenizer(partial)
@@ -78,10 +82,6 @@ def run(args) -> dict:
     _write_json(
       partial / "generation_config.json", {**ids, **_drawing(experiment.sampling)}
     )
-    partial.rename(target)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
   print(
     f"{target}: {architecture.name}, {args.dtype}, the {opened.kind} weights of"
     f" step {opened.step}"
@@ -96,7 +96,7 @@ def run(args) -> dict:
 
 
 def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> dict:
-  """Latent diffusion as a folder of diffusers."""
+  """Latent diffusion as a folder of diffusers, or by its original names as one file."""
   task = experiment.task
   opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
   frozen = opened.experiment.frozen
@@ -105,48 +105,34 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
   path = directory / "import.json"
   origin = json.loads(path.read_text()) if path.exists() else {}
   is_linear = origin.get("is_linear", False)
-  data = experiment.data
-  side = task.codec.shape((data.image_size, data.image_size, data.channels))[0]
-  encoder = task.text_encoder.config
   vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
-  mean, std = (np.asarray(frozen[name]).tolist() for name in ("mean", "std"))
+  latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
+  size = experiment.data.image_size
+  described = diffusers.describe(task, vae.config, latents, size, is_linear)
   models = {
     "unet": stable_diffusion.Model("unet", task.unet.config, is_linear),
     "autoencoder": stable_diffusion.Model("autoencoder", vae.config),
-    "text_encoder": stable_diffusion.Model("text_encoder", encoder),
-  }
-  configs = {
-    "unet/config.json": diffusers_configs.write_unet(
-      task.unet.config, encoder.width, is_linear, side
-    ),
-    "vae/config.json": diffusers_configs.write_autoencoder(
-      vae.config, mean, std, data.image_size
-    ),
-    "text_encoder/config.json": diffusers_configs.write_text_encoder(encoder),
-    "scheduler/scheduler_config.json": diffusers_configs.write_scheduler(
-      task.schedule, task.target
-    ),
-    "model_index.json": diffusers.index(),
+    "text_encoder": stable_diffusion.Model("text_encoder", task.text_encoder.config),
   }
   weights = {**opened.weights, "autoencoder": frozen["autoencoder"]}
-  partial = target.with_name(f"{target.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  try:
-    partial.mkdir(parents=True)
-    if (home := directory / "tokenizer").exists():
-      shutil.copytree(home, partial / "tokenizer")
-    for name, model in models.items():
-      folder = partial / diffusers.PARTS[name]
-      folder.mkdir()
-      plan, stem = stable_diffusion.plan(model, weights[name]), diffusers.STEMS[name][0]
-      safetensors.write_folder(folder, plan, _DTYPES[args.dtype], stem=stem)
-    (partial / "scheduler").mkdir()
-    for name, config in configs.items():
-      _write_json(partial / name, config)
-    partial.rename(target)
-  except BaseException:
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
+  is_file = target.suffix == ".safetensors"
+  column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
+  plans = {
+    name: stable_diffusion.plan(model, weights[name], column)
+    for name, model in models.items()
+  }
+  dtype = _DTYPES[args.dtype]
+  if is_file:
+    diffusers.check_v1(described)
+  with _whole(target) as partial:
+    if is_file:
+      everything = {k: v for plan in plans.values() for k, v in plan.items()}
+      safetensors.write_file(partial, everything, everything, dtype)
+    else:
+      partial.mkdir()
+      if (home := directory / "tokenizer").exists():
+        shutil.copytree(home, partial / "tokenizer")
+      diffusers.write_folder(partial, described, plans, dtype)
   print(
     f"{target}: Stable Diffusion, {args.dtype}, the {opened.kind} weights of step"
     f" {opened.step}"
@@ -158,6 +144,24 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
     "step": opened.step,
     "weights": opened.kind,
   }
+
+
+@contextlib.contextmanager
+def _whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields where to write a folder or file; it is named `target` when all is there."""
+  partial = target.with_name(f"{target.name}.partial")
+  target.parent.mkdir(parents=True, exist_ok=True)
+  _remove(partial)
+  try:
+    yield partial
+    partial.rename(target)
+  except BaseException:
+    _remove(partial)
+    raise
+
+
+def _remove(path: pathlib.Path) -> None:
+  shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

@@ -1,17 +1,26 @@
 """What a folder of diffusers holds, or Stable Diffusion's single file."""
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from gen_jax import build
+from gen_jax import build, tree
 from gen_jax.convert import diffusers_configs as configs
 from gen_jax.convert import safetensors
 from gen_jax.convert import stable_diffusion as sd
+from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, unknown
 
 Block = dict[str, Any]
+INDEX = "model_index.json"
+UNET, VAE, TEXT, SCHEDULER = (
+  "unet/config.json",
+  "vae/config.json",
+  "text_encoder/config.json",
+  "scheduler/scheduler_config.json",
+)
 PARTS = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
 STEMS = {
   "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
@@ -59,23 +68,31 @@ class Opened:
 
 def is_pictures(path: pathlib.Path) -> bool:
   """Whether a path is Stable Diffusion: its folder, or its single file."""
-  return (path / "model_index.json").is_file() or (
-    path.is_file() and path.suffix == ".safetensors"
-  )
+  return (path / INDEX).is_file() or (path.is_file() and path.suffix == ".safetensors")
 
 
-def _task(unet_block, vae_block, text_block, schedule_block, target) -> Block:
-  return {
+def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
+  """Task block, `is_linear` and statistics of latents, from a folder's configs."""
+  unet_block, is_linear = configs.read_unet(read(UNET))
+  vae_block, latents = configs.read_autoencoder(read(VAE))
+  text_block = configs.read_text_encoder(read(TEXT))
+  context = read(UNET)["cross_attention_dim"]
+  if context != text_block["width"]:
+    raise InputError(
+      f"{UNET} cross_attention_dim={context} contradicts {TEXT}"
+      f" hidden_size={text_block['width']}"
+    )
+  task = {
     "name": "diffusion",
     "unet": unet_block,
     "text_encoder": text_block,
-    "schedule": schedule_block,
-    "target": target,
+    **configs.read_scheduler(read(SCHEDULER)),
     "weighting": {"name": "unit"},
     "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "latent", "autoencoder": vae_block, "workdir": None},
     "caption_drop_prob": 0.1,
   }
+  return task, is_linear, latents
 
 
 def open_folder(folder: pathlib.Path) -> Opened:
@@ -84,65 +101,52 @@ def open_folder(folder: pathlib.Path) -> Opened:
   Raises:
     InputError: anything that is not understood, missing or damaged.
   """
-  index = safetensors.read_json(folder / "model_index.json")
+  index = safetensors.read_json(folder / INDEX)
   name = index.get("_class_name") if isinstance(index, dict) else None
   if name not in PIPELINES:
     raise unknown("pipeline (of model_index.json)", name, PIPELINES)
-  read = lambda part, file="config.json": safetensors.read_json(folder / part / file)  # noqa: E731
-  unet_block, is_linear = configs.read_unet(read("unet"))
-  vae_block, latents = configs.read_autoencoder(read("vae"))
-  text_block = configs.read_text_encoder(read("text_encoder"))
-  context = read("unet")["cross_attention_dim"]
-  if context != text_block["width"]:
-    raise InputError(
-      f"unet/config.json cross_attention_dim={context} contradicts"
-      f" text_encoder/config.json hidden_size={text_block['width']}"
-    )
-  blocks = configs.read_scheduler(read("scheduler", "scheduler_config.json"))
+  read = lambda path: safetensors.read_json(folder / path)  # noqa: E731
+  task, is_linear, latents = _read(read)
   tensors = {
     name: sd.open_weights(folder / part, STEMS[name]) for name, part in PARTS.items()
   }
-  side = read("unet").get("sample_size") or 64
-  return Opened(
-    _task(unet_block, vae_block, text_block, *blocks),
-    is_linear,
-    latents,
-    tensors,
-    sd.FOLDER,
-    side * 2 ** (len(vae_block["multipliers"]) - 1),
-  )
+  side = read(UNET).get("sample_size") or 64
+  factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
+  return Opened(task, is_linear, latents, tensors, sd.FOLDER, side * factor)
 
 
 # What a single file cannot say: Stable Diffusion 1, by its own configuration.
-V1_UNET = {
-  "in_channels": 4,
-  "out_channels": 4,
-  "block_out_channels": [320, 640, 1280, 1280],
-  "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-  "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-  "layers_per_block": 2,
-  "attention_head_dim": 8,
-  "cross_attention_dim": 768,
-}
-V1_VAE = {
-  "block_out_channels": [128, 256, 512, 512],
-  "down_block_types": ["DownEncoderBlock2D"] * 4,
-  "up_block_types": ["UpDecoderBlock2D"] * 4,
-  "layers_per_block": 2,
-  "scaling_factor": 0.18215,
-}
-V1_TEXT = {
-  "vocab_size": 49408,
-  "hidden_size": 768,
-  "intermediate_size": 3072,
-  "num_hidden_layers": 12,
-  "num_attention_heads": 12,
-  "max_position_embeddings": 77,
-}
-V1_SCHEDULER = {
-  "beta_schedule": "scaled_linear",
-  "beta_start": 0.00085,
-  "beta_end": 0.012,
+V1 = {
+  UNET: {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+  },
+  VAE: {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "scaling_factor": 0.18215,
+  },
+  TEXT: {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+  },
+  SCHEDULER: {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+  },
 }
 _SCHEDULE_BUFFERS = (
   "betas",
@@ -155,14 +159,9 @@ _SCHEDULE_BUFFERS = (
 )
 
 
-def v1_task(inputs: int = 4) -> Block:
-  """The task block of Stable Diffusion 1; 9 channels of input are its inpainting."""
-  return _task(
-    configs.read_unet({**V1_UNET, "in_channels": inputs})[0],
-    configs.read_autoencoder(V1_VAE)[0],
-    configs.read_text_encoder(V1_TEXT),
-    *configs.read_scheduler(V1_SCHEDULER),
-  )
+def read_v1(inputs: int = 4) -> tuple[Block, bool, Block]:
+  """Stable Diffusion 1 as `_read` gives it; with 9 channels of input its inpainting."""
+  return _read({**V1, UNET: {**V1[UNET], "in_channels": inputs}}.__getitem__)
 
 
 def open_file(file: pathlib.Path) -> Opened:
@@ -192,21 +191,88 @@ def open_file(file: pathlib.Path) -> Opened:
     )
   first = grouped["unet"].get("model.diffusion_model.input_blocks.0.0.weight")
   inputs = first.shape[1] if first else 4
-  latents = configs.read_autoencoder(V1_VAE)[1]
-  return Opened(v1_task(inputs), False, latents, grouped, sd.FILE, 512)
+  task, is_linear, latents = read_v1(inputs)
+  return Opened(task, is_linear, latents, grouped, sd.FILE, 512)
 
 
-def index() -> Block:
-  """model_index.json."""
+def describe(
+  task: diffusion.Diffusion,
+  vae: Any,
+  latents: Block,
+  image_size: int,
+  is_linear: bool,
+) -> dict[str, Block]:
+  """All configs of a folder, by their paths in it.
+
+  Args:
+    vae: config of the autoencoder.
+    latents: mean and std of each latent channel.
+    image_size: of the pictures that the model was trained on.
+    is_linear: see `stable_diffusion.Model`.
+
+  Raises:
+    InputError: a model that the format cannot express.
+  """
+  vae_block = configs.write_autoencoder(vae, **latents, side=image_size)
+  encoder, side = task.text_encoder.config, image_size // vae.factor
   return {
-    "_class_name": PIPELINES[0],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
+    UNET: configs.write_unet(task.unet.config, encoder.width, is_linear, side),
+    VAE: vae_block,
+    TEXT: configs.write_text_encoder(encoder),
+    SCHEDULER: configs.write_scheduler(task.schedule, task.target),
+    INDEX: {
+      "_class_name": PIPELINES[0],
+      "unet": ["diffusers", "UNet2DConditionModel"],
+      "vae": ["diffusers", "AutoencoderKL"],
+      "scheduler": ["diffusers", "DDIMScheduler"],
+      "text_encoder": ["transformers", "CLIPTextModel"],
+      "tokenizer": ["transformers", "CLIPTokenizer"],
+      "safety_checker": [None, None],
+      "feature_extractor": [None, None],
+      "image_encoder": [None, None],
+      "requires_safety_checker": False,
+    },
   }
+
+
+def check_v1(described: Mapping[str, Block]) -> None:
+  """Refuses a model that a single file would be read as another one.
+
+  Raises:
+    InputError: names what differs from Stable Diffusion 1.
+  """
+  own = _read(described.__getitem__)
+  wanted = read_v1(described[UNET]["in_channels"])
+  ours, theirs = (tree.flatten(dict(enumerate(found))) for found in (own, wanted))
+  differ = {
+    ".".join(name for name in path.split("/") if not name.isdecimal())
+    for path in ours.keys() | theirs.keys()
+    if ours.get(path) != theirs.get(path)
+  }
+  if differ:
+    raise InputError(
+      "a single file is read as Stable Diffusion 1, from which this model differs in"
+      f" {', '.join(sorted(differ)[:6])}; export a folder"
+    )
+
+
+def write_folder(
+  folder: pathlib.Path,
+  described: Mapping[str, Block],
+  plans: Mapping[str, Mapping[str, safetensors.Planned]],
+  dtype: str,
+) -> None:
+  """Writes what `open_folder` reads into a folder that is there.
+
+  Args:
+    described: of `describe`.
+    plans: the tensors of each network, by their names in a folder.
+    dtype: see `safetensors.write_folder`.
+  """
+  for name, config in described.items():
+    (folder / name).parent.mkdir(exist_ok=True)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / name).write_text(f"{text}\n")
+  for name, plan in plans.items():
+    home, stem = folder / PARTS[name], STEMS[name][0]
+    safetensors.write_folder(home, plan, dtype, stem=stem)

@@ -4,7 +4,7 @@ As in `architectures`: a key is understood, or has the one value that the models
 have, or the folder is refused by the key's name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen_jax import build
@@ -200,7 +200,7 @@ def read_text_encoder(config: Any) -> Block:
   }
 
 
-def read_scheduler(config: Any) -> tuple[Block, Block]:
+def read_scheduler(config: Any) -> dict[str, Block]:
   """The schedule and target blocks."""
   read = _Reader("scheduler/scheduler_config.json", config)
   kind = read.take("beta_schedule", str, "linear")
@@ -221,7 +221,8 @@ def read_scheduler(config: Any) -> tuple[Block, Block]:
     "beta_start": read.take("beta_start", float, 1e-4),
     "beta_end": read.take("beta_end", float, 0.02),
   }
-  return block, {"name": _TARGETS[target]}  # the rest is how to sample
+  # The rest is how to sample.
+  return {"schedule": block, "target": {"name": _TARGETS[target]}}
 
 
 def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Block:
@@ -274,7 +275,7 @@ def _is_gated(make: Any) -> bool:
 
 
 def write_autoencoder(
-  cfg: autoencoder.Config, mean: list, std: list, side: int
+  cfg: autoencoder.Config, mean: Sequence[float], std: Sequence[float], side: int
 ) -> Block:
   """vae/config.json, which knows one shift and one scale for all channels."""
   if not isinstance(cfg, autoencoder.Config):

@@ -174,9 +174,10 @@ def _cast(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
   return cast
 
 
-def _write_file(
+def write_file(
   file: pathlib.Path, names: Iterable[str], plan: Mapping[str, Planned], dtype: str
 ) -> None:
+  """Writes some of the planned tensors; see `write_folder`."""
   header, at = {"__metadata__": {"format": "pt"}}, 0
   for name in names:
     end = at + math.prod(plan[name].shape) * DTYPES[dtype].itemsize
@@ -221,12 +222,12 @@ def write_folder(
     groups[-1].append(name)
     room -= size
   if len(groups) == 1:
-    _write_file(folder / f"{stem}.safetensors", groups[0], plan, dtype)
+    write_file(folder / f"{stem}.safetensors", groups[0], plan, dtype)
     return
   where = {}
   for i, names in enumerate(groups, 1):
     file = f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors"
-    _write_file(folder / file, names, plan, dtype)
+    write_file(folder / file, names, plan, dtype)
     where |= dict.fromkeys(names, file)
   index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
   path = folder / f"{stem}.safetensors.index.json"
