@@ -23,12 +23,14 @@ from gen_jax.data import (
   chat,
   conversations,
   datasets,
+  dreambooth,
   embedded,
   latents,
   pipeline,
   sources,
   tokenizers,
 )
+from gen_jax.data.emoji import source as emoji
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
   codec,
@@ -266,6 +268,8 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "tfds_text": _plain(sources.TfdsText),
     "tfds_images": _plain(sources.TfdsImages),
     "digits": _plain(sources.Digits),
+    "emoji": _plain(emoji.Emoji),
+    "dreambooth": _plain(dreambooth.DreamBooth),
     "image_folder": _plain(sources.ImageFolder),
     "npz": _plain(sources.Npz),
     "latents": _plain(latents.Latents),

@@ -1,7 +1,7 @@
 """Writes tests/golden_pictures: tiny random Stable Diffusions, and what they compute.
 
-Runs in an environment of its own with torch, transformers and diffusers, which the
-tests do not need:
+Runs in an environment of its own with torch, transformers, diffusers and peft, which
+the tests do not need:
 
     python tools/make_picture_golden.py tests/golden_pictures
 
@@ -16,6 +16,7 @@ import sys
 
 import diffusers
 import numpy as np
+import peft
 import safetensors.torch
 import torch
 import transformers
@@ -207,12 +208,102 @@ def write_taesd(folder: pathlib.Path) -> None:
   np.savez_compressed(folder / "expected.npz", **last)
 
 
+LORA_SCALE = 0.7
+TARGETS = {
+  "unet": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2"],
+  "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+}
+CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut"]
+
+
+def pipeline(folder: pathlib.Path) -> diffusers.StableDiffusionPipeline:
+  """A folder, opened."""
+  of = lambda make, part: make.from_pretrained(folder / part)  # noqa: E731
+  return diffusers.StableDiffusionPipeline(
+    unet=of(diffusers.UNet2DConditionModel, "unet"),
+    vae=of(diffusers.AutoencoderKL, "vae"),
+    text_encoder=of(transformers.CLIPTextModel, "text_encoder"),
+    tokenizer=of(transformers.CLIPTokenizer, "tokenizer"),
+    scheduler=of(diffusers.DDIMScheduler, "scheduler"),
+    safety_checker=None,
+    feature_extractor=None,
+    requires_safety_checker=False,
+  )
+
+
+def write_lora(folder: pathlib.Path) -> None:
+  """LoRA files of the tiny v1 in both spellings, and what diffusers draws with them.
+
+  Needs peft. Both have a rank of 2 and an alpha of 3; kohya's also has convolutions.
+  """
+  with np.load(folder / "expected.npz") as file:
+    given = {name: torch.from_numpy(file[name]) for name in ("ids", "x", "timesteps")}
+  # transformers asks for a newer peft than there is; this part of it did not change.
+  transformers.integrations.peft.check_peft_version = lambda **_: None
+  arrays = {}
+  for name, is_kohya in (("lora_diffusers", False), ("lora_kohya", True)):
+    torch.manual_seed(SEED)
+    pipe = pipeline(folder)
+    tensors = {}
+    for part, targets in TARGETS.items():
+      model = getattr(pipe, part)
+      more = CONVOLUTIONS if is_kohya and part == "unet" else []
+      model.add_adapter(
+        peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets + more), "one"
+      )
+      for key, parameter in model.named_parameters():
+        if "lora_" in key:
+          torch.nn.init.normal_(parameter, std=0.3)
+      tensors[part] = peft.get_peft_model_state_dict(model, adapter_name="one")
+    if is_kohya:
+      save_kohya(tensors, folder / f"{name}.safetensors")
+    else:
+      diffusers.StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=tensors["unet"],
+        text_encoder_lora_layers=tensors["text_encoder"],
+        weight_name=f"{name}.safetensors",
+        **{
+          f"{part}_lora_adapter_metadata": getattr(pipe, part)
+          .peft_config["one"]
+          .to_dict()
+          for part in TARGETS
+        },
+      )
+    pipe = pipeline(folder)
+    pipe.load_lora_weights(folder, weight_name=f"{name}.safetensors")
+    pipe.fuse_lora(lora_scale=LORA_SCALE)
+    with torch.no_grad():
+      states = pipe.text_encoder(given["ids"][:2]).last_hidden_state
+      x = given["x"].movedim(-1, 1)
+      out = pipe.unet(x, given["timesteps"], states).sample
+    arrays[f"{name}/states"] = states.numpy()
+    arrays[f"{name}/out"] = out.movedim(1, -1).numpy()
+  np.savez_compressed(folder / "expected_lora.npz", scale=LORA_SCALE, **arrays)
+
+
+def save_kohya(tensors, file: pathlib.Path) -> None:
+  """By kohya's names: modules with _ for dots, an alpha for each."""
+  renamed = {}
+  for part, prefix in (("unet", "lora_unet"), ("text_encoder", "lora_te")):
+    for key, tensor in tensors[part].items():
+      module, end = key.removeprefix("base_model.model.").rsplit(".lora_", 1)
+      if part == "text_encoder" and not module.startswith("text_model."):
+        module = f"text_model.{module}"
+      stem = f"{prefix}_{module.replace('.', '_')}"
+      end = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}[end]
+      renamed[f"{stem}.{end}"] = tensor.contiguous()
+      renamed[f"{stem}.alpha"] = torch.tensor(3.0)
+  safetensors.torch.save_file(renamed, file)
+
+
 def main() -> None:
   """Writes all models and where they come from."""
   target = pathlib.Path(sys.argv[1])
   write_taesd(target / "taesd")
   for name, variant in VARIANTS.items():
     write(target / name, variant)
+  write_lora(target / "v1")
   provenance = {
     "made_by": "tools/make_picture_golden.py",
     "seed": SEED,

@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,15 @@ import optax
 from gen_jax import experiment as experiments
 from gen_jax import tree
 from gen_jax.cli import config_args, trained, workdir
-from gen_jax.convert import diffusers, hub, huggingface, stable_diffusion, taesd
+from gen_jax.convert import (
+  diffusers,
+  hub,
+  huggingface,
+  lora_files,
+  safetensors,
+  stable_diffusion,
+  taesd,
+)
 from gen_jax.data import latents, tokenizers
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
@@ -28,6 +36,20 @@ def add_arguments(parser) -> None:
   )
   parser.add_argument("--workdir", required=True, help="new folder to write")
   parser.add_argument("--revision", help="of the hub's model; default: the newest")
+  parser.add_argument(
+    "--lora",
+    action="append",
+    default=[],
+    metavar="FILE",
+    help="of Stable Diffusion: added to its weights; may be repeated",
+  )
+  parser.add_argument(
+    "--lora_scale",
+    action="append",
+    default=[],
+    type=float,
+    help="of each --lora; default 1, 0 is without",
+  )
   parser.add_argument(
     "--text", metavar="FILES", help="to evaluate on; default: Python's reference"
   )
@@ -54,6 +76,8 @@ def run(args) -> dict:
   source = hub.locate(getattr(args, "from"), args.revision)
   if diffusers.is_pictures(source.folder):
     return _pictures(args, source, directory)
+  if args.lora or args.lora_scale:
+    raise InputError("--lora is for Stable Diffusion")
   if taesd.is_here(source.folder):
     return _autoencoder(args, source, directory)
   _, block, tensors, biasless = found = huggingface.open_model(source.folder)
@@ -66,13 +90,8 @@ def run(args) -> dict:
   goal = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, goal, biasless)
   params = huggingface.load(places, goal)
-  origin = {
-    "from": source.name,
-    "revision": source.revision,
-    "architecture": architecture.name,
-    "dtypes": sorted({tensor.dtype for tensor in tensors.values()}),
-    "sha256": _hashes(source.folder, {t.file for t in tensors.values()}, tokenizer),
-  }
+  files = [source.folder / name for name in ("config.json", *tokenizer)]
+  origin = _origin(source, architecture.name, source.folder, tensors.values(), files)
   _write(directory, config, _state(params), source.folder, tokenizer, origin)
   if not tokenizer:
     print(
@@ -93,16 +112,14 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   names = _tokenizer(
     folder / "tokenizer", opened.task["text_encoder"]["vocab_size"], True
   )
-  data = {
-    "name": "images",
-    "source": {"name": "image_folder", "directory": ""},
-    "tokenizer": {"name": "file", "path": str(directory / "tokenizer")},
-    "image_size": opened.side,
-    "channels": opened.task["codec"]["autoencoder"]["image_channels"],
-    "caption_length": opened.task["text_encoder"]["max_length"],
-    "batch_size": jax.device_count(),
-  }
-  config = config_args.apply(_picture_config(opened.task, data), args.overrides)
+  config = _picture_config(
+    opened.task,
+    tokenizer={"name": "file", "path": str(directory / "tokenizer")},
+    image_size=opened.side,
+    channels=opened.task["codec"]["autoencoder"]["image_channels"],
+    caption_length=opened.task["text_encoder"]["max_length"],
+  )
+  config = config_args.apply(config, args.overrides)
   experiment = experiments.make(config, None)
   models = opened.models()
   goal = {
@@ -112,20 +129,19 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   places = {
     name: stable_diffusion.match(model, opened.tensors[name], goal[name], opened.column)
     for name, model in models.items()
-  }  # all is checked before anything is read
+  }
+  loras = _loras(args)
+  for file, scale in loras.items():
+    places = lora_files.merge(file, scale, places, models, goal)
+  # All is checked before anything is read.
   loaded = {name: huggingface.load(places[name], goal[name]) for name in models}
   vae = loaded.pop("autoencoder")
-  files = {t.file for found in opened.tensors.values() for t in found.values()}
+  tensors = [t for found in opened.tensors.values() for t in found.values()]
+  files = [folder / "tokenizer" / name for name in names]
   origin = {
-    "from": source.name,
-    "revision": source.revision,
-    "architecture": "StableDiffusion",
+    **_origin(source, "StableDiffusion", folder, tensors, files),
     "is_linear": opened.is_linear,
-    "dtypes": sorted({t.dtype for f in opened.tensors.values() for t in f.values()}),
-    "sha256": {
-      str(f.relative_to(folder)): _sha256(f)
-      for f in sorted((*files, *(folder / "tokenizer" / n for n in names)))
-    },
+    "lora": [[str(f), scale, _sha256(f)] for f, scale in loras.items()],
   }
   statistics = {
     **opened.latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"
@@ -157,30 +173,30 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   return {"workdir": str(directory), "params": sizes, "step": 0, **origin}
 
 
+def _loras(args) -> dict[pathlib.Path, float]:
+  """The scale of each file of --lora."""
+  files = [pathlib.Path(file).expanduser() for file in args.lora]
+  scales = args.lora_scale or [1.0] * len(files)
+  if len(scales) != len(files) or len(set(files)) < len(files):
+    raise InputError(
+      f"--lora_scale is given {len(scales)} times for {len(set(files))} files of"
+      " --lora; give one for each file"
+    )
+  return dict(zip(files, scales, strict=True))
+
+
 def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   """TAESD: an autoencoder's workdir, its latents as Stable Diffusion wants them."""
   tensors = taesd.open_folder(source.folder)
   block = taesd.block(tensors)
   task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
-  data = {
-    "name": "images",
-    "source": {"name": "image_folder", "directory": ""},
-    "tokenizer": {"name": "bytes"},
-    "image_size": 512,
-    "channels": 3,
-    "caption_length": 1,
-    "batch_size": jax.device_count(),
-  }
-  config = config_args.apply(_picture_config(task, data), args.overrides)
+  config = _picture_config(
+    task, tokenizer={"name": "bytes"}, image_size=512, channels=3, caption_length=1
+  )
+  config = config_args.apply(config, args.overrides)
   goal = experiments.make(config, None).abstract_params()["autoencoder"]
   weights = huggingface.load(taesd.match(tensors, goal), goal)
-  origin = {
-    "from": source.name,
-    "revision": source.revision,
-    "architecture": "TAESD",
-    "dtypes": sorted({tensor.dtype for tensor in tensors.values()}),
-    "sha256": {name: _sha256(source.folder / name) for name in taesd.FILES.values()},
-  }
+  origin = _origin(source, "TAESD", source.folder, tensors.values())
   size = block["latent_channels"]
   statistics = {  # its latents have mean 0 and variance 1 as they are
     "mean": [0.0] * size,
@@ -199,12 +215,17 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   return {"workdir": str(directory), "params": tree.size(weights), "step": 0, **origin}
 
 
-def _picture_config(task: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _picture_config(task: dict[str, Any], **data: Any) -> dict[str, Any]:
   """An experiment around imported weights for pictures, ready for fine-tuning."""
   return {
     "seed": 0,
     "task": task,
-    "data": data,
+    "data": {
+      "name": "images",
+      "source": {"name": "image_folder", "directory": ""},
+      "batch_size": jax.device_count(),
+      **data,
+    },
     "optimizer": {
       "name": "adamw",
       "learning_rate": {"name": "constant", "peak": 1e-5, "warmup_steps": 100},
@@ -277,11 +298,22 @@ def _config(
   }
 
 
-def _hashes(
-  folder: pathlib.Path, weights: set[pathlib.Path], tokenizer: list[str]
-) -> dict[str, str]:
-  files = [folder / "config.json", *sorted(weights), *(folder / n for n in tokenizer)]
-  return {file.name: _sha256(file) for file in files}
+def _origin(
+  source: hub.Source,
+  architecture: str,
+  folder: pathlib.Path,
+  tensors: Collection[safetensors.Tensor],
+  files: Sequence[pathlib.Path] = (),
+) -> dict[str, Any]:
+  """Where weights come from, with the SHA-256 of all their files by name in folder."""
+  files = sorted({*files, *(tensor.file for tensor in tensors)})
+  return {
+    "from": source.name,
+    "revision": source.revision,
+    "architecture": architecture,
+    "dtypes": sorted({tensor.dtype for tensor in tensors}),
+    "sha256": {str(file.relative_to(folder)): _sha256(file) for file in files},
+  }
 
 
 def _sha256(file: pathlib.Path) -> str:

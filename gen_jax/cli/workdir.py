@@ -22,6 +22,10 @@ MAY_CHANGE = (
   "train.keep",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
+  # The same attention, computed in another way.
+  "task.model.attend",
+  "task.unet.attention.attend",
+  "task.codec.autoencoder.attend",
 )
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")

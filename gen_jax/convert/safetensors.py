@@ -56,6 +56,23 @@ def _damaged(file: pathlib.Path, reason: str) -> InputError:
   return InputError(f"{file} is truncated or corrupted: {reason}; fetch the file again")
 
 
+def _head(file: pathlib.Path) -> bytes:
+  try:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+      length = int.from_bytes(stream.read(8), "little")
+      if size < 8 or length > min(_MAX_HEADER, size - 8):
+        raise _damaged(file, f"its {size} bytes cannot hold its header of {length}")
+      return stream.read(length)
+  except OSError as error:
+    raise InputError(f"cannot read {file}: {error.strerror}") from None
+
+
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+  """What a file says of itself beside its tensors; see `read_header`."""
+  return json.loads(_head(file)).get("__metadata__", {})
+
+
 def read_header(file: pathlib.Path) -> dict[str, Tensor]:
   """The tensors of one file.
 
@@ -63,12 +80,8 @@ def read_header(file: pathlib.Path) -> dict[str, Tensor]:
     InputError: damaged: every byte of the file must belong to the header or to
       exactly one tensor.
   """
-  size = file.stat().st_size
-  with file.open("rb") as stream:
-    length = int.from_bytes(stream.read(8), "little")
-    if size < 8 or length > min(_MAX_HEADER, size - 8):
-      raise _damaged(file, f"its {size} bytes cannot hold its header of {length}")
-    head = stream.read(length)
+  size, head = file.stat().st_size, _head(file)
+  length = len(head)
   try:
     entries = json.loads(head)
     entries.pop("__metadata__", None)

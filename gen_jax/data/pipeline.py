@@ -316,7 +316,7 @@ def captioned_images(
   seed: int,
   flip: bool = False,
 ) -> Pipeline:
-  """Pictures in [-1, 1] with tokenised captions.
+  """Pictures in [-1, 1] with tokenised captions, weighted by their loss_weight if any.
 
   Raises:
     InputError: no examples.
@@ -333,7 +333,7 @@ def captioned_images(
       "image": pixels.astype(np.float32) / 127.5 - 1.0,
       "caption": tokens,
       "caption_mask": mask,
-      "weights": np.ones((), np.float32),
+      "weights": np.float32(example.get("loss_weight", 1.0)),
     }
 
   return Pipeline(examples, transform, batch_size, seed)

@@ -2,8 +2,9 @@
 
 A text source gives `documents(split)`, a sequence of strings. An image source gives
 `examples(split)`, a random-access sequence of {'image': uint8 [H, W, C], 'caption':
-str} and more. split is 'train' or 'validation'; where a source has no split of its own,
-a fixed share is held out, the same in every run.
+str} and more; 'loss_weight' is what an example counts, 1 where it is not said. split is
+'train' or 'validation'; where a source has no split of its own, a fixed share is held
+out, the same in every run.
 """
 
 import dataclasses
@@ -253,7 +254,7 @@ class Digits:
     return Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
 
 
-def _open_image(path: pathlib.Path) -> np.ndarray:
+def open_image(path: pathlib.Path) -> np.ndarray:
   """uint8 [H, W, 3]; transparent parts become white paper."""
   try:
     with Image.open(path) as image:
@@ -296,7 +297,7 @@ class ImageFolder:
     captions = _captions(root, paths)
 
     def fn(path):
-      return {"image": _open_image(path), "caption": captions(path)}
+      return {"image": open_image(path), "caption": captions(path)}
 
     return Mapped(paths, fn, held_out(len(paths), split, self.validation_fraction))
 

@@ -107,6 +107,22 @@ def test_autoencoder(golden):
   close(net.apply(variables, expected["z"], method="decode"), expected["decoded"], 1e-5)
 
 
+def test_attention_in_chunks_is_the_same_model(golden):
+  """No new parameters, and the goldens hold."""
+  opened, _, params, expected = golden
+  chunked = {"name": "chunked", "chunk": 7}
+  attention = {**opened.task["unet"]["attention"], "attend": chunked}
+  net = build.build("unet", {**opened.task["unet"], "attention": attention})
+  t = jnp.float32((expected["timesteps"] + 1) / 1000.0)
+  apply = jax.jit(lambda p: net.apply({"params": p}, expected["x"], t, states))
+  states = expected["states"]
+  close(apply(params["unet"]), expected["out"], 1e-4)
+  block = {**opened.task["codec"]["autoencoder"], "attend": chunked}
+  net = build.build("autoencoder", block)
+  apply = jax.jit(lambda p: net.apply({"params": p}, expected["z"], method="decode"))
+  close(apply(params["autoencoder"]), expected["decoded"], 1e-5)
+
+
 def test_text_encoder_reads_what_clip_reads(golden, request):
   _, nets, params, expected = golden
   name = request.node.callspec.params["golden"]

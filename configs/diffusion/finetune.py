@@ -1,0 +1,76 @@
+"""Fine-tuning on a folder of pictures: of an imported Stable Diffusion, or of your own.
+
+    gen-jax import --from DIRECTORY --workdir runs/sd
+    gen-jax train --config configs/diffusion/finetune.py:lora --workdir runs/mine
+      --config.init_from.workdir=runs/sd --config.data.source.directory=pictures/
+
+variant     what is trained             rate   on
+full        every weight                1e-5   a folder with captions
+lora        rank 4, the UNet's          1e-4   a folder with captions
+            attention
+dreambooth  every weight                2e-6   a few pictures of one thing, among those
+                                               of its kind, drawn beforehand:
+
+    gen-jax sample --workdir runs/sd --prompt "a dog" --num 200 --out runs/dogs
+    gen-jax train --config configs/diffusion/finetune.py:dreambooth --workdir runs/mine
+      --config.init_from.workdir=runs/sd --config.data.source.directory=my_dog/
+      --config.data.source.prior_directory=runs/dogs
+
+Rates and steps: Hu et al. 2021 (arXiv:2106.09685) and its use on Stable Diffusion; Ruiz
+et al. 2023 (2208.12242) section 4. --config.adapter.name=lora makes any variant train
+adapters alone. A model of another size wants --config.data.image_size and
+--config.data.caption_length. Not yet run at full size.
+"""
+
+import ml_collections
+
+from configs import common
+from configs.diffusion import digits
+
+VARIANTS = ("full", "lora", "dreambooth")
+RATE = {"full": 1e-5, "lora": 1e-4, "dreambooth": 2e-6}
+STEPS = {"full": 2000, "lora": 1000, "dreambooth": 800}
+SOURCES = {
+  "full": {"name": "image_folder", "directory": "", "validation_fraction": 0.1},
+  "lora": {"name": "image_folder", "directory": "", "validation_fraction": 0.1},
+  "dreambooth": {
+    "name": "dreambooth",
+    "directory": "",
+    "prompt": "a sks dog",
+    "prior_directory": None,
+    "prior_prompt": "a dog",
+    "prior_weight": 1.0,
+  },
+}
+PATTERN = r"^unet/.*attention/(query|key|value|out)/kernel$"
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """`:full`, `:lora` or `:dreambooth`; `:smoke` trains a tiny one from nothing."""
+  variant, smoke = common.parse_arg(arg, VARIANTS)
+  config = common.pictures(
+    None,
+    data={
+      "name": "images",
+      "source": SOURCES[variant],
+      "tokenizer": {"name": "bytes"},  # that of the model to start from is taken
+      "image_size": 512,
+      "channels": 3,
+      "caption_length": 77,
+      "batch_size": 2 if variant == "dreambooth" else 4,
+      "flip": False,
+    },
+    optimizer={"b2": 0.999},
+    train={"num_steps": STEPS[variant], "save_every": 200},
+  )
+  rate = {"name": "constant", "peak": RATE[variant], "warmup_steps": 0}
+  config.optimizer.learning_rate = ml_collections.ConfigDict(rate)
+  config.sampling.guidance_scale = 7.5
+  if smoke:
+    config.task = digits.get_config().task
+    return common.smoke(config)
+  with config.unlocked():
+    config.init_from = {"workdir": "runs/sd"}
+    if variant == "lora":
+      config.adapter = {"name": "lora", "rank": 4, "alpha": 4.0, "pattern": PATTERN}
+  return config

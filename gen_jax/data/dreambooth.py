@@ -1,0 +1,85 @@
+"""DreamBooth: a few pictures of one thing, among pictures of its kind.
+
+    loss = (sum over instances + prior_weight * sum over the kind) / the sum of weights
+
+The few teach a prompt with a rare word in it ("a sks dog") what the thing looks like;
+the pictures of the kind, drawn beforehand by the model itself under the prompt without
+that word ("a dog"), keep it from forgetting what others look like.
+
+Source: Ruiz et al. 2023 (arXiv:2208.12242) section 3.3, equation 2, whose lambda is
+prior_weight; there the sum is not divided by 1 + lambda.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+
+from gen_jax.data import sources
+from gen_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamBooth:
+  """Pictures of an instance and of its class, as many of one as of the other.
+
+  The validation split is a tenth of the pictures of the class, or, where there are
+  none, the instance's own.
+
+  Attributes:
+    directory: pictures of the instance.
+    prompt: their caption.
+    prior_directory: pictures of the class, a folder of `gen-jax sample`, say; None:
+      without.
+    prior_prompt: their caption.
+    prior_weight: lambda, of the class in the loss.
+  """
+
+  directory: str
+  prompt: str
+  prior_directory: str | None = None
+  prior_prompt: str = ""
+  prior_weight: float = 1.0
+
+  def __post_init__(self):
+    if not self.prior_weight > 0:
+      raise InputError(
+        f"data.source.prior_weight={self.prior_weight} must be above 0; 1 is usual,"
+        " prior_directory=None is without"
+      )
+
+  def examples(self, split: str) -> Sequence[sources.Example]:
+    instances = _paths(self.directory)
+    if self.prior_directory is None:
+      show = lambda path: _example(path, self.prompt, 1.0)  # noqa: E731
+      return sources.Mapped(instances, show)
+    known = lambda path: _example(path, self.prior_prompt, self.prior_weight)  # noqa: E731
+    others = _paths(self.prior_directory)
+    kind = sources.Mapped(others, known, sources.held_out(len(others), split, 0.1))
+    if split == "validation":
+      return kind
+
+    def fn(i):
+      half = i // 2
+      if i % 2:
+        return kind[half % len(kind)]
+      return _example(instances[half % len(instances)], self.prompt, 1.0)
+
+    return sources.Mapped(range(2 * max(len(instances), len(kind))), fn)
+
+
+def _paths(directory: str) -> list[pathlib.Path]:
+  """The pictures of a folder; the overview that `gen-jax sample` adds is none."""
+  root = pathlib.Path(os.path.expanduser(directory))
+  suffixes = sources.IMAGE_SUFFIXES
+  found = sorted(p for p in root.glob("*") if p.suffix.lower() in suffixes)
+  if (root / "prompts.json").exists():
+    found = [path for path in found if path.name != "grid.png"]
+  if not found:
+    raise InputError(f"{directory!r} is no folder of pictures ({', '.join(suffixes)})")
+  return found
+
+
+def _example(path: pathlib.Path, caption: str, weight: float) -> sources.Example:
+  image = sources.open_image(path)
+  return {"image": image, "caption": caption, "loss_weight": weight}

@@ -1,0 +1,1 @@
+"""Captioned emoji, a TFDS data set."""

@@ -1,0 +1,46 @@
+"""Captioned emoji as a source of pictures."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from gen_jax.data import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Emoji:
+  """Fluent emoji by their names in Unicode, prepared on first use.
+
+  Attributes:
+    directory: where npm has put its two packages, see `emoji_dataset_builder`.
+    tags: whether captions go on with the emoji's tags.
+    tones: whether skin tones are shown as well, each a picture of its own.
+    data_dir: where the prepared data set is kept; None: TFDS's own place.
+  """
+
+  directory: str
+  tags: bool = False
+  tones: bool = False
+  data_dir: str | None = None
+
+  def examples(self, split: str) -> Sequence[sources.Example]:
+    from gen_jax.data.emoji import emoji_dataset_builder as emoji
+
+    directory = str(pathlib.Path(self.directory).expanduser())
+    builder = emoji.Builder(
+      directory=directory, data_dir=self.data_dir, file_format="array_record"
+    )
+    builder.download_and_prepare()
+    parts = [builder.as_data_source(split)]
+    if self.tones:
+      parts.append(builder.as_data_source(f"{split}{emoji.TONES}"))
+    first = len(parts[0])
+
+    def fn(i):
+      example = parts[0][i] if i < first else parts[1][i - first]
+      words = [example["label"].decode()]
+      if self.tags and example["tags"]:
+        words.append(example["tags"].decode())
+      return {"image": example["image"], "caption": ", ".join(words)}
+
+    return sources.Mapped(range(sum(map(len, parts))), fn)
