@@ -14,6 +14,14 @@ os.environ["TQDM_DISABLE"] = "1"  # stderr belongs to what is tested
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="gen_jax_tests_")
 os.environ["GEN_JAX_CACHE"] = os.path.join(os.environ["TFDS_DATA_DIR"], "cache")
 atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+# Workers and the commands that tests start compile many a program that another has
+# compiled already. The first process makes the folder, the others inherit its name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gen_jax_jit_")
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+  atexit.register(
+    shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+  )
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 ).strip()
