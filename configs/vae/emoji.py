@@ -1,8 +1,13 @@
 """A KL autoencoder for 64x64 emoji: 64x64x3 to 16x16x4, a twelfth of the numbers.
 
 The pictures are named on the command line: a folder with captions
-(--config.data.source.directory=DIR), or --config.data.source=npz
---config.data.source.path=FILE. The first of the steps of `ldm_emoji.py`.
+(--config.data.source.directory=DIR), --config.data.source=npz
+--config.data.source.path=FILE, or npm's packages of emoji themselves:
+
+    npm install --prefix DIR @lobehub/fluent-emoji-3d emojibase-data
+    ... --config.data.source=emoji --config.data.source.directory=DIR
+
+The first of the steps of `ldm_emoji.py`.
 """
 
 import ml_collections

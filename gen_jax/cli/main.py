@@ -29,8 +29,8 @@ COMMANDS = {
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about a picture model for its report",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
-  "import": "read released weights (GPT-2, LLaMA) into a workdir",
-  "export": "write a language model as a folder that transformers loads",
+  "import": "read released weights, of text or pictures, into a workdir",
+  "export": "write a model as transformers or diffusers load it",
   "report": "write one self-contained HTML page about workdirs",
   "doctor": "check this machine: versions, devices, memory, speed",
 }

@@ -46,31 +46,22 @@ def block(tensors: Mapping[str, safetensors.Tensor]) -> dict[str, Any]:
 
 
 def _modules(cfg: tiny_autoencoder.Config) -> Iterator[sd.Module]:
-  """All modules, counted as the release counts them: activations have numbers too."""
+  """All modules, by their numbers among the layers; some have no weights: None."""
+  conv = sd.one("conv")
 
-  def module(half, ours, parts, number):
-    return f"{half}/{ours}", parts, sd.same(f"{half}.{number}")
+  def blocks(stem, level):
+    num = cfg.num_blocks if level else 1
+    return [(f"{stem}_{level}_{i}", _BLOCK) for i in range(num)]
 
-  def blocks(level):
-    return range(cfg.num_blocks if level else 1)
-
-  k, conv = 0, sd.one("conv")
-  yield module("encoder", "conv_in", conv, k)
+  down, up = [("conv_in", conv)], [None, ("conv_in", conv), None]
   for level in range(cfg.num_levels):
-    if level:
-      yield module("encoder", f"down_{level}", conv, k := k + 1)
-    for i in blocks(level):
-      yield module("encoder", f"down_{level}_{i}", _BLOCK, k := k + 1)
-  yield module("encoder", "conv_out", conv, k + 1)
-  k = 1  # after the bound on the latents
-  yield module("decoder", "conv_in", conv, k)
-  k += 1
+    down += [(f"down_{level}", conv)] * bool(level) + blocks("down", level)
   for level in reversed(range(cfg.num_levels)):
-    for i in blocks(level):
-      yield module("decoder", f"up_{level}_{i}", _BLOCK, k := k + 1)
-    if level:
-      yield module("decoder", f"up_{level}", conv, k := k + 2)
-  yield module("decoder", "conv_out", conv, k + 1)
+    up += blocks("up", level) + [None, (f"up_{level}", conv)] * bool(level)
+  for half, layers in (("encoder", down), ("decoder", up)):
+    for i, layer in enumerate([*layers, ("conv_out", conv)]):
+      if layer is not None:
+        yield f"{half}/{layer[0]}", layer[1], sd.same(f"{half}.{i}")
 
 
 def match(
