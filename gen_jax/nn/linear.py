@@ -1,9 +1,13 @@
 """Linear maps whose parameters know their axes."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+
+from gen_jax.types import Array
 
 Init = Callable[..., jnp.ndarray]
 
@@ -18,6 +22,34 @@ def fan_in(scale: float = 1.0) -> Init:
   if scale == 0.0:
     return nn.initializers.zeros_init()
   return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: Array, kernel: Array, depth: int = 1) -> Array:
+  """x [..., *inputs], kernel [*inputs, *features] -> [..., *features].
+
+  Sums over the last `depth` axes of x, the first of the kernel. Its gradient is written
+  as x^T dy; automatic differentiation makes it (dy^T x)^T, for which XLA's CPU backend
+  copies dy and then multiplies at a third of its speed.
+  """
+  return jnp.tensordot(x, kernel, depth)
+
+
+def _product_gradient(depth, residuals, dy):
+  x, kernel = residuals
+  num_features, rows = kernel.ndim - depth, tuple(range(x.ndim - depth))
+  last = tuple(range(dy.ndim - num_features, dy.ndim))
+  dx = jnp.tensordot(dy, kernel, (last, tuple(range(depth, kernel.ndim))))
+  return dx, jnp.tensordot(x, dy, (rows, rows))
+
+
+product.defvjp(lambda x, w, depth: (product(x, w, depth), (x, w)), _product_gradient)
+
+
+def _contract(x: Array, kernel: Array, numbers, **options) -> Array:
+  """`product` as linen asks for it: no batch axes, no options that say anything."""
+  del options
+  return product(x, kernel, len(numbers[0][0]))
 
 
 def dense(
@@ -40,6 +72,7 @@ def dense(
     kernel_init=nn.with_logical_partitioning(init or fan_in(), tuple(axes)),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes),
     dtype=dtype,
+    dot_general_cls=lambda: _contract,
     name=name,
   )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen_jax import flops
-from gen_jax.nn import attention, kernels, mlp, norms
+from gen_jax.nn import attention, kernels, linear, mlp, norms
 
 
 def value_and_gradient(fn, *args):
@@ -55,6 +55,15 @@ def test_standardise(average, view, axes, centre):
 
   x = random(0, 2, 3, 4, 6)
   assert_same(lambda x: norms.standardise(x, average, 1e-2, centre), reference, x)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_product(depth):
+  x, kernel = random(0, 2, 3, 4, 5), random(1, 4, 5, 6, 7)[0 if depth == 1 else ...]
+  reference = lambda x, w: jnp.einsum(  # noqa: E731
+    "abcd,def->abcef" if depth == 1 else "abcd,cdef->abef", x, w
+  )
+  assert_same(lambda x, w: linear.product(x, w, depth), reference, x, kernel)
 
 
 def test_gelu():
