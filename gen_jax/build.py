@@ -24,6 +24,7 @@ from gen_jax.data import (
   conversations,
   datasets,
   dreambooth,
+  edits,
   embedded,
   latents,
   pipeline,
@@ -31,9 +32,11 @@ from gen_jax.data import (
   tokenizers,
 )
 from gen_jax.data.emoji import source as emoji
+from gen_jax.data.shapes import source as shapes
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
   codec,
+  condition,
   corrupt,
   grids,
   parameterisation,
@@ -216,6 +219,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "affine": _plain(codec.affine),
     "latent": _plain(autoencoding.codec),
   },
+  "condition": {make.__name__: _plain(make) for make in condition.ALL},
   "autoencoder": {
     "autoencoder": _model(autoencoder.Autoencoder, autoencoder.Config),
     "tiny": _model(tiny_autoencoder.TinyAutoencoder, tiny_autoencoder.Config),
@@ -236,17 +240,12 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "image": _plain(diffusion.Sampling),
   },
   "learning_rate": {
-    "constant": _plain(optim.constant, "num_steps"),
-    "cosine": _plain(optim.cosine, "num_steps"),
-    "linear": _plain(optim.linear, "num_steps"),
-    "wsd": _plain(optim.wsd, "num_steps"),
+    make.__name__: _plain(make, "num_steps")
+    for make in (optim.constant, optim.cosine, optim.linear, optim.wsd)
   },
   "optimizer": {
-    "adamw": _plain(optim.adamw),
-    "muon": _plain(optim.muon),
-    "lion": _plain(optim.lion),
-    "adafactor": _plain(optim.adafactor),
-    "sgd": _plain(optim.sgd),
+    make.__name__: _plain(make)
+    for make in (optim.adamw, optim.muon, optim.lion, optim.adafactor, optim.sgd)
   },
   "dataset": {
     "text": _plain(datasets.TextData),
@@ -254,6 +253,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "infill": _plain(datasets.Infill),
     "instructions": _plain(datasets.Instructions),
     "images": _plain(datasets.ImageData),
+    "edits": _plain(datasets.EditData),
     "latents": _plain(datasets.LatentData),
   },
   "source": {
@@ -270,9 +270,11 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "digits": _plain(sources.Digits),
     "emoji": _plain(emoji.Emoji),
     "dreambooth": _plain(dreambooth.DreamBooth),
+    "shapes": _plain(shapes.Shapes),
     "image_folder": _plain(sources.ImageFolder),
     "npz": _plain(sources.Npz),
     "latents": _plain(latents.Latents),
+    "edits": _plain(edits.EditFolder),
   },
   "template": {"alpaca": _value(chat.ALPACA), "plain": _value(chat.PLAIN)},
   "tokenizer": {

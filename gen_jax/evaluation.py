@@ -9,8 +9,7 @@ import numpy as np
 
 from gen_jax import features as features_
 from gen_jax import metrics, pictures, prompting, sharding
-from gen_jax.data import datasets, sources
-from gen_jax.data.digits import digits_dataset_builder, judge
+from gen_jax.data import datasets, pipeline
 from gen_jax.decoding import generate
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
@@ -93,32 +92,24 @@ def answers(
   return evaluators.Answers(every, answer, wanted, metrics.answers)
 
 
-def prompt_accuracy(
-  experiment, every: int, num_per_digit: int = 20, phrase: str = "a handwritten {}"
-) -> evaluators.PromptAccuracy:
-  """How many digits drawn for `phrase` are read as what it asked for."""
-  if not isinstance(experiment.data, datasets.ImageData) or not isinstance(
-    experiment.data.source, sources.Digits
-  ):
+def prompt_accuracy(experiment, every: int, num: int = 200) -> evaluators.Measured:
+  """How many of `num` pictures show what was asked for, read by the source's judge."""
+  data = experiment.data
+  if not hasattr(data.source, "exam"):
     raise InputError(
-      "evaluator prompt_accuracy needs data.source=digits; take it out of evaluators"
+      "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
+      " evaluators"
     )
-  if num_per_digit < 1 or "{}" not in phrase:
-    raise InputError(
-      f"evaluator prompt_accuracy: num_per_digit={num_per_digit} must be at least 1"
-      f" and phrase={phrase!r} must hold {{}}"
-    )
-  names = digits_dataset_builder.NAMES
-  labels = np.repeat(np.arange(len(names)), num_per_digit)
-  captions = [phrase.replace("{}", names[label]) for label in labels]
-  painter = experiment.painter()
-  size = experiment.data.image_size
-  judged, real_accuracy = judge.train(experiment.data.source, size)
+  if num < 1:
+    raise InputError(f"evaluator prompt_accuracy: num={num} must be at least 1")
+  exam, painter = data.source.exam(num, data.image_size), experiment.painter()
+  keys = prompting.keys(0, len(exam.captions))
 
-  def draw(weights, frozen):
-    return painter.images(weights, frozen, captions, prompting.keys(0, len(labels)))
+  def measure(weights, frozen):
+    drawn = painter.images(weights, frozen, exam.captions, keys)
+    return {**exam.judge(drawn), "real_accuracy": exam.real_accuracy}
 
-  return evaluators.PromptAccuracy(every, draw, labels, judged, real_accuracy)
+  return evaluators.Measured(every, measure)
 
 
 def _check_draws(experiment, name: str) -> None:
@@ -179,4 +170,26 @@ def samples(
   return evaluators.Measured(every, draw)
 
 
-ALL = (loss, gzip, answers, prompt_accuracy, fidelity, samples)
+def edits(experiment, every: int, num: int = 100) -> evaluators.Measured:
+  """`num` edits of the validation split, drawn: did that change, and what else did?"""
+  data, painter = experiment.data, experiment.painter()
+  if not isinstance(data, datasets.EditData):
+    raise InputError("evaluator edits needs data.name=edits; take it out of evaluators")
+  source = data.source.edits("validation")
+  pairs = [source[i] for i in range(min(num, len(source)))]
+  if not pairs:
+    raise InputError(f"evaluator edits: num={num} of {len(source)} held out is none")
+  fit = lambda image: pipeline.to_square(image, data.image_size, data.channels)  # noqa: E731
+  before, after = (np.stack([fit(p[n]) for p in pairs]) for n in ("before", "image"))
+  captions, keys = [pair["caption"] for pair in pairs], prompting.keys(0, len(pairs))
+  everywhere = np.ones(before.shape[:3], np.bool_)
+  read = data.source.edit_judge(pairs)
+
+  def measure(weights, frozen):
+    drawn = painter.edits(weights, frozen, captions, keys, before, everywhere, 1.0)
+    return {**metrics.edits(before, after, drawn), **read(drawn)}
+
+  return evaluators.Measured(every, measure)
+
+
+ALL = (loss, gzip, answers, prompt_accuracy, fidelity, samples, edits)

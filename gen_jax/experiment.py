@@ -12,7 +12,7 @@ import optax
 from gen_jax import build, flops, pictures, prompting, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
-from gen_jax.models import transformer
+from gen_jax.models import transformer, unet
 from gen_jax.tasks import autoencoder, base, diffusion, lm, lora
 from gen_jax.train import evaluators, init_from, loop
 from gen_jax.train import state as states
@@ -89,7 +89,11 @@ class Experiment:
     return _abstract_params(self.task, self.batch(), self.layout)
 
   def forms(self) -> list[init_from.Form]:
-    """How the task's weights may be stored: as here, or layers scanned otherwise."""
+    """How the task's weights may be stored, as here first.
+
+    The layers of a transformer may be scanned otherwise; a UNet with a condition may
+    be one without, which hears nothing of it to begin with.
+    """
     forms = [init_from.Form(self.abstract_params(), lambda params: params)]
     model = getattr(self.task, "model", None)
     if isinstance(model, transformer.Transformer):
@@ -98,6 +102,15 @@ class Experiment:
       task = dataclasses.replace(self.task, model=transformer.Transformer(other))
       goal = _abstract_params(task, self.batch(), self.layout)
       convert = transformer.stack if is_scanned else transformer.unstack
+      forms.append(init_from.Form(goal, convert))
+    if isinstance(self.task, diffusion.Diffusion) and self.task.condition is not None:
+      narrow = dataclasses.replace(self.task.unet.config, extra_channels=0)
+      task = dataclasses.replace(
+        self.task, unet=unet.UNet(narrow), condition=None, condition_drop_prob=0.0
+      )
+      goal = _abstract_params(task, self.batch(), self.layout)
+      extra = self.task.unet.config.extra_channels
+      convert = lambda params: {**params, "unet": unet.widen(params["unet"], extra)}  # noqa: E731
       forms.append(init_from.Form(goal, convert))
     return forms
 
@@ -154,12 +167,12 @@ class Experiment:
     Raises:
       InputError: a text model's experiment.
     """
-    data = self.data
-    source = data.source
+    source = data = self.data
     if isinstance(self.task, lm.LanguageModel):
       raise InputError("this is a text model: it has no pictures")
     if isinstance(data, datasets.LatentData):
-      source = build.build("source", source.statistics()["data"], "data.source")
+      block = data.source.statistics()["data"]
+      source = build.build("source", block, "data.source")
     return pictures.Gallery(source.examples(split), data.image_size, data.channels)
 
   def painter(self) -> prompting.Painter:
@@ -326,6 +339,22 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     name = "data.channels" if channels == data.channels else "channels of the codec"
     own = task.unet.config.image_channels
     _check_channels(name, channels, "task.unet.image_channels", own)
+    _check_condition(task, data, channels)
+
+
+def _check_condition(task: diffusion.Diffusion, data: datasets.Data, channels: int):
+  """Whether the UNet's extra channels hold what the data gives."""
+  condition, name = task.condition, "task.unet.extra_channels"
+  extra = task.unet.config.extra_channels
+  if condition is None and extra:
+    names = " or ".join(build.TABLES["condition"])
+    raise InputError(f"{name}={extra} needs task.condition: {names}")
+  if condition is not None:
+    wanted = condition.channels(channels)
+    _check_channels(name, extra, "those of task.condition", wanted)
+    if condition.reads not in data.abstract_batch():
+      needed = {"before": "edits"}.get(condition.reads, "images")
+      raise InputError(f"task.condition needs pictures: set data.name={needed}")
 
 
 def _reads(task: base.Task, dataset: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def answers(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
   """How near answers come to references, one each.
@@ -26,4 +28,19 @@ def answers(answers: Sequence[str], references: Sequence[str]) -> dict[str, floa
     **{n: sum(r[n].fmeasure for r in rouge) / len(pairs) for n in names},
     "bleu": sacrebleu.corpus_bleu(given, [wanted]).score,
     "chrf": sacrebleu.corpus_chrf(given, [wanted]).score,
+  }
+
+
+def edits(before: np.ndarray, after: np.ndarray, drawn: np.ndarray) -> dict[str, float]:
+  """How well edits were drawn, as shares of black to white; all uint8 [N, H, W, C].
+
+  Returns:
+    edits/inside: mean |drawn - after| over the pixels that the edit changes;
+    edits/outside: mean |drawn - before| over all others. A copy of `before` has 0.
+  """
+  change = (before != after).any(-1)
+  away = np.abs(drawn - after.astype(np.float64)).mean(-1) / 255.0
+  return {
+    "edits/inside": float(away[change].mean()) if change.any() else 0.0,
+    "edits/outside": float(away[~change].mean()) if not change.all() else 0.0,
   }

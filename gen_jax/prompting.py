@@ -289,7 +289,7 @@ class Painter:
         edits.
     """
     if self.task.unet.config.extra_channels:
-      raise InputError("this model fills parts of a picture: gen-jax edit --mask")
+      raise InputError("this model draws from a picture: gen-jax edit --image")
 
     def draw(index, *captions):
       caption, against = captions
@@ -309,11 +309,11 @@ class Painter:
     strength: float,
     negative: str = "",
   ) -> np.ndarray:
-    """uint8 [N, H, W, C]: one picture drawn anew for each caption and key.
+    """uint8 [N, H, W, C]: pictures drawn anew, one for each caption and key.
 
     Args:
-      picture: uint8 [H, W, C].
-      change: bool [H, W]; every pixel outside comes back bit for bit.
+      picture: uint8 [N, H, W, C], or [H, W, C] for all.
+      change: bool [N, H, W] or [H, W]; every pixel outside comes back bit for bit.
       strength: in [0, 1]: 0 is the picture itself, 1 forgets what was there.
 
     Raises:
@@ -321,23 +321,24 @@ class Painter:
     """
     if not 0 <= strength <= 1:
       raise InputError(f"strength={strength} must be in [0, 1]")
-    if change.shape != picture.shape[:2]:
+    height, width, channels = picture.shape[-3:]
+    if change.shape[-2:] != (height, width):
       raise InputError(
-        f"the mask is {change.shape[1]}x{change.shape[0]}, the picture"
-        f" {picture.shape[1]}x{picture.shape[0]}; they must be of one size"
+        f"the mask is {change.shape[-1]}x{change.shape[-2]}, the picture"
+        f" {width}x{height}; they must be of one size"
       )
-    latent_shape(self.task, picture.shape)
-    pixels = picture.astype(np.float32) / 127.5 - 1.0
+    latent_shape(self.task, (height, width, channels))
+    picture = np.broadcast_to(picture, (len(captions), height, width, channels))
+    change = np.broadcast_to(change, picture.shape[:-1])
 
     def draw(index, caption, against):
-      size = len(index)
       return self._edit(
         params,
         frozen,
         caption,
         self.place(keys[index]),
-        np.repeat(pixels[None], size, 0),
-        np.repeat(change[None], size, 0),
+        picture[index].astype(np.float32) / 127.5 - 1.0,
+        change[index],
         np.float32(strength),
         against,
       )

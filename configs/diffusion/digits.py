@@ -84,7 +84,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       },
       "evaluators": {
         "validation": {"name": "loss", "every": 150, "max_batches": None},
-        "reading": {"name": "prompt_accuracy", "every": 0, "num_per_digit": 20},
+        "reading": {"name": "prompt_accuracy", "every": 0, "num": 200},
       },
       "sampling": {
         "name": "image",

@@ -83,6 +83,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
       "codec": {"name": "latent", "autoencoder": dict(AUTOENCODER), "workdir": None},
       "caption_drop_prob": 0.1,
+      "condition": {"name": "inpainting"} if unet["extra_channels"] else None,
     },
     data={
       "name": "images",
@@ -110,6 +111,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.sampling.guidance_scale = 7.5
   if smoke:
     config.task.unet.update({"num_heads": 2, "head_dim": None, "extra_channels": 0})
+    config.task.condition = None
     config.task.text_encoder.vocab_size = 512
     config.data.tokenizer = {"name": "bpe", "vocab_size": 512}
     config.data.caption_length = 12

@@ -1,4 +1,7 @@
-"""`gen-jax edit`: image to image, inpainting and outpainting for a prompt."""
+"""`gen-jax edit`: image to image, inpainting and outpainting for a prompt.
+
+A model that was trained on instructions (task.condition=instruction) needs no mask.
+"""
 
 import hashlib
 import pathlib
@@ -22,7 +25,8 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--strength",
     type=float,
-    help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask",
+    help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask or for a"
+    " model of instructions",
   )
   parser.add_argument("--mask", metavar="FILE", help="white is drawn anew, black stays")
   parser.add_argument(
@@ -39,6 +43,9 @@ def add_arguments(parser) -> None:
   )
   for name in IMAGE:
     group.add_argument(f"--{name}", help="as in `gen-jax sample`")
+  group.add_argument(
+    "--image_guidance_scale", help="to hold on to the picture; 1 is none"
+  )
   parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
 
 
@@ -50,7 +57,7 @@ def run(args) -> dict:
     raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
-  given = {f"sampling.{n}": getattr(args, n) for n in IMAGE}
+  given = {f"sampling.{n}": getattr(args, n) for n in (*IMAGE, "image_guidance_scale")}
   if config["task"]["name"] != "diffusion":
     raise InputError(f"{directory} holds no model that draws pictures")
   config = config_args.apply(
@@ -58,14 +65,20 @@ def run(args) -> dict:
   )
   picture, change = _picture(args, config["data"]["channels"])
   is_partial = bool(args.mask or args.outpaint)
-  strength = args.strength
-  if strength is None:
-    strength = 1.0 if is_partial else 0.6
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.autoencoder:
     opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
-  if opened.experiment.task.unet.config.extra_channels and not is_partial:
+  task = opened.experiment.task
+  if task.condition and task.condition.reads == "image" and not is_partial:
     raise InputError("this model fills parts of a picture: give --mask or --outpaint")
+  if args.image_guidance_scale and not task.condition_drop_prob:
+    raise InputError(
+      f"--image_guidance_scale {args.image_guidance_scale} is for models of"
+      " instructions (task.condition_drop_prob above 0); leave it out"
+    )
+  strength = args.strength
+  if strength is None:
+    strength = 1.0 if is_partial or task.condition else 0.6
   images = opened.experiment.painter().edits(
     opened.weights,
     opened.experiment.frozen,

@@ -57,7 +57,7 @@ def run(args) -> dict:
     raise InputError(f"{directory} holds no autoencoder; train one (configs/vae)")
   opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
   weights = opened.weights["autoencoder"]
-  found = {split: experiment.data.source.examples(split) for split in SPLITS}
+  found = {split: experiment.data.examples(split) for split in SPLITS}
   encoder = _Encoder(experiment, weights, args.flip)
   statistics = _Statistics()
   notes = {

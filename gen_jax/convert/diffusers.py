@@ -91,6 +91,7 @@ def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
     "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "latent", "autoencoder": vae_block, "workdir": None},
     "caption_drop_prob": 0.1,
+    "condition": {"name": "inpainting"} if unet_block["extra_channels"] else None,
   }
   return task, is_linear, latents
 

@@ -239,6 +239,7 @@ class ImageData:
   flip: bool = False
 
   unit, reads, template = "images", "examples", None
+  pictures = ("image",)
 
   def __post_init__(self):
     _positive(image_size=self.image_size, caption_length=self.caption_length)
@@ -251,22 +252,28 @@ class ImageData:
     return self.batch_size
 
   def texts(self) -> Iterable[str]:
-    return (example["caption"] for example in self.source.examples("train"))
+    return (example["caption"] for example in self.examples("train"))
 
   def abstract_batch(self) -> Batch:
     n, side = self.batch_size, self.image_size
     shape = jax.ShapeDtypeStruct
+    picture = shape((n, side, side, self.channels), np.float32)
     return {
-      "image": shape((n, side, side, self.channels), np.float32),
+      **dict.fromkeys(self.pictures, picture),
       "caption": shape((n, self.caption_length), np.int32),
       "caption_mask": shape((n, self.caption_length), np.bool_),
       "weights": shape((n,), np.float32),
     }
 
+  def examples(self, split):
+    """All examples of a split, by random access."""
+    return self.source.examples(split)
+
   def pipeline(self, split, tokenizer, seed):
     return pipeline.captioned_images(
-      self.source.examples(split),
+      self.examples(split),
       tokenizer,
+      pictures=self.pictures,
       image_size=self.image_size,
       channels=self.channels,
       caption_length=self.caption_length,
@@ -274,6 +281,16 @@ class ImageData:
       seed=seed,
       flip=self.flip and split == "train",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class EditData(ImageData):
+  """Pictures before and after an edit; the caption is the instruction."""
+
+  reads, pictures = "edits", ("image", "before")
+
+  def examples(self, split):
+    return self.source.edits(split)
 
 
 @dataclasses.dataclass(frozen=True)

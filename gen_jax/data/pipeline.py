@@ -315,8 +315,12 @@ def captioned_images(
   batch_size: int,
   seed: int,
   flip: bool = False,
+  pictures: Sequence[str] = ("image",),
 ) -> Pipeline:
   """Pictures in [-1, 1] with tokenised captions, weighted by their loss_weight if any.
+
+  Args:
+    pictures: names of an example's pictures; they are mirrored together.
 
   Raises:
     InputError: no examples.
@@ -325,12 +329,15 @@ def captioned_images(
     raise InputError("the data set has no images; look at its source and split")
 
   def transform(example, generator: np.random.Generator) -> Features:
-    pixels = to_square(example["image"], image_size, channels)
-    if flip and generator.random() < 0.5:
-      pixels = pixels[:, ::-1]
+    mirrored = flip and generator.random() < 0.5
+    features = {}
+    for name in pictures:
+      pixels = to_square(example[name], image_size, channels)
+      pixels = pixels[:, ::-1] if mirrored else pixels
+      features[name] = pixels.astype(np.float32) / 127.5 - 1.0
     tokens, mask = pad_caption(example["caption"], tokenizer, caption_length)
     return {
-      "image": pixels.astype(np.float32) / 127.5 - 1.0,
+      **features,
       "caption": tokens,
       "caption_mask": mask,
       "weights": np.float32(example.get("loss_weight", 1.0)),

@@ -13,7 +13,7 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -43,6 +43,20 @@ class ImageSource(Protocol):
   def examples(self, split: str) -> Sequence[Example]:
     """All examples of 'train' or 'validation', by random access."""
     ...
+
+
+class Exam(NamedTuple):
+  """Prompts to draw for, and an independent judge of what was drawn.
+
+  Attributes:
+    captions: N of them.
+    judge: pictures uint8 [N, H, W, C], one per caption -> {name: value}.
+    real_accuracy: the judge's accuracy on real pictures that it has not seen.
+  """
+
+  captions: list[str]
+  judge: Callable[[np.ndarray], dict[str, float]]
+  real_accuracy: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +266,12 @@ class Digits:
     builder.download_and_prepare()
     source = builder.as_data_source("train" if split == "train" else "test")
     return Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
+
+  def exam(self, num: int, image_size: int) -> Exam:
+    """ "a handwritten zero" to "... nine", in turn; see `data.digits.judge`."""
+    from gen_jax.data.digits import judge
+
+    return judge.exam(self, num, image_size)
 
 
 def open_image(path: pathlib.Path) -> np.ndarray:

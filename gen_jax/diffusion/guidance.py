@@ -8,10 +8,10 @@ every target. Scales and intervals are traced values: sweeping them never recomp
 
 Sources: Ho & Salimans 2022 (arXiv:2207.12598); Karras et al. 2024 (2406.02507) for a
 weak network as reference; Kynkäänniemi et al. 2024 (2404.07724) for the interval; Lin
-et al. 2024 (2305.08891) for rescaling.
+et al. 2024 (2305.08891) for rescaling; Brooks et al. 2023 (2211.09800) for two scales.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,25 @@ def guide(main: Denoise, reference: Denoise, scale: float | Array) -> Denoise:
   The null condition as reference is classifier-free guidance; a weaker network is
   autoguidance. Ho & Salimans' w is `scale - 1`.
   """
+  return ladder((reference, main), (scale,))
+
+
+def ladder(rungs: Sequence[Denoise], scales: Sequence[float | Array]) -> Denoise:
+  """rungs[0] + sum_i scales[i] (rungs[i + 1] - rungs[i]), each called once.
+
+  Every rung knows one condition more than the one below, and every condition has a
+  scale of its own: nothing, picture, picture and instruction with (s_I, s_T) is the
+  guidance of InstructPix2Pix. Equal scales are `guide` from bottom to top.
+
+  Source: Brooks et al. 2023 (arXiv:2211.09800) eq. 3.
+  """
 
   def denoise(x: Array, t: Array) -> param.Prediction:
-    good, bad = main(x, t), reference(x, t)
-    return jax.tree.map(lambda m, r: r + scale * (m - r), good, bad)
+    found = [rung(x, t) for rung in rungs]
+    out = found[0]
+    for below, above, scale in zip(found[:-1], found[1:], scales, strict=True):
+      out = jax.tree.map(lambda o, a, b: o + scale * (a - b), out, above, below)  # noqa: B023
+    return out
 
   return denoise
 

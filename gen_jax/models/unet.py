@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.nn import embed, linear, norms, spatial
-from gen_jax.types import Array, InputError
+from gen_jax.types import Array, InputError, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,16 @@ class Config:
         f"UNet with {len(self.multipliers)} levels needs sides divisible by {unit}, got"
         f" {height}x{width}; change image_size or multipliers"
       )
+
+
+def widen(params: Params, num: int) -> Params:
+  """Parameters of the same UNet with `num` more extra channels, which count nothing.
+
+  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2.
+  """
+  kernel = params["conv_in"]["kernel"]  # [3, 3, C, width]
+  kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, num), (0, 0)))
+  return {**params, "conv_in": {**params["conv_in"], "kernel": kernel}}
 
 
 class UNet(nn.Module):

@@ -7,6 +7,7 @@ under the empty caption, which training shows it with probability `caption_drop_
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from gen_jax import rng
 from gen_jax.diffusion import codec as codecs
+from gen_jax.diffusion import condition as conditions
 from gen_jax.diffusion import corrupt, editing, grids, guidance, samplers
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
@@ -40,6 +42,11 @@ class Diffusion:
     schedule, target, weighting, time_sampler, codec: see `gen_jax.diffusion`.
     null_caption: the empty caption, with B = 1.
     caption_drop_prob: probability of training an example under the empty caption.
+    condition: what the UNet's extra channels hold.
+    condition_drop_prob: probability of training with zeros there. One number decides
+      on both: half of the dropped captions lose their condition too, so that 0.1 and
+      0.1 are 5 % without caption, 5 % without condition and 5 % without either
+      (Brooks et al. 2023, arXiv:2211.09800, section 3.2.1).
   """
 
   unet: nn.Module
@@ -51,6 +58,15 @@ class Diffusion:
   codec: codecs.Codec
   null_caption: Caption
   caption_drop_prob: float = 0.1
+  condition: conditions.Condition | None = None
+  condition_drop_prob: float = 0.0
+
+  def __post_init__(self):
+    prob = self.condition_drop_prob
+    if prob and (self.condition is None or not 0 <= prob <= 0.5):
+      raise InputError(
+        f"condition_drop_prob={prob} must be in [0, 0.5], and 0 without a condition"
+      )
 
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
@@ -76,6 +92,13 @@ class Diffusion:
     return Caption(
       *(jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in self.null_caption)
     )
+
+  def extra(self, frozen: PyTree, batch: Batch, keys: Array) -> Array | None:
+    """What goes beside x_t, [B, h, w, E]; None: nothing does."""
+    if self.condition is None:
+      return None
+    encode = functools.partial(self.codec.encode, frozen)
+    return self.condition.extra(encode, batch, keys)
 
   def denoiser(
     self,
@@ -138,15 +161,12 @@ class Diffusion:
     x_t = corrupt.corrupt(self.schedule, t, x0, eps)
 
     caption = Caption(batch["caption"], batch["caption_mask"])
+    extra = self.extra(frozen, batch, rng.fold_in(codec_keys, 1))
     if train:
-      dropped = (rng.uniform(drop_keys) < self.caption_drop_prob)[:, None]
-      caption = jax.tree.map(
-        lambda null, given: jnp.where(dropped, null, given),
-        self.null(x0.shape[0]),
-        caption,
-      )
+      caption, extra = self._dropped(caption, extra, rng.uniform(drop_keys))
     train_key = rng.named(keys[0], "dropout") if train else None
-    prediction = self.denoiser(params, frozen, caption, train_key=train_key)(x_t, t)
+    denoise = self.denoiser(params, frozen, caption, extra=extra, train_key=train_key)
+    prediction = denoise(x_t, t)
 
     def error(a, b):  # mean square over all but the batch, [B]
       return jnp.mean(jnp.square(a - b), tuple(range(1, a.ndim)))
@@ -161,6 +181,20 @@ class Diffusion:
       {"mse_eps": Mean.of(error(prediction.eps, eps), batch["weights"])},
     )
 
+  def _dropped(self, caption: Caption, extra: Array | None, u: Array):
+    """Caption and extra, nothing in place of either where the uniform u [B] says so."""
+    no_caption = (u < self.caption_drop_prob)[:, None]
+    caption = jax.tree.map(
+      lambda null, given: jnp.where(no_caption, null, given),
+      self.null(u.shape[0]),
+      caption,
+    )
+    if self.condition_drop_prob:
+      first = 0.5 * self.caption_drop_prob
+      nothing = (first <= u) & (u < first + self.condition_drop_prob)
+      extra = jnp.where(schedules.expand(nothing, extra), 0.0, extra)
+    return caption, extra
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -171,6 +205,8 @@ class Sampling:
     grid: (schedule, num_steps) -> times.
     num_steps: steps from noise to picture.
     guidance_scale: 1 is no guidance.
+    image_guidance_scale: the same of the picture that an instruction is about; models
+      that were trained without it now and then have it.
     guidance_interval: guide only while t is in it.
     guidance_rescale: share in [0, 1] of rescaling the guided prediction.
     size: height and width of pictures; None: those of training.
@@ -185,6 +221,7 @@ class Sampling:
   guidance_rescale: float = 0.0
   size: tuple[int, int] | None = None
   tile: int | None = None
+  image_guidance_scale: float = 1.5
 
   def __post_init__(self):
     if self.num_steps < 1:
@@ -209,8 +246,13 @@ def _guided(
   """The denoiser that `sampling` asks for."""
   reference = task.null(caption.tokens.shape[0]) if negative is None else negative
   main = task.denoiser(params, frozen, caption, extra=extra)
-  null = task.denoiser(params, frozen, reference, extra=extra)
-  denoise = guidance.guide(main, null, sampling.guidance_scale)
+  rungs = [task.denoiser(params, frozen, reference, extra=extra), main]
+  scales = [sampling.guidance_scale]
+  if task.condition_drop_prob:
+    nothing = jnp.zeros_like(extra)
+    rungs.insert(0, task.denoiser(params, frozen, reference, extra=nothing))
+    scales.insert(0, sampling.image_guidance_scale)
+  denoise = guidance.ladder(rungs, scales)
   denoise = guidance.interval(denoise, main, *sampling.guidance_interval)
   if sampling.guidance_rescale:
     denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
@@ -276,11 +318,8 @@ def edit(
   z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
   factor = picture.shape[1] // z.shape[1]
   keep = editing.keep_latents(change, factor)
-  extra = None
-  if task.unet.config.extra_channels:  # a model of inpainting: mask and the rest
-    rest = jnp.where(change[..., None], 0.0, picture)
-    rest = task.codec.encode(frozen, rest, rng.fold_in(keys, 2))
-    extra = jnp.concatenate([1.0 - keep[..., None].astype(z.dtype), rest], -1)
+  given = {"image": picture, "before": picture, "change": change}
+  extra = task.extra(frozen, given, rng.fold_in(keys, 2))
   denoise = _guided(task, sampling, params, frozen, caption, negative, extra)
   times = strength * sampling.grid(task.schedule, sampling.num_steps)
   noise_keys, step_keys = rng.split(keys, 2)

@@ -118,30 +118,6 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PromptAccuracy:
-  """Share of pictures that an independent judge reads as what the prompt asked for.
-
-  Attributes:
-    every: steps between evaluations.
-    draw: (weights, frozen) -> images uint8 [N, H, W, C], one per label.
-    labels: int [N], what was asked for.
-    judge: images uint8 [N, H, W, C] -> labels int [N]; trained on real images alone.
-    real_accuracy: the judge's accuracy on held-out real images.
-  """
-
-  every: int
-  draw: Callable[[Params, PyTree], np.ndarray]
-  labels: np.ndarray
-  judge: Callable[[np.ndarray], np.ndarray]
-  real_accuracy: float
-
-  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
-    read = self.judge(self.draw(weights, frozen))
-    yield "prompt_accuracy", float(np.mean(read == self.labels))
-    yield "real_accuracy", self.real_accuracy
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
   """Whatever a function finds: numbers, or pictures to look at.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -88,8 +88,12 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
     saved = checkpoint.saved_shapes(manager, step)
     has_average = any(path.startswith("ema/") for path in saved)
     part = "ema" if source.weights == "ema" and has_average else "params"
-    names = {p.removeprefix(f"{part}/") for p in saved if p.startswith(f"{part}/")}
-    form = _matching(forms, names)
+    shapes = {
+      path.removeprefix(f"{part}/"): shape
+      for path, shape in saved.items()
+      if path.startswith(f"{part}/")
+    }
+    form = _matching(forms, shapes)
     restored = checkpoint.restore_weights(manager, form.goal, step=step, part=part)
     params = jax.tree.map(lambda x: x.copy(), restored[0])  # owned: it is donated
   if form is not forms[0]:
@@ -106,16 +110,21 @@ def fit(params: Params, forms: Sequence[Form], where: str) -> Params:
   Raises:
     InputError: names or shapes that differ in either direction.
   """
-  flat = tree.flatten(params)
-  form = _matching(forms, flat.keys())
-  checkpoint.check(where, {p: tuple(x.shape) for p, x in flat.items()}, form.goal)
+  shapes = _shapes(params)
+  form = _matching(forms, shapes)
+  checkpoint.check(where, shapes, form.goal)
   return _convert(params, form, forms[0].goal)
 
 
-def _matching(forms: Sequence[Form], names: Set[str]) -> Form:
-  """The form with these names of parameters, or the first one."""
-  matching = (form for form in forms if tree.flatten(form.goal).keys() == names)
-  return next(matching, forms[0])
+def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
+  return {path: tuple(x.shape) for path, x in tree.flatten(params).items()}
+
+
+def _matching(forms: Sequence[Form], shapes: Mapping[str, tuple[int, ...]]) -> Form:
+  """The form of parameters of these names, of these shapes if any is, or the first."""
+  named = [form for form in forms if _shapes(form.goal).keys() == shapes.keys()]
+  exact = [form for form in named if _shapes(form.goal) == shapes]
+  return next(iter((*exact, *named, *forms)))
 
 
 def _convert(params: Params, form: Form, goal: Params) -> Params:

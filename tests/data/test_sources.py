@@ -174,6 +174,20 @@ def test_digits_are_prepared_on_first_use(tmp_path):
   assert list(tmp_path.glob("**/*.array_record*"))
 
 
+def test_the_exam_of_digits_asks_for_what_it_judges(tmp_path):
+  """Pictures that the judge has learned are right for their own prompts alone."""
+  source = sources.Digits(str(tmp_path))
+  exam, examples = source.exam(20, 8), source.examples("train")
+  first = {e["label"]: e["image"] for e in (examples[i] for i in range(100))}
+  names = digits_dataset_builder.NAMES
+  order = [names.index(caption.split()[-1]) for caption in exam.captions]
+  assert sorted(order) == sorted([*range(10), *range(10)])
+  pictures = np.stack([first[label] for label in order])
+  assert exam.judge(pictures) == {"prompt_accuracy": 1.0}
+  assert exam.judge(np.roll(pictures, 1, 0)) == {"prompt_accuracy": 0.0}
+  assert exam.real_accuracy > 0.95
+
+
 def test_image_folder_with_folder_names(tmp_path):
   _save(tmp_path / "cat" / "a.png", _grey(10))
   _save(tmp_path / "dog" / "b.BMP", _grey(20))

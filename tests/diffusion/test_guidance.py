@@ -150,3 +150,28 @@ def test_sweeps_do_not_recompile():
   results = [np.asarray(run(*point)) for point in sweep]
   assert num_traces == 1
   assert len({result.tobytes() for result in results}) == len(sweep)
+
+
+def test_two_scales():
+  """Brooks et al. 2023 (arXiv:2211.09800) eq. 3, written out; each network once."""
+  calls = []
+
+  def middle(x, t):
+    calls.append(None)
+    return jnp.cos(2.0 * x)
+
+  rungs = (REFERENCE, reader(middle), MAIN)
+  none, image, both = (rung(X, T) for rung in rungs)
+  calls.clear()
+  got = guidance.ladder(rungs, (1.5, 7.5))(X, T)
+  assert len(calls) == 1
+  for out, n, i, b in zip(got, none, image, both, strict=True):
+    wanted = n + 1.5 * (i - n) + 7.5 * (b - i)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_equal_scales_are_one_scale():
+  """What lies between cancels."""
+  rungs = (REFERENCE, reader(lambda x, t: x**2), MAIN)
+  one = guidance.ladder(rungs, (3.0, 3.0))(X, T)
+  assert_same(one, guidance.guide(MAIN, REFERENCE, 3.0)(X, T), rtol=1e-4)

@@ -1,12 +1,15 @@
 """Editing: its limits are the picture itself and text-to-image, exactly."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import sharding
-from gen_jax.diffusion import editing, samplers
+from gen_jax import sharding, types
+from gen_jax.diffusion import condition, editing, samplers
+from gen_jax.models import unet
 from gen_jax.tasks import diffusion
 from tests import tiny
 
@@ -89,3 +92,74 @@ def test_a_latent_is_kept_if_none_of_its_pixels_changes():
   change[0, 1, 2] = True
   keep = editing.keep_latents(jnp.asarray(change), 2)
   np.testing.assert_array_equal(keep, [[[True, False], [True, True]]])
+
+
+def instructed(**changes):
+  """A task that sees the picture before."""
+  config = unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4, extra_channels=1)
+  fields = dict(unet=unet.UNet(config), condition=condition.instruction())
+  return tiny.diffusion_task(**{**fields, "condition_drop_prob": 0.1, **changes})
+
+
+def test_a_wider_unet_starts_as_what_it_was(setup):
+  """Extra channels that count nothing: the base, whatever is in them."""
+  base, params, caption, picture = setup
+  task = instructed()
+  wider = {**params, "unet": unet.widen(params["unet"], 1)}
+  t = jnp.linspace(0.1, 0.9, tiny.BATCH)
+  extra = 100.0 * jnp.asarray(picture)
+  one = jax.jit(base.denoiser(params, {}, caption))(picture, t)
+  other = jax.jit(task.denoiser(wider, {}, caption, extra=extra))(picture, t)
+  np.testing.assert_allclose(one.x0, other.x0, rtol=1e-5, atol=1e-5)
+  goal = jax.eval_shape(lambda: task.init(jax.random.key(0), tiny.image_batch()))
+  shapes = jax.tree.map(jnp.shape, sharding.unbox(goal))
+  assert shapes == jax.tree.map(jnp.shape, wider)
+
+
+def test_what_is_left_out_in_training():
+  """5 % of the captions, 5 % of the pictures, 5 % both; the rest untouched."""
+  task = instructed()
+  num = 2000
+  u = (jnp.arange(num) + 0.5) / num
+  caption = diffusion.Caption(jnp.full((num, 4), 7), jnp.ones((num, 4), bool))
+  caption, extra = task._dropped(caption, jnp.ones((num, 2, 2, 1)), u)
+  no_words = np.asarray((caption.tokens == 0).all(1))
+  no_picture = np.asarray((extra == 0).all((1, 2, 3)))
+  assert ((caption.tokens == 7).all(1) != no_words).all()
+  assert ((extra == 1).all((1, 2, 3)) != no_picture).all()
+  both = no_words & no_picture
+  assert [x.sum() for x in (no_words & ~both, no_picture & ~both, both)] == [100] * 3
+
+
+def test_an_instruction_model_draws_from_the_picture(setup):
+  """Both scales at 1 are the network alone; the picture reaches what is drawn."""
+  _, params, caption, picture = setup
+  task = instructed()
+  params = {**params, "unet": unet.widen(params["unet"], 1)}
+  kernel = params["unet"]["conv_in"]["kernel"]
+  params["unet"]["conv_in"]["kernel"] = kernel + 0.3
+
+  def make(task):
+    def run(text, image, before):
+      sampling = diffusion.Sampling(
+        num_steps=2, guidance_scale=text, image_guidance_scale=image
+      )
+      strength = jnp.float32(1.0)
+      return diffusion.edit(
+        task, sampling, params, {}, caption, KEYS, before, EVERYWHERE, strength
+      )
+
+    return jax.jit(run)  # scales are traced
+
+  plain, run = make(dataclasses.replace(task, condition_drop_prob=0.0)), make(task)
+  one = run(1.0, 1.0, picture)
+  np.testing.assert_allclose(one, plain(1.0, 9.0, picture), atol=1e-4)
+  assert np.abs(run(1.0, 3.0, picture) - one).max() > 1e-2
+  assert np.abs(run(1.0, 1.0, picture[::-1]) - one).max() > 1e-2
+
+
+def test_prob_of_leaving_out_needs_something_to_leave_out():
+  with pytest.raises(
+    types.InputError, match=r"condition_drop_prob=0.1 must be in \[0, 0.5\]"
+  ):
+    instructed(condition=None)

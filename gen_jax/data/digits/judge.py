@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from gen_jax.data import pipeline, sources
+from gen_jax.data.digits import digits_dataset_builder
 from gen_jax.types import InputError
 
 Judge = Callable[[np.ndarray], np.ndarray]
@@ -66,3 +67,15 @@ def hidden(source: sources.ImageSource) -> tuple[Judge, list[np.ndarray]]:
     return np.maximum(_features(images) / 16.0 @ kernel + bias, 0.0)
 
   return read, [kernel, bias]
+
+
+def exam(source: sources.ImageSource, num: int, image_size: int) -> sources.Exam:
+  """`num` prompts, each digit in turn, and the share that is read as asked for."""
+  names = digits_dataset_builder.NAMES
+  labels = np.arange(num) % len(names)
+  read, real_accuracy = train(source, image_size)
+  return sources.Exam(
+    [f"a handwritten {names[label]}" for label in labels],
+    lambda pictures: {"prompt_accuracy": float(np.mean(read(pictures) == labels))},
+    real_accuracy,
+  )

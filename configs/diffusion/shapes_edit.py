@@ -1,0 +1,34 @@
+"""Editing by instruction, in the InstructPix2Pix form: shapes made green, or moved.
+
+The picture goes beside x_t and the instruction is the caption; both are left out now
+and then, so that each has a guidance scale of its own (Brooks et al. 2023,
+arXiv:2211.09800). Not yet trained to the end; see experiments/shapes/README.md.
+
+gen-jax train --config configs/diffusion/shapes_edit.py --workdir runs/edit
+  [--config.init_from.workdir=runs/shapes]
+gen-jax edit  --workdir runs/edit --image before.png --prompt "make the circle green"
+"""
+
+import ml_collections
+
+from configs import common
+from configs.diffusion import shapes
+
+
+def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+  """`:smoke` shrinks it to seconds."""
+  _, smoke = common.parse_arg(arg)
+  config = shapes.get_config()
+  config.task.condition = {"name": "instruction"}
+  config.task.condition_drop_prob = 0.1
+  config.task.unet.extra_channels = 3
+  config.data.name = "edits"
+  config.evaluators["reading"] = {"name": "edits", "every": 0, "num": 200}
+  config.sampling.guidance_scale = 3.0
+  config.sampling.image_guidance_scale = 1.5
+  if smoke:
+    config = common.smoke(config)
+    config.task.unet.image_channels = 3
+    config.data.update({"name": "edits", "image_size": 16, "channels": 3})
+    config.data.source = {"name": "shapes", "num": 64, "num_validation": 8, "side": 16}
+  return config

@@ -1,0 +1,109 @@
+"""A closed-form reader of scenes: colours by least squares, shapes by overlap."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gen_jax.data.shapes import scenes
+
+FAINT = 0.15  # ink below it is none
+MIN_OVERLAP = 0.6  # of what is read as a thing, with that thing as it should be
+# How far each shape's centre of mass lies below the middle of its box, in half sides.
+DROP = {"circle": 0.0, "square": 0.0, "triangle": 1.0 / 3.0}
+
+Reading = Mapping[str, tuple[str, str, str]]  # place: size, colour, shape
+
+
+def read(picture: np.ndarray) -> Reading:
+  """What is in each place of a picture uint8 [side, side, 3]; no entry is nothing.
+
+  Pixels belong to the nearest place. The colour of a place is the one whose blends with
+  the paper explain its pixels best; size and shape are those of the thing that, drawn
+  at the same centre of mass, overlaps best with what is covered there. A blot that is
+  like none is ('', colour, '').
+  """
+  side = picture.shape[0]
+  middles = (np.arange(side) + 0.5) / side
+  at = np.stack(np.meshgrid(middles, middles), -1)  # [side, side, 2]
+  away = at[:, :, None] - np.array(list(scenes.PLACES.values()))
+  nearest = np.square(away).sum(-1).argmin(-1)
+  ink = scenes.PAPER - picture.astype(np.float64)
+  found = {}
+  for number, place in enumerate(scenes.PLACES):
+    colour, covered = _colour(np.where((nearest == number)[..., None], ink, 0.0))
+    # Half the pixels of the least thing, a small triangle.
+    if (covered > 0.5).sum() >= (scenes.SIZES["small"] * side) ** 2:
+      size, shape = _outline(covered, at)
+      found[place] = (size, colour, shape)
+  return found
+
+
+def _colour(ink: np.ndarray) -> tuple[str, np.ndarray]:
+  """The colour of ink [side, side, 3], and its share of each pixel."""
+  best = (np.inf,)
+  for name, colour in scenes.COLOURS.items():
+    full = scenes.PAPER - np.array(colour, np.float64)
+    share = np.clip(ink @ full / (full @ full), 0.0, 1.0)
+    error = np.square(ink - share[..., None] * full).sum()
+    if error < best[0]:
+      best = (error, name, np.where(share > FAINT, share, 0.0))
+  return best[1:]
+
+
+def _outline(covered: np.ndarray, at: np.ndarray) -> tuple[str, str]:
+  """Size and shape of what covers pixels [side, side] at places [side, side, 2]."""
+  x, y = (covered[..., None] * at).sum((0, 1)) / covered.sum()
+  best = (MIN_OVERLAP, "", "")
+  for size, half in scenes.SIZES.items():
+    for shape, drop in DROP.items():
+      pattern = scenes.coverage(shape, size, (x, y - drop * half), len(covered))
+      overlap = np.minimum(pattern, covered).sum() / np.maximum(pattern, covered).sum()
+      best = max(best, (overlap, size, shape))
+  return best[1:]
+
+
+def accuracy(pictures: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, float]:
+  """How well pictures uint8 [N, side, side, 3] show what was wanted.
+
+  Returns:
+    prompt_accuracy: share of the pictures with all that was wanted and nothing else;
+    prompt/place: share of the things wanted in whose place there is something;
+    prompt/size, prompt/colour, prompt/shape: share of them of which that is right.
+  """
+  pairs = [
+    (read(picture), scenes.words(scene))
+    for picture, scene in zip(pictures, wanted, strict=True)
+  ]
+  hits = [
+    (place in reading, *map(str.__eq__, reading.get(place, ("",) * 3), words))
+    for reading, scene in pairs
+    for place, words in scene.items()
+  ]
+  names = ("prompt/place", "prompt/size", "prompt/colour", "prompt/shape")
+  shares = dict(zip(names, np.mean(hits, 0).tolist(), strict=True))
+  exact = float(np.mean([reading == scene for reading, scene in pairs]))
+  return {"prompt_accuracy": exact, **shares}
+
+
+def edit_accuracy(
+  pictures: np.ndarray, edits: Sequence[tuple[scenes.Scene, scenes.Scene]]
+) -> dict[str, float]:
+  """How well pictures uint8 [N, side, side, 3] show scenes (before, after) an edit.
+
+  Returns:
+    edits/accuracy: share of the pictures that show the scene after, and nothing else;
+    edits/changed: in which all that was to change is as it should be;
+    edits/kept: in which all the rest is as it was.
+  """
+  rows = []
+  for picture, (before, after) in zip(pictures, edits, strict=True):
+    reading, before, after = read(picture), scenes.words(before), scenes.words(after)
+    right = {at: reading.get(at) == after.get(at) for at in scenes.PLACES}
+    new = {at for at in scenes.PLACES if before.get(at) != after.get(at)}
+    changed, kept = (
+      all(right[at] for at in new),
+      all(right[at] for at in right.keys() - new),
+    )
+    rows.append((changed and kept, changed, kept))
+  names = ("edits/accuracy", "edits/changed", "edits/kept")
+  return dict(zip(names, np.mean(rows, 0).tolist(), strict=True))

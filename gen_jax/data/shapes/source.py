@@ -1,0 +1,84 @@
+"""The source of shapes: endless scenes, each a function of (seed, index)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gen_jax.data import sources
+from gen_jax.data.edits import Judge
+from gen_jax.data.shapes import edits, judge, scenes
+from gen_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+  """Scenes with captions, or before and after an edit.
+
+  Attributes:
+    num, num_validation: how many there are of each split.
+    side: of the pictures, in pixels.
+    seed: of the scenes.
+  """
+
+  num: int = 20_000
+  num_validation: int = 500
+  side: int = 24
+  seed: int = 0
+
+  def __post_init__(self):
+    if not 0 <= self.seed < 2**63:
+      raise InputError(f"data.source.seed={self.seed} must be at least 0")
+    for name, least in (("num", 1), ("num_validation", 1), ("side", 16)):
+      if getattr(self, name) < least:
+        raise InputError(
+          f"data.source.{name}={getattr(self, name)} must be at least {least}"
+        )
+
+  def examples(self, split: str) -> Sequence[sources.Example]:
+    """image, caption and scene; the splits have no index in common."""
+    return sources.Mapped(self._indices(split), self._example)
+
+  def _indices(self, split: str) -> range:
+    first, num = {"train": (0, self.num)}.get(split, (self.num, self.num_validation))
+    return range(first, first + num)
+
+  def _example(self, index: int) -> sources.Example:
+    generator = np.random.default_rng((self.seed, index))
+    scene = scenes.scene(generator)
+    return {
+      "image": scenes.draw(scene, self.side),
+      "caption": scenes.caption(scene, generator),
+      "scene": scene,
+    }
+
+  def edits(self, split: str) -> Sequence[sources.Example]:
+    """before, caption (the instruction), image (after), and the two scenes."""
+    return sources.Mapped(self._indices(split), self._edit)
+
+  def _edit(self, index: int) -> sources.Example:
+    generator = np.random.default_rng((self.seed, index))
+    before = scenes.scene(generator)
+    instruction, after = scenes.choice(generator, edits.EDITS)(before, generator)
+    return {
+      "before": scenes.draw(before, self.side),
+      "caption": instruction,
+      "image": scenes.draw(after, self.side),
+      "scenes": (before, after),
+    }
+
+  def edit_judge(self, pairs: Sequence[sources.Example]) -> Judge:
+    """See `judge.edit_accuracy`."""
+    wanted = [pair["scenes"] for pair in pairs]
+    return lambda pictures: judge.edit_accuracy(pictures, wanted)
+
+  def exam(self, num: int, image_size: int) -> sources.Exam:
+    """The first `num` captions of the validation split; see `judge.accuracy`."""
+    examples = list(self.examples("validation"))[:num]
+    wanted = [example["scene"] for example in examples]
+    real = np.stack([scenes.draw(scene, image_size) for scene in wanted])
+    return sources.Exam(
+      [example["caption"] for example in examples],
+      lambda pictures: judge.accuracy(pictures, wanted),
+      judge.accuracy(real, wanted)["prompt_accuracy"],
+    )

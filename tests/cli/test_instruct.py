@@ -1,0 +1,97 @@
+"""From a model of pictures to one of instructions, and an edit by it, by command."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax.cli import trained, workdir
+from gen_jax.data.shapes import source
+from gen_jax.models import unet
+from gen_jax.train import checkpoint
+from tests.cli import conftest
+
+BASE = "configs/diffusion/shapes.py"
+CONFIG = "configs/diffusion/shapes_edit.py:smoke"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A model of the same pictures without a condition: random weights at step 2."""
+  path = tmp_path_factory.mktemp("base") / "run"
+  experiment = conftest._claim(
+    path,
+    BASE,
+    ("data.source", '{"name": "shapes", "num": 64, "side": 16}'),
+    ("data.image_size", "16"),
+    ("data.channels", "3"),
+    ("task.unet.image_channels", "3"),
+  )
+  goal = experiment.abstract_state(experiment.optimizer(1)[0])
+  draw = np.random.default_rng(0)
+  state = jax.tree.map(
+    lambda x: jax.device_put(draw.normal(0, 0.1, x.shape).astype(x.dtype), x.sharding),
+    goal,
+  )
+  state = dataclasses.replace(state, step=state.step * 0 + 2)
+  with checkpoint.open_manager(path) as manager:
+    checkpoint.save(manager, 2, state, checkpoint.Progress(1.0, 2), 1.0)
+  return path
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+  """The first picture of the validation split, on disk."""
+  path = tmp_path_factory.mktemp("pictures") / "before.png"
+  pair = source.Shapes(num=64, num_validation=8, side=16).edits("validation")[0]
+  Image.fromarray(pair["before"]).save(path)
+  return path, pair
+
+
+def test_an_instruction_model_starts_as_its_base_and_edits(
+  base, picture, tmp_path, call
+):
+  path, pair = picture
+  start = f"--config.init_from.workdir={base}"
+  still = "--config.optimizer.learning_rate.peak=0.0"
+  home = tmp_path / "edit"
+  outcome = call("train", "--config", CONFIG, "--workdir", home, start, still)
+  assert outcome.code == 0, outcome
+  config = workdir.read_config(home)
+  got = trained.open_trained(home, config, "latest", "raw").weights
+  wanted = trained.open_trained(base, workdir.read_config(base), "latest").weights
+  wanted = {**wanted, "unet": unet.widen(wanted["unet"], 3)}
+  jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+  words = ("edit", "--workdir", home, "--image", path, "--prompt", pair["caption"])
+  outcome = call(*words, "--num", 2, "--image_guidance_scale", 1.2)
+  assert outcome.code == 0, outcome
+  assert len(list((home / "edits").glob("*_0_?.png"))) == 2
+  how = json.loads((home / "edits" / "prompts.json").read_text())
+  assert how["strength"] == 1.0 and how["image_guidance_scale"] == 1.2
+  with Image.open(home / "edits" / "before_after.png") as shown:
+    assert shown.width > 3 * 16 * 4
+
+
+@pytest.mark.parametrize(
+  "change, says",
+  [
+    ("task.unet.extra_channels=0", "extra_channels=0 must equal those of task.cond"),
+    ("task.condition=None", "condition_drop_prob=0.1 must be in [0, 0.5], and 0"),
+    ("data.name=images", "set data.name=edits"),
+    ("data.source=digits", "data.source gives no edits; those that do: shapes, edits"),
+  ],
+)
+def test_what_does_not_fit_is_refused(change, says, tmp_path, refuse):
+  words = ("train", "--config", CONFIG, "--workdir", tmp_path / "x")
+  refuse(*words, f"--config.{change}", says=[says])
+  assert not (tmp_path / "x").exists()
+
+
+def test_extra_channels_need_a_condition(tmp_path, refuse):
+  words = ("train", "--config", f"{BASE}:smoke", "--workdir", tmp_path / "x")
+  says = ["extra_channels=2 needs task.condition: instruction or inpainting"]
+  refuse(*words, "--config.task.unet.extra_channels=2", says=says)
