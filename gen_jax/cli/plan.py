@@ -124,30 +124,35 @@ def _chip_lines(result: dict[str, Any]) -> list[str]:
   ]
 
 
-_ROWS = {
-  "parameters": ("params", "{:,.0f}", 1),
-  "peak GiB a device": ("peak_hbm_bytes", "{:.2f}", GIB),
-  "model FLOPs": ("model_flops", "{:.4g}", 1),
-  "hardware FLOPs": ("hardware_flops", "{:.4g}", 1),
-  "memory traffic GiB": ("hbm_bytes", "{:.2f}", GIB),
-  "step ms, at best": ("step_secs_bound", "{:.4g}", 1e-3),
-  "bound by": ("bound_by", "{}", None),
-  "MFU at best": ("mfu_bound", "{:.3f}", 1),
-}
-
-
 def _beside(names: list[str], results: list[dict[str, Any]]) -> list[str]:
-  """Plans as columns."""
-  cells = [["", *names]]
-  for title, (key, form, unit) in _ROWS.items():
-    values = [r[key] if unit is None else r[key] / unit for r in results]
-    cells.append([title, *(form.format(v) for v in values)])
+  """Plans as columns, or as rows where there are more than two."""
+  titles = (
+    "parameters, peak GiB, model FLOPs, hardware FLOPs, traffic GiB, ms at best,"
+    " ms serial, MFU at best, bound by"
+  ).split(", ")
   kinds = sorted({c["kind"] for r in results for c in r["collectives"]})
-  for kind in kinds:
-    sizes = [
-      sum(c["bytes"] for c in r["collectives"] if c["kind"] == kind) for r in results
-    ]
-    cells.append([f"{kind} GiB", *(f"{size / GIB:.2f}" for size in sizes)])
+  cells = [["", *titles, *(f"{kind} GiB" for kind in kinds)]]
+  for name, r in zip(names, results, strict=True):
+    exchanged = dict.fromkeys(kinds, 0.0)
+    for c in r["collectives"]:
+      exchanged[c["kind"]] += c["bytes"]
+    cells.append(
+      [
+        name,
+        f"{r['params']:,}",
+        f"{r['peak_hbm_bytes'] / GIB:.2f}",
+        f"{r['model_flops']:.4g}",
+        f"{r['hardware_flops']:.4g}",
+        f"{r['hbm_bytes'] / GIB:.1f}",
+        f"{r['step_secs_bound'] * 1e3:.4g}",
+        f"{r['step_secs_serial'] * 1e3:.4g}",
+        f"{r['mfu_bound']:.1%}",
+        r["bound_by"],
+        *(f"{size / GIB:.2f}" for size in exchanged.values()),
+      ]
+    )
+  if len(results) <= 2:
+    cells = list(zip(*cells, strict=True))
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return [
     "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
@@ -156,41 +161,39 @@ def _beside(names: list[str], results: list[dict[str, Any]]) -> list[str]:
 
 
 def _arms(config: dict, num_devices: int) -> list[dict[str, Any]]:
-  """Overrides to try, the likeliest first: FSDP over all, then less of it."""
-  block = config["task"].get("model") or config["task"].get("unet") or {}
-  remats = (block.get("remat"), "dots", "full") if "remat" in block else (None,)
-  where = "model" if "model" in config["task"] else "unet"
-  tensors = [n for n in (1, 2, 4, 8) if num_devices % n == 0]
-  arms = []
-  for tensor, data, micro, remat in itertools.product(
-    tensors, (1, 2, 4, 8, num_devices), (1, 2, 4, 8), dict.fromkeys(remats)
-  ):
-    if num_devices % (tensor * data):
-      continue
-    mesh = {"data": data, "fsdp": num_devices // (tensor * data), "tensor": tensor}
-    arm = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    arm["mesh.rules"] = "fsdp_tensor" if tensor > 1 else "fsdp"
-    arm["train.num_microbatches"] = micro
-    if "remat" in block:
-      arm[f"task.{where}.remat"] = remat
-    if arm not in arms:
-      arms.append(arm)
-  # Simple things first: few axes in use, few microbatches.
-  axes = ("mesh.data", "mesh.fsdp", "mesh.tensor")
+  """Overrides to try: meshes x microbatches x remat, simple things first."""
+  where = next((key for key in ("model", "unet") if key in config["task"]), None)
+  remats = dict.fromkeys((config["task"][where].get("remat"), "dots", "full"))
+  arms = [
+    {
+      "mesh.data": data,
+      "mesh.fsdp": num_devices // (tensor * data),
+      "mesh.tensor": tensor,
+      "mesh.rules": "fsdp_tensor" if tensor > 1 else "fsdp",
+      "train.num_microbatches": micro,
+      f"task.{where}.remat": remat,
+    }
+    for tensor, data, micro, remat in itertools.product(
+      (1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8, 16), remats
+    )
+    if num_devices % (tensor * data) == 0
+  ]
   return sorted(
     arms,
     key=lambda arm: (
-      sum(arm[axis] > 1 for axis in axes) + math.log2(arm["train.num_microbatches"])
+      sum(arm[f"mesh.{axis}"] > 1 for axis in ("data", "fsdp", "tensor"))
+      + math.log2(arm["train.num_microbatches"])
     ),
   )
 
 
 def _search(config: dict, topology: chips.Topology, args) -> dict:
   """Compiles up to --limit arms; prints those that fit, best first, and draws them."""
-  arms = _arms(config, len(topology.devices))
-  rows, refused = [], {}
-  tried = 0
+  if config["task"]["name"] == "autoencoder":
+    raise InputError("--search is for language models and diffusion")
+  arms, rows, refused = _arms(config, len(topology.devices)), [], {}
   for arm in arms:
+    tried = len(rows) + len(refused)
     if tried == args.limit:
       break
     name = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in arm.items())
@@ -199,22 +202,19 @@ def _search(config: dict, topology: chips.Topology, args) -> dict:
       experiments.make(changed, None, devices=topology.devices)
     except InputError:
       continue  # it cannot be built: no plan is lost
-    tried += 1
     try:
       rows.append({"arm": arm, "name": name, **_plan(changed, topology, args)})
-      print(f"  {tried}/{args.limit} {name}: {rows[-1]['step_secs_bound']:.4g} s")
+      print(f"  {tried + 1}/{args.limit} {name}", flush=True)
     except InputError as error:
       refused[name] = str(error)
-      print(f"  {tried}/{args.limit} {name}: {error}")
+      print(f"  {tried + 1}/{args.limit} {name}: {error}", flush=True)
   rows.sort(key=lambda row: (row["step_secs_bound"], row["step_secs_serial"]))
+  tried = len(rows) + len(refused)
   print(f"\n{tried} of {len(arms)} compiled, {len(rows)} fit; best first")
-  print(f"  {'ms at best':>12} {'serial':>10} {'GiB':>7} {'MFU':>6}  bound by")
-  for row in rows:
-    print(
-      f"  {row['step_secs_bound'] * 1e3:>12.4g} {row['step_secs_serial'] * 1e3:>10.4g}"
-      f" {row['peak_hbm_bytes'] / GIB:>7.2f} {row['mfu_bound']:>6.1%}"
-      f"  {row['bound_by']:12} {row['name']}"
-    )
+  for line in _beside([str(i + 1) for i in range(len(rows))], rows):
+    print(line)
+  for i, row in enumerate(rows, 1):
+    print(f"{i:>4} {row['name']}")
   if args.picture and rows:
     _draw(rows, pathlib.Path(args.picture), topology)
   return {"tried": tried, "of": len(arms), "plans": rows, "refused": refused}
@@ -228,22 +228,16 @@ def _draw(rows: list[dict], path: pathlib.Path, topology: chips.Topology) -> Non
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-  for bound in sorted({row["bound_by"] for row in rows}):
-    own = [(i, row) for i, row in enumerate(rows, 1) if row["bound_by"] == bound]
-    x = [row["step_secs_bound"] * 1e3 for _, row in own]
-    y = [row["peak_hbm_bytes"] / GIB for _, row in own]
-    axes.scatter(x, y, label=f"bound by {bound}")
-    for i, row in own:
-      at = (row["step_secs_bound"] * 1e3, row["peak_hbm_bytes"] / GIB)
-      axes.annotate(str(i), at, xytext=(4, 4), textcoords="offset points")
+  for i, row in enumerate(rows, 1):
+    at = (row["step_secs_bound"] * 1e3, row["peak_hbm_bytes"] / GIB)
+    color = f"C{sorted(row['bounds_secs']).index(row['bound_by'])}"
+    axes.scatter(*at, color=color, label=f"bound by {row['bound_by']}")
+    axes.annotate(str(i), at, xytext=(4, 4), textcoords="offset points")
   axes.axhline(rows[0]["hbm_capacity_bytes"] / GIB, color="0.5", linestyle="--")
-  axes.set(
-    xlabel="step at best, ms",
-    ylabel="peak memory of a device, GiB",
-    title=f"Plans that fit {topology.name}; numbers are places in the table",
-    ylim=(0, None),
-  )
-  axes.legend()
+  axes.set(xlabel="step at best, ms", ylabel="peak memory, GiB", ylim=(0, None))
+  axes.set_title(f"Plans that fit {topology.name}; numbers are places in the table")
+  handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+  axes.legend(handles.values(), handles.keys())
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
   print(f"picture: {path}")

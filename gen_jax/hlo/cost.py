@@ -10,7 +10,7 @@ memory, an asynchronous pair one collective.
                  memory on the chip (TPU's VMEM) is free
     collectives  each with its kind, bytes, partners and executions
 
-Pallas kernels and other custom calls are opaque: they are listed, not counted.
+Pallas kernels and other custom calls are opaque: `flops.kernels` counts the former.
 """
 
 import dataclasses
@@ -41,7 +41,6 @@ class Cost:
   Attributes:
     flops, hbm_bytes: see the module.
     collectives: {collective: executions}.
-    custom_calls: {target: executions}.
     open_loops: loops whose length could not be read; they count once.
   """
 
@@ -50,30 +49,18 @@ class Cost:
   collectives: Mapping[collective.Collective, float] = dataclasses.field(
     default_factory=dict
   )
-  custom_calls: Mapping[str, float] = dataclasses.field(default_factory=dict)
   open_loops: tuple[str, ...] = ()
 
   def __add__(self, other: "Cost") -> "Cost":
-    return Cost(
-      self.flops + other.flops,
-      self.hbm_bytes + other.hbm_bytes,
-      _sum(self.collectives, other.collectives),
-      _sum(self.custom_calls, other.custom_calls),
-      self.open_loops + other.open_loops,
-    )
+    keys = {**self.collectives, **other.collectives}
+    times = {k: self.collectives.get(k, 0) + other.collectives.get(k, 0) for k in keys}
+    flops, moved = self.flops + other.flops, self.hbm_bytes + other.hbm_bytes
+    return Cost(flops, moved, times, self.open_loops + other.open_loops)
 
   def __rmul__(self, times: float) -> "Cost":
-    return Cost(
-      times * self.flops,
-      times * self.hbm_bytes,
-      {key: times * value for key, value in self.collectives.items()},
-      {key: times * value for key, value in self.custom_calls.items()},
-      self.open_loops,
-    )
-
-
-def _sum(a: Mapping, b: Mapping) -> dict:
-  return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in {**a, **b}}
+    exchanged = {key: times * value for key, value in self.collectives.items()}
+    flops, moved = times * self.flops, times * self.hbm_bytes
+    return Cost(flops, moved, exchanged, self.open_loops)
 
 
 def cost(text: str) -> Cost:
@@ -112,7 +99,7 @@ class _Walk:
     return moved + self._work(here, ins)
 
   def _work(self, here: Computation, ins: Instruction) -> Cost:
-    """FLOPs, collectives and custom calls of an instruction, in fusions too."""
+    """FLOPs and collectives of an instruction, in fusions too."""
     if ins.opcode == "fusion":
       called = self.program.called(ins)
       return sum((self._work(called, x) for x in called.body.values()), Cost())
@@ -120,8 +107,6 @@ class _Walk:
       return Cost(flops=_dot(ins, here.operands(ins)[0]))
     if ins.opcode == "convolution":
       return Cost(flops=_convolution(ins, *here.operands(ins)))
-    if ins.opcode == "custom-call":
-      return Cost(custom_calls={ins.get(r'custom_call_target="([^"]*)"'): 1.0})
     found = collective.read(here, ins, self.program.num_devices)
     is_one = found is None or found.group_size == 1 or _is_under_way(here, ins)
     return Cost() if is_one else Cost(collectives={found: 1.0})
