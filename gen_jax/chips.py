@@ -4,8 +4,8 @@ One table. Figures are peaks, so that times computed from them are lower bounds.
 """
 
 import dataclasses
+import fnmatch
 import importlib.metadata
-import importlib.util
 import math
 import os
 import re
@@ -95,12 +95,19 @@ class Topology:
     return len(self.devices) // self.num_chips
 
 
-def _libtpu() -> str:
-  """The libtpu that goes with the jax at hand, as pip names it."""
-  for line in importlib.metadata.requires("jax") or ():
-    if found := re.match(r"(libtpu==[\d.*]+)", line):
-      return found.group(1)
-  return "jax[tpu]"
+def _check_libtpu() -> None:
+  pins = (re.match(r"libtpu==([\d.*]+)", r) for r in importlib.metadata.requires("jax"))
+  wanted = next((pin.group(1) for pin in pins if pin), "*")
+  try:
+    have = importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    have = None
+  if have is None or not fnmatch.fnmatch(have, wanted):
+    raise InputError(
+      f"plans for TPUs need the compiler that goes with jax {jax.__version__}, libtpu"
+      f" {wanted}; {f'{have} is' if have else 'none is'} installed: pip install"
+      f" 'libtpu=={wanted}'"
+    )
 
 
 def topology(name: str) -> Topology:
@@ -117,11 +124,7 @@ def topology(name: str) -> Topology:
   known = [f"{kind}:{dims}" for dims in SLICES[kind]]
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
     raise unknown("topology", name, known)
-  if importlib.util.find_spec("libtpu") is None:
-    raise InputError(
-      f"plans for TPUs need their compiler, which is not installed: pip install"
-      f" '{_libtpu()}'"
-    )
+  _check_libtpu()
   # A machine without TPUs has nobody to ask where it stands in which slice.
   for key, value in {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -140,13 +143,6 @@ def topology(name: str) -> Topology:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **options
     ).devices
-  except Exception as error:  # libtpu reports all of its own as one kind
-    text = str(error)
-    if "INVALID_ARGUMENT" in text or "NOT_FOUND" in text:
-      raise unknown("topology", name, known) from None
-    have = importlib.metadata.version("libtpu")
-    raise InputError(
-      f"libtpu {have} does not work with jax {jax.__version__}: pip install"
-      f" '{_libtpu()}' ({text.splitlines()[0]:.120})"
-    ) from None
+  except jax.errors.JaxRuntimeError:
+    raise unknown("topology", name, known) from None
   return Topology(name, CHIPS[kind], dims, np.asarray(found).ravel().tolist())

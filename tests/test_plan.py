@@ -85,6 +85,16 @@ def test_two_depths_tell_a_third(depths, what):
     assert measure(depths[4, True]) == pytest.approx(four, rel=0.01)
 
 
+def test_fsdp_scatters_gradients_and_reduces_no_matrix_whole(depths):
+  """4 layers of 12 D^2 weights in float32; all-reduces are of norms and positions."""
+  exchanged = dict.fromkeys(("reduce-scatter", "all-reduce"), 0.0)
+  for c, times in depths[4, True].cost.collectives.items():
+    assert c.axes({"data": 1, "fsdp": 8, "tensor": 1}) == ("fsdp",)
+    exchanged[c.kind] = exchanged.get(c.kind, 0.0) + c.bytes * times
+  assert exchanged["reduce-scatter"] >= 4 * 12 * WIDTH**2 * 4
+  assert exchanged["all-reduce"] <= 0.05 * exchanged["reduce-scatter"]
+
+
 def test_state_lies_in_shards(depths, small):
   """12 bytes a parameter over 8 chips, but for norms and biases; memory fits."""
   program = depths[4, True]

@@ -48,8 +48,11 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Compiles and prints; see `--help`."""
-  if args.limit < 1:
-    raise InputError(f"--limit={args.limit} must be at least 1")
+  for name in ("limit", "price", "tokens", "images"):
+    if (value := getattr(args, name)) is not None and not value > 0:
+      raise InputError(f"--{name}={value} must be a number above 0")
+  if not args.search and args.picture:
+    raise InputError("--picture is of what --search finds; give both")
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.
   jax.config.update("jax_platforms", "cpu")
   topology = chips.topology(args.topology)

@@ -1,5 +1,6 @@
 """`gen-jax plan`: its data, its refusals, its search."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -45,7 +46,9 @@ def test_a_plan_is_data(call):
       ["heads", "size 4", "tensor=8"],
     ),
     (["--topology", "v5e:2x4", "--images", "5"], ["tokens", "--tokens"]),
-    (["--topology", "v5e:2x4", "--limit", "0"], ["--limit=0"]),
+    (["--topology", "v5e:2x4", "--search", "--limit", "0"], ["--limit=0"]),
+    (["--topology", "v5e:2x4", "--price", "-1"], ["--price=-1"]),
+    (["--topology", "v5e:2x4", "--picture", "a.png"], ["--picture", "--search"]),
   ],
 )
 def test_what_cannot_be_is_said_in_a_line(call, words, parts):
@@ -65,12 +68,20 @@ def test_out_of_memory_says_by_how_much_and_what_would_fit(call):
   assert outcome.err.count("\n") == 1
 
 
-def test_without_libtpu_a_plan_says_which(call, monkeypatch):
-  monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+def nothing(name):
+  raise importlib.metadata.PackageNotFoundError(name)
+
+
+@pytest.mark.parametrize(
+  "version, part", [(nothing, "none is installed"), (lambda name: "0.0.1", "0.0.1 is")]
+)
+def test_without_the_right_libtpu_a_plan_says_which(call, monkeypatch, version, part):
+  monkeypatch.setattr(chips.importlib.metadata, "version", version)
   outcome = call(
     "plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x4"
   )
-  assert outcome.code == 2 and "pip install 'libtpu==" in outcome.err
+  assert outcome.code == 2 and outcome.err.count("\n") == 1
+  assert part in outcome.err and "pip install 'libtpu==" in outcome.err
 
 
 def test_search_ranks_what_fits_and_draws_it(call, tmp_path):
