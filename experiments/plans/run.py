@@ -69,7 +69,7 @@ def row(name: str, found: dict) -> str:
     f"{found['hardware_flops'] / found['matrix_flops'] - 1:+.1%}",
     f"{found['step_secs_bound'] * 1e3:,.0f} ms, {found['bound_by']}",
     f"{found['step_secs_serial'] * 1e3:,.0f} ms",
-    f"{found['mfu_bound']:.0%}",
+    f"{found.get('mfu_causal_bound', found['mfu_bound']):.0%}",
     listed or "none",
   ]
   return f"| {' | '.join(cells)} |"
