@@ -67,6 +67,7 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
         "dropout": 0.0,
         "scan_layers": False,
         "remat": None,
+        "head_chunk": None,
         "dtype": "float32",
         **model,
       },

@@ -1,31 +1,36 @@
-"""Losses as sums: each returns a `Mean`, never a mean already taken."""
+"""Losses per item, as float32; what they are averaged over is the task's to say."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from gen_jax.types import Array, Mean
+from gen_jax.types import Array
 
 
-def cross_entropy(logits: Array, targets: Array, weights: Array) -> Mean:
-  """Negative log-likelihood in nats per target.
+class Scores(NamedTuple):
+  """What a language model's loss and metrics need of logits; [B, T] each.
+
+  Attributes:
+    nats: float32, negative log-likelihood of the target.
+    log_z: float32, logarithm of the softmax's denominator Z. Its square is the z-loss,
+      which keeps logits from drifting: Chowdhery et al. 2022 (arXiv:2204.02311) section
+      5, who weigh it by 1e-4.
+    is_hit: bool, whether the target has the highest score.
+  """
+
+  nats: Array
+  log_z: Array
+  is_hit: Array
+
+
+def score(logits: Array, targets: Array) -> Scores:
+  """Cross-entropy and what comes with it.
 
   Args:
     logits: float32 [B, T, V], unnormalised log-probabilities.
     targets: int [B, T].
-    weights: float [B, T], 0 where there is no target.
-
-  Returns:
-    Mean over targets: total nats, and the sum of weights.
   """
-  nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-  return Mean.of(nats, weights)
-
-
-def z_loss(logits: Array, weights: Array) -> Mean:
-  """(log Z)^2 per target, Z the softmax's denominator: keeps logits from drifting.
-
-  Args and returns as `cross_entropy`. Source: Chowdhery et al. 2022 (arXiv:2204.02311)
-  section 5, who weigh it by 1e-4.
-  """
-  return Mean.of(jnp.square(jax.nn.logsumexp(logits, axis=-1)), weights)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  own = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  return Scores(log_z - own, log_z, jnp.argmax(logits, -1) == targets)

@@ -17,7 +17,7 @@ raise `InputError` with the array's path.
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -75,6 +75,11 @@ PRESETS: Mapping[str, Mapping[str, str | tuple[str, ...] | None]] = {
 Names = Sequence[str | None]
 
 
+def _axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  """The mesh axes of a rule."""
+  return (rule,) if isinstance(rule, str) else rule or ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """A mesh and the rules that place named axes on it."""
@@ -91,8 +96,7 @@ class Layout:
     for name, length in zip(names, shape, strict=True):
       if name is not None and name not in self.rules:
         raise unknown(f"logical axis (of {path})", name, self.rules)
-      axes = self.rules[name] if name is not None else None
-      axes = (axes,) if isinstance(axes, str) else axes or ()
+      axes = _axes(self.rules[name] if name is not None else None)
       for axis in axes:
         if axis in used:
           raise InputError(
@@ -112,6 +116,15 @@ class Layout:
   def named(self, names: Names, shape: Sequence[int], path: str) -> NamedSharding:
     """`spec` on this layout's mesh."""
     return NamedSharding(self.mesh, self.spec(names, shape, path))
+
+  def gathered(self, names: Names) -> list[tuple[int, str]]:
+    """(dimension, mesh axis) where a weight is cut along an axis of the batch."""
+    return [
+      (dim, axis)
+      for dim, name in enumerate(names)
+      for axis in _axes(self.rules[name] if name is not None else None)
+      if axis in _BATCH and self.mesh.shape[axis] > 1
+    ]
 
   @property
   def on_cpu(self) -> bool:
@@ -224,6 +237,81 @@ def constrain(x: Array, *names: str | None) -> Array:
     return x
   sharding = layout.named(names, x.shape, f"activation {names}")
   return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def local(
+  fn: Callable[..., Array], inputs: Sequence[Names], output: Names
+) -> Callable[..., Array]:
+  """fn on each device's own piece of its arguments, where there is a layout.
+
+  For what the compiler cannot cut itself: kernels, and collectives by hand.
+
+  Args:
+    fn: of arrays (or None), to an array.
+    inputs, output: axis names of these.
+  """
+  layout = _CURRENT.get()
+  if layout is None:
+    return fn
+
+  def run(*args):
+    specs = tuple(
+      PartitionSpec() if x is None else layout.spec(names, x.shape, f"{names}")
+      for x, names in zip(args, inputs, strict=True)
+    )
+    out = jax.eval_shape(fn, *args)
+    out_spec = layout.spec(output, out.shape, f"{output}")
+    return jax.shard_map(
+      fn, mesh=layout.mesh, in_specs=specs, out_specs=out_spec, check_vma=False
+    )(*args)
+
+  return run
+
+
+def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
+  """fn(weight, *rows) with each device's rows and, for these, the whole weight.
+
+  Written by hand because a gather's transpose is a scattered sum: the gradient leaves
+  with half the traffic of the sum everywhere that the compiler takes for large meshes.
+  The weight travels as it is given: cast it before. Axes other than the batch's are
+  left to the compiler.
+
+  Args:
+    fn: (weight, arrays [B, ...]) -> tree of arrays [B, ...].
+    names: of the weight's axes.
+  """
+  layout = _CURRENT.get()
+  cut = [] if layout is None else layout.gathered(names)
+  if not cut:
+    return fn
+  rules = {
+    name: tuple(a for a in axes if a not in _BATCH)
+    for name, axes in ((n, _axes(a)) for n, a in layout.rules.items())
+  }
+
+  def inner(weight, *rows):
+    for dim, axis in cut:
+      weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+    with use(Layout(jax.sharding.get_abstract_mesh(), rules)):
+      return fn(weight, *rows)
+
+  def run(weight, *rows):
+    if jax.tree.leaves(rows)[0].shape[0] % layout.num_batch_shards:
+      return fn(weight, *rows)  # one example that is the same for all
+    own = [None] * weight.ndim
+    for dim, axis in cut:
+      own[dim] = axis
+    batch = PartitionSpec(_BATCH)
+    return jax.shard_map(
+      inner,
+      mesh=layout.mesh,
+      in_specs=(PartitionSpec(*own), *(batch,) * len(rows)),
+      out_specs=batch,
+      axis_names=set(_BATCH),
+      check_vma=False,
+    )(weight, *rows)
+
+  return run
 
 
 def unbox(boxed: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from gen_jax import sharding
 from gen_jax.nn import attention, block, embed, linear, mlp, norms
-from gen_jax.types import Array, InputError, Params
+from gen_jax.types import Array, InputError, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Config:
       compiles faster; else L layers in a row, which decodes faster.
     remat: which activations a layer keeps for its gradient, a policy of
       `jax.checkpoint_policies`; None keeps all.
+    head_chunk: tokens of each row whose logits exist at once in training, dividing its
+      length; None is all.
     dtype: of activations; parameters are float32.
   """
 
@@ -69,6 +71,7 @@ class Config:
   dropout: float = 0.0
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
+  head_chunk: int | None = None
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -184,8 +187,10 @@ class Transformer(nn.Module):
     positions: Array | None = None,
     segments: Array | None = None,
     at: Array | None = None,
+    read: embed.Read | None = None,
+    also: tuple[Array, ...] = (),
     train: bool = False,
-  ) -> tuple[Array, Cache | None]:
+  ) -> tuple[PyTree, Cache | None]:
     """Scores every next token.
 
     Args:
@@ -197,6 +202,9 @@ class Transformer(nn.Module):
         with a cache.
       at: int [B], the last place of each row that is no padding: only the token after
         it is scored. None: there is no padding, and all are scored.
+      read: (logits float32 [B, T, V], *also) -> tree of [B, T, ...], returned in place
+        of the logits, which then never exist all at once (`config.head_chunk`).
+      also: arrays [B, T] that `read` needs.
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
@@ -230,21 +238,16 @@ class Transformer(nn.Module):
       x = jnp.take_along_axis(x, at[:, None, None], axis=1)
     x = cfg.norm(name="final_norm")(x)
     if cfg.tied_head:
-      logits = embedding.attend(x)
+      head = embedding.score
     else:
-      logits = linear.dense(
-        cfg.vocab_size,
-        ("embed", "vocab"),
-        name="head",
-        use_bias=False,
-        init=linear.normal(0.02),
-        dtype=dtype,
-      )(x)
-    logits = sharding.constrain(logits, "batch", "length", "act_vocab")
+      head = embed.Head(cfg.vocab_size, dtype=dtype, name="head")
+    if read is None:
+      out = head(x, read=lambda logits: logits)
+    else:
+      out = head(x, *also, read=read, chunk=cfg.head_chunk)
     if cache is not None:
       cache = Cache(layers, cache.length + length)
-    # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
-    return logits.astype(jnp.float32), cache
+    return out, cache
 
   def _layers(self, x, mask, positions, cache, remember, train):
     """L blocks, scanned or in a row; also the key-value caches they leave."""

@@ -4,14 +4,20 @@ import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from gen_jax import sharding
 from gen_jax.nn import linear
-from gen_jax.types import Array, InputError
+from gen_jax.types import Array, InputError, PyTree
+
+# (logits float32 [B, T, V], arrays [B, T]) -> a tree of arrays [B, T, ...].
+Read = Callable[..., PyTree]
+_TABLE = ("vocab", "embed")
 
 
 class Embed(nn.Module):
-  """A table [V, D]: tokens to vectors, and (tied) vectors to logits."""
+  """A table [V, D]: tokens to vectors, and (tied) vectors to scores."""
 
   vocab_size: int
   width: int
@@ -19,18 +25,70 @@ class Embed(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    init = nn.with_logical_partitioning(
-      linear.normal(self.init_std), ("vocab", "embed")
-    )
+    init = nn.with_logical_partitioning(linear.normal(self.init_std), _TABLE)
     self.table = self.param("table", init, (self.vocab_size, self.width))
 
   def __call__(self, tokens: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
-    return self.table.astype(self.dtype)[tokens]
+    look_up = sharding.gathering(lambda table, tokens: table[tokens], _TABLE)
+    return look_up(self.table.astype(self.dtype), tokens)
 
-  def attend(self, x: Array) -> Array:
-    """[B, T, D] -> logits [B, T, V], the scores of every token against x."""
-    return jnp.einsum("btd,vd->btv", x, self.table.astype(self.dtype))
+  def score(self, x: Array, *also: Array, read: Read, chunk: int | None = None):
+    """As `Head`, with the table for a kernel."""
+    table = self.table.astype(self.dtype)
+    multiply = lambda x, table: jnp.einsum("btd,vd->btv", x, table)  # noqa: E731
+    return _score(multiply, table, _TABLE, x, also, read, chunk)
+
+
+class Head(nn.Module):
+  """Scores of every token, and what `read` makes of them."""
+
+  vocab_size: int
+  init_std: float = 0.02
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, *also: Array, read: Read, chunk: int | None = None):
+    """x [B, T, D], also [B, T] each -> read(logits float32 [B, T, V], *also).
+
+    Args:
+      chunk: tokens of each row whose logits exist at once, forwards and backwards;
+        None: all.
+    """
+    names = ("embed", "vocab")
+    init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
+    kernel = self.param("kernel", init, (x.shape[-1], self.vocab_size))
+    kernel = kernel.astype(self.dtype)
+    return _score(linear.product, kernel, names, x, also, read, chunk)
+
+
+def _score(multiply, weight, names, x, also, read, chunk):
+  length = x.shape[1]
+  if chunk is not None and length % chunk:
+    raise InputError(f"head_chunk={chunk} must divide the length, {length}")
+
+  def part(weight, x, *also):
+    logits = multiply(x, weight)
+    logits = sharding.constrain(logits, "batch", "length", "act_vocab")
+    # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
+    return read(logits.astype(jnp.float32), *also)
+
+  def whole(weight, *inputs):  # the weight is gathered once for all chunks
+    if chunk is None or chunk == length:
+      return part(weight, *inputs)
+
+    def cut(x):
+      x = x.reshape(len(x), length // chunk, chunk, *x.shape[2:])
+      return jnp.swapaxes(x, 0, 1)
+
+    def join(y):
+      return jnp.swapaxes(y, 0, 1).reshape(-1, length, *y.shape[3:])
+
+    one = jax.checkpoint(lambda inputs: part(weight, *inputs))
+    out = jax.lax.map(one, jax.tree.map(cut, inputs))
+    return jax.tree.map(join, out)
+
+  return sharding.gathering(whole, names)(weight, x, *also)
 
 
 def frequencies(width: int, max_period: float = 1e4) -> Array:
@@ -60,10 +118,11 @@ class LearnedPositions(nn.Module):
   @nn.compact
   def __call__(self, positions: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
-    init = nn.with_logical_partitioning(
-      linear.normal(self.init_std), ("position", "embed")
-    )
-    return self.param("table", init, (self.max_length, self.width))[positions]
+    names = ("position", "embed")
+    init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
+    table = self.param("table", init, (self.max_length, self.width))
+    look_up = sharding.gathering(lambda table, positions: table[positions], names)
+    return look_up(table, positions)
 
 
 class SinusoidalPositions(nn.Module):

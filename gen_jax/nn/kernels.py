@@ -1,6 +1,8 @@
 """Other ways to compute attention than `attention.attend`, which keeps all scores.
 
     chunked   a chunk of keys at a time: memory grows with the length, not its square
+    splash    the Pallas kernel for TPUs that comes with jax: blocks that a mask hides
+              are skipped
 
 Softmax over keys that come piece by piece: with m the largest score so far, keep
 sum exp(s - m) and sum exp(s - m) v, and shrink both when m grows. The gradient needs
@@ -10,12 +12,15 @@ Sources: Rabe & Staats 2021 (arXiv:2112.05682); Dao et al. 2022 (arXiv:2205.1413
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
+from gen_jax import sharding
 from gen_jax.nn import attention
 from gen_jax.types import Array, InputError
 
@@ -47,6 +52,55 @@ def chunked(
   at, slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
   out = _online(rows, keyvalue, at, slots, mask, chunk)
   return attention.from_rows(out, query.shape[2])
+
+
+def splash(
+  query: Array,
+  keyvalue: attention.KV,
+  mask: attention.Mask,
+  *,
+  block: int = 512,
+  interpret: bool = False,
+) -> Array:
+  """`attention.attend` by splash attention, `block` queries and keys at a time.
+
+  Args:
+    interpret: run the kernel's operations one by one, on any platform.
+
+  Raises:
+    InputError: lengths that are no multiples of 128, or a mask given as a table.
+  """
+  length = query.shape[1]
+  num_slots = keyvalue.key.shape[2]
+  if mask.allowed is not None or length % 128 or num_slots % 128:
+    raise InputError(
+      f"attend=splash needs lengths divisible by 128, got {length} and {num_slots}, and"
+      " a causal mask, window or segments; chunked takes any"
+    )
+  shape = (length, num_slots)
+  one = pallas.FullMask(shape)
+  if mask.is_causal:
+    window = mask.window or length
+    one = pallas.LocalMask(shape, window_size=(window - 1, 0), offset=0)
+  size = math.gcd(math.gcd(length, num_slots), block)
+  names = ("block_q", "block_kv", "block_kv_compute", "block_q_dq", "block_kv_dq")
+  names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+
+  def local(query, key, value, segments):
+    # One more axis of heads would be cut by the mesh; masks of all heads are alike.
+    kernel = pallas.make_splash_mha_single_device(
+      pallas.MultiHeadMask([one] * query.shape[2]),
+      block_sizes=pallas.BlockSizes(**dict.fromkeys(names, size)),
+      interpret=interpret,
+    )
+    query = jnp.swapaxes(query * query.shape[-1] ** -0.5, 1, 2)
+    ids = None if segments is None else pallas.SegmentIds(segments, segments)
+    return jnp.swapaxes(jax.vmap(kernel)(query, key, value, ids), 1, 2)
+
+  heads = ("batch", None, "act_heads", None)
+  slots = ("batch", "act_heads", None, None)
+  local = sharding.local(local, (heads, slots, slots, ("batch", None)), heads)
+  return local(query, *keyvalue, mask.segments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax import sharding
 from gen_jax.types import Array
 
 Init = Callable[..., jnp.ndarray]
@@ -52,6 +53,16 @@ def _contract(x: Array, kernel: Array, numbers, **options) -> Array:
   return product(x, kernel, len(numbers[0][0]))
 
 
+def _gathering(multiply: Callable[..., Array], axes: Sequence[str | None]):
+  """multiply(x, kernel, ...) with the kernel whole where it is used."""
+
+  def run(x, kernel, *args, **kwargs):
+    fn = lambda kernel, x: multiply(x, kernel, *args, **kwargs)  # noqa: E731
+    return sharding.gathering(fn, axes)(kernel, x)
+
+  return run
+
+
 def dense(
   features: int | Sequence[int],
   axes: Sequence[str | None],
@@ -72,7 +83,7 @@ def dense(
     kernel_init=nn.with_logical_partitioning(init or fan_in(), tuple(axes)),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes),
     dtype=dtype,
-    dot_general_cls=lambda: _contract,
+    dot_general_cls=lambda: _gathering(_contract, axes),
     name=name,
   )
 
@@ -104,6 +115,9 @@ def conv(
       init or fan_in(), ("window", "window", *axes)
     ),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
+    conv_general_dilated=_gathering(
+      jax.lax.conv_general_dilated, ("window", "window", *axes)
+    ),
     dtype=dtype,
     name=name,
   )

@@ -17,10 +17,10 @@ class LanguageModel:
   """Cross-entropy of the next token.
 
   Attributes:
-    model: (tokens [B, T]) -> (logits [B, T, V], cache).
+    model: (tokens [B, T], read, also) -> (read(logits [B, T, V], *also), cache).
     token_bytes: int [V], bytes of text each token stands for, 0 for special tokens:
       makes losses comparable across tokenizers as bits per byte.
-    z_loss: weight of `losses.z_loss` in what is minimised; the metrics leave it out.
+    z_loss: weight of (log Z)^2 in what is minimised; the metrics leave it out.
   """
 
   model: nn.Module
@@ -41,17 +41,21 @@ class LanguageModel:
     del frozen
     dropout = {"dropout": rng.named(keys[0], "dropout")} if train else None
     packing = {k: batch[k] for k in ("positions", "segments") if k in batch}
-    logits, _ = self.model.apply(
-      {"params": params}, batch["inputs"], train=train, rngs=dropout, **packing
-    )
     targets, weights = batch["targets"], batch["weights"]
-    nats = losses.cross_entropy(logits, targets, weights)
-    loss = nats
+    scores, _ = self.model.apply(
+      {"params": params},
+      batch["inputs"],
+      read=losses.score,
+      also=(targets,),
+      train=train,
+      rngs=dropout,
+      **packing,
+    )
+    loss = nats = Mean.of(scores.nats, weights)
     if self.z_loss > 0:
-      penalty = losses.z_loss(logits, weights)
+      penalty = Mean.of(jnp.square(scores.log_z), weights)
       loss = Mean(nats.total + self.z_loss * penalty.total, nats.count)
     num_bytes = jnp.asarray(self.token_bytes, jnp.float32)[targets]
-    hits = jnp.argmax(logits, -1) == targets
     return base.LossOut(
       loss,
       {
@@ -59,6 +63,6 @@ class LanguageModel:
           nats.total / math.log(2.0), Mean.of(num_bytes, weights).total
         ),
         "perplexity": GeometricMean(nats.total, nats.count),
-        "accuracy": Mean.of(hits, weights),
+        "accuracy": Mean.of(scores.is_hit, weights),
       },
     )
