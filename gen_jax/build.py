@@ -154,7 +154,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   },
   "attend": {
     "xla": _value(attention.attend),
-    "chunked": _later(kernels.chunked, "query", "keyvalue", "mask"),
+    **{fn.__name__: _later(fn, *kernels.GIVEN) for fn in kernels.ALL},
   },
   "text_encoder": {
     "text_encoder": _model(text_encoder.TextEncoder, text_encoder.Config)

@@ -117,6 +117,7 @@ class Experiment:
   def flops_per_step(self) -> dict[str, float]:
     """FLOPs that a training step asks of the model: 3 x those of the forward pass.
 
+    Traces the loss in this run's layout, which refuses what does not fit in it.
     Recomputing (remat) is not counted. For text the second figure halves attention,
     which is causal; publications use either.
 
@@ -129,7 +130,8 @@ class Experiment:
     keys = jax.eval_shape(lambda: rng.per_example(jax.random.key(0), rows))
 
     def forward(params, frozen, batch, keys):
-      return self.task.loss(params, frozen, batch, keys, train=False).loss.total
+      with sharding.use(self.layout):
+        return self.task.loss(params, frozen, batch, keys, train=False).loss.total
 
     args = (forward, params, self.frozen, batch, keys)
     if not isinstance(self.task, lm.LanguageModel):

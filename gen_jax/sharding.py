@@ -1,14 +1,17 @@
 """Sharding: the only home of meshes, mesh axes, partition specs and rules.
 
 Models name their axes ('embed', 'mlp', 'batch', ...); a preset says which mesh axis
-each name lies on. The mesh always has the axes ('data', 'fsdp', 'tensor'), 1x1x1 on a
-laptop, so there is one code path from one CPU to a pod.
+each name lies on. The mesh always has the axes of MESH_AXES, all 1 on a laptop, so
+there is one code path from one CPU to a pod.
 
     preset        parameters                    activations
     dp            replicated                    batch over data and fsdp
     fsdp          embed, conv_out over fsdp     batch over data and fsdp
     fsdp_tensor   as fsdp; heads, mlp, vocab    batch over data and fsdp; heads, mlp
                   over tensor                   and vocab over tensor
+
+In all of them the length of a sequence lies over context. Weights that lie over fsdp
+are gathered where they are used, see `gathering`.
 
 Unknown names, two dimensions that claim one mesh axis, and sizes that do not divide
 raise `InputError` with the array's path.
@@ -17,23 +20,26 @@ raise `InputError` with the array's path.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gen_jax import tree
 from gen_jax.types import Array, Batch, InputError, PyTree, unknown
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "context")
 _BATCH = ("data", "fsdp")
 
 _DP = {
   # Activations.
   "batch": _BATCH,
-  "length": None,
+  "length": "context",
   "act_embed": None,
   "act_heads": None,
   "act_mlp": None,
@@ -127,9 +133,14 @@ class Layout:
     ]
 
   @property
+  def platform(self) -> str:
+    """'cpu', 'gpu' or 'tpu'."""
+    return self.mesh.devices.flat[0].platform
+
+  @property
   def on_cpu(self) -> bool:
     """Whether this is a mesh of CPUs, where other programs than on TPUs are fast."""
-    return self.mesh.devices.flat[0].platform == "cpu"
+    return self.platform == "cpu"
 
   @property
   def replicated(self) -> NamedSharding:
@@ -185,7 +196,12 @@ class Layout:
 
 
 def make_layout(
-  data: int = -1, fsdp: int = 1, tensor: int = 1, rules: str = "fsdp", devices=None
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  context: int = 1,
+  rules: str = "fsdp",
+  devices=None,
 ) -> Layout:
   """Builds the mesh; -1 takes the devices that are left.
 
@@ -195,7 +211,7 @@ def make_layout(
   devices = jax.devices() if devices is None else devices
   if rules not in PRESETS:
     raise unknown("sharding preset", rules, PRESETS)
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, context), strict=True))
   asked = " x ".join(f"{k}={v}" for k, v in sizes.items())
   free = [axis for axis, size in sizes.items() if size == -1]
   if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -210,9 +226,29 @@ def make_layout(
     )
   for axis in free:
     sizes[axis] = rest
-  grid = np.asarray(devices).reshape([sizes[axis] for axis in MESH_AXES])
-  mesh = Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  grid = _arrange([sizes[axis] for axis in MESH_AXES], devices)
+  mesh = Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * grid.ndim)
   return Layout(mesh, PRESETS[rules])
+
+
+def _arrange(sizes: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """Devices as a grid: neighbours along an axis are neighbours on the wire.
+
+  Slices, which a slow network joins, are cut along data alone.
+
+  Raises:
+    InputError: data is no multiple of the number of slices.
+  """
+  num_slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if num_slices == 1:
+    return mesh_utils.create_device_mesh(sizes, devices)
+  if sizes[0] % num_slices:
+    raise InputError(
+      f"mesh data={sizes[0]} must be a multiple of {num_slices}, the number of slices"
+    )
+  inside = [sizes[0] // num_slices, *sizes[1:]]
+  across = [num_slices] + [1] * (len(sizes) - 1)
+  return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
 
 
 _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
@@ -239,16 +275,24 @@ def constrain(x: Array, *names: str | None) -> Array:
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def local(
-  fn: Callable[..., Array], inputs: Sequence[Names], output: Names
-) -> Callable[..., Array]:
+def require(platform: str, what: str) -> None:
+  """Raises InputError where the current layout is of another platform."""
+  layout = _CURRENT.get()
+  if layout is not None and layout.platform != platform:
+    raise InputError(
+      f"{what} runs on a {platform} alone, and this mesh is of {layout.platform}s; take"
+      " chunked, or xla"
+    )
+
+
+def local(fn: Callable[..., Array], *inputs: Names) -> Callable[..., Array]:
   """fn on each device's own piece of its arguments, where there is a layout.
 
   For what the compiler cannot cut itself: kernels, and collectives by hand.
 
   Args:
-    fn: of arrays (or None), to an array.
-    inputs, output: axis names of these.
+    fn: of arrays (or None), to an array of the shape of the first one.
+    inputs: axis names of the arrays.
   """
   layout = _CURRENT.get()
   if layout is None:
@@ -256,24 +300,79 @@ def local(
 
   def run(*args):
     specs = tuple(
-      PartitionSpec() if x is None else layout.spec(names, x.shape, f"{names}")
+      PartitionSpec() if x is None else layout.spec(names, x.shape, f"array {names}")
       for x, names in zip(args, inputs, strict=True)
     )
-    out = jax.eval_shape(fn, *args)
-    out_spec = layout.spec(output, out.shape, f"{output}")
     return jax.shard_map(
-      fn, mesh=layout.mesh, in_specs=specs, out_specs=out_spec, check_vma=False
+      fn, mesh=layout.mesh, in_specs=specs, out_specs=specs[0], check_vma=False
     )(*args)
 
   return run
 
 
+class Ring(NamedTuple):
+  """The pieces that an axis is cut into, each on a device; within `local`."""
+
+  axis: str | None
+  size: int
+
+  def turn(self, tree: PyTree) -> PyTree:
+    """What the device before has."""
+    if self.size == 1:
+      return tree
+    pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
+    return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), tree)
+
+
+def ring(name: str) -> Ring:
+  """The ring along which the current layout cuts a named axis; of one, if it does not.
+
+  Raises:
+    ValueError: it is cut along several mesh axes.
+  """
+  layout = _CURRENT.get()
+  axes = () if layout is None else _axes(layout.rules[name])
+  if len(axes) > 1:
+    raise ValueError(f"axis {name!r} lies over {axes}: no ring")
+  return Ring(axes[0], layout.mesh.shape[axes[0]]) if axes else Ring(None, 1)
+
+
+# Chips whose sums TPUs scatter in one round. One round over a whole pod is compiled to
+# a sum everywhere, of which each chip throws most away: twice the traffic.
+_ROUND = 8
+
+
+def _rounds(size: int) -> list[list[list[int]] | None]:
+  """Groups of devices, round by round: 8 that are far apart, then those in between."""
+  if size <= _ROUND or size % _ROUND:
+    return [None]
+  index = np.arange(size).reshape(_ROUND, -1)
+  return [index.T.tolist(), index.tolist()]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight: Array, dim: int, axis: str) -> Array:
+  """The whole of a weight that is cut along `dim`; its gradient is summed and cut."""
+  return jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+
+
+def _scatter(dim, axis, residuals, grad):
+  del residuals
+  for groups in _rounds(jax.lax.axis_size(axis)):
+    grad = jax.lax.psum_scatter(
+      grad, axis, scatter_dimension=dim, axis_index_groups=groups, tiled=True
+    )
+  return (grad,)
+
+
+_gather.defvjp(lambda weight, dim, axis: (_gather(weight, dim, axis), None), _scatter)
+
+
 def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
   """fn(weight, *rows) with each device's rows and, for these, the whole weight.
 
-  Written by hand because a gather's transpose is a scattered sum: the gradient leaves
-  with half the traffic of the sum everywhere that the compiler takes for large meshes.
-  The weight travels as it is given: cast it before. Axes other than the batch's are
+  By hand, because the compiler sums gradients everywhere and throws most away. The
+  weight travels as it is given: cast it before. Mesh axes other than the batch's are
   left to the compiler.
 
   Args:
@@ -285,27 +384,25 @@ def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
   if not cut:
     return fn
   rules = {
-    name: tuple(a for a in axes if a not in _BATCH)
-    for name, axes in ((n, _axes(a)) for n, a in layout.rules.items())
+    name: tuple(axis for axis in _axes(rule) if axis not in _BATCH)
+    for name, rule in layout.rules.items()
   }
 
   def inner(weight, *rows):
     for dim, axis in cut:
-      weight = jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+      weight = _gather(weight, dim, axis)
     with use(Layout(jax.sharding.get_abstract_mesh(), rules)):
       return fn(weight, *rows)
 
   def run(weight, *rows):
-    if jax.tree.leaves(rows)[0].shape[0] % layout.num_batch_shards:
-      return fn(weight, *rows)  # one example that is the same for all
-    own = [None] * weight.ndim
-    for dim, axis in cut:
-      own[dim] = axis
+    if rows[0].shape[0] % layout.num_batch_shards:
+      return fn(weight, *rows)  # a row that is the same for all
+    own = dict(cut)
     batch = PartitionSpec(_BATCH)
     return jax.shard_map(
       inner,
       mesh=layout.mesh,
-      in_specs=(PartitionSpec(*own), *(batch,) * len(rows)),
+      in_specs=(PartitionSpec(*map(own.get, range(weight.ndim))), *[batch] * len(rows)),
       out_specs=batch,
       axis_names=set(_BATCH),
       check_vma=False,

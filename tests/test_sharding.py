@@ -1,5 +1,8 @@
 """Names become placements, and every silent mistake is a loud one."""
 
+import contextlib
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gen_jax import sharding, types
+from gen_jax import sharding
+from gen_jax.types import InputError
 
 
 def layout(mesh=(2, 2, 2), rules="fsdp_tensor"):
@@ -15,15 +19,16 @@ def layout(mesh=(2, 2, 2), rules="fsdp_tensor"):
 
 
 def test_minus_one_takes_the_rest():
-  assert dict(layout((-1, 2, 2)).mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-  assert dict(layout((2, -1, 1)).mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+  assert [*layout((-1, 2, 2)).mesh.shape.values()] == [2, 2, 2, 1]
+  assert [*layout((2, -1, 1)).mesh.shape.values()] == [2, 4, 1, 1]
+  assert [*layout((2, 1, 1, -1)).mesh.shape.values()] == [2, 1, 1, 4]
 
 
 @pytest.mark.parametrize(
   "mesh", [(3, 1, 1), (-1, -1, 1), (4, 4, 1), (0, 1, 1), (-1, 3, 1)]
 )
 def test_meshes_that_do_not_match_are_refused(mesh):
-  with pytest.raises(types.InputError, match="mesh data="):
+  with pytest.raises(InputError, match="mesh data="):
     layout(mesh)
 
 
@@ -54,7 +59,7 @@ def test_a_kernel_lies_as_its_preset_says(rules, expected):
   ],
 )
 def test_mistakes_name_the_array(names, shape, message):
-  with pytest.raises(types.InputError, match="up/kernel") as error:
+  with pytest.raises(InputError, match="up/kernel") as error:
     layout().spec(names, shape, "up/kernel")
   assert message in str(error.value)
 
@@ -65,7 +70,7 @@ def test_boxed_trees_become_shardings_by_path():
   assert placed["a"].spec == PartitionSpec("fsdp", "tensor")
   assert placed["b"].is_fully_replicated
   bad = {"deep": {"a": nn.LogicallyPartitioned(jnp.ones(3), ("embed",))}}
-  with pytest.raises(types.InputError, match="deep/a"):
+  with pytest.raises(InputError, match="deep/a"):
     layout().of(bad)
 
 
@@ -79,7 +84,7 @@ def test_batches_go_to_their_rows():
   np.testing.assert_array_equal(put, x)
   for shard in put.addressable_shards:
     np.testing.assert_array_equal(shard.data, x[shard.index])
-  with pytest.raises(types.InputError, match="size 12"):
+  with pytest.raises(InputError, match="size 12"):
     place.batched(np.zeros((12, 2)))
 
 
@@ -92,4 +97,44 @@ def test_constrain_places_activations_inside_use_alone():
     with sharding.use(place):
       return sharding.constrain(x, "batch", "length", "act_mlp")
 
-  assert jax.jit(fn)(x).sharding.spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+  spec = jax.jit(fn)(x).sharding.spec
+  assert spec == PartitionSpec(("data", "fsdp"), "context", "tensor")
+
+
+def slices(num, each):
+  """Stand-ins for the devices of several slices."""
+  device = types.SimpleNamespace
+  return [
+    device(id=i, slice_index=i // each, process_index=i // each, platform="cpu")
+    for i in range(num * each)
+  ]
+
+
+def test_slices_are_cut_along_data_alone():
+  grid = sharding._arrange([4, 2, 1, 1], slices(2, 4))
+  assert [{d.slice_index for d in half.flat} for half in (grid[:2], grid[2:])] == [
+    {0},
+    {1},
+  ]
+  with pytest.raises(InputError, match="multiple of 2, the number of slices"):
+    sharding._arrange([1, 8, 1, 1], slices(2, 4))
+
+
+@pytest.mark.parametrize("chips", [1, 2, 4])
+def test_a_gathered_weight_gets_the_whole_gradient(chips, monkeypatch):
+  """In one round or in several, with rows of data in between; and no bit is lost."""
+  monkeypatch.setattr(sharding, "_ROUND", chips)
+  place = layout((2, 4, 1), "fsdp")
+  weight = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (8, 3)), jnp.float32)
+  x = jnp.asarray(np.random.default_rng(1).integers(-9, 9, (16, 8)), jnp.float32)
+
+  def loss(weight, x, place=None):
+    with sharding.use(place) if place else contextlib.nullcontext():
+      product = sharding.gathering(lambda w, x: x @ w, ("embed", "mlp"))
+      return jnp.sum(product(weight, x) ** 2)
+
+  want = jax.grad(loss, (0, 1))(weight, x)
+  at = place.named(("embed", "mlp"), weight.shape, "weight")
+  ours = jax.jit(jax.grad(lambda w, x: loss(w, x, place), (0, 1)))
+  got = ours(jax.device_put(weight, at), x)
+  jax.tree.map(np.testing.assert_array_equal, got, want)

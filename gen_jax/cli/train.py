@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -59,6 +60,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     optimizer, rate = experiment.optimizer(num_steps)
     goal = experiment.abstract_state(optimizer)
+    work = experiment.flops_per_step()
     evals = experiment.evaluators()
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
@@ -75,10 +77,11 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
       state, progress = restored
       checkpoint.set_aside_after(manager, int(state.step))
     start = int(state.step)
+    attention = sorted({*_attention(config["task"])} or {"xla"})
     print(
       f"{'resuming' if restored else 'training'} {directory} from step {start} of"
       f" {num_steps}: {tree.size(state.params):,} parameters, mesh"
-      f" {_mesh(layout)}",
+      f" {_mesh(layout)}, attention by {' and '.join(attention)}",
       flush=True,
     )
     step = steps.make_step(
@@ -117,7 +120,7 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
         config=experiment.train,
         num_steps=num_steps,
         learning_rate=rate,
-        per_step=_per_step(experiment),
+        per_step=_per_step(experiment, work),
       )
     except loop.NotFiniteError as error:
       raise InputError(str(error)) from error
@@ -152,9 +155,8 @@ def _health(
   workdir.write_json(directory / "health.json", dataclasses.asdict(found))
 
 
-def _per_step(experiment) -> dict[str, float]:
+def _per_step(experiment, work: dict[str, float]) -> dict[str, float]:
   """What a step does, for rates per second; prints the formula and the peak of MFU."""
-  work = experiment.flops_per_step()
   devices = experiment.layout.mesh.devices
   peak, source = flops.peak(devices.flat[0])
   causal = ""
@@ -197,6 +199,15 @@ def _merged(experiment):
 
 def _mesh(layout: sharding.Layout) -> str:
   return "x".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
+
+
+def _attention(block: Mapping) -> Iterator[str]:
+  """Names of the functions that a config chooses for attention."""
+  for key, value in block.items():
+    if key == "attend":
+      yield value if isinstance(value, str) else value["name"]
+    elif isinstance(value, Mapping):
+      yield from _attention(value)
 
 
 def _dry_run(config: dict) -> dict:

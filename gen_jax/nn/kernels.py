@@ -1,8 +1,10 @@
 """Other ways to compute attention than `attention.attend`, which keeps all scores.
 
     chunked   a chunk of keys at a time: memory grows with the length, not its square
+    ring      the same for sequences that are cut over devices: keys travel
     splash    the Pallas kernel for TPUs that comes with jax: blocks that a mask hides
               are skipped
+    cudnn     NVIDIA's kernel for GPUs
 
 Softmax over keys that come piece by piece: with m the largest score so far, keep
 sum exp(s - m) and sum exp(s - m) v, and shrink both when m grows. The gradient needs
@@ -11,6 +13,7 @@ no more than log sum exp(s) of each query: probabilities are computed again.
 Sources: Rabe & Staats 2021 (arXiv:2112.05682); Dao et al. 2022 (arXiv:2205.14135).
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -50,8 +53,40 @@ def chunked(
     raise InputError(f"attend.chunk={chunk} must be at least 1; 512 is usual")
   rows = attention.as_rows(query, keyvalue.key.shape[1])
   at, slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
-  out = _online(rows, keyvalue, at, slots, mask, chunk)
+  out = _online(rows, keyvalue, at, slots, mask, chunk, sharding.Ring(None, 1))
   return attention.from_rows(out, query.shape[2])
+
+
+def ring(
+  query: Array, keyvalue: attention.KV, mask: attention.Mask, *, chunk: int = 512
+) -> Array:
+  """`chunked` for sequences that no device holds whole, cut along mesh axis context.
+
+  Each device keeps its queries; keys and values go round, and so do their gradients.
+  T = S. Source: Liu et al. 2023 (arXiv:2310.01889).
+
+  Raises:
+    InputError: a mask given as a table.
+  """
+  if mask.allowed is not None:
+    raise InputError(
+      "attend=ring needs a causal mask, window or segments; chunked takes any"
+    )
+  turns = sharding.ring("length")
+  order = jnp.arange(query.shape[1])
+
+  def local(query, key, value, at, slots, segments):
+    rows = attention.as_rows(query, key.shape[1])
+    own = dataclasses.replace(mask, segments=segments)
+    out = _online(rows, attention.KV(key, value), at, slots, own, chunk, turns)
+    return attention.from_rows(out, query.shape[2])
+
+  heads = ("batch", "length", "act_heads", None)
+  slots = ("batch", "act_heads", "length", None)
+  # Numbers of slots and documents are few: each device has those of the whole row.
+  names = heads, slots, slots, ("length",), ("length",), ("batch", None)
+  run = sharding.local(local, *names)
+  return run(query, *keyvalue, order, order, mask.segments)
 
 
 def splash(
@@ -70,8 +105,9 @@ def splash(
   Raises:
     InputError: lengths that are no multiples of 128, or a mask given as a table.
   """
-  length = query.shape[1]
-  num_slots = keyvalue.key.shape[2]
+  if not interpret:
+    sharding.require("tpu", "attend=splash")
+  length, num_slots = query.shape[1], keyvalue.key.shape[2]
   if mask.allowed is not None or length % 128 or num_slots % 128:
     raise InputError(
       f"attend=splash needs lengths divisible by 128, got {length} and {num_slots}, and"
@@ -99,39 +135,78 @@ def splash(
 
   heads = ("batch", None, "act_heads", None)
   slots = ("batch", "act_heads", None, None)
-  local = sharding.local(local, (heads, slots, slots, ("batch", None)), heads)
-  return local(query, *keyvalue, mask.segments)
+  run = sharding.local(local, heads, slots, slots, ("batch", None))
+  return run(query, *keyvalue, mask.segments)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _online(rows, keyvalue, at, slots, mask, chunk):
-  """Softmax-weighted values of these slots for queries in slots `at`, as rows."""
-  return _online_forward(rows, keyvalue, at, slots, mask, chunk)[0]
+def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
+  """`attention.attend` by cuDNN, on GPUs; bfloat16 or float16 alone."""
+  sharding.require("gpu", "attend=cudnn")
+  if query.dtype == jnp.float32:
+    raise InputError("attend=cudnn needs dtype bfloat16 or float16, not float32")
+  slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
+  table = dataclasses.replace(mask, is_causal=False).between(*slots)
+  window = None if mask.window is None else (mask.window - 1, 0)
+
+  def local(query, key, value, table):
+    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    return jax.nn.dot_product_attention(
+      *(query, key, value),
+      mask=table,
+      is_causal=mask.is_causal,
+      local_window_size=window,
+      implementation="cudnn",
+    )
+
+  heads = ("batch", None, "act_heads", None)
+  slots = ("batch", "act_heads", None, None)
+  run = sharding.local(local, heads, slots, slots, ("batch", None, None, None))
+  return run(query, *keyvalue, table)
 
 
-def _online_forward(rows, keyvalue, at, slots, mask, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _online(rows, keyvalue, at, slots, mask, chunk, turns):
+  """Softmax-weighted values, as rows, for queries in slots `at`.
+
+  Keys, in `slots`, come a chunk at a time and then, `turns` round, from other devices.
+  """
+  return _online_forward(rows, keyvalue, at, slots, mask, chunk, turns)[0]
+
+
+def _online_forward(rows, keyvalue, at, slots, mask, chunk, turns):
   zeros = jnp.zeros(rows.shape, jnp.float32)
   sums = _Sums(jnp.full_like(zeros[..., :1], -jnp.inf), zeros[..., :1], zeros)
-  sums = _fold(sums, rows, keyvalue, slots, _sight(mask, at), chunk)
+  there = keyvalue, slots
+  for turn in range(turns.size):
+    there = turns.turn(there) if turn else there
+    sums = _fold(sums, rows, *there, _sight(mask, at), chunk)
   out = (sums.total / sums.count).astype(rows.dtype)
   log = sums.top + jnp.log(sums.count)
   return out, (rows, keyvalue, at, slots, mask, out, log)
 
 
-def _online_gradient(chunk, residuals, grad):
+def _online_gradient(chunk, turns, residuals, grad):
   rows, keyvalue, at, slots, mask, out, log = residuals
   mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
+  see = _sight(mask, at)
 
   def one(drows, piece):
     (key, value), slots = piece
-    probs = jnp.exp(attention.scores(rows, key, _sight(mask, at)(slots)) - log)
+    probs = jnp.exp(attention.scores(rows, key, see(slots)) - log)
     more, dkey, dvalue = attention.pull_back(rows, key, value, probs, mean, grad)
     return drows + more, attention.KV(dkey, dvalue)
 
-  zeros = jnp.zeros(rows.shape, jnp.float32)
-  drows, pieces = jax.lax.scan(one, zeros, _pieces(keyvalue, slots, chunk))
-  dkeyvalue = jax.tree.map(lambda x: _whole(x, len(slots)), pieces)
-  return drows.astype(rows.dtype), dkeyvalue, None, None, None
+  drows = jnp.zeros(rows.shape, jnp.float32)
+  there = keyvalue, slots
+  dthere = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), keyvalue)
+  for turn in range(turns.size):
+    there = turns.turn(there) if turn else there
+    drows, pieces = jax.lax.scan(one, drows, _pieces(*there, chunk))
+    dthere = jax.tree.map(
+      lambda d, x: d + _whole(x, d.shape[2]), turns.turn(dthere), pieces
+    )
+  dthere = jax.tree.map(lambda d, x: d.astype(x.dtype), turns.turn(dthere), keyvalue)
+  return drows.astype(rows.dtype), dthere, None, None, None
 
 
 _online.defvjp(_online_forward, _online_gradient)
@@ -183,3 +258,7 @@ def _whole(pieces: Array, num_slots: int) -> Array:
   """[n, B, K, chunk, Dh] -> [B, K, S, Dh], without the padding."""
   x = jnp.moveaxis(pieces, 0, 2)
   return x.reshape(*x.shape[:2], -1, x.shape[-1])[:, :, :num_slots]
+
+
+ALL = (chunked, ring, splash, cudnn)
+GIVEN = ("query", "keyvalue", "mask", "interpret")  # what no config says

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import flops
+from gen_jax import flops, sharding, types
 from gen_jax.nn import attention, kernels, linear, mlp, norms
 
 
@@ -143,3 +143,53 @@ def test_chunks_bound_the_memory():
   text = gradient.lower(q, k, v).as_text()
   assert f"{length}x8x" in text
   assert f"{length}x{length}x" not in text
+
+
+def test_a_ring_of_devices_computes_the_same():
+  """Queries of 4 slots stay where they are; 16 keys pass by, in chunks of 3."""
+  layout = sharding.make_layout(2, 1, 1, 4)
+  q = random(0, 2, 16, 4, 5)
+  k, v = random(1, 2, 16, 2, 5), random(2, 2, 16, 2, 5)
+  segments = np.array([[1] * 7 + [2] * 9, [1] * 16])
+  masks = (
+    attention.EVERYTHING,
+    attention.Mask(segments=segments, is_causal=True),
+    attention.Mask(is_causal=True, window=6),
+  )
+  for mask in masks:
+
+    def ours(q, k, v, mask=mask):
+      with sharding.use(layout):
+        return kernels.ring(q, kv(k, v), mask, chunk=3)
+
+    assert_same(
+      ours, lambda q, k, v, mask=mask: attention.attend(q, kv(k, v), mask), q, k, v
+    )
+
+
+@pytest.mark.parametrize(
+  "mask",
+  [
+    attention.Mask(is_causal=True, segments=np.repeat([[1, 2]], 128, 1)),
+    attention.Mask(is_causal=True, window=100),
+  ],
+)
+def test_splash_attention_interpreted(mask):
+  """The TPU's kernel, operation by operation, on two devices' heads."""
+  layout = sharding.make_layout(1, 1, 2, rules="fsdp_tensor", devices=jax.devices()[:2])
+  q = random(0, 1, 256, 4, 128)
+  k, v = random(1, 1, 256, 2, 128), random(2, 1, 256, 2, 128)
+
+  def ours(q, k, v):
+    with sharding.use(layout):
+      return kernels.splash(q, kv(k, v), mask, block=128, interpret=True)
+
+  assert_same(ours, lambda q, k, v: attention.attend(q, kv(k, v), mask), q, k, v)
+
+
+@pytest.mark.parametrize("attend", [kernels.splash, kernels.ring])
+def test_a_mask_that_a_kernel_cannot_take_is_refused(attend):
+  q = k = random(0, 1, 128, 1, 4)
+  mask = attention.Mask(np.ones((1, 1, 128, 128), bool))
+  with pytest.raises(types.InputError, match="chunked takes any"):
+    attend(q, kv(k, k), mask)

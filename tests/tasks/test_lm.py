@@ -6,8 +6,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from gen_jax import losses
+from gen_jax import losses, sharding
 from gen_jax.types import Mean
 from tests import tiny
 
@@ -64,3 +65,26 @@ def test_z_loss_gradient_is_two_log_z_times_the_softmax():
   grad = jax.grad(penalty)(logits)
   log_z = jax.nn.logsumexp(logits)
   np.testing.assert_allclose(grad, 2 * log_z * jax.nn.softmax(logits), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_logits_in_chunks_change_nothing_and_never_exist_whole(tied_head):
+  whole = tiny.language_model(tied_head=tied_head)
+  chunked = tiny.language_model(tied_head=tied_head, head_chunk=4)
+  whole, chunked = (dataclasses.replace(t, z_loss=0.1) for t in (whole, chunked))
+  batch = tiny.text_batch()
+  params = sharding.unbox(whole.init(jax.random.key(0), batch))
+
+  def gradient(task):
+    def loss(params):
+      out = task.loss(params, {}, batch, tiny.keys(), train=False)
+      return out.loss.total, out.metrics
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+  logits = "tensor<8x12x32xf32>"
+  assert logits in gradient(whole).lower(params).as_text()
+  assert logits not in gradient(chunked).lower(params).as_text()
+  want, got = gradient(whole)(params), gradient(chunked)(params)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)  # noqa: E731
+  jax.tree.map(close, got, want)

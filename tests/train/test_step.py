@@ -9,19 +9,43 @@ import optax
 import pytest
 
 from gen_jax import optim, sharding, tree
+from gen_jax.models import autoencoder, text_encoder, unet
+from gen_jax.nn import kernels
+from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from tests import tiny
 
+
+def autoencoder_task():
+  config = autoencoder.Config(1, 2, 8, (1, 2), 1, 4, middle_attention=False)
+  return autoencoding.Autoencode(autoencoder.Autoencoder(config), kl_weight=0.01)
+
+
+def diffusion_task():
+  """Eight heads everywhere, which eight devices share."""
+  return tiny.diffusion_task(
+    unet=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=8, num_groups=4)),
+    text_encoder=text_encoder.TextEncoder(text_encoder.Config(16, 4, 1, 8, 8)),
+  )
+
+
+def language_model(**changes):
+  return tiny.language_model(num_heads=8, **changes)
+
+
 TASKS = {
-  "lm": (tiny.language_model, tiny.text_batch),
-  "diffusion": (tiny.diffusion_task, tiny.image_batch),
+  "lm": (language_model, tiny.text_batch),
+  "diffusion": (diffusion_task, tiny.image_batch),
+  "autoencoder": (autoencoder_task, tiny.image_batch),
 }
 MESHES = {
   "1x1x1": (1, 1, 1),
   "8x1x1": (8, 1, 1),
   "1x8x1": (1, 8, 1),
+  "1x1x8": (1, 1, 8),
   "2x2x2": (2, 2, 2),
+  "context": (1, 2, 1, 4),  # a text model sends its keys round
 }
 
 
@@ -76,7 +100,8 @@ def test_every_mesh_starts_alike_and_trains_alike(kind):
   make_task, make_batch = TASKS[kind]
   results = {}
   for name, mesh in MESHES.items():
-    layout, state, step = make(make_task(), make_batch(), mesh)
+    around = {"attend": kernels.ring} if (kind, name) == ("lm", "context") else {}
+    layout, state, step = make(make_task(**around), make_batch(), mesh)
     start, losses = tree.sha256(state.params), []
     for i in range(20):
       state, metrics = step(state, {}, layout.put(make_batch(i), tiny.BATCH))

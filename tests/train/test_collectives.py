@@ -1,0 +1,58 @@
+"""What a compiled step sends between devices, read off its HLO, preset by preset."""
+
+import math
+import re
+
+import jax
+
+from gen_jax import optim, sharding
+from gen_jax.train import state as states
+from gen_jax.train import step as steps
+from tests import tiny
+
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+SMALL = 300  # norms, biases and scalars; a matrix of these models has 1,000 and more
+
+
+def traffic(mesh, rules, **changes):
+  """({kind: sizes of results that are not small}, sizes of such parameters).
+
+  Two layers in a row, so that every collective stands in the text once.
+  """
+  task, batch = (
+    tiny.language_model(width=64, num_heads=8, **changes),
+    tiny.text_batch(length=24),
+  )
+  layout = sharding.make_layout(*mesh, rules=rules)
+  optimizer = optim.adamw(optim.constant(1e-3, 10))
+  state = states.abstract(task, optimizer, batch, layout, with_ema=False)
+  step = steps.make_step(task, optimizer, layout=layout)
+  rows = {
+    k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.batched(x))
+    for k, x in batch.items()
+  }
+  compiled = steps.compile_step(step, state, layout).lower(state, {}, rows).compile()
+  found = {}
+  for shapes, kind in re.findall(
+    rf" = (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", compiled.as_text()
+  ):
+    for dims in re.findall(r"f32\[([\d,]+)\]", shapes):
+      size = math.prod(map(int, dims.split(",")))
+      if size > SMALL:
+        found.setdefault(kind, []).append(size)
+  return found, [x.size for x in jax.tree.leaves(state.params) if x.size > SMALL]
+
+
+def test_data_parallel_sums_every_gradient_once():
+  found, sizes = traffic((8, 1, 1), "dp")
+  assert found == {"all-reduce": found["all-reduce"]}
+  assert sorted(found["all-reduce"]) == sorted(sizes)
+
+
+def test_fsdp_gathers_weights_and_scatters_the_sum_of_gradients():
+  """A table that is tied is used twice: to look up, and for the head."""
+  found, sizes = traffic((1, 8, 1), "fsdp", tied_head=False)
+  assert sorted(found["all-gather"]) == sorted(sizes)
+  scattered = sorted(size // 8 for size in sizes if size // 8 > SMALL)
+  assert sorted(found["reduce-scatter"]) == scattered
+  assert found.keys() == {"all-gather", "reduce-scatter"}
