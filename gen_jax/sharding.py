@@ -123,14 +123,16 @@ class Layout:
     """`spec` on this layout's mesh."""
     return NamedSharding(self.mesh, self.spec(names, shape, path))
 
-  def gathered(self, names: Names) -> list[tuple[int, str]]:
-    """(dimension, mesh axis) where a weight is cut along an axis of the batch."""
-    return [
-      (dim, axis)
+  def gathered(self, names: Names) -> dict[int, str]:
+    """{dimension: mesh axis} where a weight is cut along an axis of the batch alone."""
+    if self.num_batch_shards < self.mesh.size:
+      return {}
+    return {
+      dim: axis
       for dim, name in enumerate(names)
       for axis in _axes(self.rules[name] if name is not None else None)
       if axis in _BATCH and self.mesh.shape[axis] > 1
-    ]
+    }
 
   @property
   def platform(self) -> str:
@@ -257,7 +259,7 @@ _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def use(layout: Layout):
+def use(layout: Layout | None):
   """Within this context (at trace time) `constrain` places activations."""
   token = _CURRENT.set(layout)
   try:
@@ -352,7 +354,7 @@ def _rounds(size: int) -> list[list[list[int]] | None]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight: Array, dim: int, axis: str) -> Array:
-  """The whole of a weight that is cut along `dim`; its gradient is summed and cut."""
+  """The whole of a weight that is cut along `dim`; its gradient is scattered again."""
   return jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
 
 
@@ -372,39 +374,36 @@ def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
   """fn(weight, *rows) with each device's rows and, for these, the whole weight.
 
   By hand, because the compiler sums gradients everywhere and throws most away. The
-  weight travels as it is given: cast it before. Mesh axes other than the batch's are
-  left to the compiler.
+  weight travels as it is given: cast it before. Where tensor or context cut the mesh
+  too, the compiler decides.
 
   Args:
     fn: (weight, arrays [B, ...]) -> tree of arrays [B, ...].
     names: of the weight's axes.
   """
   layout = _CURRENT.get()
-  cut = [] if layout is None else layout.gathered(names)
+  cut = {} if layout is None else layout.gathered(names)
   if not cut:
     return fn
-  rules = {
-    name: tuple(axis for axis in _axes(rule) if axis not in _BATCH)
-    for name, rule in layout.rules.items()
-  }
 
   def inner(weight, *rows):
-    for dim, axis in cut:
+    for dim, axis in cut.items():
       weight = _gather(weight, dim, axis)
-    with use(Layout(jax.sharding.get_abstract_mesh(), rules)):
+    with use(None):
       return fn(weight, *rows)
 
   def run(weight, *rows):
     if rows[0].shape[0] % layout.num_batch_shards:
       return fn(weight, *rows)  # a row that is the same for all
-    own = dict(cut)
-    batch = PartitionSpec(_BATCH)
+    own = PartitionSpec(*map(cut.get, range(weight.ndim)))
+    axes = tuple(axis for axis in _BATCH if layout.mesh.shape[axis] > 1)
+    batch = PartitionSpec(axes)
     return jax.shard_map(
       inner,
       mesh=layout.mesh,
-      in_specs=(PartitionSpec(*map(own.get, range(weight.ndim))), *[batch] * len(rows)),
+      in_specs=(own, *[batch] * len(rows)),
       out_specs=batch,
-      axis_names=set(_BATCH),
+      axis_names=set(axes),
       check_vma=False,
     )(weight, *rows)
 
