@@ -339,16 +339,17 @@ def ring(name: str) -> Ring:
   return Ring(axes[0], layout.mesh.shape[axes[0]]) if axes else Ring(None, 1)
 
 
-# Chips whose sums TPUs scatter in one round. One round over a whole pod is compiled to
-# a sum everywhere, of which each chip throws most away: twice the traffic.
+# Chips among which a TPU scatters a sum in one round. Over all chips of a larger slice
+# one round is compiled to a sum everywhere, of which each chip throws most away: twice
+# the traffic.
 _ROUND = 8
 
 
 def _rounds(size: int) -> list[list[list[int]] | None]:
-  """Groups of devices, round by round: 8 that are far apart, then those in between."""
-  if size <= _ROUND or size % _ROUND:
+  """Groups of devices, round by round: two halves, then pairs across; None is all."""
+  if size <= _ROUND or size % 2:
     return [None]
-  index = np.arange(size).reshape(_ROUND, -1)
+  index = np.arange(size).reshape(-1, 2)
   return [index.T.tolist(), index.tolist()]
 
 

@@ -120,9 +120,9 @@ def test_slices_are_cut_along_data_alone():
     sharding._arrange([1, 8, 1, 1], slices(2, 4))
 
 
-@pytest.mark.parametrize("chips", [1, 2, 4])
+@pytest.mark.parametrize("chips", [2, 4])
 def test_a_gathered_weight_gets_the_whole_gradient(chips, monkeypatch):
-  """In one round or in several, with rows of data in between; and no bit is lost."""
+  """In two rounds or in one, and summed over data too; whole numbers lose no bit."""
   monkeypatch.setattr(sharding, "_ROUND", chips)
   place = layout((2, 4, 1), "fsdp")
   weight = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (8, 3)), jnp.float32)
