@@ -105,7 +105,7 @@ def slices(num, each):
   """Stand-ins for the devices of several slices."""
   device = types.SimpleNamespace
   return [
-    device(id=i, slice_index=i // each, process_index=i // each, platform="cpu")
+    device(id=i, slice_index=i // each, platform="cpu", device_kind="cpu")
     for i in range(num * each)
   ]
 
