@@ -241,16 +241,17 @@ def _arrange(sizes: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
   Raises:
     InputError: data is no multiple of the number of slices.
   """
+  split = {"allow_split_physical_axes": True}  # an axis may be part of a wire's length
   num_slices = len({getattr(d, "slice_index", 0) for d in devices})
   if num_slices == 1:
-    return mesh_utils.create_device_mesh(sizes, devices)
+    return mesh_utils.create_device_mesh(sizes, devices, **split)
   if sizes[0] % num_slices:
     raise InputError(
       f"mesh data={sizes[0]} must be a multiple of {num_slices}, the number of slices"
     )
   inside = [sizes[0] // num_slices, *sizes[1:]]
   across = [num_slices] + [1] * (len(sizes) - 1)
-  return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+  return mesh_utils.create_hybrid_device_mesh(inside, across, devices, **split)
 
 
 _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
