@@ -347,10 +347,13 @@ _ROUND = 8
 
 
 def _rounds(size: int) -> list[list[list[int]] | None]:
-  """Groups of devices, round by round: two halves, then pairs across; None is all."""
-  if size <= _ROUND or size % 2:
+  """Groups of devices in two rounds, about as many in each; None is all in one."""
+  first = 1
+  while first * first < size:
+    first *= 2
+  if size <= _ROUND or size % first:
     return [None]
-  index = np.arange(size).reshape(-1, 2)
+  index = np.arange(size).reshape(first, -1)
   return [index.T.tolist(), index.tolist()]
 
 
