@@ -14,15 +14,14 @@ KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 SMALL = 300  # norms, biases and scalars; a matrix of these models has 1,000 and more
 
 
-def traffic(mesh, rules, **changes):
+def traffic(mesh, rules):
   """({kind: sizes of results that are not small}, sizes of such parameters).
 
-  Two layers in a row, so that every collective stands in the text once.
+  Two layers in a row, so that every collective stands in the text once, and a head of
+  its own: a table that is used twice is gathered, and its gradient summed, twice.
   """
-  task, batch = (
-    tiny.language_model(width=64, num_heads=8, **changes),
-    tiny.text_batch(length=24),
-  )
+  task = tiny.language_model(width=64, num_heads=8, tied_head=False)
+  batch = tiny.text_batch(length=24)
   layout = sharding.make_layout(*mesh, rules=rules)
   optimizer = optim.adamw(optim.constant(1e-3, 10))
   state = states.abstract(task, optimizer, batch, layout, with_ema=False)
@@ -50,8 +49,7 @@ def test_data_parallel_sums_every_gradient_once():
 
 
 def test_fsdp_gathers_weights_and_scatters_the_sum_of_gradients():
-  """A table that is tied is used twice: to look up, and for the head."""
-  found, sizes = traffic((1, 8, 1), "fsdp", tied_head=False)
+  found, sizes = traffic((1, 8, 1), "fsdp")
   assert sorted(found["all-gather"]) == sorted(sizes)
   scattered = sorted(size // 8 for size in sizes if size // 8 > SMALL)
   assert sorted(found["reduce-scatter"]) == scattered
