@@ -57,13 +57,15 @@ def test_standardise(average, view, axes, centre):
   assert_same(lambda x: norms.standardise(x, average, 1e-2, centre), reference, x)
 
 
+@pytest.mark.parametrize("rows", [(2, 3), (1, 1)])  # one row goes another way
 @pytest.mark.parametrize("depth", [1, 2])
-def test_product(depth):
-  x, kernel = random(0, 2, 3, 4, 5), random(1, 4, 5, 6, 7)[0 if depth == 1 else ...]
-  reference = lambda x, w: jnp.einsum(  # noqa: E731
-    "abcd,def->abcef" if depth == 1 else "abcd,cdef->abef", x, w
-  )
-  assert_same(lambda x, w: linear.product(x, w, depth), reference, x, kernel)
+def test_product(rows, depth):
+  x, kernel = random(0, *rows, *(4, 6)[-depth:]), random(1, *(4, 6)[-depth:], 5, 7)
+  equation = "abd,def->abef" if depth == 1 else "abcd,cdef->abef"
+  reference = lambda x, w: jnp.einsum(equation, x, w)  # noqa: E731
+  product = lambda x, w: linear.product(x, w, depth)  # noqa: E731
+  np.testing.assert_allclose(product(x, kernel), reference(x, kernel), rtol=1e-5)
+  assert_same(product, reference, x, kernel)
 
 
 def test_gelu():
