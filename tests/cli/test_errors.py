@@ -173,7 +173,7 @@ OVERRIDES = [
   (IMAGES, "data.source=pydoc", ["no pictures", "digits, image_folder, npz"]),
   (TEXT, "sampling=image", ["language_model needs sampling.name=text"]),
   (TEXT, "data.source=image_folder", ["data.source 'image_folder' needs directory"]),
-  (TEXT, "task.model.attend=splash", ["splash runs on a tpu alone", "take chunked"]),
+  (TEXT, "task.model.attend=splash", ["lengths divisible by 128, got 16", "chunked"]),
   (TEXT, "task.model.head_chunk=7", ["head_chunk=7 must divide the length, 16"]),
   (TEXT, "task.model.num_heads=0", ["num_heads=0 must be at least 1"]),
   (TEXT, "task.model.width=30", ["width=30", "num_heads=4", "try width"]),
