@@ -80,8 +80,11 @@ def test_full_size_builds_without_data(config, monkeypatch):
   monkeypatch.chdir(ROOT)
   blocks = config_args.load(config)
   if blocks["task"] is None:  # it is that of the model to start from
-    blocks["task"] = config_args.load(f"{config},smoke")["task"]
-    blocks["task"]["model"]["max_length"] = 256
+    if "/diffusion/" in config:
+      blocks["task"] = config_args.load("configs/diffusion/stable_diffusion.py")["task"]
+    else:
+      blocks["task"] = config_args.load(f"{config},smoke")["task"]
+      blocks["task"]["model"]["max_length"] = 256
   blocks["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "rules": "fsdp"}
   with monkeypatch.context() as m:
     m.setattr(jax, "devices", lambda: jax.local_devices()[:1])
