@@ -159,10 +159,11 @@ class Layout:
     return self.named(("batch",) + (None,) * (x.ndim - 1), x.shape, "batch")
 
   def spread(self, batch: PyTree) -> PyTree:
-    """Arrays [B, ...] `batched` where B can be cut so; else as they are."""
+    """Arrays [B, ...] `batched`, where B can be cut so and no device is elsewhere."""
 
     def one(x):
       fits = x.shape[0] % self.num_batch_shards == 0
+      fits = fits and self.replicated.is_fully_addressable
       return jax.device_put(x, self.batched(x)) if fits else x
 
     return jax.tree.map(one, batch)
