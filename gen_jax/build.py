@@ -39,6 +39,7 @@ from gen_jax.diffusion import (
   condition,
   corrupt,
   grids,
+  multistep,
   parameterisation,
   samplers,
   schedule,
@@ -189,6 +190,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "vp_linear": _plain(schedule.VPLinear),
     "linear": _plain(schedule.Linear),
     "scaled_linear": _plain(schedule.ScaledLinear),
+    "zero_terminal": _plain(schedule.ZeroTerminal),
     "cosine": _plain(schedule.Cosine),
     "karras": _plain(schedule.Karras),
     "rectified_flow": _plain(schedule.RectifiedFlow),
@@ -227,13 +229,21 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "discriminator": {
     "discriminator": _model(discriminator.Discriminator, discriminator.Config)
   },
-  "sampler": {make.__name__: _later(make, "schedule") for make in samplers.ALL},
+  "sampler": {
+    make.__name__: _later(make, "schedule") for make in (*samplers.ALL, *multistep.ALL)
+  },
   "scale": {"by_alpha": _value(samplers.by_alpha), "by_sum": _value(samplers.by_sum)},
   "grid": {
-    "uniform": _later(grids.uniform, "schedule", "num_steps"),
-    "karras": _later(grids.karras, "schedule", "num_steps"),
-    "uniform_logsnr": _later(grids.uniform_logsnr, "schedule", "num_steps"),
-    "align_your_steps": _later(grids.align_your_steps, "schedule", "num_steps"),
+    name: _later(grid, "schedule", "num_steps")
+    for name, grid in (
+      ("uniform", grids.uniform),
+      ("trailing", grids.trailing),
+      ("leading", grids.leading),
+      ("karras", grids.karras),
+      ("uniform_logsnr", grids.uniform_logsnr),
+      ("exponential", grids.uniform_logsnr),
+      ("align_your_steps", grids.align_your_steps),
+    )
   },
   "sampling": {
     "text": _plain(generate.Sampling),

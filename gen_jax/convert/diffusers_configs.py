@@ -214,8 +214,6 @@ def read_scheduler(config: Any) -> dict[str, Block]:
   ):
     if name not in known:
       raise unknown(f"{what} (of {read.path})", name, known)
-  if read.take("rescale_betas_zero_snr", bool, False):
-    raise InputError(f"{read.path} rescale_betas_zero_snr=True is not understood")
   if read.take("trained_betas", Any, None) is not None:
     raise InputError(f"{read.path} trained_betas are not understood")
   block = {
@@ -224,6 +222,8 @@ def read_scheduler(config: Any) -> dict[str, Block]:
     "beta_start": read.take("beta_start", float, 1e-4),
     "beta_end": read.take("beta_end", float, 0.02),
   }
+  if read.take("rescale_betas_zero_snr", bool, False):
+    block = {"name": "zero_terminal", "schedule": block}
   # The rest is how to sample.
   return {"schedule": block, "target": {"name": _TARGETS[target]}}
 
@@ -343,6 +343,8 @@ def write_scheduler(chain: schedule.Schedule, target: parameterisation.Target) -
     parameterisation.V: "v_prediction",
     parameterisation.X0: "sample",
   }
+  is_rescaled = isinstance(chain, schedule.ZeroTerminal)
+  chain = chain.schedule if is_rescaled else chain
   if type(chain) not in kinds or type(target) not in types:
     raise InputError(
       f"schedule {type(chain).__name__} with target {type(target).__name__} cannot be"
@@ -355,6 +357,7 @@ def write_scheduler(chain: schedule.Schedule, target: parameterisation.Target) -
     "beta_end": chain.beta_end,
     "num_train_timesteps": chain.num_timesteps,
     "prediction_type": types[type(target)],
+    "rescale_betas_zero_snr": is_rescaled,
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,

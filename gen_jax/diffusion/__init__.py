@@ -1,5 +1,5 @@
 """Pure diffusion maths: no flax, no config, no models. Liftable as it stands.
 
 Reading order: schedule, parameterisation, corrupt, weighting, guidance, grids,
-samplers, codec.
+samplers, multistep, codec.
 """

@@ -3,10 +3,12 @@
 A grid is a function (schedule, num_steps) -> times float32 [num_steps + 1], strictly
 falling, that ends at exactly 0. It starts at the noisiest time the schedule has, or
 where log-SNR reaches LOGSNR_MIN if that comes first: beyond it x0 cannot be recovered
-from eps in float32. Clamping lives here and nowhere in the formulas.
+from eps in float32. Clamping lives here and nowhere in the formulas. `trailing` alone
+begins at t = 1 whatever is left there: for zero-terminal SNR, and targets that bear it.
 
-Sources: Song et al. 2020 (arXiv:2010.02502) (uniform); Karras et al. 2022 (2206.00364)
-eq. 5; Lu et al. 2022 (2206.00927) section 3.3 (uniform log-SNR).
+Sources: Song et al. 2020 (arXiv:2010.02502) (uniform); Lin et al. 2024 (2305.08891)
+table 2 (trailing, leading); Karras et al. 2022 (2206.00364) eq. 5; Lu et al. 2022
+(2206.00927) section 3.3 (uniform log-SNR).
 """
 
 import jax.numpy as jnp
@@ -25,12 +27,34 @@ def t_max(schedule: schedules.Schedule) -> Array:
 
 
 def uniform(schedule: schedules.Schedule, num_steps: int) -> Array:
-  """Equal steps in t, from the noisiest on: what is called trailing elsewhere.
+  """Equal steps in t, from the noisiest on.
 
   >>> uniform(schedules.VPLinear(), 4).tolist()
   [1.0, 0.75, 0.5, 0.25, 0.0]
   """
   return jnp.linspace(t_max(schedule), 0.0, num_steps + 1)
+
+
+def trailing(schedule: schedules.Schedule, num_steps: int) -> Array:
+  """Equal steps in t from 1 on, where a network that predicts eps may say nothing."""
+  del schedule
+  return jnp.linspace(1.0, 0.0, num_steps + 1)
+
+
+def leading(
+  schedule: schedules.Schedule, num_steps: int, first: float = 0.002
+) -> Array:
+  """Equal steps in t of 1 / num_steps down to `first`, and from there to 0.
+
+  It never asks about the noisiest times, which is how Stable Diffusion 1 and 2 were
+  released to be sampled: `first` is the second node of their chain of 1,000.
+
+  >>> leading(schedules.VPLinear(), 4, 0.125).tolist()
+  [0.875, 0.625, 0.375, 0.125, 0.0]
+  """
+  del schedule
+  last = min(first + 1.0 - 1.0 / num_steps, 1.0)
+  return jnp.append(jnp.linspace(last, first, num_steps), 0.0)
 
 
 def _down_to(schedule: schedules.Schedule, logsnrs: Array) -> Array:
@@ -58,7 +82,7 @@ def uniform_logsnr(
 ) -> Array:
   """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0.
 
-  sigma / alpha then falls exponentially.
+  sigma / alpha then falls exponentially, which is its other name.
   """
   low = schedule.logsnr(t_max(schedule))
   return _down_to(schedule, jnp.linspace(low, logsnr_max, num_steps))

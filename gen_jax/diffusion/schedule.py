@@ -18,7 +18,8 @@ log_alpha alone; `expm1` keeps sigma exact near t = 0, where 1 - alpha^2 would c
 
 Sources: Ho et al. 2020 (arXiv:2006.11239), Song et al. 2021 (2011.13456), Nichol &
 Dhariwal 2021 (2102.09672), Kingma et al. 2021 (2107.00630), Karras et al. 2022
-(2206.00364), Liu et al. 2022 (2209.03003), Hoogeboom et al. 2023 (2301.11093).
+(2206.00364), Liu et al. 2022 (2209.03003), Hoogeboom et al. 2023 (2301.11093), Lin et
+al. 2024 (2305.08891).
 """
 
 import abc
@@ -30,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.types import Array
+from gen_jax.types import Array, InputError
 
 
 class Schedule(abc.ABC):
@@ -173,6 +174,56 @@ class ScaledLinear(_Chain):
   def betas(self) -> np.ndarray:
     ends = np.sqrt([self.beta_start, self.beta_end])
     return np.linspace(*ends, self.num_timesteps) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroTerminal(VariancePreserving):
+  """A chain whose last alpha is 0: all others shifted and scaled, the first one kept.
+
+  x_1 is then noise alone, as sampling has it; only targets that mean something there
+  can be sampled from t = 1 (x0, v, velocity, EDM). Between nodes alpha is linear.
+  Source: Lin et al. 2024 (arXiv:2305.08891) algorithm 1.
+
+  >>> ZeroTerminal(ScaledLinear()).alpha(jnp.float32(1.0)).item()
+  0.0
+  """
+
+  schedule: Linear | ScaledLinear
+
+  def __post_init__(self):
+    if not isinstance(self.schedule, _Chain):
+      raise InputError(
+        f"zero_terminal rescales betas, and {type(self.schedule).__name__} has none;"
+        " take linear or scaled_linear"
+      )
+
+  def _nodes(self) -> tuple[Array, Array, Array]:
+    """Times, alpha and 1 - alpha at them; the ends exact, and neither cancels."""
+    alphas = np.exp(self.schedule._log_alphas())
+    first, last = alphas[1], alphas[-1]
+    alphas[1:] = (alphas[1:] - last) * first / (first - last)
+    nodes = (np.linspace(0.0, 1.0, len(alphas)), alphas, 1.0 - alphas)
+    return tuple(jnp.asarray(x, jnp.float32) for x in nodes)
+
+  def _lost(self, t: Array) -> Array:
+    times, _, lost = self._nodes()
+    return jnp.interp(t, times, lost)
+
+  def alpha(self, t: Array) -> Array:
+    times, alphas, _ = self._nodes()
+    return jnp.interp(t, times, alphas)
+
+  def sigma(self, t: Array) -> Array:
+    lost = self._lost(t)
+    return jnp.sqrt(lost * (2.0 - lost))
+
+  def log_alpha(self, t: Array) -> Array:
+    lost = self._lost(t)
+    return jnp.where(lost < 0.5, jnp.log1p(-lost), jnp.log(self.alpha(t)))
+
+  def t_of_log_alpha(self, log_alpha: Array) -> Array:
+    times, _, lost = self._nodes()
+    return jnp.interp(-jnp.expm1(log_alpha), lost, times)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ factors of the 2x2 system (see `parameterisation`),
     |x0 error| = sigma / |det| |out error|      |eps error| = alpha / |det| |out error|
 
 so one conversion serves every paper and every target, and an implementation of
-min-SNR that is wrong for v-prediction cannot be written.
+min-SNR that is wrong for v-prediction cannot be written. Where the output is x0 or eps
+itself the factor is 1, sigma = 0 and alpha = 0 included.
 
 A weighting is a function (schedule, target, t [B]) -> w [B], float32, >= 0.
 
@@ -25,16 +26,18 @@ from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
 
 
-def from_x0(schedule, target, t: Array, weight: Array) -> Array:
+def from_x0(schedule, target, t: Array, weight: float | Array) -> Array:
   """Converts a weight on |x0 error|^2 into one on |out error|^2."""
+  a, b = target.coefficients(schedule, t)
   det = param.determinant(target, schedule, t)
-  return weight * (schedule.sigma(t) / det) ** 2
+  return weight * jnp.where(b == 0, 1.0 / a, schedule.sigma(t) / det) ** 2
 
 
-def from_eps(schedule, target, t: Array, weight: Array) -> Array:
+def from_eps(schedule, target, t: Array, weight: float | Array) -> Array:
   """Converts a weight on |eps error|^2 into one on |out error|^2."""
+  a, b = target.coefficients(schedule, t)
   det = param.determinant(target, schedule, t)
-  return weight * (schedule.alpha(t) / det) ** 2
+  return weight * jnp.where(a == 0, 1.0 / b, schedule.alpha(t) / det) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class MinSNR:
-  """min(SNR, gamma) on x0. Hang et al. 2023.
+  """min(SNR, gamma) on x0: the lesser of 1 on eps and gamma on x0. Hang et al. 2023.
+
+  In the second form nothing is infinite or undefined at alpha = 0 or sigma = 0.
 
   >>> s, t = schedules.VPLinear(), jnp.array([0.5])
   >>> snr = jnp.exp(s.logsnr(t))
@@ -59,8 +64,8 @@ class MinSNR:
   gamma: float = 5.0
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
-    snr = jnp.exp(schedule.logsnr(t))
-    return from_x0(schedule, target, t, jnp.minimum(snr, self.gamma))
+    on_eps = from_eps(schedule, target, t, 1.0)
+    return jnp.minimum(on_eps, from_x0(schedule, target, t, self.gamma))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,6 +85,20 @@ def _esser(t, f=3.0):
   return f * t / (1.0 + (f - 1.0) * t)
 
 
+def _lin(betas: np.ndarray) -> Case:
+  """Lin et al. 2024 algorithm 1 at the nodes, alpha linear between them."""
+  root = np.sqrt(np.cumprod(1.0 - betas))
+  root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+  nodes, alphas = np.linspace(0.0, 1.0, len(betas) + 1), np.concatenate([[1.0], root])
+
+  def alpha(t):
+    return np.interp(t, nodes, alphas)
+
+  schedule = schedules.ZeroTerminal(schedules.ScaledLinear())
+  return Case(schedule, alpha, lambda t: np.sqrt(1.0 - alpha(t) ** 2))
+
+
+_ZERO_TERMINAL = _lin(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 _COSINE = _vp(schedules.Cosine(), _nichol)
 _SCALED_LINEAR = _chain(
   schedules.ScaledLinear(), np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -93,6 +107,7 @@ _CASES = {
   "vp_linear": _vp(schedules.VPLinear(), _song),
   "linear": _chain(schedules.Linear(), np.linspace(1e-4, 0.02, 1000)),
   "scaled_linear": _SCALED_LINEAR,
+  "zero_terminal": _ZERO_TERMINAL,
   "cosine": _COSINE,
   "cosine_from_0": Case(
     schedules.Cosine(0.0),

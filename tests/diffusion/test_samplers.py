@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from gen_jax import rng
-from gen_jax.diffusion import grids, guidance, samplers
+from gen_jax.diffusion import grids, guidance, multistep, samplers
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
 from tests.diffusion import oracle
@@ -51,13 +51,13 @@ ODE = {
   "euler": Row(samplers.euler, 1, 0.06),
   "heun": Row(samplers.heun, 2, 0.006),
   "heun_by_sum": Row(_heun_by_sum, 2, 0.006),
-  "plms": Row(samplers.plms, 2, 0.02),
-  "dpmpp_2m": Row(samplers.dpmpp_2m, 2, 0.006),
-  "dpmpp_3m": Row(samplers.dpmpp_3m, 3, 0.006),
-  "unipc": Row(samplers.unipc, 3, 0.006),
+  "plms": Row(multistep.plms, 3, 0.02),
+  "dpmpp_2m": Row(multistep.dpmpp_2m, 2, 0.006),
+  "dpmpp_3m": Row(multistep.dpmpp_3m, 3, 0.006),
+  "unipc": Row(multistep.unipc, 3, 0.006),
 }
 # It asks for times between those of the grid.
-ORDERS = {**ODE, "dpmpp_2s": Row(samplers.dpmpp_2s, 2, 0.006)}
+ORDERS = {**ODE, "dpmpp_2s": Row(multistep.dpmpp_2s, 2, 0.006)}
 SDE = {
   "ddpm": samplers.ddpm,
   "ddim_1": lambda schedule: samplers.ddim(schedule, 1.0),
@@ -293,7 +293,8 @@ def test_every_grid_serves_every_sampler(name, grid):
 def test_order_of_convergence(schedule, name):
   """Halving the step between two inner times divides the error by 2^order.
 
-  Multistep methods of order 3 begin with lower orders, so their first steps are short.
+  Methods of order 3 that begin with lower orders get short first steps; PLMS, which
+  wants even ones, begins with order 2, and that once.
   """
   case, row, z = CASE[schedule], ORDERS[name], np.array([-1.3, 0.4, 2.0])
   start, end = 0.75, 0.1
@@ -309,7 +310,7 @@ def test_order_of_convergence(schedule, name):
     errors = []
     for num_steps in (64, 128):
       times = np.linspace(start, end, num_steps + 1)
-      if row.order == 3:
+      if row.order == 3 and name != "plms":
         short = (times[0] - times[1]) ** 2
         times = np.concatenate(
           [times[:1], times[0] - short * np.arange(1, 3), times[1:]]
@@ -581,7 +582,7 @@ def test_dpmpp_2m_sde_draws_from_the_data_better_than_ddpm():
   schedule = CASE["vp_linear"].schedule
   better, worse = (
     _distance_from_data(_many(make(schedule), schedule, 24))
-    for make in (samplers.dpmpp_2m_sde, samplers.ddpm)
+    for make in (multistep.dpmpp_2m_sde, samplers.ddpm)
   )
   assert better < 0.05 and better < 0.5 * worse
 
@@ -602,7 +603,7 @@ def test_unipc_corrects_with_the_next_x0():
   schedule, times = CASE["vp_linear"].schedule, jnp.array([0.7, 0.5, 0.4])
   x = jnp.array([[0.3, -1.0]])
   denoise = lambda x, t: gaussian(schedule)(x, t)  # noqa: E731
-  out, _ = samplers.sample(denoise, samplers.unipc(schedule), times, x, keys_for(1))
+  out, _ = samplers.sample(denoise, multistep.unipc(schedule), times, x, keys_for(1))
   a, s = (np.asarray(f(times), np.float64) for f in (schedule.alpha, schedule.sigma))
   lam = np.log(a / s)
   x0 = lambda x, i: np.asarray(denoise(jnp.float32(x), times[i][None]).x0, np.float64)  # noqa: E731

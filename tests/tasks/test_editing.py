@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gen_jax import sharding, types
-from gen_jax.diffusion import condition, editing, samplers
+from gen_jax.diffusion import condition, editing, multistep, samplers
 from gen_jax.models import unet
 from gen_jax.tasks import diffusion
 from tests import tiny
@@ -16,7 +16,7 @@ from tests import tiny
 KEYS = tiny.keys(3)
 SAMPLING = {
   name: diffusion.Sampling(sampler, num_steps=4, guidance_scale=2.0)
-  for name, sampler in (("ddim", samplers.ddim), ("dpmpp_2m", samplers.dpmpp_2m))
+  for name, sampler in (("ddim", samplers.ddim), ("dpmpp_2m", multistep.dpmpp_2m))
 }
 
 
