@@ -229,22 +229,10 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "discriminator": {
     "discriminator": _model(discriminator.Discriminator, discriminator.Config)
   },
-  "sampler": {
-    make.__name__: _later(make, "schedule") for make in (*samplers.ALL, *multistep.ALL)
-  },
+  "sampler": {make.__name__: _later(make, "schedule") for make in multistep.ALL},
   "scale": {"by_alpha": _value(samplers.by_alpha), "by_sum": _value(samplers.by_sum)},
-  "grid": {
-    name: _later(grid, "schedule", "num_steps")
-    for name, grid in (
-      ("uniform", grids.uniform),
-      ("trailing", grids.trailing),
-      ("leading", grids.leading),
-      ("karras", grids.karras),
-      ("uniform_logsnr", grids.uniform_logsnr),
-      ("exponential", grids.uniform_logsnr),
-      ("align_your_steps", grids.align_your_steps),
-    )
-  },
+  "grid": {grid.__name__: _later(grid, "schedule", "num_steps") for grid in grids.ALL}
+  | {"exponential": _later(grids.uniform_logsnr, "schedule", "num_steps")},
   "sampling": {
     "text": _plain(generate.Sampling),
     "image": _plain(diffusion.Sampling),

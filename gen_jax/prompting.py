@@ -296,7 +296,7 @@ class Painter:
       at = self.place(keys[index])
       return self._draw(params, frozen, caption, at, shape=self.shape, negative=against)
 
-    return self._in_batches(draw, captions, negative)
+    return self.in_batches(draw, captions, [negative] * len(captions))
 
   def edits(
     self,
@@ -343,7 +343,7 @@ class Painter:
         against,
       )
 
-    drawn = self._in_batches(draw, captions, negative)
+    drawn = self.in_batches(draw, captions, [negative] * len(captions))
     changed = change[..., None] & (strength > 0)
     return np.where(changed, drawn, picture)
 
@@ -363,14 +363,14 @@ class Painter:
     rows = [pipeline.pad_caption(t, self.tokenizer, self.caption_length) for t in texts]
     return diffusion.Caption(*(jnp.asarray(np.stack(x)) for x in zip(*rows)))  # noqa: B905
 
-  def _in_batches(self, draw, captions: Sequence[str], negative: str) -> np.ndarray:
-    """uint8 of draw(indices, captions, negative captions), batch by batch."""
-    self.caption([*captions, negative])  # refuses before anything is drawn
-    images, size = [], min(self.batch_size, len(captions))
-    for first in range(0, len(captions), size):
-      index = np.minimum(np.arange(first, first + size), len(captions) - 1)
-      given = self.place(self.caption([captions[i] for i in index]))
-      against = self.place(self.caption([negative] * size))
-      batch = np.asarray(draw(index, given, against))
-      images.append(batch[: len(captions) - first])
+  def in_batches(self, draw, *texts: Sequence[str]) -> np.ndarray:
+    """uint8 of draw(indices, captions, ...) for N texts of each kind, in batches."""
+    for kind in texts:
+      self.caption(kind)  # refuses before anything is drawn
+    num = len(texts[0])
+    images, size = [], min(self.batch_size, num)
+    for first in range(0, num, size):
+      index = np.minimum(np.arange(first, first + size), num - 1)
+      given = (self.place(self.caption([kind[i] for i in index])) for kind in texts)
+      images.append(np.asarray(draw(index, *given))[: num - first])
     return to_uint8(np.concatenate(images))

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from gen_jax import prompting
+from gen_jax import prompting, repainting
 from gen_jax.cli import config_args, sample, trained, workdir
 from gen_jax.types import InputError
 
@@ -20,13 +20,25 @@ def add_arguments(parser) -> None:
   """See `gen-jax edit --help`."""
   trained.add_arguments(parser)
   parser.add_argument("--image", required=True, metavar="FILE", help="what to edit")
-  parser.add_argument("--prompt", default="", help="what to draw")
+  parser.add_argument("--prompt", help="what to draw; default what --invert says")
+  parser.add_argument(
+    "--invert",
+    metavar="PROMPT",
+    help="what the picture shows: finds the noise that this prompt draws it from, and"
+    " draws from there; the same prompt gives the picture back",
+  )
+  parser.add_argument(
+    "--vary",
+    type=float,
+    default=0.0,
+    help="with --invert: 0 keeps the noise found, 1 takes fresh noise, per --seed",
+  )
   parser.add_argument("--negative", default="", help="what to lead away from")
   parser.add_argument(
     "--strength",
     type=float,
-    help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask or for a"
-    " model of instructions",
+    help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask, with"
+    " --invert or for a model of instructions",
   )
   parser.add_argument("--mask", metavar="FILE", help="white is drawn anew, black stays")
   parser.add_argument(
@@ -65,6 +77,8 @@ def run(args) -> dict:
   )
   picture, change = _picture(args, config["data"]["channels"])
   is_partial = bool(args.mask or args.outpaint)
+  _check_inversion(args, is_partial)
+  prompt = (args.invert or "") if args.prompt is None else args.prompt
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.autoencoder:
     opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
@@ -78,17 +92,20 @@ def run(args) -> dict:
     )
   strength = args.strength
   if strength is None:
-    strength = 1.0 if is_partial or task.condition else 0.6
-  images = opened.experiment.painter().edits(
-    opened.weights,
-    opened.experiment.frozen,
-    [args.prompt] * args.num,
-    prompting.keys(args.seed, args.num),
-    picture,
-    change,
-    strength,
-    args.negative,
-  )
+    anew = is_partial or args.invert is not None or task.condition
+    strength = 1.0 if anew else 0.6
+  painter, captions = opened.experiment.painter(), [prompt] * args.num
+  keys = prompting.keys(args.seed, args.num)
+  given = (opened.weights, opened.experiment.frozen)
+  if args.invert is None:
+    images = painter.edits(
+      *given, captions, keys, picture, change, strength, args.negative
+    )
+  else:
+    how = (strength, args.vary, args.negative)
+    images = repainting.redrawn(
+      painter, *given, args.invert, captions, keys, picture, *how
+    )
   folder = pathlib.Path(args.out) if args.out else directory / "edits"
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +121,13 @@ def run(args) -> dict:
     "mask": args.mask,
     "outpaint": args.outpaint,
     "strength": strength,
+    "invert": args.invert,
+    "vary": args.vary,
     "negative": args.negative,
     "step": opened.step,
     "weights": opened.kind,
   }
-  captions, index = [args.prompt] * args.num, list(range(args.num))
+  index = list(range(args.num))
   before = np.concatenate([picture[None], images])
   result = sample.write_pictures(
     folder, images, captions, args.seed, index, args.num, how
@@ -120,6 +139,17 @@ def run(args) -> dict:
   kept = int((images == picture).all(-1).sum(0).min())
   print(f"before and after: {folder / 'before_after.png'}; {kept} pixels as before")
   return {**result, "strength": strength, "step": opened.step, "weights": opened.kind}
+
+
+def _check_inversion(args, is_partial: bool) -> None:
+  if args.invert is None and args.vary:
+    raise InputError(f"--vary {args.vary} is for --invert: say what the picture shows")
+  if args.invert is not None and is_partial:
+    raise InputError("--invert is for the whole picture: leave out --mask, --outpaint")
+  if args.invert is not None and args.sampler:
+    raise InputError(
+      f"--invert walks up and down by belm: leave out --sampler {args.sampler}"
+    )
 
 
 def _open(path: str, mode: str) -> np.ndarray:

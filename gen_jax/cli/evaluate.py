@@ -41,6 +41,12 @@ def add_arguments(parser) -> None:
     "--choices", help="JSONL of context, choices, label: accuracy by log-likelihood"
   )
   evaluate_pictures.add_arguments(parser)
+  parser.add_argument(
+    "--likelihood",
+    type=int,
+    metavar="N",
+    help="bits per dimension of N validation pictures (instead of the evaluators)",
+  )
 
 
 def run(args) -> dict:
@@ -64,6 +70,9 @@ def run(args) -> dict:
 
 
 def _on_its_own(args, directory: pathlib.Path, config: dict) -> dict:
+  if args.likelihood is not None:
+    block = {"name": "likelihood", "every": 0, "num": args.likelihood}
+    config = {**config, "evaluators": {"likelihood": block}}
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   result = {"step": opened.step, "weights": opened.kind}
   print(f"step {opened.step}, {opened.kind} weights")

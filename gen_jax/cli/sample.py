@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from gen_jax import prompting
+from gen_jax import prompting, repainting
 from gen_jax.cli import config_args, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import int8
@@ -66,6 +66,12 @@ def add_arguments(parser) -> None:
     group.add_argument(f"--{name}", action="store_true", help=meaning)
   parser.add_argument("--negative", help="pictures: what to lead away from")
   parser.add_argument(
+    "--interpolate",
+    type=int,
+    metavar="N",
+    help="pictures: N of them from the first --prompt to the second",
+  )
+  parser.add_argument(
     "--autoencoder", metavar="DIR", help="pictures: another one for the same latents"
   )
   group = parser.add_argument_group(
@@ -90,12 +96,22 @@ def run(args) -> dict:
   config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
-  for name in (*other, *(("negative", "autoencoder") if is_text else SWITCHES)):
+  for name in (
+    *other,
+    *(("negative", "autoencoder", "interpolate") if is_text else SWITCHES),
+  ):
     if getattr(args, name):
       raise InputError(
         f"--{name} is for {'pictures' if is_text else 'text'}; {directory} holds a"
         f" {'text' if is_text else 'picture'} model: {', '.join(f'--{n}' for n in own)}"
       )
+  if args.interpolate is not None and (
+    args.interpolate < 2 or len(args.prompt or []) != 2 or args.num != 1
+  ):
+    raise InputError(
+      f"--interpolate {args.interpolate} must be at least 2, with --prompt twice and"
+      " no --num"
+    )
   given = {name: getattr(args, name) for name in own}
   for name, words in (("stop", args.stop), ("order", args.order)):
     if words:
@@ -282,20 +298,27 @@ def save_picture(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
 
 
 def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
-  captions = [prompt for prompt in prompts for _ in range(args.num)]
-  index = [i for _ in prompts for i in range(args.num)]
   painter = opened.experiment.painter()
-  keys = prompting.keys(args.seed, args.num)[np.array(index)]
-  images = painter.images(
-    opened.weights, opened.experiment.frozen, captions, keys, args.negative or ""
-  )
+  given, negative = (opened.weights, opened.experiment.frozen), args.negative or ""
+  columns = args.num if args.interpolate is None else args.interpolate
+  if args.interpolate is None:
+    captions = [prompt for prompt in prompts for _ in range(args.num)]
+    index = [i for _ in prompts for i in range(args.num)]
+    keys = prompting.keys(args.seed, args.num)[np.array(index)]
+    images = painter.images(*given, captions, keys, negative)
+  else:
+    captions, index = [" to ".join(prompts)] * columns, list(range(columns))
+    keys = prompting.keys(args.seed, 2)
+    images = repainting.between(
+      painter, *given, tuple(prompts), keys, columns, negative
+    )
   how = {
     **opened.experiment.config["sampling"],
     "negative": args.negative or "",
     "step": opened.step,
     "weights": opened.kind,
   }
-  return write_pictures(folder, images, captions, args.seed, index, args.num, how)
+  return write_pictures(folder, images, captions, args.seed, index, columns, how)
 
 
 def write_pictures(

@@ -8,14 +8,19 @@
 Strength 1 forgets z: alpha is not quite 0 at the first time, and text-to-image never
 saw it. Strength 0 is z itself.
 
-Sources: Meng et al. 2021 (arXiv:2108.01073); Lugmayr et al. 2022 (2201.09865) eq. 8.
+Inversion instead finds the noise from which a prompt would have drawn z: a sampler is
+walked up its times. `ddim`, `euler` and `heun` come back from there nearly, `belm`
+exactly.
+
+Sources: Meng et al. 2021 (arXiv:2108.01073); Lugmayr et al. 2022 (2201.09865) eq. 8;
+Song et al. 2020 (2010.02502) section 4.3; Mokady et al. 2022 (2211.09794) section 3.
 """
 
 import jax.numpy as jnp
 
-from gen_jax.diffusion import samplers
+from gen_jax.diffusion import guidance, samplers
 from gen_jax.diffusion import schedule as schedules
-from gen_jax.types import Array
+from gen_jax.types import Array, PyTree
 
 
 def start(
@@ -41,6 +46,42 @@ def keeping(
     return jnp.where(held, schedule.alpha(s) * z + schedule.sigma(s) * eps, x), carry
 
   return samplers.Sampler(sampler.init, step)
+
+
+def invert(
+  denoise: guidance.Denoise,
+  sampler: samplers.Sampler,
+  times: Array,
+  z: Array,
+  keys: Array,
+) -> tuple[Array, PyTree]:
+  """The state at times[0] that leads to z [B, ...], and the sampler's carry there.
+
+  `samplers.walk` from both, down the same times, is the way back. At t = 0 a network
+  may say nothing of the noise: there it is asked for the lowest time above.
+  """
+
+  def above_0(x, t):
+    return denoise(x, jnp.maximum(t, times[-2]))
+
+  start = sampler.init(z)
+  return samplers.walk(above_0, sampler, times[::-1], z, start, keys)[0]
+
+
+def slerp(first: Array, second: Array, share: Array) -> Array:
+  """From first [B, ...] at share [B] = 0 to second at 1, on the arc between them.
+
+  Two draws of noise meet in draws of noise, which their mean would not be. The ends are
+  exact. Source: Shoemake 1985 section 3.3; Song et al. 2020 appendix D.5.
+  """
+  axes = tuple(range(1, first.ndim))
+  share = schedules.expand(share, first)
+  inner = (first * second).sum(axes, keepdims=True)
+  sizes = (first**2).sum(axes, keepdims=True) * (second**2).sum(axes, keepdims=True)
+  cosine = jnp.clip(inner / jnp.sqrt(sizes), -1.0, 1.0)
+  angle = jnp.maximum(jnp.arccos(cosine), 1e-4)
+  near, far = (jnp.sin(s * angle) / jnp.sin(angle) for s in (1.0 - share, share))
+  return near * first + far * second
 
 
 def keep_latents(change: Array, factor: int) -> Array:

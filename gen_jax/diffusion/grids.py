@@ -101,3 +101,6 @@ def align_your_steps(schedule: schedules.Schedule, num_steps: int) -> Array:
   logs = jnp.interp(places, jnp.arange(len(_AYS)), jnp.log(jnp.array(_AYS)))
   noisiest = -0.5 * schedule.logsnr(t_max(schedule))
   return _down_to(schedule, -2.0 * jnp.minimum(logs, noisiest))
+
+
+ALL = (uniform, trailing, leading, karras, uniform_logsnr, align_your_steps)

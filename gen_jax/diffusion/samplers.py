@@ -52,6 +52,27 @@ class Sampler(NamedTuple):
   step: Step
 
 
+def walk(
+  denoise: guidance.Denoise,
+  sampler: Sampler,
+  times: Array,
+  x: Array,
+  carry: PyTree,
+  keys: Array,
+  *,
+  trace: Callable[[Array], Any] | None = None,
+) -> tuple[tuple[Array, PyTree], Any]:
+  """`sample`, from a carry to a carry: ((state, carry) at times[n], what was kept)."""
+
+  def body(state, inputs):
+    i, t, s = inputs
+    x, carry = sampler.step(denoise, *state, t, s, rng.fold_in(keys, i))
+    return (x, carry), trace(x) if trace else None
+
+  steps = (jnp.arange(times.shape[0] - 1), times[:-1], times[1:])
+  return jax.lax.scan(body, (x, carry), steps)
+
+
 def sample(
   denoise: guidance.Denoise,
   sampler: Sampler,
@@ -73,15 +94,8 @@ def sample(
   Returns:
     The state at times[n] [B, ...], and `trace` stacked over steps [n, ...] (or None).
   """
-
-  def body(state, inputs):
-    x, carry = state
-    i, t, s = inputs
-    x, carry = sampler.step(denoise, x, carry, t, s, rng.fold_in(keys, i))
-    return (x, carry), trace(x) if trace else None
-
-  steps = (jnp.arange(times.shape[0] - 1), times[:-1], times[1:])
-  (x, _), kept = jax.lax.scan(body, (x, sampler.init(x)), steps)
+  carry = sampler.init(x)
+  (x, _), kept = walk(denoise, sampler, times, x, carry, keys, trace=trace)
   return x, kept
 
 
@@ -111,7 +125,8 @@ def ddim(schedule: schedules.Schedule, eta: float | Array = 0.0) -> Sampler:
     x0, eps = call(denoise, x, t)
     sigma_s = schedule.sigma(s)
     # Variance of the posterior q(x_s | x_t, x0), exact also where s is close to t.
-    fresh = -jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s))
+    # Upwards, in an inversion, it is 0.
+    fresh = jnp.maximum(-jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s)), 0.0)
     std = eta * sigma_s * jnp.sqrt(fresh)
     kept = jnp.sqrt(jnp.maximum(sigma_s**2 - std**2, 0.0))
     x = schedule.alpha(s) * x0 + kept * eps

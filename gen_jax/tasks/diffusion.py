@@ -234,7 +234,7 @@ class Sampling:
       raise InputError(f"size={self.size} must be two numbers of pixels, at least 1")
 
 
-def _guided(
+def guided(
   task: Diffusion,
   sampling: Sampling,
   params: Params,
@@ -259,7 +259,8 @@ def _guided(
   return denoise
 
 
-def _decode(task: Diffusion, sampling: Sampling, frozen: PyTree, z: Array) -> Array:
+def decode(task: Diffusion, sampling: Sampling, frozen: PyTree, z: Array) -> Array:
+  """Pictures of latents, in the pieces that `sampling` asks for."""
   codec = codecs.tiled(task.codec, sampling.tile) if sampling.tile else task.codec
   return codec.decode(frozen, z)
 
@@ -285,12 +286,12 @@ def draw(
   Returns:
     Pictures float32 [B, ...] from the codec's decoder, about [-1, 1].
   """
-  denoise = _guided(task, sampling, params, frozen, caption, negative)
+  denoise = guided(task, sampling, params, frozen, caption, negative)
   times = sampling.grid(task.schedule, sampling.num_steps)
   noise_keys, step_keys = rng.split(keys, 2)
   z = samplers.noise(task.schedule, times[0], noise_keys, shape)
   z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), times, z, step_keys)
-  return _decode(task, sampling, frozen, z)
+  return decode(task, sampling, frozen, z)
 
 
 def edit(
@@ -320,7 +321,7 @@ def edit(
   keep = editing.keep_latents(change, factor)
   given = {"image": picture, "before": picture, "change": change}
   extra = task.extra(frozen, given, rng.fold_in(keys, 2))
-  denoise = _guided(task, sampling, params, frozen, caption, negative, extra)
+  denoise = guided(task, sampling, params, frozen, caption, negative, extra)
   times = strength * sampling.grid(task.schedule, sampling.num_steps)
   noise_keys, step_keys = rng.split(keys, 2)
   eps = rng.normal(noise_keys, z.shape[1:])
@@ -328,4 +329,4 @@ def edit(
   sampler = editing.keeping(sampler, task.schedule, z, eps, keep)
   x = editing.start(task.schedule, times[0], z, eps, strength)
   x, _ = samplers.sample(denoise, sampler, times, x, step_keys)
-  return _decode(task, sampling, frozen, jnp.where(strength > 0, x, z))
+  return decode(task, sampling, frozen, jnp.where(strength > 0, x, z))

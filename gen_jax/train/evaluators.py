@@ -62,6 +62,38 @@ class LossEvaluator:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class BitsPerDim:
+  """Bits that pictures cost, and their mean's standard error; keys as in LossEvaluator.
+
+  Attributes:
+    every: steps between evaluations.
+    prefix: put before each name.
+    num: the first pictures of `batches` that count.
+    batches: one pass over them, padded with zero weights.
+    bits: jitted (weights, frozen, batch, keys [B]) -> [B].
+  """
+
+  every: int
+  prefix: str
+  num: int
+  batches: Callable[[], Iterator[Batch]]
+  bits: Callable[[Params, PyTree, Batch, Array], Array]
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    found = []
+    for i, batch in enumerate(self.batches()):
+      keys = rng.per_example(
+        jax.random.fold_in(jax.random.key(0), i), batch["weights"].shape[0]
+      )
+      bits = np.asarray(self.bits(weights, frozen, batch, keys))
+      found.extend(bits[np.asarray(batch["weights"]) > 0])
+    found = np.asarray(found[: self.num], np.float64)
+    yield f"{self.prefix}/bits_per_dim", float(found.mean())
+    yield f"{self.prefix}/bits_per_dim_stderr", float(found.std() / len(found) ** 0.5)
+    yield f"{self.prefix}/bits_per_dim_num", float(len(found))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Viewed:
   """An evaluator of other weights than those that are trained: adapters, merged.
 

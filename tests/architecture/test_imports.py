@@ -35,12 +35,13 @@ MAY_IMPORT = {
   "tasks": L0 | {"losses", "diffusion"},
   "train": L0 | {"tasks.base", "sharding"},
   "prompting": L0 | {"models", "tasks", "decoding", "data"},
+  "repainting": L0 | {"prompting", "tasks"},
   "scoring": L0 | {"models", "data"},
   "features": L0 | {"data", "models", "convert.safetensors"},
   "pictures": L0 | {"data", "features", "fidelity", "prompting", "tasks"},
   "evaluation": L0
   | {"data", "decoding", "features", "metrics", "pictures", "prompting", "sharding"}
-  | {"train"},
+  | {"tasks", "train"},
   "build": None,  # everything below
   "plan": None,
   "experiment": None,

@@ -1,0 +1,133 @@
+"""What else a trained diffusion is good for, along its ODE.
+
+Inversion with another prompt or other noise at the top, pictures between two, and the
+likelihood of pictures.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax import rng
+from gen_jax.diffusion import (
+  editing,
+  grids,
+  guidance,
+  likelihood,
+  multistep,
+  samplers,
+)
+from gen_jax.diffusion import schedule as schedules
+from gen_jax.tasks import diffusion
+from gen_jax.types import Array, Batch, Params, PyTree
+
+
+def redraw(
+  task: diffusion.Diffusion,
+  sampling: diffusion.Sampling,
+  params: Params,
+  frozen: PyTree,
+  source: diffusion.Caption,
+  caption: diffusion.Caption,
+  keys: Array,
+  picture: Array,
+  strength: Array,
+  vary: Array,
+  negative: diffusion.Caption | None = None,
+) -> Array:
+  """Inverts pictures under what they show and draws them again under another caption.
+
+  Up and down go by `belm` at the same guidance, so that under the same caption a
+  picture comes back exactly, but for the codec's own error.
+
+  Args:
+    source: what the pictures show, [B, S].
+    picture: float32 [B, H, W, C] in [-1, 1].
+    strength: float32 [] in [0, 1], how far up they are inverted; traced.
+    vary: float32 [] in [0, 1], how far the noise found is turned towards fresh noise;
+      traced.
+  """
+  z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
+  times = strength * sampling.grid(task.schedule, sampling.num_steps)
+  times = jnp.minimum(times, grids.t_max(task.schedule))  # x / alpha must be finite
+  sampler = multistep.belm(task.schedule)
+  up, down = (
+    diffusion.guided(task, sampling, params, frozen, c, negative)
+    for c in (source, caption)
+  )
+  x, carry = editing.invert(up, sampler, times, z, keys)
+  fresh = samplers.noise(task.schedule, times[0], rng.fold_in(keys, 2), z.shape[1:])
+  x = editing.slerp(x, fresh, jnp.broadcast_to(vary, z.shape[:1]))
+  # Another noise has no past: the walk down begins anew.
+  carry = jax.tree.map(
+    lambda new, old: jnp.where(vary > 0, new, old), sampler.init(x), carry
+  )
+  (x, _), _ = samplers.walk(down, sampler, times, x, carry, keys)
+  return diffusion.decode(task, sampling, frozen, jnp.where(strength > 0, x, z))
+
+
+def between(
+  task: diffusion.Diffusion,
+  sampling: diffusion.Sampling,
+  params: Params,
+  frozen: PyTree,
+  captions: tuple[diffusion.Caption, diffusion.Caption],
+  keys: tuple[Array, Array],
+  share: Array,
+  shape: tuple[int, ...],
+  negative: diffusion.Caption | None = None,
+) -> Array:
+  """Draws pictures between the two that `diffusion.draw` makes of captions and keys.
+
+  Predictions are mixed, not the text encoder's states, which mean nothing where one of
+  two captions is padding; noise goes along the arc.
+
+  Args:
+    captions: two, each [B, S].
+    keys: two, each [B]; the first one's serve steps that draw noise.
+    share: float32 [B] in [0, 1]: 0 is the first picture, 1 the second.
+  """
+  first, second = (
+    diffusion.guided(task, sampling, params, frozen, c, negative) for c in captions
+  )
+  times = sampling.grid(task.schedule, sampling.num_steps)
+  split = [rng.split(k, 2) for k in keys]
+  ends = [samplers.noise(task.schedule, times[0], k, shape) for k, _ in split]
+  z = editing.slerp(*ends, share)
+  denoise = guidance.guide(second, first, schedules.expand(share, z))
+  sampler = sampling.sampler(task.schedule)
+  z, _ = samplers.sample(denoise, sampler, times, z, split[0][1])
+  return diffusion.decode(task, sampling, frozen, z)
+
+
+def bits_per_dim(
+  task: diffusion.Diffusion,
+  params: Params,
+  frozen: PyTree,
+  batch: Batch,
+  keys: Array,
+  num_steps: int,
+) -> Array:
+  """Bits that the model needs for each number of a picture of bytes, float32 [B].
+
+  An upper bound: noise spread evenly over each byte's width makes a density of the
+  probability. For codecs that scale each number by itself. Source: Theis et al. 2016
+  (arXiv:1511.01844) section 3.1.
+
+  Args:
+    batch: image float32 [B, H, W, C], bytes / 127.5 - 1, and its caption.
+    num_steps: see `likelihood.log_density`; the probes are random signs.
+  """
+  width = 1.0 / 127.5
+  byte_keys, probe_keys = rng.split(keys, 2)
+  x = batch["image"]
+  spread = jax.vmap(lambda k: jax.random.uniform(k, x.shape[1:]))(byte_keys) - 0.5
+  z, stretch = jax.jvp(
+    lambda x: task.codec.encode(frozen, x, keys),
+    (x + width * spread,),
+    (jnp.ones_like(x),),
+  )
+  caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
+  denoise = task.denoiser(params, frozen, caption)
+  nats = likelihood.log_density(denoise, task.schedule, z, probe_keys, num_steps)
+  nats += jnp.log(jnp.abs(stretch)).sum((1, 2, 3))
+  return -(nats / x[0].size + jnp.log(width)) / jnp.log(2.0)
