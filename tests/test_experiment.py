@@ -1,10 +1,12 @@
 """What an experiment says of its own cost, against closed forms."""
 
+import functools
 import pathlib
 
 import pytest
 
 from gen_jax import experiment as experiments
+from gen_jax import types
 from gen_jax.cli import config_args
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -40,3 +42,19 @@ def test_model_flops_of_a_denoiser_are_three_times_a_forward_pass():
   assert list(small) == ["mfu"]
   # The null caption is encoded once whatever the batch; all else doubles.
   assert 1.9 < large["mfu"] / small["mfu"] <= 2.0
+
+
+@pytest.mark.parametrize("target, is_fine", [("eps", False), ("v", True)])
+def test_a_grid_that_begins_with_noise_alone_needs_a_target_that_bears_it(
+  target, is_fine
+):
+  schedule = "{'name': 'zero_terminal', 'schedule': 'scaled_linear'}"
+  overrides = f"task.target={target}", f"task.schedule={schedule}"
+  build = functools.partial(
+    make, "diffusion/digits.py:smoke", *overrides, "sampling.grid=trailing"
+  )
+  if is_fine:
+    build()
+  else:
+    with pytest.raises(types.InputError, match=r"t=1 with 0 of the picture left.*eps"):
+      build()

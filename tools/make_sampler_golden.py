@@ -135,7 +135,10 @@ def main(folder: pathlib.Path) -> None:
     "ddim_zero_terminal": by_timestep(ddim(**ZERO), 20),
     "ddpm": by_timestep(diffusers.DDPMScheduler(**BETAS, **LEADING), 20),
     "plms": by_timestep(
-      diffusers.PNDMScheduler(**SOLVER, **LEADING, skip_prk_steps=True), 20
+      diffusers.PNDMScheduler(
+        **SOLVER, **LEADING, skip_prk_steps=True, set_alpha_to_one=True
+      ),
+      20,
     ),
     "euler": by_sigma(euler(), 20, True),
     "euler_karras": by_sigma(euler(**POLYNOMIAL), 20, True),

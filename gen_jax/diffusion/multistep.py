@@ -1,6 +1,6 @@
 """Samplers that remember: x0 or eps extrapolated from steps before, or corrected.
 
-    plms      eps from the last four evaluations, all the same time apart    order 3
+    plms      eps from the last four evaluations, all the same time apart    order 2
     dpmpp_2m  x0 linear in log-SNR, from the last two evaluations            order 2
     dpmpp_2s  x0 of the middle of the step                                   order 2
     dpmpp_3m  x0 quadratic in log-SNR, from the last three evaluations       order 3
@@ -28,7 +28,8 @@ def plms(schedule: schedules.Schedule) -> samplers.Sampler:
   """Adams-Bashforth of order 4 in eps, carried by the step of `ddim`.
 
   The first step is improved Euler, with a second evaluation at its end (none at t = 0);
-  the next two use what there is: orders 2 and 3. Meant for grids that are uniform in t.
+  the next two use what there is. Meant for grids that are uniform in t; as even steps
+  there are uneven ones in sigma / alpha, it is of order 2 as a whole.
   Source: Liu et al. 2022 eq. 12, begun as Rombach et al. 2022 do.
   """
   weights = jnp.array(

@@ -13,7 +13,13 @@ from PIL import Image
 
 from gen_jax import build, sharding, tree, types
 from gen_jax.cli import config_args, main, workdir
-from gen_jax.convert import diffusers, huggingface, safetensors, stable_diffusion
+from gen_jax.convert import (
+  diffusers,
+  diffusers_configs,
+  huggingface,
+  safetensors,
+  stable_diffusion,
+)
 from gen_jax.data import pipeline, tokenizers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_pictures"
@@ -256,6 +262,12 @@ def test_a_masked_edit_changes_nothing_outside_the_mask(imported, picture, tmp_p
     (("--outpaint", "1,2,3"), "four numbers"),
     (("--outpaint", "1,0,0,0"), "divisible"),
     (("--num_steps", "0"), "num_steps=0"),
+    (("--invert", "pear", "--mask", "mask.png"), "leave out --mask"),
+    (("--invert", "pear", "--sampler", "heun"), "leave out --sampler heun"),
+    (("--invert", "pear", "--strength", "-1"), "strength=-1.0"),
+    (("--invert", "pear", "--vary", "2"), "vary=2.0"),
+    (("--invert", "pear", "--vary", "0.2", "--strength", "0.5"), "strength at 1"),
+    (("--vary", "0.2"), "is for --invert"),
   ],
 )
 def test_an_edit_that_cannot_be_is_refused(imported, picture, tmp_path, more, named):
@@ -263,6 +275,56 @@ def test_an_edit_that_cannot_be_is_refused(imported, picture, tmp_path, more, na
   with pytest.raises(types.InputError, match=named):
     run(*edit_words(imported, picture, *more, "--out", tmp_path / "out"))
   assert not (tmp_path / "out").exists()
+
+
+def test_inversion_by_command(imported, picture, tmp_path):
+  """The same prompt ends where strength 0 does; another one and other noise do not."""
+  words = edit_words(imported, picture, "--guidance_scale", 2)
+
+  def drawn(name, *more):
+    (sample,) = run(*words, *more, "--out", tmp_path / name)["samples"]
+    return np.asarray(Image.open(sample["path"]), int)
+
+  same = drawn("same", "--invert", "apple")
+  coded = drawn("coded", "--invert", "apple", "--strength", 0.002)
+  assert np.abs(same - coded).max() <= 2  # what the autoencoder alone makes of it
+  other = drawn("other", "--invert", "it's naïve")
+  varied = drawn("varied", "--invert", "apple", "--vary", 0.5)
+  assert min(np.abs(x - same).max() for x in (other, varied)) > 2
+  record = json.loads((tmp_path / "varied" / "prompts.json").read_text())
+  assert (record["invert"], record["vary"]) == ("apple", 0.5)
+
+
+def test_interpolation_begins_and_ends_with_the_two_pictures(imported, tmp_path):
+  def drawn(name, *more):
+    words = ("--workdir", imported / "w", "--num_steps", 2, "--out", tmp_path / name)
+    samples = run("sample", *words, "--prompt", "apple", *more)["samples"]
+    return [np.asarray(Image.open(s["path"]), int) for s in samples]
+
+  path = drawn("path", "--prompt", "wow 42", "--interpolate", 3)
+  ends = drawn("first")[0], drawn("second", "--prompt", "wow 42", "--num", 2)[3]
+  assert len(path) == 3
+  for got, wanted in zip((path[0], path[2]), ends, strict=True):
+    assert np.abs(got - wanted).max() <= 1
+  for more in (["--interpolate", 3], ["--prompt", "a", "--interpolate", 1]):
+    with pytest.raises(types.InputError, match="at least 2, with --prompt twice"):
+      drawn("none", *more)
+
+
+@pytest.mark.parametrize("is_rescaled", [False, True])
+def test_a_scheduler_with_zero_terminal_snr_comes_back(is_rescaled):
+  given = {
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": is_rescaled,
+    "beta_end": 0.01,
+  }
+  schedule, target = diffusers_configs.read_scheduler(given)
+  assert (schedule["name"] == "zero_terminal") == is_rescaled
+  written = diffusers_configs.write_scheduler(
+    build.build("schedule", schedule), build.build("target", target)
+  )
+  assert {key: written[key] for key in given} == given
 
 
 def damaged(tmp_path, change):
