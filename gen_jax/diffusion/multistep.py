@@ -230,27 +230,33 @@ def unipc(schedule: schedules.Schedule) -> samplers.Sampler:
 def belm(schedule: schedules.Schedule) -> samplers.Sampler:
   """A parabola through the last two states with the slope at the last one: O-BELM.
 
-  In (x / alpha, sigma / alpha), of order 2 after a first step of Euler's. The parabola
-  does not know which way time runs, so that the same steps taken back from where they
-  ended, carry included, pass through every state again to rounding: this inverts a
-  picture exactly, on any network. Source: Wang et al. 2024 (arXiv:2410.07273).
+  The parabola does not know which way time runs, so that the same steps taken back from
+  where they ended, carry included, pass through every state again to rounding: this
+  inverts a picture exactly, on any network. Of order 2 after a first step of Euler's.
+
+  Source: Wang et al. 2024 (arXiv:2410.07273), there in (x / alpha, sigma / alpha). Here
+  in x / (alpha + sigma), where steps are more even: upwards theirs grow, and the error
+  of the first one with their square.
   """
 
+  def place(t):
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return alpha + sigma, sigma / (alpha + sigma)
+
   def init(x):
-    return x, jnp.array(jnp.inf)  # the state before, and its sigma / alpha
+    return x, jnp.array(jnp.inf)  # the state before, and where it was
 
   def step(denoise, x, carry, t, s, keys):
     del keys
-    before, ratio = carry
-    alpha, clock = schedule.alpha(t), schedule.sigma(t) / schedule.alpha(t)
-    here, slope = x / alpha, samplers.call(denoise, x, t).eps
-    ahead = schedule.sigma(s) / schedule.alpha(s) - clock
-    back = ratio - clock
+    before, past = carry
+    (c, clock), (c_s, clock_s) = place(t), place(s)
+    x0, eps = samplers.call(denoise, x, t)
+    here, slope = x / c, eps - x0
+    ahead, back = clock_s - clock, past - clock
     known = jnp.isfinite(back) & (back != 0)
     back = jnp.where(known, back, 1.0)
     bend = jnp.where(known, (before - here - back * slope) / back**2, 0.0)
-    there = here + ahead * slope + ahead**2 * bend
-    return schedule.alpha(s) * there, (here, clock)
+    return c_s * (here + ahead * slope + ahead**2 * bend), (here, clock)
 
   return samplers.Sampler(init, step)
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from gen_jax import rng
 from gen_jax.diffusion import (
   editing,
-  grids,
   guidance,
   likelihood,
   multistep,
@@ -48,7 +47,6 @@ def redraw(
   """
   z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
   times = strength * sampling.grid(task.schedule, sampling.num_steps)
-  times = jnp.minimum(times, grids.t_max(task.schedule))  # x / alpha must be finite
   sampler = multistep.belm(task.schedule)
   up, down = (
     diffusion.guided(task, sampling, params, frozen, c, negative)
