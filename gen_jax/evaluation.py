@@ -68,9 +68,11 @@ def likelihood(
 
   def bits(weights, frozen, batch, keys):
     with sharding.use(layout):
-      return flow.bits_per_dim(task, weights, frozen, batch, keys, num_steps)
+      found = flow.bits_per_dim(task, weights, frozen, batch, keys, num_steps)
+    return found, batch["weights"]
 
-  return evaluators.BitsPerDim(every, split, num, batches, jax.jit(bits))
+  whole = jax.jit(bits, out_shardings=layout.replicated)
+  return evaluators.BitsPerDim(every, split, num, batches, whole)
 
 
 def gzip(experiment, every: int, split: str = "validation") -> evaluators.GzipBaseline:

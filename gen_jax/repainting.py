@@ -36,7 +36,7 @@ def between(
   run = jax.jit(fn, static_argnames="shape")
 
   def draw(index, first, second, against):
-    pairs = tuple(keys[np.full(len(index), i)] for i in (0, 1))
+    pairs = tuple(painter.place(keys[np.full(len(index), i)]) for i in (0, 1))
     both, at = (first, second), shares[index]
     return run(params, frozen, both, pairs, at, shape=painter.shape, negative=against)
 
@@ -77,7 +77,7 @@ def redrawn(
 
   def draw(index, shown, caption, against):
     pictures = np.repeat(pixels[None], len(index), 0)
-    at = keys[index]
+    at = painter.place(keys[index])
     return run(params, frozen, shown, caption, at, pictures, *shares, against)
 
   size = len(captions)
