@@ -319,11 +319,10 @@ def test_a_scheduler_with_zero_terminal_snr_comes_back(is_rescaled):
     "rescale_betas_zero_snr": is_rescaled,
     "beta_end": 0.01,
   }
-  schedule, target = diffusers_configs.read_scheduler(given)
-  assert (schedule["name"] == "zero_terminal") == is_rescaled
-  written = diffusers_configs.write_scheduler(
-    build.build("schedule", schedule), build.build("target", target)
-  )
+  blocks = diffusers_configs.read_scheduler(given)
+  assert (blocks["schedule"]["name"] == "zero_terminal") == is_rescaled
+  schedule, target = (build.build(k, blocks[k]) for k in ("schedule", "target"))
+  written = diffusers_configs.write_scheduler(schedule, target)
   assert {key: written[key] for key in given} == given
 
 

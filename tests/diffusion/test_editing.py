@@ -31,7 +31,8 @@ def network(x, t):
 
 def there_and_back(denoise, make, num_steps, z):
   """The state at the top, and what comes back down."""
-  sampler, times = make(SCHEDULE), grids.uniform(SCHEDULE, num_steps)
+  sampler = make(SCHEDULE)
+  times = jnp.asarray(grids.uniform(SCHEDULE, num_steps), z.dtype)
 
   @jax.jit
   def run(z):

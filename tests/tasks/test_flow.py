@@ -15,7 +15,7 @@ from tests import tiny
 
 NUM = 3
 KEYS = tiny.keys(3, NUM)
-SAMPLING = diffusion.Sampling(num_steps=4, guidance_scale=2.0)
+SAMPLING = diffusion.Sampling(num_steps=10, guidance_scale=2.0)
 
 
 @pytest.fixture(scope="module")
