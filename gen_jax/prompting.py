@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import rng
+from gen_jax import rng, tree
 from gen_jax.data import pipeline, tokenizers
 from gen_jax.decoding import generate, int8
 from gen_jax.models import transformer
@@ -185,7 +185,7 @@ class Writer:
     state = self._start(params, padded, lengths, keys, num_slots=num_slots)
     while not all(row.done for row in rows):
       state, tokens, logprobs = self._extend(params, state)
-      tokens, logprobs = np.asarray(tokens), np.asarray(logprobs)
+      tokens, logprobs = tree.fetch(tokens), tree.fetch(logprobs)
       yield (
         rows,
         [row.extend(*x) for row, *x in zip(rows, tokens, logprobs, strict=True)],
@@ -372,5 +372,5 @@ class Painter:
     for first in range(0, num, size):
       index = np.minimum(np.arange(first, first + size), num - 1)
       given = (self.place(self.caption([kind[i] for i in index])) for kind in texts)
-      images.append(np.asarray(draw(index, *given))[: num - first])
+      images.append(tree.fetch(draw(index, *given))[: num - first])
     return to_uint8(np.concatenate(images))

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from gen_jax import tree
 from gen_jax.data import tokenizer as tokenizers
 from gen_jax.models import transformer
 from gen_jax.types import InputError, Params
@@ -96,7 +97,7 @@ class Scorer:
         batch = np.zeros((size, width + 1), np.int32)  # what follows a row, it ignores
         for line, i in zip(batch, chosen, strict=False):
           line[: len(rows[i].tokens)] = rows[i].tokens
-        scores = np.asarray(self._score(params, batch))
+        scores = tree.fetch(self._score(params, batch))
         for line, i in zip(scores, chosen, strict=False):
           results[i] = line[rows[i].first - 1 : len(rows[i].tokens) - 1]
     return results

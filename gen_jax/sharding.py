@@ -181,21 +181,45 @@ class Layout:
     return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
 
   def local_rows(self, batch_size: int) -> slice:
-    """The rows of a global batch that this process must provide (contiguous)."""
+    """The rows of a global batch that this process must provide, and perhaps others."""
     sharding = self.batched(jax.ShapeDtypeStruct((batch_size,), np.int32))
     index_map = sharding.addressable_devices_indices_map((batch_size,))
-    bounds = [index[0].indices(batch_size)[:2] for index in index_map.values()]
-    return slice(min(lo for lo, _ in bounds), max(hi for _, hi in bounds))
+    return _block([index[0] for index in index_map.values()], batch_size)
 
   def put(self, batch: dict[str, np.ndarray], batch_size: int) -> Batch:
     """Makes global arrays [batch_size, ...] from this process's `local_rows`."""
+    first = self.local_rows(batch_size).start
 
     def one(x):
       shape = (batch_size, *x.shape[1:])
       sharding = self.batched(jax.ShapeDtypeStruct(shape, x.dtype))
-      return jax.make_array_from_process_local_data(sharding, x, shape)
+
+      def piece(index):
+        start, stop, _ = index[0].indices(batch_size)
+        return x[start - first : stop - first]
+
+      return jax.make_array_from_callback(shape, sharding, piece)
 
     return jax.tree.map(one, batch)
+
+
+def _block(rows: Sequence[slice], size: int) -> slice:
+  """The one of size / 1, size / 2, ... equal blocks that holds all of `rows`.
+
+  On most meshes a process's rows are such a block; where the order of devices strews
+  them, the block holds others' rows as well, up to the whole batch.
+
+  >>> _block([slice(4, 6), slice(6, 8)], 8), _block([slice(2, 4), slice(4, 6)], 8)
+  (slice(4, 8, None), slice(0, 8, None))
+  """
+  bounds = [row.indices(size)[:2] for row in rows]
+  low, high = min(lo for lo, _ in bounds), max(hi for _, hi in bounds)
+  width = next(
+    w
+    for w in range(high - low, size + 1)
+    if not size % w and low // w == (high - 1) // w
+  )
+  return slice(low // width * width, (low // width + 1) * width)
 
 
 def make_layout(

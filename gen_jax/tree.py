@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from gen_jax.types import PyTree
+from gen_jax.types import Array, PyTree
 
 
 def path_str(path: tuple[Any, ...]) -> str:
@@ -71,6 +72,13 @@ def num_bytes(tree: PyTree) -> int:
   return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def fetch(x: Array | np.ndarray) -> np.ndarray:
+  """All of an array, in every process, wherever its parts lie."""
+  if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
+
+
 def sha256(tree: PyTree) -> str:
   """Hash of paths, dtypes, shapes and bytes of every leaf: equal iff bitwise equal.
 
@@ -81,7 +89,7 @@ def sha256(tree: PyTree) -> str:
   for path, leaf in flatten(tree).items():
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    leaf = np.asarray(leaf)
+    leaf = fetch(leaf)
     digest.update(f"{path} {leaf.dtype} {leaf.shape};".encode())
     digest.update(np.ascontiguousarray(leaf).tobytes())
   return digest.hexdigest()

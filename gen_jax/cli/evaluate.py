@@ -12,7 +12,7 @@ import jax
 
 import gen_jax
 from gen_jax import scoring
-from gen_jax.cli import config_args, evaluate_pictures, trained, workdir
+from gen_jax.cli import config_args, evaluate_pictures, hosts, trained, workdir
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
 from gen_jax.types import InputError
@@ -21,6 +21,7 @@ from gen_jax.types import InputError
 def add_arguments(parser) -> None:
   """See `gen-jax evaluate --help`."""
   trained.add_arguments(parser)
+  hosts.add_arguments(parser)
   group = parser.add_argument_group(
     "language models, on other data (instead of the config's evaluators)"
   )
@@ -59,24 +60,27 @@ def run(args) -> dict:
   data = [o for o in args.overrides if is_pictures and o[0].startswith("data.")]
   own = [o for o in args.overrides if o not in data]
   config = config_args.apply(workdir.read_config(directory, own), data)
-  if given:
-    result = _on_other_data(args, directory, config, given)
-  elif is_pictures:
-    result = evaluate_pictures.run(args, directory, config)
-  else:
-    result = _on_its_own(args, directory, config)
-  workdir.write_json(directory / "evaluation.json", result)
+  with hosts.join(args, config) as roll:
+    if given:
+      result = _on_other_data(args, directory, config, given)
+    elif is_pictures:
+      result = evaluate_pictures.run(args, directory, config)
+    else:
+      result = _on_its_own(args, directory, config, roll)
+    workdir.write_json(directory / "evaluation.json", result)
   return result
 
 
-def _on_its_own(args, directory: pathlib.Path, config: dict) -> dict:
+def _on_its_own(args, directory: pathlib.Path, config: dict, roll: hosts.Roll) -> dict:
   if args.likelihood is not None:
     block = {"name": "likelihood", "every": 0, "num": args.likelihood}
     config = {**config, "evaluators": {"likelihood": block}}
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  with roll.first():
+    evals = opened.experiment.evaluators()
   result = {"step": opened.step, "weights": opened.kind}
   print(f"step {opened.step}, {opened.kind} weights")
-  for evaluator in opened.experiment.evaluators():
+  for evaluator in evals:
     for name, value in evaluator(opened.weights, opened.experiment.frozen):
       if isinstance(value, float):
         print(f"{name:32} {value:.4f}", flush=True)

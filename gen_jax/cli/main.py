@@ -137,7 +137,16 @@ def _fail(message: str) -> NoReturn:
   print("gen-jax: error:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
   atexit.unregister(_silence)
   atexit.register(_silence)  # libraries that fail to clean up say so at the very end
-  sys.exit(2)
+  _exit(2)
+
+
+def _exit(code: int) -> NoReturn:
+  """Ends; of several processes one that failed does not wait for the others."""
+  jax = sys.modules.get("jax")
+  if jax is not None and jax.distributed.is_initialized():
+    sys.stdout.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -165,10 +174,12 @@ def main(argv: list[str] | None = None) -> None:
     hint = "; make room, then give the same command again" if is_full else ""
     _fail(f"{error.strerror}{where}{hint}")
   except KeyboardInterrupt:
-    print("gen-jax: stopped at once", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+    print("gen-jax: stopped at once", file=sys.stderr, flush=True)
+    _exit(128 + signal.SIGINT)
   if "--json" in argv:
     print(json.dumps(result), flush=True)
+  if result.get("reason") == "interrupted":
+    sys.exit(os.EX_TEMPFAIL)  # not finished: the same command goes on
 
 
 if __name__ == "__main__":

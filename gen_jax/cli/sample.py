@@ -6,11 +6,12 @@ import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 from PIL import Image
 
 from gen_jax import prompting, repainting
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.cli import config_args, hosts, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
@@ -43,6 +44,7 @@ IMAGE = (
 def add_arguments(parser) -> None:
   """See `gen-jax sample --help`."""
   trained.add_arguments(parser)
+  hosts.add_arguments(parser)
   parser.add_argument(
     "--prompt", action="append", help="what to continue or to draw; may be repeated"
   )
@@ -119,6 +121,11 @@ def run(args) -> dict:
   config = config_args.apply(
     config, [(f"sampling.{k}", v) for k, v in given.items() if v is not None]
   )
+  with hosts.join(args, config):
+    return _draw(args, directory, config)
+
+
+def _draw(args, directory: pathlib.Path, config: dict) -> dict:
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.interactive:
     return _talk(args, opened)
@@ -131,7 +138,7 @@ def run(args) -> dict:
     raise InputError(
       f"cannot write to {folder}: {error.strerror}; give another --out"
     ) from None
-  draw = _text if is_text else _pictures
+  draw = _text if config["task"]["name"] == "language_model" else _pictures
   try:
     result = draw(args, opened, args.prompt or [""], folder)
   except InputError:
@@ -180,7 +187,7 @@ def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
           record = _record(prompt, sample, args.seed, i, args.logprobs)
           samples.append({**record, "sampling": sampling})
   finally:  # what is drawn is kept, whatever stops the rest
-    if samples:
+    if samples and jax.process_index() == 0:
       path.write_text("".join(json.dumps(s) + "\n" for s in samples))
   return {"samples": samples, "path": str(path)}
 
@@ -344,14 +351,16 @@ def write_pictures(
   }
   if len(set(slugs.values())) < len(slugs):  # one file per picture all the same
     slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
-  samples = []
+  samples, writes = [], jax.process_index() == 0
   for image, caption, i in zip(images, captions, index, strict=True):
     path = folder / f"{slugs[caption]}_{seed}_{i}.png"
-    save_picture(path, image)
+    if writes:
+      save_picture(path, image)
     samples.append({"prompt": caption, "path": str(path), "seed": seed, "index": i})
-  zoom = max(1, 64 // images.shape[1])
-  save_picture(folder / "grid.png", grid_picture(images, columns), zoom)
   record = {"prompts": prompts, "seed": seed, **how}
-  (folder / "prompts.json").write_text(json.dumps(record, indent=2) + "\n")
+  if writes:
+    zoom = max(1, 64 // images.shape[1])
+    save_picture(folder / "grid.png", grid_picture(images, columns), zoom)
+    (folder / "prompts.json").write_text(json.dumps(record, indent=2) + "\n")
   print(f"{len(images)} pictures in {folder}, all of them in {folder / 'grid.png'}")
   return {"samples": samples, "grid": str(folder / "grid.png")}

@@ -1,5 +1,6 @@
 """`gen-jax train`: a config and a workdir in, checkpoints and metrics out."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import flops, plan, sharding, tree
-from gen_jax.cli import config_args, sample, trained, workdir
+from gen_jax.cli import config_args, hosts, sample, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -24,6 +25,7 @@ def add_arguments(parser) -> None:
     action="store_true",
     help="print config, parameters, mesh, sharding and cost of the step; run nothing",
   )
+  hosts.add_arguments(parser)
   parser.epilog = (
     "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
     "A block can be replaced by name: --config.task.target=eps\n"
@@ -46,22 +48,25 @@ def run(args) -> dict:
       f"{directory} holds imported weights, without an optimiser to go on with; train"
       f" in another --workdir with --config.init_from.workdir={directory}"
     )
+  with hosts.join(args, config) as roll:
+    return _train(config, directory, roll)
+
+
+def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
   # Refuse a bad config before anything is written.
   experiments.make(config, None)
-  return _train(config, directory)
-
-
-def _train(config: dict, directory: pathlib.Path) -> dict:
-  with workdir.claim(directory, config):  # all that bad input can stop
-    experiment = experiments.make(config, directory)
+  with contextlib.ExitStack() as claimed:  # all that bad input can stop
+    with roll.first():
+      claimed.enter_context(workdir.claim(directory, config))
+      experiment = experiments.make(config, directory)
+      examples = experiment.pipeline("train")
+      evals = experiment.evaluators()
     experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
-    examples = experiment.pipeline("train")
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     optimizer, rate = experiment.optimizer(num_steps)
     goal = experiment.abstract_state(optimizer)
     work = experiment.flops_per_step()
-    evals = experiment.evaluators()
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
       base = trained.load_base(directory, experiment).params
@@ -100,12 +105,14 @@ def _train(config: dict, directory: pathlib.Path) -> dict:
     if restored is None and experiment.train.health_check:
       first = layout.put(examples.batch(0, rows), data.batch_size)
       _health(experiment, state, base, first, num_steps, directory)
-    sinks = [
-      writers.JsonLines(directory, start),
-      writers.TensorBoard(directory, start),
-      writers.Pictures(directory, start, sample.save_sheet),
-      writers.Terminal(start, num_steps, directory.name),
-    ]
+    sinks = []
+    if roll.process_id == 0:
+      sinks = [
+        writers.JsonLines(directory, start),
+        writers.TensorBoard(directory, start),
+        writers.Pictures(directory, start, sample.save_sheet),
+        writers.Terminal(start, num_steps, directory.name),
+      ]
     try:
       result = loop.run(
         state,

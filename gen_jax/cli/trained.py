@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
@@ -330,8 +331,10 @@ def save_autoencoder(
     statistics: of its latents, of step 0 and raw weights.
   """
   partial = home.with_name(f"{home.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
+  if jax.process_index() == 0:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+  multihost_utils.sync_global_devices("the autoencoder's folder is there")
   workdirs.write_json(partial / "config.json", config)
   lists = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in statistics.items()}
   workdirs.write_json(partial / latents.NAME, lists)
@@ -344,4 +347,6 @@ def save_autoencoder(
   )
   with checkpoint.open_manager(partial) as manager:
     checkpoint.save(manager, 0, state, checkpoint.Progress())
-  partial.rename(home)
+  if jax.process_index() == 0:
+    partial.rename(home)
+  multihost_utils.sync_global_devices("the autoencoder is copied")

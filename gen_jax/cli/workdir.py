@@ -6,9 +6,13 @@ import json
 import pathlib
 import platform
 import shutil
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 from gen_jax import experiment as experiments
 from gen_jax.cli import config_args
@@ -35,12 +39,13 @@ def _may_change(key: str) -> bool:
   return any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+  """A config as {"dotted.key": value}."""
   if not isinstance(config, dict) or not config:
     return {prefix: config}
   items = {}
   for key, value in config.items():
-    items.update(_flat(value, f"{prefix}.{key}" if prefix else key))
+    items.update(flat(value, f"{prefix}.{key}" if prefix else key))
   return items
 
 
@@ -48,13 +53,18 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
   """Writes config.json and run.json, or checks that the config there is this one.
 
-  Should the body fail, whatever was not there before is taken away again.
+  Should the body fail, whatever was not there before is taken away again. Of several
+  processes the first alone writes; the others, later, must see what it wrote.
 
   Raises:
-    InputError: the workdir belongs to another config (says what differs), or cannot be
-      written to.
+    InputError: the workdir belongs to another config (says what differs), cannot be
+      written to, or is not the one of process 0.
   """
   config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  if jax.process_index():
+    _check_shared(workdir, config)
+    yield
+    return
   _check_owner(workdir, config)
   run = {
     "code_revision": _revision(),
@@ -85,6 +95,23 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
     raise
 
 
+def _check_shared(
+  workdir: pathlib.Path, config: dict[str, Any], secs: float = 10.0
+) -> None:
+  """Raises InputError unless the config that process 0 wrote appears within `secs`."""
+  deadline = time.monotonic() + secs  # network file systems show a file late
+  while True:
+    with contextlib.suppress(OSError, ValueError):
+      if json.loads((workdir / "config.json").read_text()) == config:
+        return
+    if time.monotonic() > deadline:
+      raise InputError(
+        f"--workdir {workdir} on {socket.gethostname()} is not that of process 0: put"
+        " it on a file system that all hosts share"
+      )
+    time.sleep(0.2)
+
+
 def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
   if not (workdir / "config.json").exists():
     for name in ("tokenizer", "checkpoints"):
@@ -94,7 +121,7 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
           " program; take another --workdir"
         )
     return
-  old, new = _flat(read_config(workdir)), _flat(config)
+  old, new = flat(read_config(workdir)), flat(config)
   differ = [
     f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
     for key in sorted(old.keys() | new.keys())
@@ -109,7 +136,9 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file, whole or not at all."""
+  """Writes a JSON file, whole or not at all; of several processes the first alone."""
+  if jax.process_index():
+    return
   partial = path.with_name(f"{path.name}.partial")
   try:
     partial.write_text(json.dumps(value, indent=2) + "\n")

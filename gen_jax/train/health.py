@@ -83,7 +83,7 @@ class Health:
 
 
 def _share(is_so: Array) -> float:
-  return float(np.mean(np.asarray(jax.device_get(is_so))))
+  return float(np.mean(tree.fetch(is_so)))
 
 
 def examine(

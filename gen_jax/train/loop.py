@@ -13,12 +13,14 @@ that is killed and started again does exactly what an unbroken one does.
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
@@ -83,24 +85,34 @@ class Result:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-  """Yields a function that says whether to stop (after SIGINT or SIGTERM).
+def _interrupts() -> Iterator[Callable[[int], bool]]:
+  """Yields a function of the step: whether to stop (after SIGINT or SIGTERM).
 
-  The second signal is not caught: it stops at once.
+  The second signal is not caught: it stops at once. Several processes stop at the same
+  step, whichever of them is told to: SIGTERM is left to JAX, which agrees on one.
   """
   received = []
+  alone = jax.process_count() == 1
 
   def handle(number, frame):
     del frame
     received.append(number)
     signal.signal(number, previous[number])
     print("\nstopping after this step (again: at once)", flush=True)
+    if not alone:
+      os.kill(os.getpid(), signal.SIGTERM)
 
-  previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+  def stop(step: int) -> bool:
+    return (
+      bool(received) if alone else multihost_utils.reached_preemption_sync_point(step)
+    )
+
+  caught = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+  previous = {n: signal.getsignal(n) for n in caught}
   for number in previous:
     signal.signal(number, handle)
   try:
-    yield lambda: bool(received)
+    yield stop
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
@@ -208,7 +220,7 @@ def run(
           improved = value is not None and progress.best_step == i
           if improved or i % config.save_every == 0:
             save(i, value)
-        if interrupted():
+        if interrupted(i):
           reason = "interrupted"
         elif config.patience and progress.evals_since_best >= config.patience:
           reason = "patience"
@@ -220,8 +232,10 @@ def run(
         pending = (i, metrics)
       if pending is not None:
         fetch(*pending)
-    except (NotFiniteError, InputError):  # data can turn out to be bad at any time
-      save(int(state.step))
+    except (NotFiniteError, InputError) as error:  # data can be bad at any time,
+      # and of several processes in one, which cannot save alone.
+      if isinstance(error, NotFiniteError) or jax.process_count() == 1:
+        save(int(state.step))
       raise
     last = int(state.step)
     if reason == "finished" and last != saved_at:

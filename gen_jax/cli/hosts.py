@@ -1,0 +1,364 @@
+"""Several processes, one run: where each stands, whether all are there, who has gone.
+
+`jax.distributed` waits in silence and then aborts. So before it starts, process 0 calls
+the roll at the address its coordinator will have; lines of JSON over TCP:
+
+    i -> 0    process, host, facts: config, code, versions
+    0 -> i    the hosts, or what is wrong
+
+The connections stay open as long as the run lasts. One that breaks is a process that
+died, one that carries `ended` a process that failed or finished; either way the others
+know within a second which, and do not hang in a collective that never ends.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jax
+from jax._src import clusters  # the detection behind jax.distributed.initialize
+
+from gen_jax.cli import workdir
+from gen_jax.types import InputError
+
+_ALONE = "--num_processes=1 is for a run of its own"
+_NUMBERS = {  # Open MPI 5 no longer sets what JAX looks for
+  "num_processes": ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
+  "process_id": ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK"),
+}
+# A silent host is gone after 20 + 3 x 10 s.
+_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
+def add_arguments(parser) -> None:
+  """Flags of every command that runs as several processes."""
+  group = parser.add_argument_group(
+    "several processes (found by themselves on TPU pods, Slurm, Open MPI, Kubernetes)"
+  )
+  group.add_argument(
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="of process 0; or JAX_COORDINATOR_ADDRESS",
+  )
+  group.add_argument("--num_processes", type=int, help="or JAX_NUM_PROCESSES")
+  group.add_argument("--process_id", type=int, help="or JAX_PROCESS_ID")
+  group.add_argument(
+    "--host_timeout",
+    type=float,
+    default=50.0,
+    metavar="SECS",
+    help="how long to wait for the others at the start; default 50",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a process stands in a run.
+
+  Attributes:
+    coordinator: host and port of process 0.
+    num_processes: of the run, at least 2.
+    process_id: in [0, num_processes).
+    devices: ids of the local devices that are its own; None is all.
+  """
+
+  coordinator: tuple[str, int]
+  num_processes: int
+  process_id: int
+  devices: Sequence[int] | None = None
+
+
+def find_place(args, environ: Mapping[str, str] = os.environ) -> Place | None:
+  """Where flags, environment or cluster put this process; None for a run of its own.
+
+  Raises:
+    InputError: a place that cannot be, or half of one.
+  """
+  if args.host_timeout <= 0:
+    raise InputError(f"--host_timeout {args.host_timeout} must be more than 0")
+  address = args.coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
+  number, index = (_number(args, name, environ) for name in _NUMBERS)
+  devices = None
+  if number == 1:
+    return None
+  if None in (address, number, index):
+    try:
+      detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+      secs = math.ceil(args.host_timeout)
+      address, number, index, devices = detect(address, number, index, None, None, secs)
+    except Exception as error:  # whatever a cluster's interface raises
+      raise InputError(
+        f"this cluster does not say where this process stands ({error}); give"
+        f" --coordinator, --num_processes and --process_id; {_ALONE}"
+      ) from None
+  found = {"--coordinator": address, "--num_processes": number, "--process_id": index}
+  missing = [flag for flag, value in found.items() if value is None]
+  if len(missing) == len(found) or number == 1:
+    return None
+  if missing:
+    raise InputError(
+      f"{', '.join(found)} belong together; {' and '.join(missing)} not given; {_ALONE}"
+    )
+  if not 0 <= index < number:
+    raise InputError(f"--process_id {index} must be in [0, --num_processes {number})")
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise InputError(f"--coordinator {address!r} must be HOST:PORT, as in node1:8476")
+  devices = None if "JAX_LOCAL_DEVICE_IDS" in environ else devices
+  return Place((host.strip("[]"), int(port)), number, index, devices)
+
+
+def _number(args, name: str, environ: Mapping[str, str]) -> int | None:
+  given = [getattr(args, name), *(environ.get(v) for v in _NUMBERS[name])]
+  text = next((value for value in given if value is not None), None)
+  if text is not None and not str(text).removeprefix("-").isdecimal():
+    raise InputError(f"{_NUMBERS[name][0]}={text!r} must be a whole number")
+  return None if text is None else int(text)
+
+
+def _facts(place: Place, config: dict[str, Any]) -> dict[str, str]:
+  """What must be the same in all processes."""
+  code = hashlib.sha256()
+  for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
+    code.update(path.read_bytes())
+  return {
+    "--num_processes": str(place.num_processes),
+    "code (SHA-256)": code.hexdigest()[:12],
+    **{f"{name} version": importlib.metadata.version(name) for name in ("jax", "flax")},
+    **{f"config {key}": repr(value) for key, value in workdir.flat(config).items()},
+  }
+
+
+class _Link:
+  """A connection that carries objects; None is read where there is nothing sensible."""
+
+  def __init__(self, connection: socket.socket, secs: float):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+      if hasattr(socket, name):
+        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    connection.settimeout(secs)
+    self.socket, self._lines = connection, connection.makefile("r", newline="\n")
+
+  def read(self) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+      message = json.loads(self._lines.readline(2**20))
+      return message if isinstance(message, dict) else None
+    return None
+
+  def send(self, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # whoever is gone, the reader notices
+      self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+
+class Roll:
+  """The processes of a run, each connected with process 0, and watched.
+
+  Attributes:
+    process_id: of this one.
+    hosts: names, by process.
+  """
+
+  def __init__(self, process_id: int, hosts: Sequence[str], links: dict[int, _Link]):
+    self.process_id, self.hosts, self._links = process_id, hosts, links
+    self._prepared = threading.Semaphore(0)
+    for other, link in links.items():
+      link.socket.settimeout(None)
+      threading.Thread(target=self._watch, args=(other, link), daemon=True).start()
+
+  def _watch(self, other: int, link: _Link) -> None:
+    name = f"process {other} ({self.hosts[other]})"
+    while (message := link.read()) is not None:
+      if message.get("ended"):
+        _end(2, f"{name} failed: {message['ended']}")
+      if "ended" in message:
+        return
+      self._prepared.release()
+    _end(
+      os.EX_TEMPFAIL,
+      f"{name} is gone; start all again: the run goes on where it was saved",
+    )
+
+  @contextlib.contextmanager
+  def first(self) -> Iterator[None]:
+    """Process 0 runs the body before the others do: what it writes, they find."""
+    while self.process_id and not self._prepared.acquire(timeout=60.0):
+      waiting = f"gen-jax: waiting for process 0 ({self.hosts[0]})"
+      print(waiting, file=sys.stderr, flush=True)
+    yield
+    if self.process_id == 0:
+      self._tell({"prepared": True})
+
+  def end(self, error: str = "") -> None:
+    """Says that this process is done, or why it cannot go on."""
+    self._tell({"ended": error})
+
+  def _tell(self, message: dict[str, Any]) -> None:
+    for link in self._links.values():
+      link.send(message)
+
+
+def _end(code: int, reason: str) -> NoReturn:
+  print("gen-jax: error:", reason, file=sys.stderr, flush=True)
+  os._exit(code)  # the main thread may wait for a process that is no more
+
+
+def call_roll(place: Place, facts: dict[str, str], secs: float) -> Roll:
+  """Waits until all processes are there, and agree.
+
+  Raises:
+    InputError: names those that are missing after `secs`, or what differs.
+  """
+  here = {"process": place.process_id, "host": socket.gethostname(), "facts": facts}
+  if place.process_id:
+    link, answer = _report(place, here, secs)
+    if "wrong" in answer:
+      raise InputError(answer["wrong"])
+    return Roll(place.process_id, answer["hosts"], {0: link})
+  hosts, links, wrong = _gather(place, here, secs)
+  for _, link in links:
+    link.send({"wrong": wrong} if wrong else {"hosts": hosts})
+  if wrong:
+    raise InputError(wrong)
+  return Roll(0, hosts, dict(links))
+
+
+def _gather(place: Place, here: dict[str, Any], secs: float):
+  """Hosts by process, (process, connection), and what is wrong, if anything."""
+  present, links = {0: here}, []
+  deadline, wrong = time.monotonic() + secs, None
+  with _listen(place.coordinator[1], deadline) as listener:
+    while len(present) < place.num_processes and wrong is None:
+      listener.settimeout(max(deadline - time.monotonic(), 0.01))
+      try:
+        link = _Link(listener.accept()[0], 5.0)
+      except TimeoutError:
+        break
+      report = link.read()
+      if report is None or report.keys() != here.keys():
+        continue  # somebody else's
+      other = report["process"]
+      wrong = _disagreement(report, here, present.get(other))
+      links.append((other, link))
+      present[other] = report
+  if wrong is None and len(present) < place.num_processes:
+    missing = sorted(set(range(place.num_processes)) - present.keys())
+    wrong = _missing(missing, place, secs)
+  return [present[i]["host"] for i in sorted(present)], links, wrong
+
+
+def _disagreement(report, here, namesake) -> str | None:
+  other = f"process {report['process']} ({report['host']})"
+  for key in sorted(here["facts"].keys() | report["facts"].keys()):
+    own, its = (facts.get(key, "absent") for facts in (here["facts"], report["facts"]))
+    if own != its:
+      return (
+        f"{other} has another {key}: {its}, process 0 ({here['host']}) {own}; start all"
+        " with the same command, code and packages"
+      )
+  if namesake is None:
+    return None
+  return (
+    f"{other} is there twice, on {namesake['host']} as well; give each process its own"
+    " --process_id"
+  )
+
+
+def _missing(processes: Sequence[int], place: Place, secs: float) -> str:
+  known = os.environ.get("GEN_JAX_HOSTS") or os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  hosts = known.split(",")
+  if len(hosts) == place.num_processes:
+    names = [f"{i} ({hosts[i]})" for i in processes[:8]]
+  else:
+    names = [str(i) for i in processes[:8]]
+  more = f" and {len(processes) - 8} more" if len(processes) > 8 else ""
+  host, port = place.coordinator
+  return (
+    f"process {', '.join(names)}{more} of {place.num_processes} did not come to"
+    f" {host}:{port} within {secs:g} s; start the command on every host; {_ALONE}"
+  )
+
+
+def _listen(port: int, deadline: float) -> socket.socket:
+  """A server socket; waits for a process of an earlier run to let go of the port."""
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  while True:
+    try:
+      return socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+      if time.monotonic() > deadline:
+        raise InputError(
+          f"--coordinator: process 0 cannot listen on port {port} ({error.strerror});"
+          " take another one"
+        ) from None
+    time.sleep(0.2)
+
+
+def _report(place: Place, here: dict[str, Any], secs: float):
+  """The connection to process 0, and its answer."""
+  host, port = place.coordinator
+  deadline = time.monotonic() + secs
+  while (left := deadline - time.monotonic()) > 0:
+    with contextlib.suppress(OSError):
+      link = _Link(socket.create_connection((host, port), timeout=left), secs + 5.0)
+      link.send(here)
+      if (answer := link.read()) is not None:
+        return link, answer
+    time.sleep(0.2)
+  raise InputError(
+    f"process 0 of {place.num_processes} did not answer at {host}:{port} within"
+    f" {secs:g} s; start the command there too; {_ALONE}"
+  )
+
+
+@contextlib.contextmanager
+def join(args, config: dict[str, Any]) -> Iterator[Roll]:
+  """Makes this process part of its run, before anything is computed.
+
+  Processes other than 0 lose their stdout. Whatever ends the body in one process ends
+  all of them.
+
+  Args:
+    args: see `add_arguments`.
+    config: the same in all processes, or they are refused.
+
+  Raises:
+    InputError: see `find_place` and `call_roll`.
+  """
+  place = find_place(args)
+  if place is None:
+    yield Roll(0, (socket.gethostname(),), {})
+    return
+  roll = call_roll(place, _facts(place, config), args.host_timeout)
+  if place.process_id:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  host, port = place.coordinator
+  jax.distributed.initialize(
+    coordinator_address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+    num_processes=place.num_processes,
+    process_id=place.process_id,
+    local_device_ids=place.devices,
+    cluster_detection_method="deactivate",  # done
+    initialization_timeout=60,
+    shutdown_timeout_seconds=60,
+  )
+  try:
+    yield roll
+  except BaseException as error:
+    if not isinstance(error, InputError):
+      time.sleep(2.0)  # it may follow from the end of another process: see `_watch`
+    roll.end(str(error) or type(error).__name__)
+    raise
+  roll.end()

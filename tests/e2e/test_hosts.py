@@ -1,0 +1,137 @@
+"""Several real processes, joined by gloo, are one run."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 8
+WORDS = (
+  "--config=configs/lm/pydoc.py:smoke",
+  f"--config.train.num_steps={STEPS}",
+  "--config.train.log_every=1",
+  "--config.train.save_every=3",
+  "--config.train.health_check=False",
+  "--config.evaluators={}",
+  "--config.mesh.data=2",
+  "--config.mesh.fsdp=2",
+)
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def start(workdir, number, *words, indices=None):
+  """Starts the processes of a run of four devices."""
+  env = {
+    **os.environ,
+    "TFDS_DATA_DIR": str(workdir.parent / "data"),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(4 // number),
+  }
+  port, pipe = free_port(), subprocess.PIPE
+  return [
+    subprocess.Popen(
+      [sys.executable, "-m", "gen_jax.cli.main", "train", *WORDS]
+      + [f"--workdir={workdir}", f"--coordinator=localhost:{port}"]
+      + [f"--num_processes={number}", f"--process_id={i}", *words],
+      cwd=ROOT,
+      env=env,
+      stdout=pipe,
+      stderr=pipe,
+      text=True,
+    )
+    for i in (range(number) if indices is None else indices)
+  ]
+
+
+def finish(processes):
+  """[(exit code, stdout, stderr)] of all."""
+  said = [process.communicate(timeout=120) for process in processes]
+  return [(p.returncode, *s) for p, s in zip(processes, said, strict=True)]
+
+
+def losses(workdir):
+  rows = [json.loads(r) for r in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The losses of a run that one process makes."""
+  workdir = tmp_path_factory.mktemp("alone") / "run"
+  ((code, _, stderr),) = finish(start(workdir, 1))
+  assert code == 0, stderr
+  return losses(workdir)
+
+
+def test_killed_with_two_processes_and_resumed_with_four(whole, tmp_path):
+  """The same batches in the same order, each once: the losses are those of one process.
+
+  To 1e-6: sums over devices are added in another order than over processes.
+  """
+  workdir = tmp_path / "run"
+  first, second = start(workdir, 2)
+  for line in first.stdout:
+    if line.startswith("step 5/"):
+      second.send_signal(signal.SIGKILL)
+      break
+  killed = time.monotonic()
+  (code, _, stderr), (_, stdout, _) = finish([first, second])
+  assert time.monotonic() - killed < 20
+  assert code == os.EX_TEMPFAIL and "process 1 (" in stderr and "is gone" in stderr
+  assert not [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
+  before = losses(workdir)
+  assert set(before) >= {1, 2, 3, 4, 5}
+  ended = finish(start(workdir, 4))
+  assert [code for code, *_ in ended] == [0, 0, 0, 0], ended[0][2]
+  assert "resuming" in ended[0][1] and "resuming" not in ended[1][1]
+  after = losses(workdir)
+  assert list(after) == list(range(1, STEPS + 1))
+  for found in (before, after):
+    assert found == pytest.approx({i: whole[i] for i in found}, abs=1e-6)
+
+
+def test_told_to_stop_one_process_stops_all_at_one_step(whole, tmp_path):
+  workdir = tmp_path / "run"
+  first, second = start(workdir, 2, "--config.train.num_steps=2000")
+  for line in first.stdout:
+    if line.startswith("step 2/"):
+      second.send_signal(signal.SIGTERM)
+      break
+  ended = finish([first, second])
+  assert [code for code, *_ in ended] == [os.EX_TEMPFAIL] * 2, ended
+  assert "interrupted at step" in ended[0][1]
+
+
+def test_a_process_that_never_starts_is_named(tmp_path):
+  began = time.monotonic()
+  alone = start(tmp_path / "run", 2, "--host_timeout=2", indices=[0])
+  ((code, stdout, stderr),) = finish(alone)
+  assert time.monotonic() - began < 60
+  assert (code, stdout) == (2, "") and len(stderr.splitlines()) == 1
+  assert "process 1 of 2 did not come" in stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_what_stops_one_process_stops_the_other_and_says_why(tmp_path):
+  """Process 1 is given a workdir that process 0 does not see."""
+  (tmp_path / "b").mkdir()
+  words = ("--host_timeout=30",)
+  port_owner = start(tmp_path / "a" / "run", 2, *words, indices=[0])
+  port = next(w for w in port_owner[0].args if w.startswith("--coordinator="))
+  other = start(tmp_path / "b" / "run", 2, *words, port, indices=[1])
+  (code_a, _, stderr_a), (code_b, _, stderr_b) = finish([*port_owner, *other])
+  assert (code_a, code_b) == (2, 2)
+  assert "file system that all hosts share" in stderr_b
+  assert "process 1 (" in stderr_a and "file system that all hosts share" in stderr_a
