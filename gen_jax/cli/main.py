@@ -31,6 +31,7 @@ COMMANDS = {
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or pictures, into a workdir",
   "export": "write a model as transformers or diffusers load it",
+  "launch": "run train, evaluate or sample on many hosts: ssh, TPU VM, Slurm, SkyPilot",
   "report": "write one self-contained HTML page about workdirs",
   "doctor": "check this machine: versions, devices, memory, speed",
 }
@@ -90,7 +91,10 @@ def run(argv: list[str]) -> dict:
   if not argv:
     parser.print_help()
     return {}
-  command = argv[0]
+  command, remote = argv[0], None
+  if command == "launch" and "--" in argv:  # what follows is for the hosts
+    at = argv.index("--")
+    argv, remote = argv[:at], argv[at + 1 :]
   if command not in parsers and not command.startswith("-"):
     raise types.unknown("command", command, COMMANDS)
   if command in parsers:
@@ -105,7 +109,7 @@ def run(argv: list[str]) -> dict:
     )
   if overrides and not {"config", "checkpoint", "from"} & vars(args).keys():
     raise types.InputError(f"{args.command} takes no --config.* overrides")
-  args.overrides = overrides
+  args.overrides, args.words = overrides, remote
   return module.run(args)
 
 

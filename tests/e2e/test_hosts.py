@@ -39,18 +39,16 @@ def start(workdir, number, *words, indices=None):
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(4 // number),
   }
-  port, pipe = free_port(), subprocess.PIPE
+  words = [
+    *(sys.executable, "-m", "gen_jax.cli.main", "train", *WORDS),
+    f"--workdir={workdir}",
+    f"--coordinator=localhost:{free_port()}",
+    f"--num_processes={number}",
+    *words,
+  ]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
   return [
-    subprocess.Popen(
-      [sys.executable, "-m", "gen_jax.cli.main", "train", *WORDS]
-      + [f"--workdir={workdir}", f"--coordinator=localhost:{port}"]
-      + [f"--num_processes={number}", f"--process_id={i}", *words],
-      cwd=ROOT,
-      env=env,
-      stdout=pipe,
-      stderr=pipe,
-      text=True,
-    )
+    subprocess.Popen([*words, f"--process_id={i}"], cwd=ROOT, env=env, **pipes)
     for i in (range(number) if indices is None else indices)
   ]
 
@@ -135,3 +133,49 @@ def test_what_stops_one_process_stops_the_other_and_says_why(tmp_path):
   assert (code_a, code_b) == (2, 2)
   assert "file system that all hosts share" in stderr_b
   assert "process 1 (" in stderr_a and "file system that all hosts share" in stderr_a
+
+
+SSH = """#!/bin/sh
+# A host is a folder; the first start on the second one finds it unreachable.
+while [ "$1" = -o ]; do shift 2; done
+mkdir -p "$HOSTS/$1" && cd "$HOSTS/$1" || exit 255
+case "$1 $2" in
+  127.0.0.1*exec*) [ -e lost ] || { touch lost; exit 255; };;
+esac
+exec sh -c "$2"
+"""
+
+
+def test_launch_starts_every_host_stops_all_and_starts_again(whole, tmp_path):
+  programs = {"ssh": SSH, "rsync": "#!/bin/sh\nexit 0\n"}
+  for name, text in programs.items():
+    (tmp_path / name).write_text(text)
+    (tmp_path / name).chmod(0o755)
+  env = {
+    **os.environ,
+    "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    "PYTHONPATH": str(ROOT),
+    "HOSTS": str(tmp_path / "hosts"),
+    "TFDS_DATA_DIR": str(tmp_path / "data"),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "2",
+  }
+  workdir = tmp_path / "run"
+  config = f"--config={ROOT}/configs/lm/pydoc.py:smoke"
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "gen_jax.cli.main", "launch", "--on=ssh"),
+      *("--hosts=localhost,127.0.0.1", f"--port={free_port()}"),
+      *(f"--python={sys.executable}", "--retries=1", "--json"),
+      *("--", "train", config, *WORDS[1:], f"--workdir={workdir}"),
+    ],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout.splitlines()[-1])["starts"] == 2
+  assert f"step {STEPS}/{STEPS}" in done.stdout  # the log of process 0
+  assert losses(workdir) == pytest.approx(whole, abs=1e-6)

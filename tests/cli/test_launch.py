@@ -1,0 +1,130 @@
+"""What `gen-jax launch` would run: one engine after another, word for word."""
+
+import json
+import shlex
+
+import pytest
+
+from gen_jax import types
+from gen_jax.cli import engines, main
+
+WORDS = [
+  "train",
+  "--config=c.py",
+  "--workdir=/nfs/run",
+  "--config.data.source.pattern=a b",
+]
+WORKER = engines.Worker("code dir", "/opt/python", "make")
+PROGRAM = (
+  "/opt/python -m gen_jax.cli.main train --config=c.py --workdir=/nfs/run"
+  " '--config.data.source.pattern=a b'"
+)
+
+
+def test_ssh_gives_every_host_its_number_and_all_the_same_coordinator():
+  plan = engines.Ssh(["me@a", "b"], WORKER, 99, ["-p", "22"]).plan(WORDS)
+  assert [command[-2] for command in plan.start] == ["me@a", "b"]
+  for i, command in enumerate(plan.start):
+    assert command[0] == "ssh" and "BatchMode=yes" in command and command[-4] == "-p"
+    place, env, program = command[-1].partition("exec env ")
+    assert place == f"cd 'code dir' && echo $$ > launch-{i}.pid && " and env
+    assert program.endswith(PROGRAM)
+    variables = dict(word.split("=", 1) for word in shlex.split(program)[:4])
+    assert variables == {
+      "JAX_COORDINATOR_ADDRESS": "a:99",
+      "JAX_NUM_PROCESSES": "2",
+      "JAX_PROCESS_ID": str(i),
+      "GEN_JAX_HOSTS": "a,b",
+    }
+  assert [command[-1] for command in plan.stop] == [
+    f"kill -TERM $(cat 'code dir'/launch-{i}.pid)" for i in range(2)
+  ]
+  copies = [command for command in plan.prepare if command[0] == "rsync"]
+  assert [command[-2:] for command in copies] == [
+    ("./", "me@a:code dir/"),
+    ("./", "b:code dir/"),
+  ]
+  assert not any("delete" in word for command in copies for word in command)
+  assert plan.prepare[-1][-1] == "cd 'code dir' && make" and not plan.restarts
+
+
+def test_tpu_vm_asks_all_workers_and_creates_what_is_not_ready():
+  engine = engines.TpuVm("pod", "z", WORKER, ["--accelerator-type=v5litepod-16"])
+  plan = engine.plan(WORDS)
+  verbs = [c[4] for c in plan.prepare if c[0] == "gcloud"]
+  assert verbs == ["scp", "ssh", "ssh"]
+  for command in (*plan.start, *plan.stop, *plan.prepare[2:]):
+    assert command[:4] == ("gcloud", "compute", "tpus", "tpu-vm")
+    assert "--worker=all" in command and "--zone=z" in command
+  (start,) = plan.start
+  assert start[5] == "pod" and start[7] == (
+    f"--command=cd 'code dir' && echo $$ > launch.pid && exec env {PROGRAM}"
+  )
+  create = plan.prepare[0][-1]
+  assert create.startswith('[ "$(gcloud compute tpus tpu-vm describe pod ')
+  assert "= READY ] || { gcloud compute tpus tpu-vm delete pod --quiet" in create
+  assert "tpu-vm create pod --accelerator-type=v5litepod-16 --zone=z; }" in create
+  without = engines.TpuVm("pod", "z", WORKER).plan(WORDS)
+  assert without.prepare[0][0] == "tar"
+
+
+def test_slurm_waits_for_one_job_that_is_requeued():
+  plan = engines.Slurm("job", 4, WORKER, ["--ntasks-per-node=8"]).plan(WORDS)
+  (submit,) = plan.start
+  assert submit[0] == "sbatch" and {"--wait", "--requeue", "--nodes=4"} <= set(submit)
+  # The later flag wins.
+  assert submit.index("--ntasks-per-node=1") < submit.index("--ntasks-per-node=8")
+  assert submit[-1].startswith("--wrap=make && GEN_JAX_HOSTS=$(scontrol show hostnames")
+  assert submit[-1].endswith(f" srun --kill-on-bad-exit=1 {PROGRAM}")
+  log = next(w.removeprefix("--output=") for w in submit if w.startswith("--output="))
+  assert plan.follow[-1] == log and plan.restarts
+
+
+def test_sky_s_yaml_is_a_managed_spot_job_with_a_bucket():
+  engine = engines.Sky("job", 2, WORKER, {"accelerators": "A100:8"}, "s3://b", 99)
+  plan = engine.plan(WORDS)
+  ((path, text),) = plan.files.items()
+  assert plan.start == [("sky", "jobs", "launch", "--yes", "--name=job", path)]
+  task = json.loads(text)
+  run = task.pop("run")
+  assert task == {
+    "name": "job",
+    "workdir": ".",
+    "num_nodes": 2,
+    "resources": {"use_spot": True, "accelerators": "A100:8"},
+    "setup": "make",
+    "file_mounts": {"/bucket": {"source": "s3://b", "mode": "MOUNT_CACHED"}},
+  }
+  assert run.endswith(PROGRAM)
+  assert 'JAX_COORDINATOR_ADDRESS="$(echo "$SKYPILOT_NODE_IPS" | head -n1):99"' in run
+  assert 'JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES"' in run
+  assert 'JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"' in run
+
+
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    (["--on=ssh", "--hosts=a,b"], "after -- comes the command"),
+    (["--on=ssh", "--hosts=a", "--", "inspect"], "one of train, evaluate, sample"),
+    (["--on=ssh", "--", *WORDS], "--on ssh needs --hosts"),
+    (["--on=ssh", "--hosts=a,,b", "--", *WORDS], "--on ssh needs --hosts"),
+    (["--on=tpu-vm", "--name=x", "--", *WORDS], "--name and --zone"),
+    (["--on=slrum", "--", *WORDS], "did you mean 'slurm'"),
+    (["--on=slurm", "--num_hosts=0", "--", *WORDS], "--num_hosts 0 must be at least 1"),
+    (["--on=sky", "--option=A100", "--", *WORDS], "must be KEY=VALUE"),
+    (["--on=sky", "--", *WORDS], "--on sky needs sky on this machine"),
+  ],
+)
+def test_bad_input_is_one_line(words, message, monkeypatch, tmp_path):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  with pytest.raises(types.InputError, match=message):
+    main.run(["launch", *words])
+
+
+def test_a_dry_run_prints_and_runs_nothing(capsys, monkeypatch, tmp_path):
+  monkeypatch.setenv("PATH", str(tmp_path))
+  result = main.run(["launch", "--on=ssh", "--hosts=a,b", "--dry_run", "--", *WORDS])
+  out = capsys.readouterr().out
+  for part in ("prepare", "start", "stop"):
+    assert all(shlex.join(command) in out for command in result[part])
+  assert "'\"'\"'--config.data.source.pattern=a b'\"'\"'" in out
