@@ -78,8 +78,15 @@ class Worker:
     return f"{self.python} -m gen_jax.cli.main {shlex.join(words)}"
 
   def stop(self, pid: str = _PID) -> str:
-    """Shell text that tells it to save and stop."""
-    return f"kill -TERM $(cat {shlex.quote(self.directory)}/{pid})"
+    """Shell text that tells it to save and stop, should it be about to start as well."""
+    path = f"{shlex.quote(self.directory)}/{pid}"
+    wait = f"for i in 1 2 3 4 5; do [ -s {path} ] && break; sleep 1; done"
+    return f"{wait}; kill -TERM $(cat {path})"
+
+  def make_room(self, pid: str = _PID) -> str:
+    """Shell text that makes the folder, and forgets the process before."""
+    place = shlex.quote(self.directory)
+    return f"mkdir -p {place} && rm -f {place}/{pid}"
 
   def prepare(self) -> str | None:
     """Shell text of the setup."""
@@ -133,7 +140,7 @@ class Ssh:
     prepare, start, stop = [], [], []
     for i, host in enumerate(self.hosts):
       pid = f"launch-{i}.pid"  # names of one host may stand for several processes
-      prepare.append(on(host, f"mkdir -p {shlex.quote(self.worker.directory)}"))
+      prepare.append(on(host, self.worker.make_room(pid)))
       prepare.append(_copy(f"{host}:{self.worker.directory}"))
       if setup := self.worker.prepare():
         prepare.append(on(host, setup))
@@ -172,7 +179,7 @@ class TpuVm:
     archive, directory = f"{self.name}.tar.gz", shlex.quote(self.worker.directory)
     here = f"{tempfile.gettempdir()}/{archive}"
     excluded = (f"--exclude={name}" for name in _KEPT_OUT)
-    unpack = f"mkdir -p {directory} && tar -xzf {archive} -C {directory}"
+    unpack = f"{self.worker.make_room()} && tar -xzf {archive} -C {directory}"
     create = []
     if self.options:
       state = shlex.join(gcloud("describe", self.name, "--format=value(state)"))

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from jax._src import clusters  # the detection behind jax.distributed.initialize
@@ -32,6 +32,8 @@ from jax._src import clusters  # the detection behind jax.distributed.initialize
 from gen_jax.cli import workdir
 from gen_jax.types import InputError
 
+_BAD_INPUT = 2
+_GRACE_SECS = 5.0  # another process failed: may be of what this one is about to say
 _ALONE = "--num_processes=1 is for a run of its own"
 _NUMBERS = {  # Open MPI 5 no longer sets what JAX looks for
   "num_processes": ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
@@ -172,23 +174,29 @@ class Roll:
 
   def __init__(self, process_id: int, hosts: Sequence[str], links: dict[int, _Link]):
     self.process_id, self.hosts, self._links = process_id, hosts, links
-    self._prepared = threading.Semaphore(0)
-    for other, link in links.items():
-      link.socket.settimeout(None)
-      threading.Thread(target=self._watch, args=(other, link), daemon=True).start()
+    self._prepared, self._over = threading.Semaphore(0), threading.Event()
+    self._watchers = [
+      threading.Thread(target=self._watch, args=item, daemon=True)
+      for item in links.items()
+    ]
+    for watcher in self._watchers:
+      watcher.start()
 
   def _watch(self, other: int, link: _Link) -> None:
-    name = f"process {other} ({self.hosts[other]})"
+    link.socket.settimeout(None)
+    code, reason = os.EX_TEMPFAIL, "is gone; start all again: the run goes on"
     while (message := link.read()) is not None:
       if message.get("ended"):
-        _end(2, f"{name} failed: {message['ended']}")
+        code, reason = _BAD_INPUT, f"failed: {message['ended']}"
+        self._over.wait(_GRACE_SECS)
+        break
       if "ended" in message:
         return
       self._prepared.release()
-    _end(
-      os.EX_TEMPFAIL,
-      f"{name} is gone; start all again: the run goes on where it was saved",
-    )
+    if not self._over.is_set():
+      name = f"process {other} ({self.hosts[other]})"
+      print("gen-jax: error:", name, reason, file=sys.stderr, flush=True)
+      os._exit(code)  # the main thread may wait for a process that is no more
 
   @contextlib.contextmanager
   def first(self) -> Iterator[None]:
@@ -202,16 +210,14 @@ class Roll:
 
   def end(self, error: str = "") -> None:
     """Says that this process is done, or why it cannot go on."""
+    self._over.set()
     self._tell({"ended": error})
+    for watcher in self._watchers if error and self.process_id == 0 else ():
+      watcher.join(2 * _GRACE_SECS)  # the coordinator, which lives here, goes last
 
   def _tell(self, message: dict[str, Any]) -> None:
     for link in self._links.values():
       link.send(message)
-
-
-def _end(code: int, reason: str) -> NoReturn:
-  print("gen-jax: error:", reason, file=sys.stderr, flush=True)
-  os._exit(code)  # the main thread may wait for a process that is no more
 
 
 def call_roll(place: Place, facts: dict[str, str], secs: float) -> Roll:

@@ -66,14 +66,14 @@ def run(args) -> dict:
     pathlib.Path(path).write_text(text)
   retries = 0 if plan.restarts else args.retries
   for attempt in range(retries + 1):
-    codes, told = _attempt(plan)
-    if told or not any(codes) or _BAD_INPUT in codes or attempt == retries:
+    code, told = _attempt(plan)
+    if told or code in (0, _BAD_INPUT) or attempt == retries:
       break
     secs = min(2**attempt, 300)
-    print(f"launch: ended with {codes}; starting again in {secs} s", flush=True)
+    print(f"launch: exit code {code}; starting again in {secs} s", flush=True)
     time.sleep(secs)
-  if not told and any(codes):
-    raise InputError(f"the run failed (exit codes {codes}); the same command goes on")
+  if code and not told:
+    raise InputError(f"the run failed (exit code {code}); the same command goes on")
   return {"reason": "interrupted" if told else "finished", "starts": attempt + 1}
 
 
@@ -112,15 +112,15 @@ def _show(plan: engines.Plan) -> dict:
   return {**shown, "files": plan.files}
 
 
-def _attempt(plan: engines.Plan) -> tuple[list[int], bool]:
-  """Exit codes of all parts, and whether the user told it to stop.
+def _attempt(plan: engines.Plan) -> tuple[int, bool]:
+  """Exit code of the part that failed first, and whether the user told all to stop.
 
-  The first part that fails, or Ctrl-C, stops all others.
+  Either stops the others.
   """
   for command in plan.prepare:
     if code := subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
       print(f"launch: exit code {code} of {shlex.join(command)}", flush=True)
-      return [code], False
+      return code, False
   told = []
 
   def handle(number, frame):
@@ -135,13 +135,13 @@ def _attempt(plan: engines.Plan) -> tuple[list[int], bool]:
     if plan.follow:
       stack.callback(_start(plan.follow).kill)
     parts = [_start(command) for command in plan.start]
-    while not told and any(part.poll() is None for part in parts):
-      if any(part.returncode for part in parts):
-        break
+    code = 0
+    while not (told or code) and any(part.poll() is None for part in parts):
       time.sleep(0.2)
+      code = next((part.returncode for part in parts if part.poll()), 0)
     if any(part.poll() is None for part in parts):
       _stop(plan, parts)
-  return [part.returncode for part in parts], bool(told)
+  return code, bool(told)
 
 
 def _start(command: engines.Command) -> subprocess.Popen:

@@ -126,6 +126,8 @@ def run(args) -> dict:
 
 
 def _draw(args, directory: pathlib.Path, config: dict) -> dict:
+  if args.interactive and jax.process_count() > 1:
+    raise InputError("--interactive is for a run of one process")
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.interactive:
     return _talk(args, opened)

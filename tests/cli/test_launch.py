@@ -37,7 +37,9 @@ def test_ssh_gives_every_host_its_number_and_all_the_same_coordinator():
       "GEN_JAX_HOSTS": "a,b",
     }
   assert [command[-1] for command in plan.stop] == [
-    f"kill -TERM $(cat 'code dir'/launch-{i}.pid)" for i in range(2)
+    f"for i in 1 2 3 4 5; do [ -s 'code dir'/launch-{i}.pid ] && break; sleep 1; done;"
+    f" kill -TERM $(cat 'code dir'/launch-{i}.pid)"
+    for i in range(2)
   ]
   copies = [command for command in plan.prepare if command[0] == "rsync"]
   assert [command[-2:] for command in copies] == [
