@@ -78,7 +78,7 @@ class Worker:
     return f"{self.python} -m gen_jax.cli.main {shlex.join(words)}"
 
   def stop(self, pid: str = _PID) -> str:
-    """Shell text that tells it to save and stop, should it be about to start as well."""
+    """Shell text that tells it to save and stop, even one that is about to start."""
     path = f"{shlex.quote(self.directory)}/{pid}"
     wait = f"for i in 1 2 3 4 5; do [ -s {path} ] && break; sleep 1; done"
     return f"{wait}; kill -TERM $(cat {path})"

@@ -147,7 +147,8 @@ def _draw(args, directory: pathlib.Path, config: dict) -> dict:
     with contextlib.suppress(OSError):  # a folder with something in it stays
       folder.rmdir()
     raise
-  print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
+  if jax.process_index() == 0:
+    print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
   return {"step": opened.step, "weights": opened.kind, **result}
 
 
