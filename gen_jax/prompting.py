@@ -23,7 +23,7 @@ def keys(seed: int, num: int, offset: int = 0) -> Array:
 
 def to_uint8(images: Array | np.ndarray) -> np.ndarray:
   """Pixels of about [-1, 1] as uint8, what lies beyond cut off."""
-  return np.clip(np.round(np.asarray(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
+  return np.clip(np.round(tree.fetch(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
 
 
 def _bucket(length: int) -> int:
