@@ -13,6 +13,7 @@ know within a second which, and do not hang in a collective that never ends.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -48,20 +49,11 @@ def add_arguments(parser) -> None:
   group = parser.add_argument_group(
     "several processes (found by themselves on TPU pods, Slurm, Open MPI, Kubernetes)"
   )
-  group.add_argument(
-    "--coordinator",
-    metavar="HOST:PORT",
-    help="of process 0; or JAX_COORDINATOR_ADDRESS",
-  )
-  group.add_argument("--num_processes", type=int, help="or JAX_NUM_PROCESSES")
-  group.add_argument("--process_id", type=int, help="or JAX_PROCESS_ID")
-  group.add_argument(
-    "--host_timeout",
-    type=float,
-    default=50.0,
-    metavar="SECS",
-    help="how long to wait for the others at the start; default 50",
-  )
+  add, wait = group.add_argument, "how long to wait for all at the start; default 50"
+  add("--coordinator", metavar="HOST:PORT", help="or JAX_COORDINATOR_ADDRESS")
+  add("--num_processes", type=int, help="or JAX_NUM_PROCESSES")
+  add("--process_id", type=int, help="or JAX_PROCESS_ID")
+  add("--host_timeout", type=float, default=50.0, metavar="SECS", help=wait)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +167,8 @@ class Roll:
   def __init__(self, process_id: int, hosts: Sequence[str], links: dict[int, _Link]):
     self.process_id, self.hosts, self._links = process_id, hosts, links
     self._prepared, self._over = threading.Semaphore(0), threading.Event()
-    self._watchers = [
-      threading.Thread(target=self._watch, args=item, daemon=True)
-      for item in links.items()
-    ]
+    watch = functools.partial(threading.Thread, target=self._watch, daemon=True)
+    self._watchers = [watch(args=item) for item in links.items()]
     for watcher in self._watchers:
       watcher.start()
 
@@ -227,21 +217,14 @@ def call_roll(place: Place, facts: dict[str, str], secs: float) -> Roll:
     InputError: names those that are missing after `secs`, or what differs.
   """
   here = {"process": place.process_id, "host": socket.gethostname(), "facts": facts}
-  if place.process_id:
-    link, answer = _report(place, here, secs)
-    if "wrong" in answer:
-      raise InputError(answer["wrong"])
-    return Roll(place.process_id, answer["hosts"], {0: link})
-  hosts, links, wrong = _gather(place, here, secs)
-  for _, link in links:
-    link.send({"wrong": wrong} if wrong else {"hosts": hosts})
-  if wrong:
-    raise InputError(wrong)
-  return Roll(0, hosts, dict(links))
+  links, answer = (_report if place.process_id else _gather)(place, here, secs)
+  if answer["wrong"]:
+    raise InputError(answer["wrong"])
+  return Roll(place.process_id, answer["hosts"], links)
 
 
 def _gather(place: Place, here: dict[str, Any], secs: float):
-  """Hosts by process, (process, connection), and what is wrong, if anything."""
+  """In process 0: the connections by process, and what all are told."""
   present, links = {0: here}, []
   deadline, wrong = time.monotonic() + secs, None
   with _listen(place.coordinator[1], deadline) as listener:
@@ -261,7 +244,10 @@ def _gather(place: Place, here: dict[str, Any], secs: float):
   if wrong is None and len(present) < place.num_processes:
     missing = sorted(set(range(place.num_processes)) - present.keys())
     wrong = _missing(missing, place, secs)
-  return [present[i]["host"] for i in sorted(present)], links, wrong
+  answer = {"hosts": [present[i]["host"] for i in sorted(present)], "wrong": wrong}
+  for _, link in links:
+    link.send(answer)
+  return dict(links), answer
 
 
 def _disagreement(report, here, namesake) -> str | None:
@@ -283,11 +269,9 @@ def _disagreement(report, here, namesake) -> str | None:
 
 def _missing(processes: Sequence[int], place: Place, secs: float) -> str:
   known = os.environ.get("GEN_JAX_HOSTS") or os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  hosts = known.split(",")
-  if len(hosts) == place.num_processes:
-    names = [f"{i} ({hosts[i]})" for i in processes[:8]]
-  else:
-    names = [str(i) for i in processes[:8]]
+  hosts = [f" ({host})" for host in known.split(",")]
+  hosts = hosts if len(hosts) == place.num_processes else [""] * place.num_processes
+  names = [f"{i}{hosts[i]}" for i in processes[:8]]
   more = f" and {len(processes) - 8} more" if len(processes) > 8 else ""
   host, port = place.coordinator
   return (
@@ -313,7 +297,7 @@ def _listen(port: int, deadline: float) -> socket.socket:
 
 
 def _report(place: Place, here: dict[str, Any], secs: float):
-  """The connection to process 0, and its answer."""
+  """In the others: the connection to process 0, and its answer."""
   host, port = place.coordinator
   deadline = time.monotonic() + secs
   while (left := deadline - time.monotonic()) > 0:
@@ -321,7 +305,7 @@ def _report(place: Place, here: dict[str, Any], secs: float):
       link = _Link(socket.create_connection((host, port), timeout=left), secs + 5.0)
       link.send(here)
       if (answer := link.read()) is not None:
-        return link, answer
+        return {0: link}, answer
     time.sleep(0.2)
   raise InputError(
     f"process 0 of {place.num_processes} did not answer at {host}:{port} within"

@@ -14,7 +14,13 @@ WORDS = [
   "--workdir=/nfs/run",
   "--config.data.source.pattern=a b",
 ]
-WORKER = engines.Worker("code dir", "/opt/python", "make")
+
+
+def job(**fields):
+  fields = {"directory": "code dir", "python": "/opt/python", "setup": "make", **fields}
+  return engines.Job(WORDS, **fields)
+
+
 PROGRAM = (
   "/opt/python -m gen_jax.cli.main train --config=c.py --workdir=/nfs/run"
   " '--config.data.source.pattern=a b'"
@@ -22,7 +28,7 @@ PROGRAM = (
 
 
 def test_ssh_gives_every_host_its_number_and_all_the_same_coordinator():
-  plan = engines.Ssh(["me@a", "b"], WORKER, 99, ["-p", "22"]).plan(WORDS)
+  plan = engines.ssh(job(hosts="me@a,b", port=99, option=["-p", "22"]))
   assert [command[-2] for command in plan.start] == ["me@a", "b"]
   for i, command in enumerate(plan.start):
     assert command[0] == "ssh" and "BatchMode=yes" in command and command[-4] == "-p"
@@ -37,8 +43,8 @@ def test_ssh_gives_every_host_its_number_and_all_the_same_coordinator():
       "GEN_JAX_HOSTS": "a,b",
     }
   assert [command[-1] for command in plan.stop] == [
-    f"for i in 1 2 3 4 5; do [ -s 'code dir'/launch-{i}.pid ] && break; sleep 1; done;"
-    f" kill -TERM $(cat 'code dir'/launch-{i}.pid)"
+    f"cd 'code dir' && {{ for i in 1 2 3 4 5; do [ -s launch-{i}.pid ] && break;"
+    f" sleep 1; done; kill -TERM $(cat launch-{i}.pid); }}"
     for i in range(2)
   ]
   copies = [command for command in plan.prepare if command[0] == "rsync"]
@@ -51,8 +57,8 @@ def test_ssh_gives_every_host_its_number_and_all_the_same_coordinator():
 
 
 def test_tpu_vm_asks_all_workers_and_creates_what_is_not_ready():
-  engine = engines.TpuVm("pod", "z", WORKER, ["--accelerator-type=v5litepod-16"])
-  plan = engine.plan(WORDS)
+  pod = {"name": "pod", "zone": "z"}
+  plan = engines.tpu_vm(job(**pod, option=["--accelerator-type=v5litepod-16"]))
   verbs = [c[4] for c in plan.prepare if c[0] == "gcloud"]
   assert verbs == ["scp", "ssh", "ssh"]
   for command in (*plan.start, *plan.stop, *plan.prepare[2:]):
@@ -66,12 +72,12 @@ def test_tpu_vm_asks_all_workers_and_creates_what_is_not_ready():
   assert create.startswith('[ "$(gcloud compute tpus tpu-vm describe pod ')
   assert "= READY ] || { gcloud compute tpus tpu-vm delete pod --quiet" in create
   assert "tpu-vm create pod --accelerator-type=v5litepod-16 --zone=z; }" in create
-  without = engines.TpuVm("pod", "z", WORKER).plan(WORDS)
+  without = engines.tpu_vm(job(**pod))
   assert without.prepare[0][0] == "tar"
 
 
 def test_slurm_waits_for_one_job_that_is_requeued():
-  plan = engines.Slurm("job", 4, WORKER, ["--ntasks-per-node=8"]).plan(WORDS)
+  plan = engines.slurm(job(num_hosts=4, option=["--ntasks-per-node=8"]))
   (submit,) = plan.start
   assert submit[0] == "sbatch" and {"--wait", "--requeue", "--nodes=4"} <= set(submit)
   # The later flag wins.
@@ -79,12 +85,12 @@ def test_slurm_waits_for_one_job_that_is_requeued():
   assert submit[-1].startswith("--wrap=make && GEN_JAX_HOSTS=$(scontrol show hostnames")
   assert submit[-1].endswith(f" srun --kill-on-bad-exit=1 {PROGRAM}")
   log = next(w.removeprefix("--output=") for w in submit if w.startswith("--output="))
-  assert plan.follow[-1] == log and plan.restarts
+  assert plan.follow[0][-1] == log and plan.restarts
 
 
 def test_sky_s_yaml_is_a_managed_spot_job_with_a_bucket():
-  engine = engines.Sky("job", 2, WORKER, {"accelerators": "A100:8"}, "s3://b", 99)
-  plan = engine.plan(WORDS)
+  spot = {"option": ["accelerators=A100:8"], "bucket": "s3://b"}
+  plan = engines.sky(job(name="job", num_hosts=2, port=99, **spot))
   ((path, text),) = plan.files.items()
   assert plan.start == [("sky", "jobs", "launch", "--yes", "--name=job", path)]
   task = json.loads(text)
