@@ -227,7 +227,16 @@ def _gather(place: Place, here: dict[str, Any], secs: float):
   """In process 0: the connections by process, and what all are told."""
   present, links = {0: here}, []
   deadline, wrong = time.monotonic() + secs, None
-  with _listen(place.coordinator[1], deadline) as listener:
+  both, port = socket.has_dualstack_ipv6(), place.coordinator[1]
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+  except OSError as error:
+    raise InputError(
+      f"--coordinator: process 0 cannot listen on port {port} ({error.strerror}); take"
+      " another one"
+    ) from None
+  with server as listener:
     while len(present) < place.num_processes and wrong is None:
       listener.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
@@ -278,22 +287,6 @@ def _missing(processes: Sequence[int], place: Place, secs: float) -> str:
     f"process {', '.join(names)}{more} of {place.num_processes} did not come to"
     f" {host}:{port} within {secs:g} s; start the command on every host; {_ALONE}"
   )
-
-
-def _listen(port: int, deadline: float) -> socket.socket:
-  """A server socket; waits for a process of an earlier run to let go of the port."""
-  both = socket.has_dualstack_ipv6()
-  family = socket.AF_INET6 if both else socket.AF_INET
-  while True:
-    try:
-      return socket.create_server(("", port), family=family, dualstack_ipv6=both)
-    except OSError as error:
-      if time.monotonic() > deadline:
-        raise InputError(
-          f"--coordinator: process 0 cannot listen on port {port} ({error.strerror});"
-          " take another one"
-        ) from None
-    time.sleep(0.2)
 
 
 def _report(place: Place, here: dict[str, Any], secs: float):

@@ -56,9 +56,6 @@ def run(args) -> dict:
     )
   if args.on not in ENGINES:
     raise unknown("engine (--on)", args.on, ENGINES)
-  for name in ("num_hosts", "port"):
-    if getattr(args, name) < 1:
-      raise InputError(f"--{name} {getattr(args, name)} must be at least 1")
   fields = [field.name for field in dataclasses.fields(engines.Job)]
   plan = ENGINES[args.on](engines.Job(**{n: getattr(args, n) for n in fields}))
   if args.dry_run:

@@ -146,6 +146,12 @@ def test_strangers_do_not_disturb(port):
   assert told[0].startswith("process 1 of 2 did not come")
 
 
+def test_a_port_that_is_taken_is_named(port):
+  with socket.create_server(("localhost", port)):
+    (text,) = roll(port, 2, (0, {}), secs=0.5)
+  assert text.startswith(f"--coordinator: process 0 cannot listen on port {port}")
+
+
 def test_another_config_is_refused_everywhere_and_names_the_key(port):
   told = roll(port, 2, (0, {"config seed": "0"}), (1, {"config seed": "7"}))
   assert told[0] == told[1]

@@ -118,7 +118,6 @@ def test_sky_s_yaml_is_a_managed_spot_job_with_a_bucket():
     (["--on=ssh", "--hosts=a,,b", "--", *WORDS], "--on ssh needs --hosts"),
     (["--on=tpu-vm", "--name=x", "--", *WORDS], "--name and --zone"),
     (["--on=slrum", "--", *WORDS], "did you mean 'slurm'"),
-    (["--on=slurm", "--num_hosts=0", "--", *WORDS], "--num_hosts 0 must be at least 1"),
     (["--on=sky", "--option=A100", "--", *WORDS], "must be KEY=VALUE"),
     (["--on=sky", "--", *WORDS], "--on sky needs sky on this machine"),
   ],
