@@ -170,7 +170,10 @@ def slurm(job: Job) -> Plan:
   return Plan(
     prepare=[("mkdir", "-p", f"{place}"), _copy(f"{place}")],
     start=[submit],
-    stop=[("scancel", "--signal=TERM", f"--name={job.name}")],
+    stop=[  # a signal reaches what runs, and nothing else what waits
+      ("scancel", "--state=PENDING", f"--name={job.name}"),
+      ("scancel", "--signal=TERM", f"--name={job.name}"),
+    ],
     follow=[("tail", "-n", "0", "-F", log)],
     restarts=True,
   )

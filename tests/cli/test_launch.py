@@ -86,6 +86,7 @@ def test_slurm_waits_for_one_job_that_is_requeued():
   assert submit[-1].endswith(f" srun --kill-on-bad-exit=1 {PROGRAM}")
   log = next(w.removeprefix("--output=") for w in submit if w.startswith("--output="))
   assert plan.follow[0][-1] == log and plan.restarts
+  assert {command[1] for command in plan.stop} == {"--state=PENDING", "--signal=TERM"}
 
 
 def test_sky_s_yaml_is_a_managed_spot_job_with_a_bucket():
