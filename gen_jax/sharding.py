@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -163,8 +164,8 @@ class Layout:
 
     def one(x):
       fits = x.shape[0] % self.num_batch_shards == 0
-      fits = fits and self.replicated.is_fully_addressable
-      return jax.device_put(x, self.batched(x)) if fits else x
+      # Compiled: `device_put` cannot place keys on other processes' devices.
+      return jax.jit(jnp.copy, out_shardings=self.batched(x))(x) if fits else x
 
     return jax.tree.map(one, batch)
 
