@@ -126,7 +126,7 @@ def lines_of_code(text):
 
 def test_size_budgets():
   assert lines_of_code('"""Doc."""\n\n# comment\nx = [\n  1,\n]\n') == 3
-  assert sum(lines_of_code(p.read_text()) for p in FILES) <= 14_300
+  assert sum(lines_of_code(p.read_text()) for p in FILES) <= 14_800
   lengths = {p: len(p.read_text().splitlines()) for p in FILES}
   for path, length in lengths.items():
     assert length <= 450, path
