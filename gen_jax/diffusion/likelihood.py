@@ -13,7 +13,8 @@ with s_1 = sigma / sqrt(alpha^2 + sigma^2) at the first time of every grid, whic
 what samplers start from. Integrated over log tan(phi), minus half the log-SNR, from
 `logsnr_max` on by the classical Runge-Kutta method of order 4.
 
-A divergence is a function (v, u [B, ...], keys [B]) -> (v(u), div v [B]).
+A divergence is a function (v, u [B, ...], keys [B]) -> (v(u), div v [B]), by products
+from the left of the Jacobian: layers with gradients of their own have no others.
 
 Sources: Song et al. 2021 (arXiv:2011.13456) eq. 39-40 and appendix D.2; Grathwohl et
 al. 2018 (1810.01367) (one probe for the whole path).
@@ -36,17 +37,17 @@ Divergence = Callable[[Field, Array, Array], tuple[Array, Array]]
 def hutchinson(field: Field, u: Array, keys: Array) -> tuple[Array, Array]:
   """One probe of random signs per example: no bias, two evaluations' work."""
   probe = jnp.where(rng.normal(keys, u.shape[1:]) < 0, -1.0, 1.0)
-  out, moved = jax.jvp(field, (u,), (probe,))
-  return out, _sum(probe * moved)
+  out, pull = jax.vjp(field, u)
+  return out, _sum(probe * pull(probe)[0])
 
 
 def exact(field: Field, u: Array, keys: Array) -> tuple[Array, Array]:
   """The trace itself, at one evaluation per dimension: for a few dimensions."""
   del keys
-  out, push = jax.linearize(field, u)
+  out, pull = jax.vjp(field, u)
   size = u[0].size
   basis = jnp.eye(size).reshape(size, 1, *u.shape[1:])
-  diagonal = lambda e: _sum(e * push(jnp.broadcast_to(e, u.shape)))  # noqa: E731
+  diagonal = lambda e: _sum(e * pull(jnp.broadcast_to(e, u.shape))[0])  # noqa: E731
   return out, jax.lax.map(diagonal, basis).sum(0)
 
 

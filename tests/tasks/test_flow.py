@@ -104,3 +104,12 @@ def test_bits_per_dim_of_gaussian_pixels(space):
   )
   wanted = -np.log2(share).mean((1, 2, 3))
   np.testing.assert_allclose(run(batch), wanted, atol=5e-3)
+
+
+def test_bits_per_dim_of_a_network_that_knows_nothing():
+  """Its v is 0, so that it draws plain noise: pixels cost what that makes of them."""
+  task, batch = tiny.diffusion_task(), tiny.image_batch()
+  params = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))(jax.random.key(0))
+  got = jax.jit(lambda b: flow.bits_per_dim(task, params, {}, b, tiny.keys(), 2))(batch)
+  nats = 0.5 * (batch["image"] ** 2 + np.log(2.0 * np.pi)).mean((1, 2, 3))
+  np.testing.assert_allclose(got, nats / np.log(2.0) + np.log2(127.5), atol=5e-3)
