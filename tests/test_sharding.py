@@ -97,8 +97,9 @@ def test_constrain_places_activations_inside_use_alone():
     with sharding.use(place):
       return sharding.constrain(x, "batch", "length", "act_mlp")
 
-  spec = jax.jit(fn)(x).sharding.spec
-  assert spec == PartitionSpec(("data", "fsdp"), "context", "tensor")
+  wanted = PartitionSpec(("data", "fsdp"), "context", "tensor")
+  found = jax.jit(fn)(x).sharding  # may leave out axes of size 1
+  assert found.is_equivalent_to(jax.sharding.NamedSharding(place.mesh, wanted), 3)
 
 
 def slices(num, each):
