@@ -31,7 +31,7 @@ COMMANDS = {
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or pictures, into a workdir",
   "export": "write a model as transformers or diffusers load it",
-  "launch": "run train, evaluate or sample on many hosts: ssh, TPU VM, Slurm, SkyPilot",
+  "launch": "run train, evaluate or sample on many hosts",
   "report": "write one self-contained HTML page about workdirs",
   "doctor": "check this machine: versions, devices, memory, speed",
 }

@@ -72,7 +72,7 @@ def test_dry_run_of_a_model_far_larger_than_this_machine(call):
   assert result["held_bytes"] - batch - 12 * params == pytest.approx(0, abs=64)
   peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   assert peak < result["held_bytes"] / 10  # nothing of it was made
-  assert result["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+  assert result["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "context": 1}
   # 6 N per token, but for the embedding's lookup and for attention's own products.
   tokens = 16 * 128
   assert result["matrix_flops"] == pytest.approx(6 * params * tokens, rel=0.02)

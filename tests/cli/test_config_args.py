@@ -45,7 +45,7 @@ def _apply(config, *overrides):
     (IMAGES, "data.source.data_dir=7", "7"),
     (IMAGES, "data.source.data_dir=none", None),
     # Keys that the config leaves at their defaults.
-    (IMAGES, "evaluators.reading.phrase=a {}", "a {}"),
+    (IMAGES, "evaluators.validation.split=train", "train"),
     (TEXT, "data.tokenizer.vocab_size=300", 300),
     # Tuples, with or without brackets.
     (IMAGES, "task.unet.multipliers=1,2,4", (1, 2, 4)),

@@ -23,8 +23,8 @@ from gen_jax.train import checkpoint, loop
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
-  "doctor, edit, encode, evaluate, export, illustrate, import, inspect, report, "
-  "sample, train"
+  "doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
+  "launch, plan, report, sample, train"
 )
 
 
@@ -56,7 +56,7 @@ def test_a_real_process_says_it_the_same_way(tmp_path):
   done = subprocess.run([sys.executable, *argv], capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (2, "")
   assert len(done.stderr.splitlines()) == 1
-  assert "did you mean '--workdir'?" in done.stderr
+  assert "did you mean '--workdir'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ OVERRIDES = [
   ),
   (TEXT, "data.length=64", ["data.length=64", "at most", "max_length=32"]),
   (TEXT, "data.source=digits", ["no text", "stdlib, files, jsonl, tfds_text"]),
-  (IMAGES, "data.source=pydoc", ["no pictures", "digits, image_folder, npz"]),
+  (IMAGES, "data.source=pydoc", ["no pictures", "digits, emoji", "image_folder, npz"]),
   (TEXT, "sampling=image", ["language_model needs sampling.name=text"]),
   (TEXT, "data.source=image_folder", ["data.source 'image_folder' needs directory"]),
   (TEXT, "task.model.attend=splash", ["lengths divisible by 128, got 16", "chunked"]),

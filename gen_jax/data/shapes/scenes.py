@@ -94,7 +94,7 @@ def caption(scene: Scene, generator: np.random.Generator) -> str:
 
   >>> generator = np.random.default_rng(1)
   >>> caption({'left': Thing('small', 'red', 'circle')}, generator)
-  'a picture of a small red circle at the left'
+  'a picture of a small red circle on the left'
   """
   phrases = [
     f"a {' '.join(scene[place].words)} {choice(generator, PHRASES[place])}"
