@@ -27,7 +27,16 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax  # noqa: E402 (the flags must be set first)
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """For a module of commands: programs for eight take four times as long to compile."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+    yield

@@ -14,6 +14,7 @@ from gen_jax.models import unet
 from gen_jax.train import checkpoint
 from tests.cli import conftest
 
+pytestmark = pytest.mark.usefixtures("one_device")
 BASE = "configs/diffusion/shapes.py"
 CONFIG = "configs/diffusion/shapes_edit.py:smoke"
 

@@ -22,6 +22,7 @@ from gen_jax.convert import (
 )
 from gen_jax.data import pipeline, tokenizers
 
+pytestmark = pytest.mark.usefixtures("one_device")
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_pictures"
 NAMES = ("v1", "v2_inpainting")
 INPUTS = {  # to make parameters of the right shapes
