@@ -66,7 +66,6 @@ def name(spec):
 
 
 @pytest.mark.parametrize("config", FILES)
-@pytest.mark.usefixtures("one_device")
 def test_smoke_runs_two_steps(config, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
