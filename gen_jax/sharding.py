@@ -160,7 +160,7 @@ class Layout:
     return self.named(("batch",) + (None,) * (x.ndim - 1), x.shape, "batch")
 
   def spread(self, batch: PyTree) -> PyTree:
-    """Arrays [B, ...] `batched`, where B can be cut so and no device is elsewhere."""
+    """Arrays [B, ...] `batched` where B can be cut so, else as they are."""
 
     def one(x):
       fits = x.shape[0] % self.num_batch_shards == 0
