@@ -1,4 +1,4 @@
-"""A KL autoencoder for 64x64 emoji: 64x64x3 to 16x16x4, a twelfth of the numbers.
+"""A KL autoencoder for 64x64 emoji: 64x64x3 to 8x8x16, a twelfth of the numbers.
 
 The pictures are named on the command line: a folder with captions
 (--config.data.source.directory=DIR), --config.data.source=npz
@@ -17,9 +17,9 @@ from configs import common
 AUTOENCODER = {
   "name": "autoencoder",
   "image_channels": 3,
-  "latent_channels": 4,
+  "latent_channels": 16,
   "width": 24,
-  "multipliers": (1, 2, 4),
+  "multipliers": (1, 2, 4, 4),
   "num_blocks": 1,
   "num_groups": 8,
   "middle_attention": False,

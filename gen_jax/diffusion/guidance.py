@@ -21,47 +21,72 @@ from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
 
 Denoise = Callable[[Array, Array], param.Prediction]
+# The same of several conditions, each knowing one more than the one before.
+Rungs = Callable[[Array, Array], Sequence[param.Prediction]]
+Scale = float | Array | Callable[[Array], Array]  # a function takes t [B] to [B]
 
 
-def guide(main: Denoise, reference: Denoise, scale: float | Array) -> Denoise:
+def guide(main: Denoise, reference: Denoise, scale: Scale) -> Denoise:
   """reference + scale (main - reference): 1 is no guidance, 0 the reference alone.
 
   The null condition as reference is classifier-free guidance; a weaker network is
   autoguidance. Ho & Salimans' w is `scale - 1`.
   """
-  return ladder((reference, main), (scale,))
+  return ladder(each(reference, main), (scale,))
 
 
-def ladder(rungs: Sequence[Denoise], scales: Sequence[float | Array]) -> Denoise:
-  """rungs[0] + sum_i scales[i] (rungs[i + 1] - rungs[i]), each called once.
+def each(*rungs: Denoise) -> Rungs:
+  """Denoisers of any networks, called one by one."""
+  return lambda x, t: [rung(x, t) for rung in rungs]
 
-  Every rung knows one condition more than the one below, and every condition has a
-  scale of its own: nothing, picture, picture and instruction with (s_I, s_T) is the
-  guidance of InstructPix2Pix. Equal scales are `guide` from bottom to top.
+
+def side_by_side(denoise: Denoise, num: int) -> Rungs:
+  """One network under `num` conditions, called once.
+
+  Args:
+    denoise: bound to num B conditions, those of a picture in a row: a mesh that cuts
+      the batch does not part them (`beside` makes such rows).
+  """
+
+  def rungs(x: Array, t: Array) -> Sequence[param.Prediction]:
+    found = denoise(*(beside(*[rows] * num) for rows in (x, t)))
+    parts = jax.tree.map(lambda p: p.reshape(-1, num, *p.shape[1:]), found)
+    return [jax.tree.map(lambda p, i=i: p[:, i], parts) for i in range(num)]
+
+  return rungs
+
+
+def beside(*parts: Array) -> Array:
+  """[B, ...] each -> [num B, ...]: the first row of all, the second of all, ..."""
+  return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
+
+
+def ladder(rungs: Rungs, scales: Sequence[Scale]) -> Denoise:
+  """rungs[0] + sum_i scales[i] (rungs[i + 1] - rungs[i]).
+
+  Every condition has a scale of its own: nothing, picture, picture and instruction with
+  (s_I, s_T) is the guidance of InstructPix2Pix. Equal scales are `guide` from bottom to
+  top.
 
   Source: Brooks et al. 2023 (arXiv:2211.09800) eq. 3.
   """
 
   def denoise(x: Array, t: Array) -> param.Prediction:
-    found = [rung(x, t) for rung in rungs]
+    found = rungs(x, t)
     out = found[0]
     for below, above, scale in zip(found[:-1], found[1:], scales, strict=True):
-      out = jax.tree.map(lambda o, a, b: o + scale * (a - b), out, above, below)  # noqa: B023
+      at = schedules.expand(scale(t), x) if callable(scale) else scale
+      out = jax.tree.map(lambda o, a, b: o + at * (a - b), out, above, below)  # noqa: B023
     return out
 
   return denoise
 
 
-def interval(
-  guided: Denoise, main: Denoise, t_min: float | Array, t_max: float | Array
-) -> Denoise:
-  """`guided` where t_min <= t <= t_max, `main` elsewhere, example by example."""
-
-  def denoise(x: Array, t: Array) -> param.Prediction:
-    inside = schedules.expand((t >= t_min) & (t <= t_max), x)
-    return jax.tree.map(lambda g, m: jnp.where(inside, g, m), guided(x, t), main(x, t))
-
-  return denoise
+def within(
+  scale: float | Array, t_min: float | Array, t_max: float | Array
+) -> Callable[[Array], Array]:
+  """`scale` where t_min <= t <= t_max, elsewhere 1: no guidance."""
+  return lambda t: jnp.where((t >= t_min) & (t <= t_max), scale, 1.0)
 
 
 def rescale(

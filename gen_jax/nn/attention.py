@@ -113,6 +113,7 @@ class Mask:
 
 
 EVERYTHING = Mask()
+_PIECE = 256  # queries whose scores a CPU has at a time, of long sequences
 
 
 # (query [B, T, N, Dh], keys and values [B, K, S, Dh], mask) -> [B, T, N, Dh].
@@ -201,7 +202,39 @@ def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
 @jax.custom_vjp
 def _attend(rows, key, value, seen):
   """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, t, S]."""
-  return _attend_forward(rows, key, value, seen)[0]
+  whole = lambda *inputs: _attend_forward(*inputs)[0]  # noqa: E731
+  if rows.shape[2] % _PIECE or rows.shape[2] * key.shape[2] < 16 * _PIECE**2:
+    return whole(rows, key, value, seen)
+  return jax.lax.platform_dependent(
+    rows, key, value, seen, cpu=_in_pieces, default=whole
+  )
+
+
+def _in_pieces(rows, key, value, seen):
+  """`_attend` one head and `_PIECE` queries at a time, whose scores a cache holds.
+
+  All scores of a large picture are a gigabyte, which a CPU would write and read for
+  each step of the softmax.
+  """
+  if seen is not None:  # for every row
+    seen = jnp.tile(seen, (1, 1, rows.shape[2] // seen.shape[2], 1))
+
+  def head(inputs, seen):  # [R, Dh], [S, Dh] twice, [R, S]
+    rows, key, value = inputs
+
+    def piece(inputs):
+      rows, seen = jax.tree.map(lambda x: x[None, None], inputs)
+      return _attend_forward(rows, key[None, None], value[None, None], seen)[0][0, 0]
+
+    cut = lambda x: x.reshape(-1, _PIECE, x.shape[-1])  # noqa: E731
+    return jax.lax.map(piece, jax.tree.map(cut, (rows, seen))).reshape(rows.shape)
+
+  def example(inputs):
+    *inputs, seen = inputs
+    seen = None if seen is None else seen[0]
+    return jax.lax.map(lambda one: head(one, seen), tuple(inputs))
+
+  return jax.lax.map(example, (rows, key, value, seen))
 
 
 def _attend_forward(rows, key, value, seen):

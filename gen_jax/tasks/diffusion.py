@@ -245,16 +245,23 @@ def guided(
 ) -> guidance.Denoise:
   """The denoiser that `sampling` asks for."""
   reference = task.null(caption.tokens.shape[0]) if negative is None else negative
-  main = task.denoiser(params, frozen, caption, extra=extra)
-  rungs = [task.denoiser(params, frozen, reference, extra=extra), main]
+  captions, extras = [reference, caption], [extra, extra]
   scales = [sampling.guidance_scale]
   if task.condition_drop_prob:
-    nothing = jnp.zeros_like(extra)
-    rungs.insert(0, task.denoiser(params, frozen, reference, extra=nothing))
+    captions.insert(0, reference)
+    extras.insert(0, jnp.zeros_like(extra))
     scales.insert(0, sampling.image_guidance_scale)
+  network = task.denoiser(
+    params,
+    frozen,
+    jax.tree.map(guidance.beside, *captions),
+    extra=None if extra is None else guidance.beside(*extras),
+  )
+  rungs = guidance.side_by_side(network, len(captions))
+  scales = [guidance.within(s, *sampling.guidance_interval) for s in scales]
   denoise = guidance.ladder(rungs, scales)
-  denoise = guidance.interval(denoise, main, *sampling.guidance_interval)
   if sampling.guidance_rescale:
+    main = lambda x, t: rungs(x, t)[-1]  # noqa: E731
     denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
   return denoise
 

@@ -79,12 +79,12 @@ def test_guided_prediction_is_consistent():
 )
 def test_interval_example_by_example(t_min, t_max, inside):
   """Guided where t_min <= t <= t_max, main elsewhere."""
-  guided = guidance.guide(MAIN, REFERENCE, 4.0)
-  got = guidance.interval(guided, MAIN, jnp.float32(t_min), jnp.float32(t_max))(X, T)
-  yes, no = guided(X, T), MAIN(X, T)
+  scale = guidance.within(4.0, jnp.float32(t_min), jnp.float32(t_max))
+  got = guidance.guide(MAIN, REFERENCE, scale)(X, T)
+  yes, no = guidance.guide(MAIN, REFERENCE, 4.0)(X, T), MAIN(X, T)
   for i, within in enumerate(inside * 3):
     for a, b in zip(got, yes if within else no, strict=True):
-      np.testing.assert_array_equal(a[i], b[i])
+      np.testing.assert_allclose(a[i], b[i], rtol=1e-5, atol=1e-5)
     assert float(jnp.max(jnp.abs(yes.x0[i] - no.x0[i]))) > 0.1
 
 
@@ -141,9 +141,9 @@ def test_sweeps_do_not_recompile():
 
   @jax.jit
   def run(scale, t_min, t_max, phi):
+    scale = guidance.within(scale, t_min, t_max)
     guided = guidance.guide(MAIN, counted, scale)
-    guided = guidance.rescale(FLOW, guided, MAIN, phi)
-    return guidance.interval(guided, MAIN, t_min, t_max)(X, T).x0
+    return guidance.rescale(FLOW, guided, MAIN, phi)(X, T).x0
 
   sweep = [(3.0, 0.1, 0.9, 0.0), (5.0, 0.1, 0.9, 0.0), (5.0, 0.3, 0.9, 0.0)]
   sweep += [(5.0, 0.3, 0.6, 0.0), (5.0, 0.3, 0.6, 0.7)]
@@ -163,7 +163,7 @@ def test_two_scales():
   rungs = (REFERENCE, reader(middle), MAIN)
   none, image, both = (rung(X, T) for rung in rungs)
   calls.clear()
-  got = guidance.ladder(rungs, (1.5, 7.5))(X, T)
+  got = guidance.ladder(guidance.each(*rungs), (1.5, 7.5))(X, T)
   assert len(calls) == 1
   for out, n, i, b in zip(got, none, image, both, strict=True):
     wanted = n + 1.5 * (i - n) + 7.5 * (b - i)
@@ -173,5 +173,26 @@ def test_two_scales():
 def test_equal_scales_are_one_scale():
   """What lies between cancels."""
   rungs = (REFERENCE, reader(lambda x, t: x**2), MAIN)
-  one = guidance.ladder(rungs, (3.0, 3.0))(X, T)
+  one = guidance.ladder(guidance.each(*rungs), (3.0, 3.0))(X, T)
   assert_same(one, guidance.guide(MAIN, REFERENCE, 3.0)(X, T), rtol=1e-4)
+
+
+def test_side_by_side_is_one_by_one():
+  """Rows of one picture under several conditions come back to their rungs."""
+  gains = jnp.array([1.0, 2.0, 3.0])
+
+  def under(gain):  # a network whose condition is a number for each row
+    return lambda x, t: strong(x, t) * schedules.expand(gain, x)
+
+  size, calls = len(X), []
+
+  def network(x, t):
+    calls.append(x.shape)
+    rows = guidance.beside(*(jnp.full(size, gain) for gain in gains))
+    return under(rows)(x, t)
+
+  together = guidance.side_by_side(reader(network), 3)(X, T)
+  apart = guidance.each(*(reader(under(jnp.full(size, g))) for g in gains))(X, T)
+  assert calls == [(3 * size, *X.shape[1:])]
+  for one, other in zip(together, apart, strict=True):
+    assert_same(one, other, rtol=1e-6)

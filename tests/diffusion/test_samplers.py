@@ -545,8 +545,8 @@ def test_sweeps_do_not_recompile():
 
   @jax.jit
   def draw(times, scale, t_min, eta, x, keys):
+    scale = guidance.within(scale, t_min, 0.9)
     guided = guidance.guide(main, reference, scale)
-    guided = guidance.interval(guided, main, t_min, 0.9)
     return samplers.sample(guided, samplers.ddim(FLOW, eta), times, x, keys)[0]
 
   keys = keys_for(2)
