@@ -7,7 +7,7 @@ alone, and figures in different features are never put side by side.
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from gen_jax.convert import safetensors
 from gen_jax.data import pipeline, sources
 from gen_jax.data.digits import judge
 from gen_jax.models import efficientnet
+from gen_jax.models import inception as inception_
 from gen_jax.types import InputError
 
 _BATCH = 16  # pictures that a network sees at once; changes no feature
@@ -29,11 +30,13 @@ class Features:
     name: with whatever sets it apart, for the names of figures.
     sha256: of its weights; empty where it has none.
     rows: uint8 [N, H, W, C] -> float [N, F]; a row depends on its picture alone.
+    own_names: {name of a figure: what it is called in these features}.
   """
 
   name: str
   sha256: str
   rows: Callable[[np.ndarray], np.ndarray]
+  own_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def of(self, batches: Iterable[np.ndarray]) -> np.ndarray:
     """float32 [N, F] of pictures uint8 [n, H, W, C], batch by batch."""
@@ -72,6 +75,13 @@ def efficientnet_lite0(weights: str) -> Features:
   return _network("efficientnet_lite0", efficientnet.rows, weights)
 
 
+def inception(weights: str) -> Features:
+  """The Inception that FID is defined by. See `_network`."""
+  names = {"frechet": "fid", "kernel": "kid", "kernel_error": "kid_error"}
+  network = _network("inception", inception_.rows, weights)
+  return dataclasses.replace(network, own_names=names)
+
+
 def _network(name: str, rows, weights: str) -> Features:
   """A foreign network over a safetensors file of its weights, by their own names.
 
@@ -108,4 +118,4 @@ def _network(name: str, rows, weights: str) -> Features:
   return Features(name, digest, in_batches)
 
 
-ALL = (pixels, digits, efficientnet_lite0)
+ALL = (pixels, digits, efficientnet_lite0, inception)

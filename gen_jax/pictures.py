@@ -115,8 +115,9 @@ def compare(
   Pictures are drawn for the captions of the first real ones, but the blocks of a kernel
   distance must know nothing of each other: real ones are taken from the end.
   """
+  own = features.own_names
   found = fidelity.compare(real[::-1], other)
-  return {f"{features.name}/{name}": value for name, value in found.items()}
+  return {f"{features.name}/{own.get(k, k)}": value for k, value in found.items()}
 
 
 def memorisation(

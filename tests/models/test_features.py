@@ -10,11 +10,11 @@ import pytest
 import safetensors.numpy
 
 from gen_jax import features
-from gen_jax.models import efficientnet
+from gen_jax.models import efficientnet, inception
 from gen_jax.types import InputError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_features"
-NETWORKS = {"efficientnet_lite0": efficientnet.rows}
+NETWORKS = {"efficientnet_lite0": efficientnet.rows, "inception": inception.rows}
 
 
 def fill(name, shape):
