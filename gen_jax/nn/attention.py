@@ -216,8 +216,9 @@ def _in_pieces(rows, key, value, seen):
   All scores of a large picture are a gigabyte, which a CPU would write and read for
   each step of the softmax.
   """
-  if seen is not None:  # for every row
-    seen = jnp.tile(seen, (1, 1, rows.shape[2] // seen.shape[2], 1))
+  if seen is not None:  # of every row, [B, R, S]
+    seen = jnp.tile(seen[:, 0], (1, rows.shape[2] // seen.shape[2], 1))
+    seen = jnp.broadcast_to(seen, (len(rows), *seen.shape[1:]))
 
   def head(inputs, seen):  # [R, Dh], [S, Dh] twice, [R, S]
     rows, key, value = inputs
@@ -231,7 +232,6 @@ def _in_pieces(rows, key, value, seen):
 
   def example(inputs):
     *inputs, seen = inputs
-    seen = None if seen is None else seen[0]
     return jax.lax.map(lambda one: head(one, seen), tuple(inputs))
 
   return jax.lax.map(example, (rows, key, value, seen))
