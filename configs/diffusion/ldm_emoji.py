@@ -1,7 +1,7 @@
 """Latent diffusion on captioned emoji, trained from nothing on two CPU cores.
 
 gen-jax train  --config configs/vae/emoji.py --workdir runs/vae ...
-gen-jax encode --workdir runs/vae --to runs/codes --flip
+gen-jax encode --workdir runs/vae --to runs/codes
 gen-jax train  --config configs/diffusion/ldm_emoji.py --workdir runs/ldm
   --config.task.codec.workdir=runs/vae --config.data.source.directory=runs/codes
 gen-jax sample --workdir runs/ldm --prompt "red apple"
@@ -22,7 +22,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "unet": {
         "name": "unet",
         "image_channels": 16,
-        "width": 128,
+        "width": 96,
         "multipliers": (1, 2),
         "num_blocks": 1,
         "attention_levels": (0, 1),
@@ -62,10 +62,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "latent_channels": 16,
       "caption_length": 24,
       "batch_size": 64,
-      "flip": True,
+      "flip": False,
     },
     optimizer={"learning_rate": {"peak": 1e-3, "warmup_steps": 100}, "b2": 0.99},
-    train={"num_steps": 2200, "save_every": 500, "ema_decay": 0.995},
+    train={"num_steps": 3400, "save_every": 500, "ema_decay": 0.998},
   )
   config.evaluators.validation.every = 1000
   return common.smoke(config) if smoke else config

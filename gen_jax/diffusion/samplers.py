@@ -10,7 +10,7 @@ which is exact; a sampler only chooses how to approximate x0 and eps along the s
 
     ddim      both constant over the step (any c gives the same), optional noise
     ddpm      the exact posterior q(x_s | x_t, x0): ddim with eta = 1
-    euler     ddim(0) seen as Euler's method in (x / alpha, sigma / alpha)   order 1
+    euler     ddim(0): Euler's method in (x / alpha, sigma / alpha)          order 1
     heun      average of both ends                                           order 2
 
 and those of `multistep`. With noise: ddim (eta), which is what others call Euler
@@ -151,16 +151,11 @@ def ddpm(schedule: schedules.Schedule) -> Sampler:
 
 
 def euler(schedule: schedules.Schedule) -> Sampler:
-  """Euler's method on d(x/alpha) = eps d(sigma/alpha). Karras et al. 2022."""
+  """Euler's method on d(x/alpha) = eps d(sigma/alpha), Karras et al. 2022: `ddim`.
 
-  def step(denoise, x, carry, t, s, keys):
-    del keys
-    alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
-    change = schedule.sigma(s) / alpha_s - schedule.sigma(t) / alpha_t
-    slope = call(denoise, x, t).eps
-    return alpha_s * (x / alpha_t + change * slope), carry
-
-  return Sampler(no_carry, step)
+  With x = alpha x0 + sigma eps the two are one, and this form is defined at alpha = 0.
+  """
+  return ddim(schedule)
 
 
 def by_alpha(alpha: Array, sigma: Array) -> Array:
@@ -180,7 +175,8 @@ def heun(
 ) -> Sampler:
   """Trapezoidal rule in coordinates x / scale(alpha, sigma). Karras et al. 2022 alg. 1.
 
-  Two evaluations a step, one on the step to t = 0, where the far slope is undefined.
+  Two evaluations a step; one on the step to t = 0, where the far slope is undefined,
+  and on a step from c = 0, where the coordinates are.
   """
 
   def weights(t):
@@ -190,19 +186,17 @@ def heun(
 
   def step(denoise, x, carry, t, s, keys):
     del keys
-    (c_t, w0_t, w1_t), (c_s, w0_s, w1_s) = weights(t), weights(s)
-
-    def move(p: param.Prediction) -> Array:
-      return c_s * (x / c_t + (w0_s - w0_t) * p.x0 + (w1_s - w1_t) * p.eps)
-
     near = call(denoise, x, t)
-    guess = move(near)
+    guess = schedule.alpha(s) * near.x0 + schedule.sigma(s) * near.eps
+    (c_t, w0_t, w1_t), (c_s, w0_s, w1_s) = weights(t), weights(s)
 
     def correct():
       far = call(denoise, guess, s)
-      return move(jax.tree.map(lambda a, b: 0.5 * (a + b), near, far))
+      x0, eps = jax.tree.map(lambda a, b: 0.5 * (a + b), near, far)
+      return c_s * (x / c_t + (w0_s - w0_t) * x0 + (w1_s - w1_t) * eps)
 
-    return jax.lax.cond(schedule.sigma(s) > 0, correct, lambda: guess), carry
+    is_inside = (schedule.sigma(s) > 0) & (c_t > 0)
+    return jax.lax.cond(is_inside, correct, lambda: guess), carry
 
   return Sampler(no_carry, step)
 
@@ -233,7 +227,7 @@ def churn(
     gain = jnp.where((t >= t_min) & (t <= t_max), gamma, 0.0)
     far = schedule.t_of(schedule.logsnr(t) - 2.0 * jnp.log1p(gain))
     far = jnp.where(gain > 0, jnp.maximum(far, t), t)
-    scale = schedule.alpha(far) / schedule.alpha(t)
+    scale = jnp.where(gain > 0, schedule.alpha(far) / schedule.alpha(t), 1.0)
     variance = schedule.sigma(far) ** 2 - (scale * schedule.sigma(t)) ** 2
     noise_keys = rng.fold_in(keys, 1)
     fresh = jnp.sqrt(jnp.maximum(variance, 0.0)) * rng.normal(noise_keys, x.shape[1:])
