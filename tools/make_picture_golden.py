@@ -297,6 +297,44 @@ def save_kohya(tensors, file: pathlib.Path) -> None:
   safetensors.torch.save_file(renamed, file)
 
 
+def write_edit(folder: pathlib.Path) -> None:
+  """What InstructPix2Pix draws with the tiny v1, its first kernel made twice as deep.
+
+  The picture's four channels have half the latents' kernel, in reverse order.
+  """
+  pipe = pipeline(folder)
+  old = pipe.unet.conv_in
+  pipe.unet.conv_in = torch.nn.Conv2d(8, old.out_channels, 3, padding=1)
+  pipe.unet.register_to_config(in_channels=8)
+  with torch.no_grad():
+    wide = torch.cat([old.weight, 0.5 * old.weight.flip(1)], 1)
+    pipe.unet.conv_in.weight.copy_(wide)
+    pipe.unet.conv_in.bias.copy_(old.bias)
+  parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+  pipe = diffusers.StableDiffusionInstructPix2PixPipeline(
+    **parts, requires_safety_checker=False
+  )
+  pipe.set_progress_bar_config(disable=True)
+  torch.manual_seed(SEED)
+  picture, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
+  drawn = pipe(
+    TEXTS[0],
+    image=picture,
+    latents=noise,
+    num_inference_steps=2,
+    guidance_scale=7.5,
+    image_guidance_scale=1.5,
+    output_type="latent",
+  ).images
+  np.savez_compressed(
+    folder / "expected_edit.npz",
+    picture=2.0 * picture.movedim(1, -1).numpy() - 1.0,
+    noise=noise.movedim(1, -1).numpy(),
+    drawn=drawn.movedim(1, -1).numpy(),
+    steps=pipe.scheduler.timesteps.numpy(),
+  )
+
+
 def main() -> None:
   """Writes all models and where they come from."""
   target = pathlib.Path(sys.argv[1])
@@ -304,6 +342,7 @@ def main() -> None:
   for name, variant in VARIANTS.items():
     write(target / name, variant)
   write_lora(target / "v1")
+  write_edit(target / "v1")
   provenance = {
     "made_by": "tools/make_picture_golden.py",
     "seed": SEED,

@@ -217,12 +217,14 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
 def _picture_config(task: dict[str, Any], **data: Any) -> dict[str, Any]:
   """An experiment around imported weights for pictures, ready for fine-tuning."""
+  follows = (task["condition"] or {}).get("name") == "instruction"
+  name, source = ("edits", "edits") if follows else ("images", "image_folder")
   return {
     "seed": 0,
     "task": task,
     "data": {
-      "name": "images",
-      "source": {"name": "image_folder", "directory": ""},
+      "name": name,
+      "source": {"name": source, "directory": ""},
       "batch_size": jax.device_count(),
       **data,
     },

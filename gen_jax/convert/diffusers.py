@@ -27,11 +27,21 @@ STEMS = {
   "autoencoder": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
   "text_encoder": ("model", "model.fp16"),
 }
-PIPELINES = (
-  "StableDiffusionPipeline",
-  "StableDiffusionInpaintPipeline",
-  "StableDiffusionInstructPix2PixPipeline",
-)
+# A pipeline, and what makes the task of what its UNet sees beside x_t.
+PIPELINES = {
+  "StableDiffusionPipeline": {"condition": None},
+  "StableDiffusionInpaintPipeline": {"condition": {"name": "inpainting"}},
+  "StableDiffusionInstructPix2PixPipeline": {
+    "condition": {"name": "instruction"},
+    "condition_drop_prob": 0.1,
+  },
+}
+
+
+def _pipeline(outputs: int, extra: int) -> str:
+  """That of a UNet with `extra` more channels of input than of output."""
+  text, inpainting, instruction = PIPELINES
+  return {0: text, outputs: instruction, outputs + 1: inpainting}[extra]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +101,7 @@ def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
     "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "latent", "autoencoder": vae_block, "workdir": None},
     "caption_drop_prob": 0.1,
-    "condition": {"name": "inpainting"} if unet_block["extra_channels"] else None,
+    **PIPELINES[_pipeline(unet_block["image_channels"], unet_block["extra_channels"])],
   }
   return task, is_linear, latents
 
@@ -161,7 +171,7 @@ _SCHEDULE_BUFFERS = (
 
 
 def read_v1(inputs: int = 4) -> tuple[Block, bool, Block]:
-  """Stable Diffusion 1 as `_read` gives it; with 9 channels of input its inpainting."""
+  """Stable Diffusion 1 as `_read` gives it; of 9 inputs inpainting, 8 instructions."""
   return _read({**V1, UNET: {**V1[UNET], "in_channels": inputs}}.__getitem__)
 
 
@@ -215,14 +225,15 @@ def describe(
     InputError: a model that the format cannot express.
   """
   vae_block = configs.write_autoencoder(vae, **latents, side=image_size)
-  encoder, side = task.text_encoder.config, image_size // vae.factor
+  unet, encoder = task.unet.config, task.text_encoder.config
+  side = image_size // vae.factor
   return {
-    UNET: configs.write_unet(task.unet.config, encoder.width, is_linear, side),
+    UNET: configs.write_unet(unet, encoder.width, is_linear, side),
     VAE: vae_block,
     TEXT: configs.write_text_encoder(encoder),
     SCHEDULER: configs.write_scheduler(task.schedule, task.target),
     INDEX: {
-      "_class_name": PIPELINES[0],
+      "_class_name": _pipeline(unet.image_channels, unet.extra_channels),
       "unet": ["diffusers", "UNet2DConditionModel"],
       "vae": ["diffusers", "AutoencoderKL"],
       "scheduler": ["diffusers", "DDIMScheduler"],

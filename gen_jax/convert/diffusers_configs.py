@@ -75,10 +75,10 @@ def read_unet(config: Any) -> tuple[Block, bool]:
   if up != wanted or len(down) != len(channels):
     raise InputError(f"unet/config.json up_block_types={up} must mirror {down}")
   inputs, outputs = read.take("in_channels", int), read.take("out_channels", int)
-  if inputs not in (outputs, 2 * outputs + 1):
+  if inputs not in (outputs, 2 * outputs, 2 * outputs + 1):
     raise InputError(
-      f"unet/config.json in_channels={inputs} must be {outputs}, or {2 * outputs + 1}"
-      " for inpainting"
+      f"unet/config.json in_channels={inputs} must be {outputs}, {2 * outputs} for"
+      f" instructions or {2 * outputs + 1} for inpainting"
     )
   heads = read.take("num_attention_heads", Any, None)
   heads = heads or read.take("attention_head_dim", Any, 8)  # misnamed: it is how many

@@ -28,6 +28,8 @@ class Codec(NamedTuple):
     shape: that of one z, from that of one x.
     init: key -> frozen, of the right shapes; boxed with axis names where it has any.
     stored: (frozen, moments, keys) -> z: of what `encode` would find, kept on disk.
+    code: (frozen, x) -> [B, h, w, Z]: the middle of what z is drawn from, as an
+      autoencoder has it, unscaled.
   """
 
   encode: Callable[[PyTree, Array, Array], Array]
@@ -35,6 +37,7 @@ class Codec(NamedTuple):
   shape: Callable[[Shape], Shape] = lambda shape: shape
   init: Callable[[Array], PyTree] = lambda key: {}
   stored: Callable[[PyTree, Array, Array], Array] | None = None
+  code: Callable[[PyTree, Array], Array] = lambda frozen, x: x
 
 
 def identity() -> Codec:
@@ -96,6 +99,7 @@ def latent(
     shape=shape,
     init=start,
     stored=stored,
+    code=lambda frozen, x: encode(frozen["autoencoder"], x)[0],
   )
 
 

@@ -1,9 +1,9 @@
 """Conditions beside x_t: what a UNet with extra channels sees of a picture.
 
-    condition.extra(encode, batch, keys) -> [B, h, w, E]
+    condition.extra(codec, frozen, batch, keys) -> [B, h, w, E]
 
 The same function serves training, where the batch comes from data, and editing, where
-it is the user's picture and mask; the task binds the codec and concatenates.
+it is the user's picture and mask; the task concatenates.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import rng
+from gen_jax.diffusion import codec as codecs
 from gen_jax.diffusion import editing
-from gen_jax.types import Array, Batch
-
-Encode = Callable[[Array, Array], Array]  # (x [B, H, W, C], keys [B]) -> z [B, h, w, Z]
+from gen_jax.types import Array, Batch, PyTree
 
 
 class Condition(NamedTuple):
@@ -25,24 +24,24 @@ class Condition(NamedTuple):
   Attributes:
     reads: the picture of the batch that it is made of.
     channels: number Z of a latent's channels -> E.
-    extra: (encode, batch, keys [B]) -> [B, h, w, E].
+    extra: (codec, its frozen, batch, keys [B]) -> [B, h, w, E].
   """
 
   reads: str
   channels: Callable[[int], int]
-  extra: Callable[[Encode, Batch, Array], Array]
+  extra: Callable[[codecs.Codec, PyTree, Batch, Array], Array]
 
 
 def instruction() -> Condition:
-  """The picture that an instruction is about: batch['before'], encoded.
+  """The picture that an instruction is about: the code of batch['before'].
 
-  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2, whose code of the picture
-  is not scaled as latents are; here it is, to variance 1.
+  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2, as released: the code is
+  neither drawn nor scaled.
   """
   return Condition(
     "before",
     lambda channels: channels,
-    lambda encode, batch, keys: encode(batch["before"], keys),
+    lambda codec, frozen, batch, keys: codec.code(frozen, batch["before"]),
   )
 
 
@@ -54,13 +53,13 @@ def inpainting() -> Condition:
   Source: Rombach et al. 2022 (arXiv:2112.10752) section 4.5, as released.
   """
 
-  def extra(encode: Encode, batch: Batch, keys: Array) -> Array:
+  def extra(codec: codecs.Codec, frozen: PyTree, batch: Batch, keys: Array) -> Array:
     picture = batch["image"]
     hole_keys, codec_keys = rng.split(keys, 2)
     change = batch.get("change")
     if change is None:
       change = holes(hole_keys, *picture.shape[1:3])
-    rest = encode(jnp.where(change[..., None], 0.0, picture), codec_keys)
+    rest = codec.encode(frozen, jnp.where(change[..., None], 0.0, picture), codec_keys)
     keep = editing.keep_latents(change, picture.shape[1] // rest.shape[1])
     return jnp.concatenate([1.0 - keep[..., None].astype(rest.dtype), rest], -1)
 

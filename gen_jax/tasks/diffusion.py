@@ -7,7 +7,6 @@ under the empty caption, which training shows it with probability `caption_drop_
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -97,8 +96,7 @@ class Diffusion:
     """What goes beside x_t, [B, h, w, E]; None: nothing does."""
     if self.condition is None:
       return None
-    encode = functools.partial(self.codec.encode, frozen)
-    return self.condition.extra(encode, batch, keys)
+    return self.condition.extra(self.codec, frozen, batch, keys)
 
   def denoiser(
     self,

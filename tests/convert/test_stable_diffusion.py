@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors_numpy
 from PIL import Image
 
 from gen_jax import build, sharding, tree, types
-from gen_jax.cli import config_args, main, workdir
+from gen_jax.cli import config_args, main, trained, workdir
 from gen_jax.convert import (
   diffusers,
   diffusers_configs,
@@ -21,6 +22,9 @@ from gen_jax.convert import (
   stable_diffusion,
 )
 from gen_jax.data import pipeline, tokenizers
+from gen_jax.diffusion import samplers
+from gen_jax.tasks import diffusion as tasks
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("one_device")
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_pictures"
@@ -144,6 +148,14 @@ def test_text_encoder_reads_what_clip_reads(golden, request):
 
 
 MESH = ("--config.mesh.data=-1", "--config.mesh.fsdp=1")  # 12 does not divide by 8
+
+
+def edit(part, **keys):
+  def change(folder):
+    path = folder / part
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+  return change
 
 
 def run(*words):
@@ -303,6 +315,61 @@ def test_interpolation_begins_and_ends_with_the_two_pictures(imported, tmp_path)
       drawn("none", *more)
 
 
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory):
+  """The tiny v1, widened for a picture as in tools/make_picture_golden.py."""
+  home = tmp_path_factory.mktemp("instructed")
+  shutil.copytree(GOLDEN / "v1", home / "from")
+  edit("unet/config.json", in_channels=8)(home / "from")
+  edit("model_index.json", _class_name=list(diffusers.PIPELINES)[2])(home / "from")
+  path = home / "from" / "unet" / "diffusion_pytorch_model.safetensors"
+  tensors = safetensors_numpy.load_file(path)
+  kernel = tensors["conv_in.weight"]
+  wide = np.concatenate([kernel, 0.5 * kernel[:, ::-1]], 1)
+  safetensors_numpy.save_file({**tensors, "conv_in.weight": wide}, path)
+  run("import", "--from", home / "from", "--workdir", home / "w", *MESH)
+  return home
+
+
+def test_instructions_are_followed_as_by_diffusers(instructed):
+  """Two steps with both scales: the picture's code is neither drawn nor scaled."""
+  home = instructed / "w"
+  words = tokenizers.load(home / "tokenizer")
+  opened = trained.open_trained(home, workdir.read_config(home), "latest", "raw")
+  task, keys = opened.experiment.task, tiny.keys(0, 1)
+  with np.load(GOLDEN / "v1" / "expected_edit.npz") as file:
+    expected = dict(file)
+  with np.load(GOLDEN / "v1" / "expected.npz") as file:
+    text = str(file["texts"][0])
+  caption = pipeline.pad_caption(text, words, 16)
+  caption = tasks.Caption(*(np.asarray(x)[None] for x in caption))
+  sampling = tasks.Sampling(guidance_scale=7.5, image_guidance_scale=1.5)
+  # Their chain ends on its first node, not at 0.
+  times = np.append((expected["steps"] + 1) / 1000, 0.001).astype(np.float32)
+
+  @jax.jit
+  def draw(params, frozen):
+    extra = task.extra(frozen, {"before": expected["picture"]}, keys)
+    denoise = tasks.guided(task, sampling, params, frozen, caption, None, extra)
+    ddim, noise = samplers.ddim(task.schedule), expected["noise"]
+    return samplers.sample(denoise, ddim, times, noise, keys)[0]
+
+  close(draw(opened.weights, opened.experiment.frozen), expected["drawn"], 1e-4)
+
+
+def test_a_model_of_instructions_comes_back(instructed, tmp_path):
+  run("export", "--workdir", instructed / "w", "--to", tmp_path / "out")
+  index, again = "model_index.json", diffusers.open_folder(tmp_path / "out")
+  first = diffusers.open_folder(instructed / "from")
+  assert again.task == first.task
+  one, other = (
+    json.loads((folder / index).read_text())["_class_name"]
+    for folder in (tmp_path / "out", instructed / "from")
+  )
+  assert one == other
+  same_tensors(dict(first.tensors["unet"]), dict(again.tensors["unet"]))
+
+
 @pytest.mark.parametrize("is_rescaled", [False, True])
 def test_a_scheduler_with_zero_terminal_snr_comes_back(is_rescaled):
   given = {
@@ -326,14 +393,6 @@ def damaged(tmp_path, change):
     run("import", "--from", folder, "--workdir", tmp_path / "w", *MESH)
   assert not (tmp_path / "w").exists() and "\n" not in str(error.value)
   return str(error.value)
-
-
-def edit(part, **keys):
-  def change(folder):
-    path = folder / part
-    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
-
-  return change
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax.diffusion import condition
+from gen_jax.diffusion import codec, condition
 from tests import tiny
 
 PICTURE = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
 KEYS = tiny.keys(0, 2)
 
 
-def blocks(x, keys):
-  """An encoder whose latents are means of 2x2 pixels."""
+def means(x):
+  """Of 2x2 pixels."""
   return jnp.asarray(x).reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
+
+
+BLOCKS = codec.Codec(
+  encode=lambda frozen, x, keys: frozen * means(x),
+  decode=None,
+  code=lambda frozen, x: means(x),
+)
 
 
 def test_inpainting_sees_the_mask_and_the_rest_of_the_picture():
@@ -23,18 +30,19 @@ def test_inpainting_sees_the_mask_and_the_rest_of_the_picture():
   beside = condition.inpainting()
   assert beside.channels(3) == 4
   given = {"image": PICTURE, "change": change}
-  mask, rest = np.split(np.asarray(beside.extra(blocks, given, KEYS)), [1], -1)
+  mask, rest = np.split(np.asarray(beside.extra(BLOCKS, 2.0, given, KEYS)), [1], -1)
   wanted = np.zeros((2, 4, 4, 1))
   wanted[0, :2, 0] = wanted[0, 3, 3] = 1.0
   np.testing.assert_array_equal(mask, wanted)
   seen = np.where(change[..., None], 0.0, PICTURE)
-  np.testing.assert_allclose(rest, blocks(seen, KEYS), atol=1e-6)
+  np.testing.assert_allclose(rest, 2.0 * means(seen), atol=1e-6)
 
 
 def test_an_instruction_sees_the_picture_before():
   beside = condition.instruction()
-  extra = beside.extra(blocks, {"before": PICTURE, "image": 0 * PICTURE}, KEYS)
-  np.testing.assert_array_equal(extra, blocks(PICTURE, KEYS))
+  given = {"before": PICTURE, "image": 0 * PICTURE}
+  extra = beside.extra(BLOCKS, 2.0, given, KEYS)
+  np.testing.assert_array_equal(extra, means(PICTURE))  # unscaled
   assert beside.channels(3) == extra.shape[-1]
 
 
@@ -47,5 +55,5 @@ def test_random_holes():
   assert 0.18 < (share == 1).mean() < 0.32
   assert 0.1 < share[share < 1].mean() < 0.6 and share.min() > 0
   np.testing.assert_array_equal(condition.holes(keys[7:8], 16, 24)[0], holes[7])
-  some = np.asarray(condition.inpainting().extra(blocks, {"image": PICTURE}, KEYS))
+  some = np.asarray(condition.inpainting().extra(BLOCKS, 1.0, {"image": PICTURE}, KEYS))
   assert (some[..., 1:][np.broadcast_to(some[..., :1] == 0, some[..., 1:].shape)]).any()
