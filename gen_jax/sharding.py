@@ -370,6 +370,7 @@ def ring(name: str) -> Ring:
 # one round is compiled to a sum everywhere, of which each chip throws most away: twice
 # the traffic.
 _ROUND = 8
+_TILE = 8 * 128  # numbers of a TPU's registers
 
 
 def _rounds(size: int) -> list[list[list[int]] | None]:
@@ -390,12 +391,21 @@ def _gather(weight: Array, dim: int, axis: str) -> Array:
 
 
 def _scatter(dim, axis, residuals, grad):
+  """The sum over an axis's devices, of which each keeps its piece along `dim`.
+
+  It travels as whole tiles, [devices, n, 128]: what lies otherwise a TPU sums
+  everywhere, too.
+  """
   del residuals
-  for groups in _rounds(jax.lax.axis_size(axis)):
-    grad = jax.lax.psum_scatter(
-      grad, axis, scatter_dimension=dim, axis_index_groups=groups, tiled=True
-    )
-  return (grad,)
+  num = jax.lax.axis_size(axis)
+  first = jnp.moveaxis(grad, dim, 0)
+  pieces = first.reshape(num, -1)
+  size = pieces.shape[1]
+  pieces = jnp.pad(pieces, ((0, 0), (0, -size % _TILE))).reshape(num, -1, 128)
+  for groups in _rounds(num):
+    pieces = jax.lax.psum_scatter(pieces, axis, axis_index_groups=groups, tiled=True)
+  own = pieces.ravel()[:size].reshape(-1, *first.shape[1:])
+  return (jnp.moveaxis(own, 0, dim),)
 
 
 _gather.defvjp(lambda weight, dim, axis: (_gather(weight, dim, axis), None), _scatter)
