@@ -366,11 +366,10 @@ def ring(name: str) -> Ring:
   return Ring(axes[0], layout.mesh.shape[axes[0]]) if axes else Ring(None, 1)
 
 
-# Chips among which a TPU scatters a sum in one round. Over all chips of a larger slice
-# one round is compiled to a sum everywhere, of which each chip throws most away: twice
-# the traffic.
+# Chips among which a TPU gathers or scatters in one round. Over all chips of a larger
+# slice one round is compiled to a sum everywhere, of which each chip throws most away:
+# twice the traffic.
 _ROUND = 8
-_TILE = 8 * 128  # numbers of a TPU's registers
 
 
 def _rounds(size: int) -> list[list[list[int]] | None]:
@@ -387,25 +386,26 @@ def _rounds(size: int) -> list[list[list[int]] | None]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight: Array, dim: int, axis: str) -> Array:
   """The whole of a weight that is cut along `dim`; its gradient is scattered again."""
-  return jax.lax.all_gather(weight, axis, axis=dim, tiled=True)
+  for groups in reversed(_rounds(jax.lax.axis_size(axis))):
+    weight = jax.lax.all_gather(
+      weight, axis, axis=dim, axis_index_groups=groups, tiled=True
+    )
+  return weight
 
 
 def _scatter(dim, axis, residuals, grad):
   """The sum over an axis's devices, of which each keeps its piece along `dim`.
 
-  It travels as whole tiles, [devices, n, 128]: what lies otherwise a TPU sums
+  It travels as [devices, ...]: what is cut along a side of its tiles a TPU sums
   everywhere, too.
   """
   del residuals
   num = jax.lax.axis_size(axis)
   first = jnp.moveaxis(grad, dim, 0)
-  pieces = first.reshape(num, -1)
-  size = pieces.shape[1]
-  pieces = jnp.pad(pieces, ((0, 0), (0, -size % _TILE))).reshape(num, -1, 128)
+  pieces = first.reshape(num, len(first) // num, -1)
   for groups in _rounds(num):
     pieces = jax.lax.psum_scatter(pieces, axis, axis_index_groups=groups, tiled=True)
-  own = pieces.ravel()[:size].reshape(-1, *first.shape[1:])
-  return (jnp.moveaxis(own, 0, dim),)
+  return (jnp.moveaxis(pieces.reshape(-1, *first.shape[1:]), 0, dim),)
 
 
 _gather.defvjp(lambda weight, dim, axis: (_gather(weight, dim, axis), None), _scatter)

@@ -79,8 +79,8 @@ def row(name: str, found: dict) -> str:
 def table(results: dict[str, dict]) -> str:
   """The table and the commands behind it, as Markdown."""
   head = (
-    "plan | processor time | parameters | peak / HBM a device, GiB | FLOPs: compiled over"
-    " traced | step at best | if nothing overlaps | MFU at best | collectives of a"
+    "plan | processor time | parameters | peak / HBM a device, GiB | FLOPs: compiled"
+    " over traced | step at best | if nothing overlaps | MFU at best | collectives of a"
     " device, GiB a step"
   )
   lines = [f"| {head} |", "|---" * (head.count("|") + 1) + "|"]

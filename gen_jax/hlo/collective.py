@@ -106,8 +106,7 @@ def _mesh_group(text: str) -> tuple[int, ...]:
   if "device_ids=" in mesh:
     listed = mesh.partition("device_ids=")[2]
     listed = listed.partition("<=")[2] or listed
-    is_iota = "<=" in mesh
-    ids = _iota(listed) if is_iota else np.array(re.findall(r"\d+", listed), int)
+    ids = _iota(listed) if "[" in listed else np.array(re.findall(r"\d+", listed), int)
   strides, stride = {}, ids.size
   for name, size in sizes.items():
     stride //= size

@@ -1,11 +1,13 @@
 """What a compiled step sends between devices, read off its HLO, preset by preset."""
 
+import functools
 import math
 import re
 
 import jax
 
 from gen_jax import optim, sharding
+from gen_jax.nn import kernels
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from tests import tiny
@@ -14,13 +16,13 @@ KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 SMALL = 300  # norms, biases and scalars; a matrix of these models has 1,000 and more
 
 
-def traffic(mesh, rules):
+def traffic(mesh, rules, **changes):
   """({kind: sizes of results that are not small}, sizes of such parameters).
 
   Two layers in a row, so that every collective stands in the text once, and a head of
   its own: a table that is used twice is gathered, and its gradient summed, twice.
   """
-  task = tiny.language_model(width=64, num_heads=8, tied_head=False)
+  task = tiny.language_model(width=64, num_heads=8, tied_head=False, **changes)
   batch = tiny.text_batch(length=24)
   layout = sharding.make_layout(*mesh, rules=rules)
   optimizer = optim.adamw(optim.constant(1e-3, 10))
@@ -32,8 +34,9 @@ def traffic(mesh, rules):
   }
   compiled = steps.compile_step(step, state, layout).lower(state, {}, rows).compile()
   found = {}
+  alone = r"replica_groups=\{\{0\},"  # each with itself
   for shapes, kind in re.findall(
-    rf" = (\(.*?\)|\S+) ({KINDS})(?:-start)?\(", compiled.as_text()
+    rf" = (\(.*?\)|\S+) ({KINDS})(?:-start)?\((?!.*{alone})", compiled.as_text()
   ):
     for dims in re.findall(r"f32\[([\d,]+)\]", shapes):
       size = math.prod(map(int, dims.split(",")))
@@ -55,3 +58,17 @@ def test_fsdp_gathers_weights_and_scatters_the_sum_of_gradients():
   scattered = sorted(-(-size // 8 // 1024) * 1024 for size in sizes)
   assert sorted(found["reduce-scatter"]) == scattered
   assert found.keys() == {"all-gather", "reduce-scatter"}
+
+
+def test_context_sends_keys_round_a_ring_and_sums_every_gradient_once():
+  """Each layer's keys and values, 7 turns forwards; with their gradients 8 more.
+
+  The backward pass sends the keys again, but where the compiler has kept them.
+  """
+  attend = functools.partial(kernels.ring, chunk=3)
+  found, sizes = traffic((1, 1, 1, 8), "fsdp", attend=attend)
+  assert found.keys() == {"all-reduce", "collective-permute"}
+  assert sorted(found["all-reduce"]) == sorted(sizes)
+  assert set(found["collective-permute"]) == {tiny.BATCH * 64 * 24 // 8}
+  each = 2 * 2
+  assert each * (7 + 8) <= len(found["collective-permute"]) <= each * (7 + 7 + 8)
