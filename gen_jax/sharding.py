@@ -20,9 +20,7 @@ raise `InputError` with the array's path.
 import contextlib
 import contextvars
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,7 +29,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gen_jax import tree
+from gen_jax import collectives, tree
 from gen_jax.types import Array, Batch, InputError, PyTree, unknown
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -339,21 +337,7 @@ def local(fn: Callable[..., Array], *inputs: Names) -> Callable[..., Array]:
   return run
 
 
-class Ring(NamedTuple):
-  """The pieces that an axis is cut into, each on a device; within `local`."""
-
-  axis: str | None
-  size: int
-
-  def turn(self, tree: PyTree) -> PyTree:
-    """What the device before has."""
-    if self.size == 1:
-      return tree
-    pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
-    return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), tree)
-
-
-def ring(name: str) -> Ring:
+def ring(name: str) -> collectives.Ring:
   """The ring along which the current layout cuts a named axis; of one, if it does not.
 
   Raises:
@@ -363,52 +347,9 @@ def ring(name: str) -> Ring:
   axes = () if layout is None else _axes(layout.rules[name])
   if len(axes) > 1:
     raise ValueError(f"axis {name!r} lies over {axes}: no ring")
-  return Ring(axes[0], layout.mesh.shape[axes[0]]) if axes else Ring(None, 1)
-
-
-# Chips among which a TPU gathers or scatters in one round. Over all chips of a larger
-# slice one round is compiled to a sum everywhere, of which each chip throws most away:
-# twice the traffic.
-_ROUND = 8
-
-
-def _rounds(size: int) -> list[list[list[int]] | None]:
-  """Groups of devices in two rounds, about as many in each; None is all in one."""
-  first = 1
-  while first * first < size:
-    first *= 2
-  if size <= _ROUND or size % first:
-    return [None]
-  index = np.arange(size).reshape(first, -1)
-  return [index.T.tolist(), index.tolist()]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(weight: Array, dim: int, axis: str) -> Array:
-  """The whole of a weight that is cut along `dim`; its gradient is scattered again."""
-  for groups in reversed(_rounds(jax.lax.axis_size(axis))):
-    weight = jax.lax.all_gather(
-      weight, axis, axis=dim, axis_index_groups=groups, tiled=True
-    )
-  return weight
-
-
-def _scatter(dim, axis, residuals, grad):
-  """The sum over an axis's devices, of which each keeps its piece along `dim`.
-
-  It travels as [devices, ...]: what is cut along a side of its tiles a TPU sums
-  everywhere, too.
-  """
-  del residuals
-  num = jax.lax.axis_size(axis)
-  first = jnp.moveaxis(grad, dim, 0)
-  pieces = first.reshape(num, len(first) // num, -1)
-  for groups in _rounds(num):
-    pieces = jax.lax.psum_scatter(pieces, axis, axis_index_groups=groups, tiled=True)
-  return (jnp.moveaxis(pieces.reshape(-1, *first.shape[1:]), 0, dim),)
-
-
-_gather.defvjp(lambda weight, dim, axis: (_gather(weight, dim, axis), None), _scatter)
+  if not axes:
+    return collectives.Ring(None, 1)
+  return collectives.Ring(axes[0], layout.mesh.shape[axes[0]])
 
 
 def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
@@ -429,7 +370,7 @@ def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
 
   def inner(weight, *rows):
     for dim, axis in cut.items():
-      weight = _gather(weight, dim, axis)
+      weight = collectives.gather(weight, dim, axis)
     with use(None):
       return fn(weight, *rows)
 

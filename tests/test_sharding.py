@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from gen_jax import sharding
+from gen_jax import collectives, sharding
 from gen_jax.types import InputError
 
 
@@ -125,7 +125,7 @@ def test_slices_are_cut_along_data_alone():
 @pytest.mark.parametrize("names", [("embed", "mlp"), ("mlp", "embed")])
 def test_a_gathered_weight_gets_the_whole_gradient(chips, names, monkeypatch):
   """In two rounds or in one, and summed over data too; whole numbers lose no bit."""
-  monkeypatch.setattr(sharding, "_ROUND", chips)
+  monkeypatch.setattr(collectives, "_ROUND", chips)
   place = layout((2, 4, 1), "fsdp")
   weight = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (8, 12)), jnp.float32)
   x = jnp.asarray(np.random.default_rng(1).integers(-9, 9, (16, 8)), jnp.float32)

@@ -47,7 +47,7 @@ def step(
     "task.model.remat": "full",
     "task.model.scan_layers": "true",
     "task.model.attend": "splash",
-    "task.model.head_chunk": 128,
+    "task.model.head_chunk": 2048 // rows,  # logits of 2,048 tokens at once
     "task.model.dtype": "bfloat16",
     "train.num_microbatches": 1,
     "train.ema_decay": "none",

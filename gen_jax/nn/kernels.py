@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
-from gen_jax import sharding
+from gen_jax import collectives, sharding
 from gen_jax.nn import attention
 from gen_jax.types import Array, InputError
 
@@ -53,7 +53,7 @@ def chunked(
     raise InputError(f"attend.chunk={chunk} must be at least 1; 512 is usual")
   rows = attention.as_rows(query, keyvalue.key.shape[1])
   at, slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
-  out = _online(rows, keyvalue, at, slots, mask, chunk, sharding.Ring(None, 1))
+  out = _online(rows, keyvalue, at, slots, mask, chunk, collectives.Ring(None, 1))
   return attention.from_rows(out, query.shape[2])
 
 
