@@ -163,3 +163,23 @@ def test_prob_of_leaving_out_needs_something_to_leave_out():
     types.InputError, match=r"condition_drop_prob=0.1 must be in \[0, 0.5\]"
   ):
     instructed(condition=None)
+
+
+def test_an_inpainting_model_trains_on_random_holes(setup):
+  """Its loss is the base's while nothing is read of what is beside x_t; all will be."""
+  base, params, _, _ = setup
+  config = unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4, extra_channels=2)
+  task = dataclasses.replace(
+    base, unet=unet.UNet(config), condition=condition.inpainting()
+  )
+  wider = {**params, "unet": unet.widen(params["unet"], 2)}
+  run = lambda task: jax.jit(  # noqa: E731
+    jax.value_and_grad(
+      lambda p: task.loss(p, {}, tiny.image_batch(), KEYS, train=True).loss.total
+    )
+  )
+  value, gradient = run(task)(wider)
+  np.testing.assert_allclose(value, run(base)(params)[0], rtol=1e-5)
+  kernel = np.asarray(gradient["unet"]["conv_in"]["kernel"])  # x_t, mask, picture
+  assert np.isfinite(kernel).all()
+  assert (np.abs(kernel).max((0, 1, 3)) > 1e-3 * np.abs(kernel).max()).all()
