@@ -47,14 +47,18 @@ class ResBlock(nn.Module):
     channels, dtype = self.channels, self.dtype
     norm = lambda name: norms.GroupNorm(self.num_groups, self.eps, name=name)  # noqa: E731
     h = jax.nn.silu(norm("norm_in")(x))
-    h = linear.conv(channels, name="conv_in", dtype=dtype)(h)
+    # Between the convolutions channels are cut as the hidden units of an MLP are.
+    h = linear.conv(channels, ("conv_out", "mlp"), name="conv_in", dtype=dtype)(h)
     if time is not None:
       shift = linear.dense(channels, ("embed", "mlp"), name="time", dtype=dtype)
       h = h + shift(jax.nn.silu(time))[:, None, None, :]
+    h = sharding.constrain(h, "batch", "space", "space", "act_mlp")
     h = jax.nn.silu(norm("norm_out")(h))
     h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
     zero = linear.fan_in(0.0)
-    h = linear.conv(channels, name="conv_out", init=zero, dtype=dtype)(h)
+    h = linear.conv(
+      channels, ("mlp", "conv_out"), name="conv_out", init=zero, dtype=dtype
+    )(h)
     if x.shape[-1] != channels:
       x = linear.conv(channels, name="shortcut", window=1, dtype=dtype)(x)
     return constrain(x + h)
