@@ -42,7 +42,6 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
       mesh), or the whole of `evaluators`.
   """
   config = {
-    "seed": 0,
     "task": {
       "name": "language_model",
       "z_loss": 0.0,
@@ -79,20 +78,100 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
       "length": 1024,
       "batch_size": 16,
     },
+    "sampling": {
+      "name": "text",
+      "max_tokens": 120,
+      "temperature": 0.8,
+      "top_k": None,
+      "top_p": 0.95,
+      "min_p": 0.0,
+    },
+  }
+  rate = {"peak": 6e-4, "warmup_steps": 100, "final_fraction": 0.1, "decay_steps": None}
+  config.update(_training(rate, b2=0.95, weight_decay=0.1))
+  config = ml_collections.ConfigDict(config)
+  evaluators = blocks.pop("evaluators", None)
+  if evaluators is not None:
+    config.evaluators = evaluators
+  for name, values in blocks.items():
+    for key, value in values.items():
+      if name == "optimizer" and key == "learning_rate":
+        config.optimizer.learning_rate.update(value)
+      else:
+        config[name][key] = value
+  return config
+
+
+def diffusion(unet: dict, text_encoder: dict, **changes) -> dict:
+  """A diffusion task on pixels: cosine schedule, v, guidance; and what differs.
+
+  Args:
+    unet, text_encoder: keys of the blocks that have no default here.
+  """
+  return {
+    "name": "diffusion",
+    "unet": {
+      "name": "unet",
+      "num_blocks": 1,
+      "num_heads": 4,
+      "num_groups": 8,
+      "dropout": 0.0,
+      "dtype": "float32",
+      **unet,
+    },
+    "text_encoder": {
+      "name": "text_encoder",
+      "vocab_size": 512,
+      "num_heads": 4,
+      "dropout": 0.0,
+      "dtype": "float32",
+      **text_encoder,
+    },
+    "schedule": {"name": "cosine", "offset": 0.008},
+    "target": {"name": "v"},
+    "weighting": {"name": "unit"},
+    "time_sampler": {"name": "stratified", "t_min": 0.001, "t_max": 1.0},
+    "codec": {"name": "identity"},
+    "caption_drop_prob": 0.1,
+    **changes,
+  }
+
+
+def pictures(
+  task: dict, data: dict, optimizer: dict, train: dict
+) -> ml_collections.ConfigDict:
+  """A whole experiment around pictures, and what differs from its habits."""
+  rate = {"peak": 1e-3, "warmup_steps": 50, "final_fraction": 0.05}
+  rate.update(optimizer.pop("learning_rate", {}))
+  config = {
+    "task": task,
+    "data": data,
+    "sampling": {
+      "name": "image",
+      "sampler": {"name": "dpmpp_2m"},
+      "grid": {"name": "uniform"},
+      "num_steps": 30,
+      "guidance_scale": 3.0,
+      "guidance_interval": (0.0, 1.0),
+      "guidance_rescale": 0.0,
+    },
+    **_training(rate, **{"b2": 0.99, "weight_decay": 0.01, **optimizer}),
+  }
+  config["train"].update(train)
+  return ml_collections.ConfigDict(config)
+
+
+def _training(rate: dict, **optimizer) -> dict:
+  """The blocks that every experiment has: how it is trained, watched and spread."""
+  return {
+    "seed": 0,
     "optimizer": {
       "name": "adamw",
-      "learning_rate": {
-        "name": "cosine",
-        "peak": 6e-4,
-        "warmup_steps": 100,
-        "final_fraction": 0.1,
-        "decay_steps": None,
-      },
+      "learning_rate": {"name": "cosine", **rate},
       "b1": 0.9,
-      "b2": 0.95,
       "eps": 1e-8,
-      "weight_decay": 0.1,
       "clip_norm": 1.0,
+      **optimizer,
     },
     "train": {
       "num_steps": 1000,
@@ -107,81 +186,8 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
       "health_check": True,
     },
     "evaluators": {"validation": {"name": "loss", "every": 500, "max_batches": None}},
-    "sampling": {
-      "name": "text",
-      "max_tokens": 120,
-      "temperature": 0.8,
-      "top_k": None,
-      "top_p": 0.95,
-      "min_p": 0.0,
-    },
     "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"},
   }
-  config = ml_collections.ConfigDict(config)
-  evaluators = blocks.pop("evaluators", None)
-  if evaluators is not None:
-    config.evaluators = evaluators
-  for name, values in blocks.items():
-    for key, value in values.items():
-      if name == "optimizer" and key == "learning_rate":
-        config.optimizer.learning_rate.update(value)
-      else:
-        config[name][key] = value
-  return config
-
-
-def pictures(
-  task: dict, data: dict, optimizer: dict, train: dict
-) -> ml_collections.ConfigDict:
-  """A whole experiment around pictures, and what differs from its habits."""
-  rate = {
-    "name": "cosine",
-    "peak": 1e-3,
-    "warmup_steps": 50,
-    "final_fraction": 0.05,
-    **optimizer.pop("learning_rate", {}),
-  }
-  return ml_collections.ConfigDict(
-    {
-      "seed": 0,
-      "task": task,
-      "data": data,
-      "optimizer": {
-        "name": "adamw",
-        "learning_rate": rate,
-        "b1": 0.9,
-        "b2": 0.99,
-        "eps": 1e-8,
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        **optimizer,
-      },
-      "train": {
-        "num_steps": 1000,
-        "num_epochs": None,
-        "patience": None,
-        "monitor": "validation/loss",
-        "log_every": 20,
-        "save_every": 500,
-        "keep": 2,
-        "num_microbatches": 1,
-        "ema_decay": None,
-        "health_check": True,
-        **train,
-      },
-      "evaluators": {"validation": {"name": "loss", "every": 500, "max_batches": None}},
-      "sampling": {
-        "name": "image",
-        "sampler": {"name": "dpmpp_2m"},
-        "grid": {"name": "uniform"},
-        "num_steps": 30,
-        "guidance_scale": 3.0,
-        "guidance_interval": (0.0, 1.0),
-        "guidance_rescale": 0.0,
-      },
-      "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"},
-    }
-  )
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -17,41 +17,26 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds, on the pixels of digits."""
   _, smoke = common.parse_arg(arg)
   config = common.pictures(
-    {
-      "name": "diffusion",
-      "unet": {
-        "name": "unet",
+    common.diffusion(
+      unet={
         "image_channels": 16,
         "width": 96,
         "multipliers": (1, 2),
-        "num_blocks": 1,
         "attention_levels": (0, 1),
-        "num_heads": 4,
         "num_groups": 16,
-        "dropout": 0.0,
-        "dtype": "float32",
       },
-      "text_encoder": {
-        "name": "text_encoder",
+      text_encoder={
         "vocab_size": 2048,
         "max_length": 24,
         "num_layers": 2,
         "width": 128,
-        "num_heads": 4,
-        "dropout": 0.0,
-        "dtype": "float32",
       },
-      "schedule": {"name": "cosine", "offset": 0.008},
-      "target": {"name": "v"},
-      "weighting": {"name": "unit"},
-      "time_sampler": {"name": "stratified", "t_min": 0.001, "t_max": 1.0},
-      "codec": {
+      codec={
         "name": "latent",
         "autoencoder": dict(emoji.AUTOENCODER),
         "workdir": None,
       },
-      "caption_drop_prob": 0.1,
-    },
+    ),
     data={
       "name": "latents",
       "source": {"name": "latents", "directory": ""},

@@ -12,47 +12,19 @@ import ml_collections
 from configs import common
 
 
-def task(**changes) -> dict:
-  """The model of both shapes and their edits."""
-  return {
-    "name": "diffusion",
-    "unet": {
-      "name": "unet",
-      "image_channels": 3,
-      "width": 24,
-      "multipliers": (1, 2, 4),
-      "num_blocks": 1,
-      "attention_levels": (1, 2),
-      "num_heads": 4,
-      "num_groups": 8,
-      "dropout": 0.0,
-      "dtype": "float32",
-    },
-    "text_encoder": {
-      "name": "text_encoder",
-      "vocab_size": 512,
-      "max_length": 40,
-      "num_layers": 2,
-      "width": 96,
-      "num_heads": 4,
-      "dropout": 0.0,
-      "dtype": "float32",
-    },
-    "schedule": {"name": "cosine", "offset": 0.008},
-    "target": {"name": "v"},
-    "weighting": {"name": "unit"},
-    "time_sampler": {"name": "stratified", "t_min": 0.001, "t_max": 1.0},
-    "codec": {"name": "identity"},
-    "caption_drop_prob": 0.1,
-    **changes,
-  }
-
-
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds."""
   _, smoke = common.parse_arg(arg)
   config = common.pictures(
-    task(),
+    common.diffusion(
+      unet={
+        "image_channels": 3,
+        "width": 24,
+        "multipliers": (1, 2, 4),
+        "attention_levels": (1, 2),
+      },
+      text_encoder={"max_length": 40, "num_layers": 2, "width": 96},
+    ),
     data={
       "name": "images",
       "source": {"name": "shapes", "num": 20_000, "num_validation": 500},
