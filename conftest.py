@@ -22,8 +22,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(
     shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
   )
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = " ".join(
+  [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",  # MLIR's, as long again as all the rest
+    "--xla_cpu_parallel_codegen_split_count=1",
+  ]
 ).strip()
 
 import jax  # noqa: E402 (the flags must be set first)

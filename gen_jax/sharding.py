@@ -14,7 +14,7 @@ In all of them the length of a sequence lies over context. Weights that lie over
 are gathered where they are used, see `gathering`.
 
 Unknown names, two dimensions that claim one mesh axis, and sizes that do not divide
-raise `InputError` with the array's path.
+raise `InputError` with the array's path. A single head lies whole everywhere.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from gen_jax.types import Array, Batch, InputError, PyTree, unknown
 
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 _BATCH = ("data", "fsdp")
+_HEADS = ("heads", "kv_heads", "act_heads")
 
 _DP = {
   # Activations.
@@ -101,7 +102,8 @@ class Layout:
     for name, length in zip(names, shape, strict=True):
       if name is not None and name not in self.rules:
         raise unknown(f"logical axis (of {path})", name, self.rules)
-      axes = _axes(self.rules[name] if name is not None else None)
+      is_whole = name is None or (length == 1 and name in _HEADS)
+      axes = _axes(None if is_whole else self.rules[name])
       for axis in axes:
         if axis in used:
           raise InputError(

@@ -64,6 +64,16 @@ def test_mistakes_name_the_array(names, shape, message):
   assert message in str(error.value)
 
 
+def test_a_single_head_lies_whole():
+  """That of an autoencoder's attention, or the keys that all queries share."""
+  names = ("embed", "kv_heads", "head_dim")
+  lies = lambda heads: layout().spec(names, (4, heads, 8), "key/kernel")  # noqa: E731
+  assert lies(1) == PartitionSpec("fsdp", None, None)
+  assert lies(2) == PartitionSpec("fsdp", "tensor", None)
+  with pytest.raises(InputError, match="must be divisible by tensor=2"):
+    lies(3)
+
+
 def test_boxed_trees_become_shardings_by_path():
   boxed = {"a": nn.LogicallyPartitioned(jnp.ones((4, 8)), ("embed", "mlp")), "b": 1}
   placed = layout().of(boxed)

@@ -27,6 +27,14 @@ from gen_jax.types import InputError, Params, PyTree
 
 T = TypeVar("T")
 
+# Devices that hold the same array write a part of it each, if it is large: to cut it
+# takes a program for every shape and part.
+_ARRAYS = ocp.type_handlers.create_type_handler_registry(
+  (
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
+  )
+)
 _MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
 
@@ -99,7 +107,9 @@ def open_manager(
   handlers = {
     # Compressed chunks are a second copy in memory until all are written; weights,
     # which look like noise, get hardly smaller by it.
-    "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+    "state": ocp.PyTreeCheckpointHandler(
+      use_compression=False, type_handler_registry=_ARRAYS
+    ),
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:

@@ -226,11 +226,28 @@ def test_single_file_has_the_names_of_the_original_code():
     assert dict(sorted(pairs.values())) == names[part]
 
 
-def test_pictures_are_drawn(imported, tmp_path):
-  words = ("sample", "--workdir", imported / "w", "--num_steps", 2, "--prompt", "apple")
-  samples = run(*words, "--num", 2, "--out", tmp_path / "out")["samples"]
-  first, other = (np.asarray(Image.open(s["path"]), int) for s in samples)
-  assert first.shape == (16, 16, 3)
+@pytest.fixture(scope="module")
+def draw(imported, tmp_path_factory):
+  """Pictures [N, H, W, C] of two steps each."""
+
+  def run_it(*more):
+    out = tmp_path_factory.mktemp("drawn")
+    words = ("--workdir", imported / "w", "--num_steps", 2, "--out", out)
+    samples = run("sample", *words, "--prompt", "apple", *more)["samples"]
+    return np.stack([np.asarray(Image.open(s["path"]), int) for s in samples])
+
+  return run_it
+
+
+@pytest.fixture(scope="module")
+def drawn(draw):
+  """Two of one prompt and two of another."""
+  return draw("--prompt", "wow 42", "--num", 2)
+
+
+def test_pictures_are_drawn(drawn):
+  assert drawn.shape == (4, 16, 16, 3)
+  first, other, *_ = drawn
   assert np.abs(first - other).max() > 1  # each has noise of its own
 
 
@@ -300,19 +317,13 @@ def test_inversion_by_command(imported, picture, tmp_path):
   assert [sample["prompt"] for sample in result["samples"]] == ["apple"]
 
 
-def test_interpolation_begins_and_ends_with_the_two_pictures(imported, tmp_path):
-  def drawn(name, *more):
-    words = ("--workdir", imported / "w", "--num_steps", 2, "--out", tmp_path / name)
-    samples = run("sample", *words, "--prompt", "apple", *more)["samples"]
-    return [np.asarray(Image.open(s["path"]), int) for s in samples]
-
-  path = drawn("path", "--prompt", "wow 42", "--interpolate", 3)
-  (start, _, _, end) = drawn("ends", "--prompt", "wow 42", "--num", 2)
+def test_interpolation_begins_and_ends_with_the_two_pictures(draw, drawn):
+  path = draw("--prompt", "wow 42", "--interpolate", 3)
   assert len(path) == 3
-  assert max(np.abs(path[0] - start).max(), np.abs(path[2] - end).max()) <= 1
+  assert np.abs(path[[0, 2]] - drawn[[0, 3]]).max() <= 1
   for more in (["--interpolate", 3], ["--prompt", "a", "--interpolate", 1]):
     with pytest.raises(types.InputError, match="at least 2, with --prompt twice"):
-      drawn("none", *more)
+      draw(*more)
 
 
 @pytest.fixture(scope="module")

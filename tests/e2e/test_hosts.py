@@ -12,14 +12,16 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-STEPS = 8
+STEPS = 42
+RATE = {"name": "constant", "peak": 3e-3}  # the same at step i of whatever number
 WORDS = (
   "--config=configs/lm/pydoc.py:smoke",
   f"--config.train.num_steps={STEPS}",
   "--config.train.log_every=1",
-  "--config.train.save_every=3",
+  "--config.train.save_every=10",
   "--config.train.health_check=False",
   "--config.evaluators={}",
+  f"--config.optimizer.learning_rate={RATE}",
   "--config.mesh.data=2",
   "--config.mesh.fsdp=2",
 )
@@ -114,12 +116,13 @@ def launch(workdir, folder):
 def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_path):
   """The same batches in the same order, each once: the losses are those of one process.
 
-  To 1e-6: sums over devices are added in another order than over processes.
+  Twenty-two with two processes, and as many with four, from step 20 on. To 1e-6: sums
+  over devices are added in another order than over processes.
   """
   workdir = tmp_path / "run"
   first, second = start(workdir, 2)
   for line in first.stdout:
-    if line.startswith("step 5/"):
+    if line.startswith("step 22/"):
       second.send_signal(signal.SIGKILL)
       break
   killed = time.monotonic()
@@ -128,7 +131,7 @@ def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_pa
   assert code == os.EX_TEMPFAIL and "process 1 (" in stderr and "is gone" in stderr
   assert not [line for line in stdout.splitlines() if not line.startswith("[Gloo]")]
   before = losses(workdir)
-  assert set(before) >= {1, 2, 3, 4, 5}
+  assert set(before) >= set(range(1, 23))
   code, stdout, stderr = launch(workdir, tmp_path)
   assert code == 0, stderr
   assert json.loads(stdout.splitlines()[-1])["starts"] == 2
@@ -140,15 +143,19 @@ def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_pa
 
 
 def test_told_to_stop_one_process_stops_all_at_one_step(whole, tmp_path):
+  """Of four, whose losses until then are those of one as well."""
   workdir = tmp_path / "run"
-  first, second = start(workdir, 2, "--config.train.num_steps=2000")
+  first, *others = start(workdir, 4, "--config.train.num_steps=2000")
   for line in first.stdout:
-    if line.startswith("step 2/"):
-      second.send_signal(signal.SIGTERM)
+    if line.startswith("step 20/"):
+      others[-1].send_signal(signal.SIGTERM)
       break
-  ended = finish([first, second])
-  assert [code for code, *_ in ended] == [os.EX_TEMPFAIL] * 2, ended
+  ended = finish([first, *others])
+  assert [code for code, *_ in ended] == [os.EX_TEMPFAIL] * 4, ended
   assert "interrupted at step" in ended[0][1]
+  found = losses(workdir)
+  same = {i: whole[i] for i in range(1, 21)}
+  assert {i: found[i] for i in same} == pytest.approx(same, abs=1e-6)
 
 
 def test_a_process_that_never_starts_is_named(tmp_path):

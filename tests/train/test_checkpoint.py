@@ -33,6 +33,15 @@ def test_arrays_are_written_as_they_are(tmp_path):
   assert sum(path.stat().st_size for path in files) > tree.num_bytes(state)
 
 
+def test_what_is_small_is_saved_without_compiling(tmp_path, caplog):
+  """Each device would write a part of what all have, cut by a program of its own."""
+  layout = sharding.make_layout()
+  state = {"bias": jax.device_put(np.ones((8, 3)), layout.replicated)}
+  with jax.log_compiles(), checkpoint.open_manager(tmp_path) as manager:
+    checkpoint.save(manager, 3, state, checkpoint.Progress())
+  assert "Compiling" not in caplog.text
+
+
 @pytest.mark.parametrize("is_older", [False, True])
 def test_all_or_the_weights_alone_come_back(is_older, made, tmp_path):
   """Also from compressed arrays, which earlier versions wrote."""

@@ -18,7 +18,7 @@ from tests import tiny
 
 
 def autoencoder_task():
-  config = autoencoder.Config(1, 2, 8, (1, 2), 1, 4, middle_attention=False)
+  config = autoencoder.Config(1, 2, 8, (1, 2), 1, 4)  # with attention of a single head
   return autoencoding.Autoencode(autoencoder.Autoencoder(config), kl_weight=0.01)
 
 
