@@ -1,8 +1,10 @@
 """Tiny tasks and batches that several test files train, shard and sample."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gen_jax import sharding, tree
 from gen_jax.diffusion import codec, corrupt, parameterisation, schedule, weighting
 from gen_jax.models import text_encoder, transformer, unet
 from gen_jax.tasks import diffusion, lm
@@ -52,6 +54,18 @@ def image_batch(seed: int = 0) -> dict[str, np.ndarray]:
     "caption_mask": np.arange(4) < generator.integers(1, 5, (BATCH, 1)),
     "weights": (np.arange(BATCH) < BATCH - 2).astype(np.float32),
   }
+
+
+def weights(init, *inputs, seed: int = 0):
+  """Random parameters in the place of init(key, *inputs): nothing is 0 or compiled."""
+  draw = np.random.default_rng(seed)
+
+  def one(path, x):
+    centre = float(path.endswith("scale"))
+    return jnp.asarray(draw.normal(centre, 0.2, x.shape), x.dtype)
+
+  shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
+  return tree.map_with_path(one, sharding.unbox(shapes))
 
 
 def keys(seed: int = 0, num: int = BATCH) -> jax.Array:

@@ -81,6 +81,15 @@ def _add_arguments(command: str, parser: argparse.ArgumentParser):
   return module
 
 
+def _pass_over_absent_tpus() -> None:
+  """libtpu, there to compile for TPUs, is not asked for chips where jax sees none."""
+  from jax._src import hardware_utils, xla_bridge
+
+  chips, _ = hardware_utils.num_available_tpu_chips_and_device_id()
+  if not chips and not {"JAX_PLATFORMS", "JAX_FORCE_TPU_INIT"} & os.environ.keys():
+    xla_bridge._backend_factories.pop("tpu", None)  # it would print pages of errors
+
+
 def run(argv: list[str]) -> dict:
   """Runs one command and returns its result.
 
@@ -100,6 +109,8 @@ def run(argv: list[str]) -> dict:
   if command in parsers:
     # The command's module imports jax; --help and typing errors need not wait for it.
     module = _add_arguments(command, parsers[command])
+    if "jax" in sys.modules:  # `launch` does without
+      _pass_over_absent_tpus()
   overrides, words = config_args.split_overrides(argv)
   _check_flags(words, parsers.get(command, parser))
   args, extra = parser.parse_known_args(words)

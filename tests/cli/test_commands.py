@@ -4,6 +4,7 @@ import json
 import resource
 
 import pytest
+from jax._src import hardware_utils, xla_bridge
 
 from gen_jax.cli import main
 
@@ -25,6 +26,22 @@ def test_help(call, command):
 
 def test_no_arguments_are_a_question(call):
   assert call() == call("--help")
+
+
+@pytest.mark.parametrize("chips", [0, 4])
+@pytest.mark.parametrize("name", ["JAX_PLATFORMS", "JAX_FORCE_TPU_INIT", None])
+def test_tpus_are_looked_for_where_there_are_some_or_by_demand(
+  call, monkeypatch, chips, name
+):
+  factories = {"tpu": None, "cpu": None}
+  monkeypatch.setattr(xla_bridge, "_backend_factories", factories)
+  count = "num_available_tpu_chips_and_device_id"
+  monkeypatch.setattr(hardware_utils, count, lambda: (chips, None))
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  if name:
+    monkeypatch.setenv(name, "tpu")
+  call("doctor", "--help")
+  assert ("tpu" in factories) == bool(chips or name)
 
 
 def test_doctor_ends_in_json(call):

@@ -17,6 +17,7 @@ from tests.cli import conftest
 pytestmark = pytest.mark.usefixtures("one_device")
 BASE = "configs/diffusion/shapes.py"
 CONFIG = "configs/diffusion/shapes_edit.py:smoke"
+SMALL = {"task.unet.multipliers": (1,), "task.unet.attention_levels": ()}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def base(tmp_path_factory):
     ("data.image_size", "16"),
     ("data.channels", "3"),
     ("task.unet.image_channels", "3"),
+    *((key, str(value)) for key, value in SMALL.items()),
   )
   goal = experiment.abstract_state(experiment.optimizer(1)[0])
   draw = np.random.default_rng(0)
@@ -59,7 +61,8 @@ def test_an_instruction_model_starts_as_its_base_and_edits(
   start = f"--config.init_from.workdir={base}"
   still = "--config.optimizer.learning_rate.peak=0.0"
   home = tmp_path / "edit"
-  outcome = call("train", "--config", CONFIG, "--workdir", home, start, still)
+  small = [f"--config.{key}={value}" for key, value in SMALL.items()]
+  outcome = call("train", "--config", CONFIG, "--workdir", home, start, still, *small)
   assert outcome.code == 0, outcome
   config = workdir.read_config(home)
   got = trained.open_trained(home, config, "latest", "raw").weights

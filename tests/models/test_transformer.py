@@ -10,6 +10,7 @@ import pytest
 from gen_jax import flops, sharding
 from gen_jax.models import transformer
 from gen_jax.nn import embed, mlp, norms
+from tests import tiny
 
 LLAMA = dict(
   norm=norms.RMSNorm,
@@ -33,15 +34,7 @@ def make(**changes):
   config = dict(vocab_size=32, max_length=24, num_layers=2, width=16, num_heads=4)
   model = transformer.Transformer(transformer.Config(**{**config, **changes}))
   tokens = np.random.default_rng(0).integers(0, 32, (3, 10))
-  init = jax.jit(lambda key: sharding.unbox(model.init(key, tokens))["params"])
-  params = init(jax.random.key(0))
-  # Away from the initial zeros and ones, so that every term matters.
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  leaves = [
-    x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)
-  ]
-  return model, jax.tree.unflatten(treedef, leaves), jnp.asarray(tokens)
+  return model, tiny.weights(model.init, tokens)["params"], jnp.asarray(tokens)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -5,53 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import sharding, types
+from gen_jax import types
 from gen_jax.models import text_encoder, unet
 from tests import tiny
-
-
-def noisy(params, scale=0.1):
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(
-    treedef,
-    [
-      x + scale * jax.random.normal(k, x.shape)
-      for k, x in zip(keys, leaves, strict=True)
-    ],
-  )
 
 
 @pytest.fixture(scope="module")
 def setup():
   levels = unet.Config(1, 8, (1, 2), 1, (1,), num_heads=2, num_groups=4)
   task, batch = tiny.diffusion_task(unet=unet.UNet(levels)), tiny.image_batch()
-  init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
-  return task, init(jax.random.key(0)), batch
+  return task, tiny.weights(task.init, batch), batch
 
 
 def test_output_is_zero_at_initialisation(setup):
-  task, params, batch = setup
+  task, _, batch = setup
   states = jnp.ones((tiny.BATCH, 4, 8))
-  out = jax.jit(task.unet.apply)(
-    {"params": params["unet"]},
-    batch["image"],
-    jnp.ones(tiny.BATCH),
-    states,
-    batch["caption_mask"],
-  )
+  inputs = (batch["image"], jnp.ones(tiny.BATCH), states, batch["caption_mask"])
+  out, _ = jax.jit(task.unet.init_with_output)(jax.random.key(0), *inputs)
   assert out.shape == batch["image"].shape
   assert not out.any()
 
 
 def test_hears_time_caption_and_every_pixel_but_no_other_example(setup):
   task, params, batch = setup
-  params = noisy(params["unet"])
   states = jax.random.normal(jax.random.key(2), (tiny.BATCH, 4, 8))
   t = jnp.linspace(0.1, 0.9, tiny.BATCH)
 
   def pixel(x, t, states):
-    out = task.unet.apply({"params": params}, x, t, states, batch["caption_mask"])
+    out = task.unet.apply(
+      {"params": params["unet"]}, x, t, states, batch["caption_mask"]
+    )
     return out[0, 3, 3, 0]
 
   dx, dt, ds = jax.jit(jax.grad(pixel, (0, 1, 2)))(batch["image"], t, states)
@@ -64,12 +47,11 @@ def test_hears_time_caption_and_every_pixel_but_no_other_example(setup):
 
 def test_padding_of_a_caption_is_not_read(setup):
   task, params, _ = setup
-  params = noisy(params["text_encoder"])
   mask = jnp.array([[True, True, False, False]])
 
   def encode(tokens):
     apply = jax.jit(task.text_encoder.apply)
-    states = apply({"params": params}, jnp.array([tokens]), mask)
+    states = apply({"params": params["text_encoder"]}, jnp.array([tokens]), mask)
     return states.values[:, :2]
 
   np.testing.assert_array_equal(encode([3, 5, 0, 0]), encode([3, 5, 9, 11]))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import sharding, tree
+from gen_jax import tree
 from gen_jax.models import unet
 from gen_jax.tasks import attribution, diffusion
 from tests import tiny
@@ -16,7 +16,7 @@ LEVELS = unet.Config(1, 8, (1, 1), 1, (0, 1), num_heads=2, num_groups=4)
 @pytest.fixture(scope="module")
 def setup():
   task, batch = tiny.diffusion_task(unet=unet.UNet(LEVELS)), tiny.image_batch()
-  params = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))(jax.random.key(0))
+  params = tiny.weights(task.init, batch)
   caption = diffusion.Caption(batch["caption"], jnp.asarray(batch["caption_mask"]))
   z, eps = (
     jnp.asarray(batch["image"]),

@@ -17,9 +17,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def setup():
   task, batch = tiny.diffusion_task(), tiny.image_batch()
-  init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
-  noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
-  return task, jax.tree.map(noise, init(jax.random.key(0))), batch
+  return task, tiny.weights(task.init, batch), batch
 
 
 def run(task, params, batch, keys, train):
@@ -88,10 +86,7 @@ def painter(setup):
 
 @pytest.fixture(scope="module")
 def wide_params(setup, painter):
-  task, batch = painter().task, setup[2]
-  init = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))
-  noise = lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape)  # noqa: E731
-  return jax.tree.map(noise, init(jax.random.key(0)))
+  return tiny.weights(painter().task.init, setup[2])
 
 
 def test_picture_i_does_not_depend_on_its_batch(painter, wide_params):

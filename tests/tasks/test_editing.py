@@ -23,14 +23,9 @@ SAMPLING = {
 @pytest.fixture(scope="module")
 def setup():
   task, batch = tiny.diffusion_task(), tiny.image_batch()
-  params = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))(jax.random.key(0))
-  leaves, treedef = jax.tree.flatten(params)  # not the zeros it starts with
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [
-    x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-  ]
+  params = tiny.weights(task.init, batch)
   caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
-  return task, jax.tree.unflatten(treedef, noisy), caption, batch["image"]
+  return task, params, caption, batch["image"]
 
 
 def make_edit(setup, name):

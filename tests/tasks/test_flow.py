@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import sharding
 from gen_jax.diffusion import codec, schedule
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.tasks import diffusion, flow
@@ -21,18 +20,13 @@ SAMPLING = diffusion.Sampling(num_steps=10, guidance_scale=2.0)
 @pytest.fixture(scope="module")
 def setup():
   task, batch = tiny.diffusion_task(), tiny.image_batch()
-  params = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))(jax.random.key(0))
-  leaves, treedef = jax.tree.flatten(params)  # not the zeros it starts with
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [
-    x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-  ]
+  params = tiny.weights(task.init, batch)
   captions = [
     diffusion.Caption(*(jnp.asarray(batch[k][i : i + NUM]) for k in names))
     for i in (0, 3)
     for names in [("caption", "caption_mask")]
   ]
-  return task, jax.tree.unflatten(treedef, noisy), captions, batch["image"][:NUM]
+  return task, params, captions, batch["image"][:NUM]
 
 
 def test_redraw(setup):
@@ -109,7 +103,7 @@ def test_bits_per_dim_of_gaussian_pixels(space):
 def test_bits_per_dim_of_a_network_that_knows_nothing():
   """Its v is 0, so that it draws plain noise: pixels cost what that makes of them."""
   task, batch = tiny.diffusion_task(), tiny.image_batch()
-  params = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))(jax.random.key(0))
+  params = jax.tree.map(jnp.zeros_like, tiny.weights(task.init, batch))
   got = jax.jit(lambda b: flow.bits_per_dim(task, params, {}, b, tiny.keys(), 2))(batch)
   nats = 0.5 * (batch["image"] ** 2 + np.log(2.0 * np.pi)).mean((1, 2, 3))
   np.testing.assert_allclose(got, nats / np.log(2.0) + np.log2(127.5), atol=5e-3)

@@ -16,20 +16,6 @@ from gen_jax.types import InputError
 from tests import tiny
 
 KERNELS = "kernel$"
-
-
-def weights(task, batch, seed=0):
-  return sharding.unbox(task.init(jax.random.key(seed), batch))
-
-
-def noisy(adapters, seed=1):
-  """Adapters as if trained: no b is zero."""
-  leaves, form = jax.tree.flatten(adapters)
-  generator = np.random.default_rng(seed)
-  new = [generator.normal(0, 0.1, x.shape).astype(np.float32) for x in leaves]
-  return jax.tree.unflatten(form, new)
-
-
 TASKS = {
   "rows": (tiny.language_model(), tiny.text_batch(), KERNELS),
   "scanned": (tiny.language_model(scan_layers=True), tiny.text_batch(), KERNELS),
@@ -40,11 +26,11 @@ TASKS = {
 
 @pytest.fixture(params=TASKS)
 def case(request):
+  """(adapted task, batch, weights of the base, adapters as if trained: no b is 0)."""
   task, batch, pattern = TASKS[request.param]
   adapted = lora.Adapted(task, lora.LoRA(3, 6.0, pattern))
-  base = weights(task, batch)
-  adapters = sharding.unbox(adapted.init(jax.random.key(1), batch))
-  return adapted, batch, base, adapters
+  trained = tiny.weights(adapted.init, batch, seed=1)
+  return adapted, batch, tiny.weights(task.init, batch), trained
 
 
 def same(a, b):
@@ -54,15 +40,15 @@ def same(a, b):
 
 
 def test_step_zero_and_scale_zero_are_the_base_to_the_bit(case):
-  adapted, batch, base, adapters = case
+  adapted, batch, base, trained = case
+  fresh = jax.jit(lambda: sharding.unbox(adapted.init(jax.random.key(1), batch)))()
   loss = jax.jit(
     lambda task, p, f: task.loss(p, f, batch, tiny.keys(), train=False),
     static_argnums=0,
   )
   want = loss(adapted.inner, base, {})
-  same(loss(adapted, adapters, lora.Frozen(base, {})), want)
+  same(loss(adapted, fresh, lora.Frozen(base, {})), want)
   off = lora.Adapted(adapted.inner, dataclasses.replace(adapted.config, alpha=0.0))
-  trained = noisy(adapters)
   same(loss(off, trained, lora.Frozen(base, {})), want)
   moved = loss(adapted, trained, lora.Frozen(base, {}))
   assert float(moved.loss.total) != float(want.loss.total)
@@ -70,7 +56,7 @@ def test_step_zero_and_scale_zero_are_the_base_to_the_bit(case):
 
 def test_each_kernel_gets_a_product_of_rank_r_per_layer(case):
   _, _, base, adapters = case
-  merged = lora.merge(base, noisy(adapters), 0.5)
+  merged = lora.merge(base, adapters, 0.5)
   kernels = tree.flatten(base)
   touched = {p.rsplit("/", 1)[0] for p in tree.flatten(adapters)}
   for path, leaf in tree.flatten(merged).items():
@@ -106,7 +92,7 @@ def test_merged_equals_adapted_activations():
 def test_training_moves_no_bit_of_the_base_and_agrees_on_meshes(name):
   task, batch, pattern = TASKS[name]
   adapted = lora.Adapted(task, lora.LoRA(2, 4.0, pattern))
-  base = jax.tree.map(np.asarray, weights(task, batch))
+  base = jax.tree.map(np.asarray, tiny.weights(task.init, batch))
   optimizer = optax.sgd(0.5)
   ends = []
   for sizes in ((8, 1, 1), (2, 2, 2)):
