@@ -38,18 +38,28 @@ def small():
   return chips.topology("v5e:2x4")
 
 
+def deep(topology, layers, scanned):
+  """`text` of some layers, each computed again in the backward pass."""
+  return text(
+    topology,
+    ("task.model.num_layers", layers),
+    ("task.model.scan_layers", scanned),
+    ("task.model.remat", "full"),
+  )
+
+
 @pytest.fixture(scope="module")
 def depths(small):
   """Costs by (layers, scanned)."""
-  found = {}
-  for layers, scanned in ((1, False), (2, False), (4, False), (4, True)):
-    overrides = (
-      ("task.model.num_layers", layers),
-      ("task.model.scan_layers", scanned),
-      ("task.model.remat", "full"),
-    )
-    found[layers, scanned] = plan.training(text(small, *overrides))
-  return found
+  shapes = (1, False), (2, False), (4, False), (4, True)
+  return {shape: plan.training(deep(small, *shape), plan.QUICK) for shape in shapes}
+
+
+def test_a_quick_plan_has_the_flops_and_exchanges_of_a_slow_one(depths, small):
+  slow, quick = plan.training(deep(small, 1, False)).cost, depths[1, False].cost
+  sent = lambda cost: sum(c.wire_bytes * n for c, n in cost.collectives.items())  # noqa: E731
+  assert quick.flops == slow.flops
+  assert sent(quick) == pytest.approx(sent(slow), rel=0.01)
 
 
 def test_compiled_flops_are_those_of_the_formula(depths):
@@ -120,7 +130,7 @@ def test_tensor_sums_activations_twice_a_layer_each_way(small):
     **{"mesh.fsdp": 1, "mesh.tensor": 8, "mesh.rules": "fsdp_tensor"},
     **{"task.model.num_layers": 2, "task.model.num_heads": 8},
   }
-  program = plan.training(text(small, *overrides.items()))
+  program = plan.training(text(small, *overrides.items()), plan.QUICK)
   found = exchanged(program, {"data": 1, "fsdp": 1, "tensor": 8})
   activation = ROWS * LENGTH * WIDTH * 4
   sums = 2 * (2 + 2) + 2

@@ -27,6 +27,9 @@ def step(config: str, topology: str, microbatches: int, *rest: str) -> str:
 
 
 FULL = "--config.task.model.remat=full"
+UNET_FULL = "--config.task.unet.remat=full"
+# A search for the fastest kernel of each convolution takes most of ten minutes.
+QUICK = "--quick"
 PLANS = {
   "gpt2": step("configs/lm/gpt2.py:124m", "v5e:2x4", 6, FSDP),
   "llama-7b": step("configs/lm/llama.py:7b", "v5p:4x4x4", 8),
@@ -34,8 +37,11 @@ PLANS = {
   "llama-2-70b": step("configs/lm/llama.py:2-70b", "v5p:8x8x8", 2, FULL),
   "gpt3-175b-32": step("configs/lm/gpt3.py:175b", "v5p:2x4x4", 48, FULL),
   "gpt3-175b": step("configs/lm/gpt3.py:175b", "v5p:4x4x4", 24, FULL),
-  "stable-diffusion": step("configs/diffusion/stable_diffusion.py:v1", "v5e:4x4", 32),
-  "ddpm": step("configs/diffusion/ddpm_cifar10.py", "v5e:2x2", 1),
+  "stable-diffusion": step(
+    *("configs/diffusion/stable_diffusion.py:v1", "v5e:4x4", 32),
+    *(FSDP, UNET_FULL, QUICK),
+  ),
+  "ddpm": step("configs/diffusion/ddpm_cifar10.py", "v5e:2x2", 1, QUICK),
 }
 
 

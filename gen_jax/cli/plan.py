@@ -29,6 +29,9 @@ def add_arguments(parser) -> None:
     "--sample", action="store_true", help="the loop that draws, not the training step"
   )
   parser.add_argument(
+    "--quick", action="store_true", help="compile faster, for programs a bit slower"
+  )
+  parser.add_argument(
     "--search", action="store_true", help="try meshes, microbatches and remat"
   )
   parser.add_argument(
@@ -88,7 +91,7 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
     steps = math.ceil(budget / data.items_per_step)
   try:
     make = plan.sampling if args.sample else plan.training
-    program = make(experiment)
+    program = make(experiment, plan.QUICK if args.quick else None)
   except jax.errors.JaxRuntimeError as error:
     found = plan.out_of_memory(str(error))
     if found is None:

@@ -11,7 +11,7 @@ from gen_jax import chips
 def test_a_plan_is_data(call):
   outcome = call(
     *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),
-    *("--price", "2", "--tokens", "1e6", "--json"),
+    *("--price", "2", "--tokens", "1e6", "--quick", "--json"),
   )
   assert outcome.code == 0, outcome.err
   found = json.loads(outcome.out.splitlines()[-1])
@@ -87,7 +87,8 @@ def test_without_the_right_libtpu_a_plan_says_which(call, monkeypatch, version, 
 def test_search_ranks_what_fits_and_draws_it(call, tmp_path):
   outcome = call(
     *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),
-    *("--search", "--limit", "2", "--picture", tmp_path / "plans.png", "--json"),
+    *("--search", "--limit", "2", "--picture", tmp_path / "plans.png", "--quick"),
+    "--json",
   )
   assert outcome.code == 0, outcome.err
   found = json.loads(outcome.out.splitlines()[-1])
