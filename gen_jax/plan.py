@@ -373,7 +373,9 @@ def too_large(experiment: Any, needed: float, there: float) -> InputError:
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n >= times]
     if fitting:
       fixes.append(f"train.num_microbatches={fitting[0]} should do")
-    fixes.append("remat=full keeps less")
+    blocks = [x for x in experiment.config["task"].values() if isinstance(x, Mapping)]
+    if all(block.get("remat") != "full" for block in blocks):
+      fixes.append("remat=full keeps less")
   more = int(-(-shards * needed // there))
   fixes.append(f"about {more} such devices in place of {shards} hold it")
   return InputError(
