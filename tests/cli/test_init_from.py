@@ -20,7 +20,17 @@ SHAPE = {"num_layers": 2, "width": 8, "num_heads": 2}
 
 def words(directory, *more, **model):
   model = {f"--config.task.model.{k}={v}" for k, v in {**SHAPE, **model}.items()}
-  return ("train", "--config", CONFIG, "--workdir", directory, *sorted(model), *more)
+  quick = "--config.evaluators={}"
+  return (
+    "train",
+    "--config",
+    CONFIG,
+    "--workdir",
+    directory,
+    quick,
+    *sorted(model),
+    *more,
+  )
 
 
 @pytest.fixture(scope="module")

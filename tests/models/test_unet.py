@@ -1,5 +1,7 @@
 """UNet and text encoder: shapes, zero start, what they may and may not see."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,21 @@ def test_hears_time_caption_and_every_pixel_but_no_other_example(setup):
   seen = np.abs(np.asarray(ds[0])).max(-1) > 0
   np.testing.assert_array_equal(seen, batch["caption_mask"][0])
   assert not dx[1:].any() and not dt[1:].any() and not ds[1:].any()
+
+
+def test_remat_changes_nothing(setup):
+  task, params, batch = setup
+
+  def gradient(remat):
+    model = unet.UNet(dataclasses.replace(task.unet.config, remat=remat))
+    states = jnp.ones((tiny.BATCH, 4, 8))
+    inputs = (batch["image"], jnp.full(tiny.BATCH, 0.5), states, batch["caption_mask"])
+    size = lambda p: jnp.mean(model.apply({"params": p}, *inputs) ** 2)  # noqa: E731
+    return jax.jit(jax.grad(size))(params["unet"])
+
+  got, want = (gradient(r) for r in (jax.checkpoint_policies.nothing_saveable, None))
+  atol = 1e-5 * max(float(np.abs(w).max()) for w in jax.tree.leaves(want))
+  jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=atol), got, want)
 
 
 def test_padding_of_a_caption_is_not_read(setup):
