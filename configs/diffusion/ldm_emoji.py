@@ -53,4 +53,5 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     train={"num_steps": 3400, "save_every": 500, "ema_decay": 0.998},
   )
   config.evaluators.validation.every = 1000
+  config.sampling.guidance_scale = 2.0
   return common.smoke(config) if smoke else config
