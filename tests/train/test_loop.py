@@ -152,6 +152,15 @@ def test_bad_data_in_the_middle_loses_no_step(manager, saves):
   assert spy.events[-1] == "save 3"
 
 
+@pytest.fixture
+def interruptible():
+  """Ctrl-C as in a terminal: a process started in the background ignores it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_one_signal_saves_and_stops(manager, saves):
   spy = saves(Spy(signal_at=1))
   result = spy.run(manager, num_steps=100, save_every=50)
@@ -160,6 +169,7 @@ def test_one_signal_saves_and_stops(manager, saves):
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_second_signal_stops_at_once(manager, saves):
   spy = saves(Spy(signal_at=1))
   saved_step = spy.step
