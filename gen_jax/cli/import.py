@@ -217,7 +217,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
 def _picture_config(task: dict[str, Any], **data: Any) -> dict[str, Any]:
   """An experiment around imported weights for pictures, ready for fine-tuning."""
-  follows = (task["condition"] or {}).get("name") == "instruction"
+  follows = (task.get("condition") or {}).get("name") == "instruction"
   name, source = ("edits", "edits") if follows else ("images", "image_folder")
   return {
     "seed": 0,

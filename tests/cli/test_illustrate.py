@@ -44,11 +44,11 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
 
 
 def test_an_autoencoder(call, vae_workdir):
-  """The picture, its reconstruction, four channels, and these as a colour."""
+  """The picture, its reconstruction, sixteen channels, and these as a colour."""
   outcome = call("illustrate", "--workdir", vae_workdir, "--json")
   assert outcome.code == 0, outcome
   figures = json.loads(outcome.out.splitlines()[-1])["figures"]
-  assert {name: sheet(path) for name, path in figures.items()} == {"latents": (4, 7)}
+  assert {name: sheet(path) for name, path in figures.items()} == {"latents": (4, 19)}
 
 
 @pytest.mark.parametrize(

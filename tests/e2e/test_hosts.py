@@ -116,7 +116,7 @@ def launch(workdir, folder):
 def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_path):
   """The same batches in the same order, each once: the losses are those of one process.
 
-  Twenty-two with two processes, and as many with four, from step 20 on. To 1e-6: sums
+  Twenty-two with two processes, and as many with four, from step 20 on. To 1e-5: sums
   over devices are added in another order than over processes.
   """
   workdir = tmp_path / "run"
@@ -139,7 +139,7 @@ def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_pa
   after = losses(workdir)
   assert list(after) == list(range(1, STEPS + 1))
   for found in (before, after):
-    assert found == pytest.approx({i: whole[i] for i in found}, abs=1e-6)
+    assert found == pytest.approx({i: whole[i] for i in found}, abs=1e-5)
 
 
 def test_told_to_stop_one_process_stops_all_at_one_step(whole, tmp_path):
@@ -155,7 +155,7 @@ def test_told_to_stop_one_process_stops_all_at_one_step(whole, tmp_path):
   assert "interrupted at step" in ended[0][1]
   found = losses(workdir)
   same = {i: whole[i] for i in range(1, 21)}
-  assert {i: found[i] for i in same} == pytest.approx(same, abs=1e-6)
+  assert {i: found[i] for i in same} == pytest.approx(same, abs=1e-5)
 
 
 def test_a_process_that_never_starts_is_named(tmp_path):
