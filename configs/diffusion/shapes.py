@@ -1,7 +1,7 @@
 """A text-conditioned UNet on drawn scenes of shapes, scored exactly.
 
 Captions like "a small red circle on the left, a large blue square at the top"; nothing
-to download. Not yet trained to the end; see experiments/shapes/README.md.
+to download. Places are not learned yet; see experiments/shapes/README.md.
 
 gen-jax train  --config configs/diffusion/shapes.py --workdir runs/shapes
 gen-jax sample --workdir runs/shapes --num 8 --prompt "a large red triangle on the left"
