@@ -63,10 +63,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Checks everything, draws, and only then writes."""
-  if args.num < 1:
-    raise InputError(f"--num {args.num} must be at least 1")
-  if not 0 <= args.seed < 2**63:
-    raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
+  trained.check_draws(args)
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
   given = {f"sampling.{n}": getattr(args, n) for n in (*IMAGE, "image_guidance_scale")}

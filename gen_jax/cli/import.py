@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from gen_jax import experiment as experiments
@@ -26,7 +25,7 @@ from gen_jax.convert import (
 from gen_jax.data import latents, tokenizers
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
-from gen_jax.types import InputError
+from gen_jax.types import InputError, Params
 
 
 def add_arguments(parser) -> None:
@@ -92,7 +91,7 @@ def run(args) -> dict:
   params = huggingface.load(places, goal)
   files = [source.folder / name for name in ("config.json", *tokenizer)]
   origin = _origin(source, architecture.name, source.folder, tensors.values(), files)
-  _write(directory, config, _state(params), source.folder, tokenizer, origin)
+  _write(directory, config, params, source.folder, tokenizer, origin)
   if not tokenizer:
     print(
       f"gen-jax: warning: {source.folder} has no tokenizer; the model can be exported,"
@@ -159,7 +158,7 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
       statistics,
     )
 
-  _write(directory, config, _state(loaded), folder / "tokenizer", names, origin, beside)
+  _write(directory, config, loaded, folder / "tokenizer", names, origin, beside)
   if not names:
     print(
       f"gen-jax: warning: {folder} has no tokenizer; put CLIP's vocab.json and"
@@ -209,8 +208,8 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   def beside():
     workdir.write_json(directory / latents.NAME, statistics)
 
-  state = _state({"autoencoder": weights})
-  _write(directory, config, state, source.folder, [], origin, beside)
+  params = {"autoencoder": weights}
+  _write(directory, config, params, source.folder, [], origin, beside)
   print(f"{directory}: {source.name}: {tree.size(weights):,} parameters")
   return {"workdir": str(directory), "params": tree.size(weights), "step": 0, **origin}
 
@@ -242,16 +241,6 @@ def _picture_config(task: dict[str, Any], **data: Any) -> dict[str, Any]:
     },
     "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "rules": "fsdp"},
   }
-
-
-def _state(params) -> states.TrainState:
-  return states.TrainState(
-    step=jnp.int32(0),
-    params=params,
-    ema=None,
-    opt_state=(),
-    key=jax.random.key_data(jax.random.key(0)),
-  )
 
 
 def _tokenizer(folder: pathlib.Path, vocab_size: int, is_padded: bool) -> list[str]:
@@ -326,7 +315,7 @@ def _sha256(file: pathlib.Path) -> str:
 def _write(
   directory: pathlib.Path,
   config: dict[str, Any],
-  state: states.TrainState,
+  params: Params,
   folder: pathlib.Path,
   tokenizer: list[str],
   origin: dict[str, Any],
@@ -344,6 +333,7 @@ def _write(
           shutil.copyfile(folder / name, directory / "tokenizer" / name)
       beside()
       with checkpoint.open_manager(directory) as manager:
+        state = states.of_weights(params)
         checkpoint.save(manager, 0, state, checkpoint.Progress())
   except BaseException:
     for path in [directory] if is_new else list(directory.glob("*")):

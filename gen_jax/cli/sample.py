@@ -90,10 +90,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Draws samples and says where they are."""
-  if args.num < 1:
-    raise InputError(f"--num {args.num} must be at least 1")
-  if not 0 <= args.seed < 2**63:
-    raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
+  trained.check_draws(args)
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"

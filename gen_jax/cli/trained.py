@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.experimental import multihost_utils
 
@@ -44,6 +43,14 @@ def _which(which: str, manager) -> dict[str, Any]:
     "prefer": checkpoint.best_step(manager) if which == "best" else None,
     "warn": lambda text: print(f"gen-jax: {text}", file=sys.stderr),
   }
+
+
+def check_draws(args) -> None:
+  """Raises InputError for a --num or --seed that nothing can be drawn by."""
+  if args.num < 1:
+    raise InputError(f"--num {args.num} must be at least 1")
+  if not 0 <= args.seed < 2**63:
+    raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
 
 
 def _check_which(which: str) -> None:
@@ -338,13 +345,7 @@ def save_autoencoder(
   workdirs.write_json(partial / "config.json", config)
   lists = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in statistics.items()}
   workdirs.write_json(partial / latents.NAME, lists)
-  state = states.TrainState(
-    step=jnp.int32(0),
-    params={"autoencoder": weights},
-    ema=None,
-    opt_state=(),
-    key=jax.random.key_data(jax.random.key(0)),
-  )
+  state = states.of_weights({"autoencoder": weights})
   with checkpoint.open_manager(partial) as manager:
     checkpoint.save(manager, 0, state, checkpoint.Progress())
   if jax.process_index() == 0:

@@ -132,3 +132,9 @@ def start_from(
     out_shardings=jax.tree.map(lambda x: x.sharding, goal),
   )
   return make(params, jax.random.key(seed))
+
+
+def of_weights(params: Params) -> TrainState:
+  """Weights that were not trained here, at step 0: no average, no moments."""
+  key = jax.random.key_data(jax.random.key(0))
+  return TrainState(jnp.int32(0), params, ema=None, opt_state=(), key=key)

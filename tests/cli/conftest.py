@@ -69,18 +69,19 @@ def _text_workdir(tmp_path_factory):
   experiment = _claim(
     path, "configs/lm/pydoc.py", *((f"task.model.{k}", v) for k, v in changes)
   )
-  _save_zeros(path, experiment, ((0, 2.0), (2, 1.0)))
+  save(path, experiment, ((0, 2.0), (2, 1.0)))
   return path
 
 
-def _save_zeros(path: pathlib.Path, experiment, steps) -> None:
+def save(path: pathlib.Path, experiment, steps, std: float = 0.0) -> None:
+  """Checkpoints (step, value) of numbers from N(0, std^2): of zeros without it."""
   goal = experiment.abstract_state(experiment.optimizer(1)[0])
+  draw = np.random.default_rng(0)
+  numbers = lambda x: draw.normal(0, std, x.shape).astype(x.dtype)  # noqa: E731
   with checkpoint.open_manager(path) as manager:
     for step, value in steps:
-      state = jax.tree.map(
-        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), goal
-      )
-      state = dataclasses.replace(state, step=state.step + step)
+      state = jax.tree.map(lambda x: jax.device_put(numbers(x), x.sharding), goal)
+      state = dataclasses.replace(state, step=state.step * 0 + step)
       checkpoint.save(manager, step, state, checkpoint.Progress(value, step), value)
 
 
@@ -96,7 +97,7 @@ def image_workdir(tmp_path_factory):
 def digits_workdir(tmp_path_factory):
   """A diffusion run whose weights are 0 at step 2."""
   path = tmp_path_factory.mktemp("digits") / "run"
-  _save_zeros(path, _claim(path, "configs/diffusion/digits.py"), [(2, 1.0)])
+  save(path, _claim(path, "configs/diffusion/digits.py"), [(2, 1.0)])
   return path
 
 
@@ -104,7 +105,7 @@ def digits_workdir(tmp_path_factory):
 def vae_workdir(tmp_path_factory):
   """An autoencoder of digits whose weights are 0 at step 2: it draws grey."""
   path = tmp_path_factory.mktemp("vae") / "run"
-  _save_zeros(path, _claim(path, "configs/vae/emoji.py"), [(2, 1.0)])
+  save(path, _claim(path, "configs/vae/emoji.py"), [(2, 1.0)])
   return path
 
 

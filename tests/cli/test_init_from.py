@@ -1,17 +1,14 @@
 """Runs that start from another workdir's weights, whole or through adapters."""
 
-import dataclasses
 import json
 import shutil
 
 import jax
-import numpy as np
 import pytest
 
 from gen_jax import tree
 from gen_jax.cli import trained, workdir
 from gen_jax.models import transformer
-from gen_jax.train import checkpoint
 from tests.cli import conftest
 
 CONFIG = "configs/lm/pydoc.py:smoke"
@@ -39,15 +36,7 @@ def base(tmp_path_factory):
   path = tmp_path_factory.mktemp("base") / "run"
   changes = {f"task.model.{k}": str(v) for k, v in SHAPE.items()}
   experiment = conftest._claim(path, "configs/lm/pydoc.py", *changes.items())
-  goal = experiment.abstract_state(experiment.optimizer(1)[0])
-  draw = np.random.default_rng(0)
-  state = jax.tree.map(
-    lambda x: jax.device_put(draw.normal(0, 0.1, x.shape).astype(x.dtype), x.sharding),
-    goal,
-  )
-  state = dataclasses.replace(state, step=state.step * 0 + 2)
-  with checkpoint.open_manager(path) as manager:
-    checkpoint.save(manager, 2, state, checkpoint.Progress(1.0, 2), 1.0)
+  conftest.save(path, experiment, [(2, 1.0)], std=0.1)
   return path
 
 

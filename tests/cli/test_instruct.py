@@ -1,6 +1,5 @@
 """From a model of pictures to one of instructions, and an edit by it, by command."""
 
-import dataclasses
 import json
 
 import jax
@@ -11,7 +10,6 @@ from PIL import Image
 from gen_jax.cli import trained, workdir
 from gen_jax.data.shapes import source
 from gen_jax.models import unet
-from gen_jax.train import checkpoint
 from tests.cli import conftest
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -33,15 +31,7 @@ def base(tmp_path_factory):
     ("task.unet.image_channels", "3"),
     *((key, str(value)) for key, value in SMALL.items()),
   )
-  goal = experiment.abstract_state(experiment.optimizer(1)[0])
-  draw = np.random.default_rng(0)
-  state = jax.tree.map(
-    lambda x: jax.device_put(draw.normal(0, 0.1, x.shape).astype(x.dtype), x.sharding),
-    goal,
-  )
-  state = dataclasses.replace(state, step=state.step * 0 + 2)
-  with checkpoint.open_manager(path) as manager:
-    checkpoint.save(manager, 2, state, checkpoint.Progress(1.0, 2), 1.0)
+  conftest.save(path, experiment, [(2, 1.0)], std=0.1)
   return path
 
 
