@@ -20,7 +20,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds, on the pixels of digits."""
   _, smoke = common.parse_arg(arg)
   unet = {
-    "name": "unet",
     "image_channels": 3,
     "width": 128,
     "multipliers": (1, 2, 2, 2),
@@ -32,30 +31,17 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "eps": 1e-6,
     "dropout": 0.1,
     "clock_offset": -1.0,
-    "dtype": "float32",
   }
-  text_encoder = {
-    "name": "text_encoder",
-    "vocab_size": 512,
-    "max_length": 32,
-    "num_layers": 1,
-    "width": 4,
-    "num_heads": 1,
-    "dropout": 0.0,
-    "dtype": "float32",
-  }
+  text_encoder = {"max_length": 32, "num_layers": 1, "width": 4, "num_heads": 1}
   config = common.pictures(
-    {
-      "name": "diffusion",
-      "unet": unet,
-      "text_encoder": text_encoder,
-      "schedule": {"name": "linear", "num_timesteps": 1000},
-      "target": {"name": "eps"},
-      "weighting": {"name": "unit"},
-      "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
-      "codec": {"name": "identity"},
-      "caption_drop_prob": 0.0,
-    },
+    common.diffusion(
+      unet,
+      text_encoder,
+      schedule={"name": "linear", "num_timesteps": 1000},
+      target={"name": "eps"},
+      time_sampler={"name": "uniform", "t_min": 0.001, "t_max": 1.0},
+      caption_drop_prob=0.0,
+    ),
     data={
       "name": "images",
       "source": {

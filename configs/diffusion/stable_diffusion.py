@@ -34,7 +34,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   variant, smoke = common.parse_arg(arg, VARIANTS)
   is_first = variant.startswith("v1")
   text_encoder = {
-    "name": "text_encoder",
     "vocab_size": 49408,
     "max_length": 77,
     "num_layers": 12 if is_first else 23,
@@ -43,11 +42,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "mlp_width": None,
     "activation": "quick_gelu" if is_first else "gelu_exact",
     "is_causal": True,
-    "dropout": 0.0,
-    "dtype": "float32",
   }
   unet = {
-    "name": "unet",
     "image_channels": 4,
     "extra_channels": 5 if variant == "v1-inpainting" else 0,
     "width": 320,
@@ -62,29 +58,24 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "use_bias": False,
     },
     "num_groups": 32,
-    "dropout": 0.0,
     "clock_offset": -1.0,
     "remat": None,
-    "dtype": "float32",
   }
   config = common.pictures(
-    {
-      "name": "diffusion",
-      "unet": unet,
-      "text_encoder": text_encoder,
-      "schedule": {
+    common.diffusion(
+      unet,
+      text_encoder,
+      schedule={
         "name": "scaled_linear",
         "num_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
       },
-      "target": {"name": "v" if variant == "v2" else "eps"},
-      "weighting": {"name": "unit"},
-      "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
-      "codec": {"name": "latent", "autoencoder": dict(AUTOENCODER), "workdir": None},
-      "caption_drop_prob": 0.1,
-      "condition": {"name": "inpainting"} if unet["extra_channels"] else None,
-    },
+      target={"name": "v" if variant == "v2" else "eps"},
+      time_sampler={"name": "uniform", "t_min": 0.001, "t_max": 1.0},
+      codec={"name": "latent", "autoencoder": dict(AUTOENCODER), "workdir": None},
+      condition={"name": "inpainting"} if unet["extra_channels"] else None,
+    ),
     data={
       "name": "images",
       "source": {"name": "image_folder", "directory": ""},
