@@ -25,7 +25,7 @@ CHAIN = schedule.Linear()
 STEPS = 50
 
 
-def ddpm():
+def ddpm(dtype: str):
   """The CIFAR-10 UNet of Ho et al. 2020, 35.7M: ours and the peer's."""
   config = unet.Config(
     3,
@@ -36,6 +36,7 @@ def ddpm():
     num_heads=1,
     attention=spatial.SelfAttention,
     eps=1e-6,
+    dtype=dtype,
   )
   peer = diffusers.UNet2DModel(
     sample_size=32,
@@ -52,10 +53,10 @@ def ddpm():
   return unet.UNet(config), peer
 
 
-def small():
+def small(dtype: str):
   """A UNet of 1.6M that hears a caption, as for 8x8 digits: ours and the peer's."""
   config = unet.Config(
-    1, 48, (1, 2), 1, (), num_heads=4, attention=TRANSFORMER, num_groups=8
+    1, 48, (1, 2), 1, (), num_heads=4, attention=TRANSFORMER, num_groups=8, dtype=dtype
   )
   peer = diffusers.UNet2DConditionModel(
     sample_size=8,
@@ -90,21 +91,40 @@ def normal(*shape) -> np.ndarray:
   return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
+def tensor(x: np.ndarray) -> torch.Tensor:
+  """As it is, where the peer computes."""
+  return torch.from_numpy(x).to(measure.DEVICE)
+
+
 def nchw(x: np.ndarray) -> torch.Tensor:
   """[B, H, W, C] -> [B, C, H, W], contiguous."""
-  return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+  return tensor(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
 
 
-def call(model, peer, args, peer_args, rounds: int, *, method=None, peer_call=None):
+def call(
+  model,
+  peer,
+  args,
+  peer_args,
+  rounds: int,
+  *,
+  dtype: str,
+  wrap,
+  method=None,
+  peer_method="forward",
+):
   """One forward pass of a network."""
   params = weights(model, peer, *args, method=method)
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
   run = jax.jit(lambda p, *x: model.apply({"params": p}, *x, method=method))
   work = flops.count(run, params, *args)
-  peer.eval()
+  peer = peer.eval().to(measure.DEVICE, getattr(torch, dtype))
+  peer_args = [x.to(peer.dtype) if x.is_floating_point() else x for x in peer_args]
+  peer_call = wrap(getattr(peer, peer_method))
 
   def other():
     with torch.inference_mode():
-      (peer_call or peer)(*peer_args)
+      peer_call(*peer_args)
 
   times = measure.in_turns(
     lambda: run(params, *args).block_until_ready(), other, rounds
@@ -112,7 +132,7 @@ def call(model, peer, args, peer_args, rounds: int, *, method=None, peer_call=No
   return {"times": times, "flops": work}
 
 
-def stable_diffusion(rounds: int) -> dict:
+def stable_diffusion(rounds: int, *, dtype: str, wrap) -> dict:
   """One call of v1's UNet at 64x64 latents, caption and empty caption: a batch of 2."""
   config = unet.Config(
     4,
@@ -123,6 +143,7 @@ def stable_diffusion(rounds: int) -> dict:
     num_heads=8,
     attention=TRANSFORMER,
     clock_offset=-1.0,
+    dtype=dtype,
   )
   peer = diffusers.UNet2DConditionModel(
     sample_size=64, cross_attention_dim=768, attention_head_dim=8
@@ -132,14 +153,16 @@ def stable_diffusion(rounds: int) -> dict:
     unet.UNet(config),
     peer,
     (z, np.full(2, 0.5, np.float32), states),
-    (nchw(z), torch.full((2,), 499), torch.from_numpy(states)),
+    (nchw(z), tensor(np.full(2, 499)), tensor(states)),
     rounds,
+    dtype=dtype,
+    wrap=wrap,
   )
 
 
-def decode(rounds: int) -> dict:
+def decode(rounds: int, *, dtype: str, wrap) -> dict:
   """Stable Diffusion's autoencoder from 64x64 latents to a picture of 512x512."""
-  config = autoencoder.Config(3, 4, 128, (1, 2, 4, 4), 2)
+  config = autoencoder.Config(3, 4, 128, (1, 2, 4, 4), 2, dtype=dtype)
   peer = diffusers.AutoencoderKL(
     down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
@@ -155,18 +178,20 @@ def decode(rounds: int) -> dict:
     (z,),
     (nchw(z),),
     rounds,
+    dtype=dtype,
+    wrap=wrap,
     method="decode",
-    peer_call=peer.decode,
+    peer_method="decode",
   )
 
 
-def train(make, size: int, rounds: int) -> dict:
-  """A training step on 16 pictures: the error in the noise, clipping, AdamW."""
-  model, peer_model = make()
-  x = normal(16, size, size, model.config.image_channels)
-  weights(model, peer_model, x, np.zeros(16, np.float32))
+def train(make, size: int, batch_size: int, rounds: int, *, dtype: str, wrap) -> dict:
+  """A training step: the error in the noise, clipping, AdamW."""
+  model, peer_model = make(dtype)
+  x = normal(batch_size, size, size, model.config.image_channels)
+  weights(model, peer_model, x, np.zeros(batch_size, np.float32))
   nothing = text_encoder.TextEncoder(text_encoder.Config(2, 1, 1, 8, 1))
-  caption = np.zeros((16, 1), np.int32)
+  caption = np.zeros((batch_size, 1), np.int32)
   task = diffusion.Diffusion(
     unet=model,
     text_encoder=nothing,
@@ -181,25 +206,25 @@ def train(make, size: int, rounds: int) -> dict:
     "image": x,
     "caption": caption,
     "caption_mask": caption == 0,
-    "weights": np.ones(16, np.float32),
+    "weights": np.ones(batch_size, np.float32),
   }
-  ours, work = measure.trainer(task, batch, 16)
+  ours, work = measure.trainer(task, batch, batch_size)
   chain = diffusers.DDPMScheduler()
-  pictures = nchw(x)
+  pictures, peer_model = nchw(x), wrap(peer_model.to(measure.DEVICE))
 
   def peer_loss():
     noise = torch.randn_like(pictures)
-    times = torch.randint(0, 1000, (16,))
+    times = torch.randint(0, 1000, (batch_size,), device=measure.DEVICE)
     out = peer_model(chain.add_noise(pictures, noise, times), times).sample
     return torch.nn.functional.mse_loss(out, noise)
 
-  peer = measure.peer_trainer(peer_model, peer_loss)
+  peer = measure.peer_trainer(peer_model, peer_loss, dtype)
   return {"times": measure.in_turns(ours, peer, rounds), "flops": work}
 
 
-def sample(make, size: int, states, rounds: int) -> dict:
+def sample(make, size: int, states, rounds: int, *, dtype: str, wrap) -> dict:
   """16 pictures by DDIM in 50 steps; guided where there are states."""
-  model, peer_model = make()
+  model, peer_model = make(dtype)
   x = normal(16, size, size, model.config.image_channels)
   times = grids.uniform(CHAIN, STEPS)
   given = () if states is None else (states,)
@@ -207,6 +232,7 @@ def sample(make, size: int, states, rounds: int) -> dict:
   params = weights(
     model, peer_model, np.resize(x, (rows, *x.shape[1:])), np.zeros(rows), *given
   )
+  params = jax.tree.map(lambda x: x.astype(dtype), params)
 
   def network(params, x, t):
     if states is None:
@@ -225,15 +251,16 @@ def sample(make, size: int, states, rounds: int) -> dict:
 
   chain = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
   chain.set_timesteps(STEPS)
-  start, peer_model = nchw(x), peer_model.eval()
-  given = tuple(torch.from_numpy(s) for s in given)
+  peer_model = peer_model.eval().to(measure.DEVICE, getattr(torch, dtype))
+  start, peer_call = nchw(x).to(peer_model.dtype), wrap(peer_model)
+  peer_given = [tensor(s).to(peer_model.dtype) for s in given]
 
   def peer():
     with torch.inference_mode():
       z = start
       for t in chain.timesteps:
-        out = peer_model(torch.cat([z] * (rows // 16)), t, *given).sample
-        if given:
+        out = peer_call(torch.cat([z] * (rows // 16)), t, *peer_given).sample
+        if peer_given:
           good, bad = out.chunk(2)
           out = bad + 3.0 * (good - bad)
         z = chain.step(out, t, z).prev_sample

@@ -29,38 +29,60 @@ def _less(rounds: int) -> int:
   return max(rounds // 2, 3)
 
 
+# (rounds, dtype, wrap: torch.compile or nothing) -> times and the work that was done.
 BENCHMARKS = {
-  "train_small": lambda rounds: text.train(text.SMALL, 8, 256, rounds),
-  "train_gpt2": lambda rounds: text.train(text.GPT2, 4, 256, _less(rounds)),
-  "generate_1": lambda rounds: text.generation(1, _less(rounds)),
-  "generate_8": lambda rounds: text.generation(8, _less(rounds)),
-  "train_ddpm": lambda rounds: pictures.train(pictures.ddpm, 32, _less(rounds)),
-  "sample_ddpm": lambda rounds: pictures.sample(pictures.ddpm, 32, None, 3),
-  "sample_digits": lambda rounds: pictures.sample(
-    pictures.small, 8, pictures.normal(32, 12, 64), rounds
+  "train_small": lambda rounds, **how: text.train(text.SMALL, 8, 256, rounds, **how),
+  "train_gpt2": lambda rounds, **how: text.train(
+    text.GPT2, 4, 256, _less(rounds), **how
   ),
-  "unet_sd1": lambda rounds: pictures.stable_diffusion(_less(rounds)),
-  "decode_512": lambda rounds: pictures.decode(_less(rounds)),
+  "train_gpt2_long": lambda rounds, **how: text.train(
+    text.GPT2, 16, 1024, rounds, **how
+  ),
+  "generate_1": lambda rounds, **how: text.generation(1, _less(rounds), **how),
+  "generate_8": lambda rounds, **how: text.generation(8, _less(rounds), **how),
+  "train_ddpm": lambda rounds, **how: pictures.train(
+    pictures.ddpm, 32, 16, _less(rounds), **how
+  ),
+  "train_ddpm_128": lambda rounds, **how: pictures.train(
+    pictures.ddpm, 32, 128, rounds, **how
+  ),
+  "sample_ddpm": lambda rounds, **how: pictures.sample(
+    pictures.ddpm, 32, None, 3, **how
+  ),
+  "sample_digits": lambda rounds, **how: pictures.sample(
+    pictures.small, 8, pictures.normal(32, 12, 64), rounds, **how
+  ),
+  "unet_sd1": lambda rounds, **how: pictures.stable_diffusion(_less(rounds), **how),
+  "decode_512": lambda rounds, **how: pictures.decode(_less(rounds), **how),
 }
+ON_GPUS_ALONE = ("train_gpt2_long", "train_ddpm_128")
 
 
 def main() -> None:
   """Prints a table, or with --json one object."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
+  on_cpu = measure.DEVICE.type == "cpu"
+  usual = [n for n in BENCHMARKS if not (on_cpu and n in ON_GPUS_ALONE)]
+  parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=usual)
   parser.add_argument("--rounds", type=int, default=10)
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--compile", action="store_true", help="the peer, by torch")
   parser.add_argument("--json", action="store_true")
   args = parser.parse_args()
   torch.set_num_threads(THREADS)
-  peaks = measure.gemm_peak()
+  peaks = measure.gemm_peak(args.dtype)
+  wrap = torch.compile if args.compile else lambda module: module
   packages = (jax, torch, transformers, diffusers)
   result = {
     "versions": {m.__name__: m.__version__ for m in packages},
+    "device": jax.devices()[0].device_kind,
     "threads": THREADS,
+    "dtype": args.dtype,
+    "peer_is_compiled": args.compile,
     "gemm_peak": peaks,
   }
   for name in args.only:
-    row = BENCHMARKS[name](args.rounds)
+    row = BENCHMARKS[name](args.rounds, dtype=args.dtype, wrap=wrap)
     ours, peer = row.pop("times")
     row |= {
       "ours_secs": statistics.median(ours),

@@ -9,6 +9,7 @@ import transformers
 from gen_jax import prompting, sharding, tree
 from gen_jax.decoding import generate
 from gen_jax.models import transformer
+from gen_jax.nn import attention, kernels
 from gen_jax.tasks import lm
 
 SMALL = dict(vocab_size=65, max_length=256, num_layers=6, width=384, num_heads=6)
@@ -31,10 +32,21 @@ def torch_model(config: dict):
       eos_token_id=None,
       pad_token_id=0,
     )
+  ).to(measure.DEVICE)
+
+
+def our_model(config: dict, dtype: str) -> transformer.Transformer:
+  """Ours; with cuDNN's attention where it is at home."""
+  is_narrow = measure.DEVICE.type == "cuda" and dtype != "float32"
+  attend = kernels.cudnn if is_narrow else attention.attend
+  return transformer.Transformer(
+    transformer.Config(**config, dtype=dtype, attend=attend)
   )
 
 
-def train(config: dict, batch_size: int, length: int, rounds: int) -> dict:
+def train(
+  config: dict, batch_size: int, length: int, rounds: int, *, dtype: str, wrap
+) -> dict:
   """One step: forward, backward, clipping, AdamW."""
   tokens = np.random.default_rng(0).integers(
     0, config["vocab_size"], (batch_size, length + 1)
@@ -44,32 +56,31 @@ def train(config: dict, batch_size: int, length: int, rounds: int) -> dict:
     "targets": tokens[:, 1:].astype(np.int32),
     "weights": np.ones((batch_size, length), np.float32),
   }
-  model = transformer.Transformer(transformer.Config(**config))
+  model = our_model(config, dtype)
   task = lm.LanguageModel(model, np.ones(config["vocab_size"], np.int32))
   ours, work = measure.trainer(task, batch, batch_size)
   losses = []
-  peer_model = torch_model(config)
-  inputs = torch.from_numpy(tokens[:, :-1])
-  targets = torch.from_numpy(tokens[:, 1:]).reshape(-1)
+  peer_model = wrap(torch_model(config))
+  inputs = torch.from_numpy(tokens[:, :-1]).to(measure.DEVICE)
+  targets = torch.from_numpy(tokens[:, 1:]).reshape(-1).to(measure.DEVICE)
 
   def peer_loss():
     logits = peer_model(inputs, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
 
-  peer = measure.peer_trainer(peer_model, peer_loss)
+  peer = measure.peer_trainer(peer_model, peer_loss, dtype)
   times = measure.in_turns(lambda: losses.append(ours()), peer, rounds)
   assert losses[-1] < losses[0]  # it trains
   return {"times": times, "flops": work}
 
 
-def generation(batch_size: int, rounds: int) -> dict:
-  """Greedy continuation of 64 tokens by 128, float32, every row to the end."""
+def generation(batch_size: int, rounds: int, *, dtype: str, wrap) -> dict:
+  """Greedy continuation of 64 tokens by 128, every row to the end."""
   prompt_length, num_tokens = 64, 128
-  config = transformer.Config(**GPT2)
-  model = transformer.Transformer(config)
+  model = transformer.Transformer(transformer.Config(**GPT2, dtype=dtype))
   tokens = np.random.default_rng(0).integers(0, 50257, (batch_size, prompt_length))
   init = jax.jit(lambda key: sharding.unbox(model.init(key, tokens))["params"])
-  params = init(jax.random.key(0))
+  params = jax.tree.map(lambda x: x.astype(dtype), init(jax.random.key(0)))
   sampling = generate.Sampling(max_tokens=num_tokens, temperature=0.0)
   writer = prompting.Writer(model, _Numbers(), sampling, piece=16)
   prompts = tokens.tolist()
@@ -79,8 +90,8 @@ def generation(batch_size: int, rounds: int) -> dict:
     drawn = writer.samples(params, prompts, keys)
     assert all(len(sample.tokens) == num_tokens for sample in drawn)
 
-  peer_model = torch_model(GPT2).eval()
-  inputs = torch.from_numpy(tokens)
+  peer_model = torch_model(GPT2).eval().to(getattr(torch, dtype))
+  inputs = torch.from_numpy(tokens).to(measure.DEVICE)
 
   def peer():
     with torch.inference_mode():
