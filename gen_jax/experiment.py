@@ -116,29 +116,30 @@ class Experiment:
     return forms
 
   def flops_per_step(self) -> dict[str, float]:
-    """FLOPs that a training step asks of the model: 3 x those of the forward pass.
+    """FLOPs that a training step asks of the model, as `flops.with_gradient` counts.
 
-    Traces the loss in this run's layout, which refuses what does not fit in it.
-    Recomputing (remat) is not counted. For text the second figure halves attention,
-    which is causal; publications use either.
+    Traces the loss in this run's layout, which refuses what does not fit in it. For
+    text attention is by formula, and the second figure halves it, for it is causal;
+    publications use either.
 
       mfu         matrices + 12 L T N Dh a token
       mfu_causal  matrices +  6 L T N Dh a token
     """
-    params = self.abstract_params()
     batch = self.batch()
+    params = _abstract_params(self.learner, batch, self.layout)
+    frozen = self.learner_frozen(self.abstract_params() if self.adapter else None)
     rows = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.eval_shape(lambda: rng.per_example(jax.random.key(0), rows))
 
-    def forward(params, frozen, batch, keys):
+    def loss(params, frozen, batch, keys):
       with sharding.use(self.layout):
-        return self.task.loss(params, frozen, batch, keys, train=False).loss.total
+        return self.learner.loss(params, frozen, batch, keys, train=True).loss.total
 
-    args = (forward, params, self.frozen, batch, keys)
+    args = (loss, params, frozen, batch, keys)
     if not isinstance(self.task, lm.LanguageModel):
-      return {"mfu": 3.0 * flops.count(*args)}
-    matrices = flops.count(*args, where=lambda e: not flops.is_batched(e))
-    matrices = 3.0 * (matrices - flops.kernels(*args))  # attention, on some backends
+      return {"mfu": flops.with_gradient(*args)}
+    is_attention = lambda e: flops.is_batched(e) or flops.is_kernel(e)  # noqa: E731
+    matrices = flops.with_gradient(*args, where=lambda e: not is_attention(e))
     cfg = self.task.model.config
     per_token = 12.0 * cfg.num_layers * cfg.num_heads * cfg.dim_per_head
     attention = per_token * min(self.data.length, cfg.window or self.data.length)

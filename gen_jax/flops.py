@@ -1,8 +1,8 @@
 """Matrix FLOPs of a function, counted on its jaxpr: loops times their length.
 
 XLA's own cost analysis counts the body of a loop once and says nothing of the model;
-this counts 2 m n k for every matrix product and the like for convolutions, forward and
-backward, and nothing else.
+this counts 2 m n k for every matrix product and the like for convolutions, and nothing
+else.
 """
 
 import functools
@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
+from jax.interpreters import partial_eval
 
 from gen_jax import chips
 
@@ -45,13 +47,20 @@ def is_batched(equation: Any) -> bool:
   return is_dot and bool(equation.params["dimension_numbers"][1][0])
 
 
+def is_kernel(equation: Any) -> bool:
+  """Whether this is a call of a Pallas kernel."""
+  return equation.primitive.name == "pallas_call"
+
+
 def count(
   fn: Callable[..., Any], *args: Any, where: Callable[[Any], bool] = lambda e: True
 ) -> float:
   """FLOPs of fn(*args) in matrix products and convolutions; args may be abstract.
 
+  What no output needs is not counted.
+
   Args:
-    where: which equations of the jaxpr count, say `is_batched`.
+    where: which equations of the jaxpr count, with all in them, say `is_batched`.
 
   >>> x = jax.ShapeDtypeStruct((8, 16), "float32")
   >>> count(lambda x: x @ x.T, x)
@@ -61,7 +70,30 @@ def count(
   >>> count(lambda y: jax.lax.scan(step, y, length=10), y)
   1280.0
   """
-  return _count(jax.make_jaxpr(fn)(*args).jaxpr, where)
+  jaxpr = _trace(fn, *args)
+  return _count(jaxpr, where, [False] * len(jaxpr.invars))[0]
+
+
+def with_gradient(
+  fn: Callable[..., Any], *args: Any, where: Callable[[Any], bool] = lambda e: True
+) -> float:
+  """FLOPs of fn(*args) and of its gradient by the first argument, nothing done twice.
+
+  A product counts once, and once more for each operand that depends on that argument:
+  three times in a trained layer, but for a first one, whose input is data; twice in a
+  frozen layer that gradients pass through; once in one before all that is trained.
+  What remat or a kernel computes again is not counted.
+
+  Args:
+    where: see `count`.
+
+  >>> w, x = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((16, 4), (8, 16)))
+  >>> with_gradient(lambda w, x: (x @ w).sum(), w, x) / (2 * 8 * 16 * 4)
+  2.0
+  """
+  jaxpr = _trace(fn, *args)
+  num = len(jax.tree.leaves(args[0]))
+  return _count(jaxpr, where, [i < num for i in range(len(jaxpr.invars))])[0]
 
 
 def kernels(fn: Callable[..., Any], *args: Any) -> float:
@@ -69,17 +101,14 @@ def kernels(fn: Callable[..., Any], *args: Any) -> float:
 
   Blocks that a kernel skips, say under a causal mask, count as if they were computed.
   """
+  return count(fn, *args) - count(fn, *args, where=lambda e: not is_kernel(e))
+
+
+def _trace(fn: Callable[..., Any], *args: Any) -> Any:
+  """The jaxpr of fn(*args), without what no output needs."""
   jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-  calls = (e for e in _equations(jaxpr) if e.primitive.name == "pallas_call")
-  inside = {id(e) for call in calls for x in _bodies(call) for e in _equations(x)}
-  return _count(jaxpr, lambda e: id(e) in inside)
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-  for equation in jaxpr.eqns:
-    yield equation
-    for body in _bodies(equation):
-      yield from _equations(body)
+  needed = [True] * len(jaxpr.outvars)
+  return partial_eval.dce_jaxpr(jaxpr, needed, instantiate=True)[0]
 
 
 def _bodies(equation: Any) -> list[Any]:
@@ -100,20 +129,57 @@ def _times(equation: Any) -> int:
   return params["mesh"].size if name == "shard_map" else 1
 
 
-def _count(jaxpr: Any, where: Callable[[Any], bool]) -> float:
+def _carry(equation: Any) -> slice:
+  """Which inputs of a loop its first outputs become."""
+  params = equation.params
+  if equation.primitive.name == "scan":
+    return slice(params["num_consts"], params["num_consts"] + params["num_carry"])
+  is_loop = equation.primitive.name == "while"
+  return slice(-len(equation.outvars), None) if is_loop else slice(0)
+
+
+def _count(
+  jaxpr: Any, where: Callable[[Any], bool], moved: list[bool]
+) -> tuple[float, list[bool]]:
+  """FLOPs, once more for each operand that moves; and which outputs move.
+
+  Args:
+    moved: whether each input depends on what gradients are asked of.
+  """
+  known = dict(zip(jaxpr.invars, moved, strict=True))
+  moves = lambda x: not isinstance(x, core.Literal) and known.get(x, False)  # noqa: E731
   total = 0.0
   for equation in jaxpr.eqns:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-      total += _dot(equation) if where(equation) else 0.0
-    elif name == "conv_general_dilated":
-      total += _conv(equation) if where(equation) else 0.0
-    elif name == "cond":
-      total += max(_count(branch.jaxpr, where) for branch in params["branches"])
-    else:
-      times = _times(equation)
-      total += times * sum(_count(body, where) for body in _bodies(equation))
-  return total
+    flops, outs = _equation(equation, where, [moves(x) for x in equation.invars])
+    total += flops if where(equation) else 0.0
+    known.update(zip(equation.outvars, outs, strict=True))
+  return total, [moves(x) for x in jaxpr.outvars]
+
+
+def _equation(
+  equation: Any, where: Callable[[Any], bool], moved: list[bool]
+) -> tuple[float, list[bool]]:
+  """`_count` of one equation."""
+  name, outvars = equation.primitive.name, equation.outvars
+  if name in _PRODUCTS:
+    return (1 + sum(moved)) * _PRODUCTS[name](equation), [any(moved)]
+  found = []
+  for body in _bodies(equation):  # of one input less in `cond`, of some more in kernels
+    num = len(body.invars)
+    given = moved[-num:] + [any(moved)] * (num - len(moved))
+    found.append(_count(body, where, given))
+  inner = [outs for _, outs in found if len(outs) == len(outvars)]
+  moves = any(moved) and name != "stop_gradient"
+  outs = [any(x) for x in zip(*inner, strict=True)] or [moves] * len(outvars)
+  floats = [jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in outvars]
+  outs = [out and is_float for out, is_float in zip(outs, floats, strict=True)]
+  carry = _carry(equation)
+  again = [old or new for old, new in zip(moved[carry], outs, strict=False)]
+  if again != moved[carry]:
+    moved[carry] = again
+    return _equation(equation, where, moved)
+  totals = [total for total, _ in found]
+  return max(totals) if name == "cond" else _times(equation) * sum(totals), outs
 
 
 def _inner(value: Any) -> Any:
@@ -137,3 +203,6 @@ def _conv(equation: Any) -> float:
   # A dilated input (the gradient of a strided convolution) is zero in between.
   holes = math.prod(equation.params["lhs_dilation"])
   return 2.0 * out * depth / holes
+
+
+_PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _conv}

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 from gen_jax import experiment as experiments
-from gen_jax import types
+from gen_jax import flops, types
 from gen_jax.cli import config_args
+from gen_jax.train import step as steps
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -34,14 +35,31 @@ def test_a_language_model_that_knows_nothing_is_known():
   assert make("diffusion/digits.py").expected_loss is None
 
 
-def test_model_flops_of_a_denoiser_are_three_times_a_forward_pass():
-  small, large = (
-    make("diffusion/digits.py", f"data.batch_size={n}").flops_per_step()
-    for n in (8, 16)
-  )
-  assert list(small) == ["mfu"]
-  # The null caption is encoded once whatever the batch; all else doubles.
-  assert 1.9 < large["mfu"] / small["mfu"] <= 2.0
+LATENT = (
+  "task.codec={'name': 'latent', 'workdir': None, 'autoencoder': {'name': 'autoencoder',"
+  " 'image_channels': 1, 'latent_channels': 1, 'width': 8, 'multipliers': (1, 2),"
+  " 'num_blocks': 1, 'num_groups': 4}}"
+)
+
+
+@pytest.mark.parametrize(
+  "spec, overrides",
+  [
+    ("diffusion/stable_diffusion.py:v1,smoke", [LATENT]),  # a frozen encoder
+    ("diffusion/ddpm_cifar10.py:smoke", []),  # nobody listens to its text encoder
+    ("vae/emoji.py:smoke", []),  # two losses, each blind to half of the weights
+  ],
+)
+def test_model_flops_of_pictures_are_those_of_the_step(spec, overrides):
+  experiment = make(spec, *overrides)
+  work = experiment.flops_per_step()
+  optimizer, _ = experiment.optimizer(1)
+  learner, layout = experiment.learner, experiment.layout
+  step = steps.make_step(learner, optimizer, layout=layout, decay=0.9)
+  state = experiment.abstract_state(optimizer)
+  assert work == {"mfu": flops.count(step, state, experiment.frozen, experiment.batch())}
+  if "unet" in experiment.config["task"]:
+    assert make(spec, *overrides, "task.unet.remat=full").flops_per_step() == work
 
 
 @pytest.mark.parametrize("target, is_fine", [("eps", False), ("v", True)])

@@ -4,12 +4,10 @@ import collections
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas as pl
 
-from gen_jax import chips, flops, plan
+from gen_jax import chips, plan
 from gen_jax import experiment as experiments
 from gen_jax.cli import config_args
 
@@ -154,32 +152,6 @@ def test_state_lies_in_shards(depths, small):
   params = sum(x.size for x in jax.tree.leaves(program.params))
   assert 12 * params / 8 <= held <= 12 * params / 8 * 1.2
   assert held <= program.peak_hbm_bytes < small.chip.hbm_bytes
-
-
-def test_kernels_count_by_their_grid():
-  """A product of [64, 16] by [16, 8] in blocks of 16 rows, on each of 8 devices."""
-
-  def kernel(x, y, out):
-    out[...] = x[...] @ y[...]
-
-  def product(x, y):
-    return pl.pallas_call(
-      kernel,
-      grid=(4,),
-      in_specs=[
-        pl.BlockSpec((16, 16), lambda i: (i, 0)),
-        pl.BlockSpec((16, 8), lambda i: (0, 0)),
-      ],
-      out_specs=pl.BlockSpec((16, 8), lambda i: (i, 0)),
-      out_shape=jax.ShapeDtypeStruct((64, 8), jnp.float32),
-    )(x, y)
-
-  shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 16), (16, 8))]
-  work = 2 * 64 * 16 * 8
-  assert flops.kernels(lambda x, y: product(x, y) @ y.T, *shapes) == work
-  assert flops.count(lambda x, y: product(x, y) @ y.T, *shapes) == 2 * work
-  looped = lambda x, y: jax.lax.map(lambda _: product(x, y), np.arange(3))  # noqa: E731
-  assert flops.kernels(looped, *shapes) == 3 * work
 
 
 @pytest.mark.parametrize(
