@@ -89,6 +89,10 @@ class Experiment:
     """Shapes and shardings of the task's weights."""
     return _abstract_params(self.task, self.batch(), self.layout)
 
+  def abstract_frozen(self) -> PyTree:
+    """Shapes and shardings of what the learner needs beside its parameters."""
+    return self.learner_frozen(self.abstract_params() if self.adapter else None)
+
   def forms(self) -> list[init_from.Form]:
     """How the task's weights may be stored, as here first.
 
@@ -127,7 +131,6 @@ class Experiment:
     """
     batch = self.batch()
     params = _abstract_params(self.learner, batch, self.layout)
-    frozen = self.learner_frozen(self.abstract_params() if self.adapter else None)
     rows = jax.tree.leaves(batch)[0].shape[0]
     keys = jax.eval_shape(lambda: rng.per_example(jax.random.key(0), rows))
 
@@ -135,7 +138,7 @@ class Experiment:
       with sharding.use(self.layout):
         return self.learner.loss(params, frozen, batch, keys, train=True).loss.total
 
-    args = (loss, params, frozen, batch, keys)
+    args = (loss, params, self.abstract_frozen(), batch, keys)
     if not isinstance(self.task, lm.LanguageModel):
       return {"mfu": flops.with_gradient(*args)}
     is_attention = lambda e: flops.is_batched(e) or flops.is_kernel(e)  # noqa: E731

@@ -7,7 +7,7 @@ nothing but the chips themselves is missing.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,26 +26,38 @@ Options = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-  """A compiled program and what it is for.
+class Draft:
+  """A program to compile.
 
   Attributes:
-    params: abstract weights, with their shardings.
-    held: abstract arguments by what they are.
+    run: the jitted function.
+    args: its arguments, abstract and with their shardings.
+    held: these by what they are; 'parameters' are the weights.
+    items: units of data that one run of it takes in or gives out.
+    model_flops: that the model asks for, over all devices, by convention; None: those
+      that are traced.
+  """
+
+  run: Any
+  args: tuple
+  held: Mapping[str, PyTree]
+  items: int
+  model_flops: Mapping[str, float] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program(Draft):
+  """A compiled program.
+
+  Attributes:
     cost: what one device does.
     peak_hbm_bytes: that one device needs.
-    items: units of data that one run of it takes in or gives out.
-    model_flops: that the model asks for, over all devices, by convention.
     matrix_flops: of the traced program over all devices, recomputation included.
     kernel_flops: those of them in Pallas kernels, which XLA does not count.
   """
 
-  params: PyTree
-  held: Mapping[str, PyTree]
   cost: costs.Cost
   peak_hbm_bytes: int
-  items: int
-  model_flops: Mapping[str, float]
   matrix_flops: float
   kernel_flops: float
 
@@ -56,28 +68,25 @@ class Program:
 QUICK: Options = {"exec_time_optimization_effort": -1.0}
 
 
-def _compile(
-  fn: Callable, jitted: Any, args: tuple, options: Options | None, **rest: Any
-) -> Program:
-  matrix, kernel = flops.count(fn, *args), flops.kernels(fn, *args)
-  model = rest.pop("model_flops", None) or {"mfu": matrix}
-  compiled = jitted.lower(*args).compile(options)
+def compile(draft: Draft, options: Options | None = None) -> Program:
+  """Compiles a draft.
+
+  Args:
+    options: of the compiler, `QUICK` say.
+  """
+  matrix, kernel = (f(draft.run, *draft.args) for f in (flops.count, flops.kernels))
+  compiled = draft.run.lower(*draft.args).compile(options)
   return Program(
-    **rest,
+    **{**vars(draft), "model_flops": draft.model_flops or {"mfu": matrix}},
     cost=costs.cost(compiled.as_text()),
     peak_hbm_bytes=compiled.memory_analysis().peak_memory_in_bytes,
-    model_flops=model,
     matrix_flops=matrix,
     kernel_flops=kernel,
   )
 
 
-def training(experiment: Any, options: Options | None = None) -> Program:
-  """The training step of an experiment, compiled for its layout.
-
-  Args:
-    options: of the compiler, `QUICK` say.
-  """
+def training(experiment: Any) -> Draft:
+  """The training step of an experiment, in its layout."""
   train = experiment.train
   optimizer, _ = experiment.optimizer(train.num_steps)
   state, batch = experiment.abstract_state(optimizer), experiment.batch()
@@ -88,14 +97,10 @@ def training(experiment: Any, options: Options | None = None) -> Program:
     num_microbatches=train.num_microbatches,
     decay=train.ema_decay,
   )
-  base = experiment.abstract_params() if experiment.adapter else None
-  frozen = experiment.learner_frozen(base)
-  return _compile(
-    step,
+  frozen = experiment.abstract_frozen()
+  return Draft(
     steps.compile_step(step, state, experiment.layout),
     (state, frozen, batch),
-    options,
-    params=state.params,
     held={
       "parameters": state.params,
       "optimizer": state.opt_state,
@@ -108,16 +113,16 @@ def training(experiment: Any, options: Options | None = None) -> Program:
   )
 
 
-def sampling(experiment: Any, options: Options | None = None) -> Program:
+def sampling(experiment: Any) -> Draft:
   """The loop that draws one picture, or continues one text, for each batch shard.
 
   Raises:
     InputError: an experiment that draws nothing.
   """
   if isinstance(experiment.task, diffusion.Diffusion):
-    return _drawing(experiment, options)
+    return _drawing(experiment)
   if hasattr(experiment.task, "model"):
-    return _writing(experiment, options)
+    return _writing(experiment)
   raise InputError("--sample draws texts and pictures; an autoencoder draws nothing")
 
 
@@ -139,7 +144,7 @@ def _keys(layout: sharding.Layout) -> PyTree:
   )
 
 
-def _drawing(experiment: Any, options: Options | None) -> Program:
+def _drawing(experiment: Any) -> Draft:
   """Pictures: all steps of the sampler, and the decoder."""
   layout, data, params = (
     experiment.layout,
@@ -162,18 +167,16 @@ def _drawing(experiment: Any, options: Options | None) -> Program:
         experiment.task, experiment.sampling, params, frozen, caption, keys, shape
       )
 
-  return _compile(
-    draw,
+  return Draft(
     jax.jit(draw),
     (params, experiment.frozen, caption, _keys(layout)),
-    options,
-    params=params,
     held={"parameters": params, "frozen": experiment.frozen},
     items=num,
+    model_flops=None,
   )
 
 
-def _writing(experiment: Any, options: Options | None) -> Program:
+def _writing(experiment: Any) -> Draft:
   """Texts: max_tokens tokens after a prompt that leaves room for just them."""
   layout, how = experiment.layout, experiment.sampling
   model = transformer.in_a_row(experiment.task.model)
@@ -197,14 +200,12 @@ def _writing(experiment: Any, options: Options | None) -> Program:
       return generate.extend(decoder(params), state, how.max_tokens, how.draw, ())
 
   state = _place(layout, jax.eval_shape(start, params, _keys(layout)))
-  return _compile(
-    draw,
+  return Draft(
     jax.jit(draw, donate_argnums=1),
     (params, state),
-    options,
-    params=params,
     held={"parameters": params, "cache": state},
     items=num * how.max_tokens,
+    model_flops=None,
   )
 
 
@@ -228,6 +229,7 @@ def parameter_table(params: PyTree) -> dict[str, int]:
 def describe(experiment: Any, program: Program) -> dict[str, Any]:
   """What any compiled program says of itself, on any device; plain data."""
   found, peak = program.cost, program.peak_hbm_bytes
+  params = program.held["parameters"]
   mesh = dict(experiment.layout.mesh.shape)
   num = experiment.layout.mesh.size
   exchanges: dict[tuple, list[float]] = {}
@@ -238,13 +240,11 @@ def describe(experiment: Any, program: Program) -> dict[str, Any]:
       entry[i] += value
   bytes_held = {k: bytes_per_device(v) for k, v in program.held.items()}
   return {
-    "params": tree.size(program.params),
-    "params_by_module": parameter_table(program.params),
+    "params": tree.size(params),
+    "params_by_module": parameter_table(params),
     "mesh": mesh,
     "num_devices": num,
-    "sharding": {
-      p: str(x.sharding.spec) for p, x in tree.flatten(program.params).items()
-    },
+    "sharding": {p: str(x.sharding.spec) for p, x in tree.flatten(params).items()},
     "bytes_per_device": {
       **{k: v for k, v in bytes_held.items() if v},
       "activations and temporary": max(peak - sum(bytes_held.values()), 0),

@@ -36,9 +36,9 @@ def test_a_language_model_that_knows_nothing_is_known():
 
 
 LATENT = (
-  "task.codec={'name': 'latent', 'workdir': None, 'autoencoder': {'name': 'autoencoder',"
-  " 'image_channels': 1, 'latent_channels': 1, 'width': 8, 'multipliers': (1, 2),"
-  " 'num_blocks': 1, 'num_groups': 4}}"
+  "task.codec={'name': 'latent', 'workdir': None, 'autoencoder': {'name':"
+  " 'autoencoder', 'image_channels': 1, 'latent_channels': 1, 'width': 8,"
+  " 'multipliers': (1, 2), 'num_blocks': 1, 'num_groups': 4}}"
 )
 
 
@@ -57,7 +57,9 @@ def test_model_flops_of_pictures_are_those_of_the_step(spec, overrides):
   learner, layout = experiment.learner, experiment.layout
   step = steps.make_step(learner, optimizer, layout=layout, decay=0.9)
   state = experiment.abstract_state(optimizer)
-  assert work == {"mfu": flops.count(step, state, experiment.frozen, experiment.batch())}
+  assert work == {
+    "mfu": flops.count(step, state, experiment.frozen, experiment.batch())
+  }
   if "unet" in experiment.config["task"]:
     assert make(spec, *overrides, "task.unet.remat=full").flops_per_step() == work
 

@@ -15,9 +15,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 WIDTH, LENGTH, ROWS, VOCAB = 256, 128, 16, 512
 
 
+def make(topology, spec, overrides):
+  config = config_args.load(str(ROOT / "configs" / spec))
+  config = config_args.apply(config, [(k, str(v)) for k, v in overrides.items()])
+  return experiments.make(config, None, devices=topology.devices)
+
+
 def text(topology, *overrides):
   """A small transformer on a slice."""
-  config = config_args.load(str(ROOT / "configs/lm/gpt2.py:124m,smoke"))
   given = {
     "task.model.width": WIDTH,
     "task.model.max_length": LENGTH,
@@ -28,8 +33,7 @@ def text(topology, *overrides):
     "mesh.fsdp": -1,
     **dict(overrides),
   }
-  config = config_args.apply(config, [(k, str(v)) for k, v in given.items()])
-  return experiments.make(config, None, devices=topology.devices)
+  return make(topology, "lm/gpt2.py:124m,smoke", given)
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +51,22 @@ def deep(topology, layers, scanned):
   )
 
 
+def quick(experiment):
+  """Its training step, compiled."""
+  return plan.compile(plan.training(experiment), plan.QUICK)
+
+
 @pytest.fixture(scope="module")
 def depths(small):
   """Costs by (layers, scanned)."""
   shapes = (1, False), (2, False), (4, False), (4, True)
-  return {shape: plan.training(deep(small, *shape), plan.QUICK) for shape in shapes}
+  return {shape: quick(deep(small, *shape)) for shape in shapes}
 
 
 def test_a_quick_plan_has_the_flops_and_exchanges_of_a_slow_one(depths, small):
   """Of matrices, as many; in float32, which a slow one casts to bfloat16 first."""
-  slow, quick = plan.training(deep(small, 1, False)).cost, depths[1, False].cost
+  slow = plan.compile(plan.training(deep(small, 1, False))).cost
+  fast = depths[1, False].cost
 
   def exchanges(cost):
     found = collections.Counter()
@@ -64,8 +74,8 @@ def test_a_quick_plan_has_the_flops_and_exchanges_of_a_slow_one(depths, small):
       found[c.kind] += times * (c.bytes >= 2 * WIDTH**2)
     return found
 
-  assert quick.flops == slow.flops
-  assert exchanges(quick) == exchanges(slow)
+  assert fast.flops == slow.flops
+  assert exchanges(fast) == exchanges(slow)
 
 
 def test_compiled_flops_are_those_of_the_formula(depths):
@@ -136,7 +146,7 @@ def test_tensor_sums_activations_twice_a_layer_each_way(small):
     **{"mesh.fsdp": 1, "mesh.tensor": 8, "mesh.rules": "fsdp_tensor"},
     **{"task.model.num_layers": 2, "task.model.num_heads": 8},
   }
-  program = plan.training(text(small, *overrides.items()), plan.QUICK)
+  program = quick(text(small, *overrides.items()))
   found = exchanged(program, {"data": 1, "fsdp": 1, "tensor": 8})
   activation = ROWS * LENGTH * WIDTH * 4
   sums = 2 * (2 + 2) + 2
@@ -145,11 +155,46 @@ def test_tensor_sums_activations_twice_a_layer_each_way(small):
   assert found.keys() == {"all-reduce"}
 
 
+def test_attention_in_the_compilers_own_kernel_is_counted():
+  """All that is traced, and once more the scores that a gradient needs: 2 S^2 D a row.
+
+  The kernel, which computes each block again, makes its own. Eight rows a device are cut
+  no further; fewer are, and then convolutions overlap.
+  """
+  topology, rows, side, width = chips.topology("v5e:2x2"), 32, 16, 32
+  overrides = {
+    "data.batch_size": rows,
+    "data.image_size": side,
+    "task.unet.width": width,
+    "task.unet.multipliers": (1,),
+    "task.unet.attention_levels": (0,),
+    "task.unet.remat": "full",
+  }
+  experiment = make(topology, "diffusion/stable_diffusion.py:v1,smoke", overrides)
+  program = quick(experiment)
+  scores = 4 * rows * 2 * side**4 * width  # of four blocks
+  compiled = program.cost.flops * len(topology.devices)
+  assert compiled == pytest.approx(program.matrix_flops + scores, rel=1e-3)
+
+
+def test_products_with_one_row_are_counted_as_such(small):
+  """TPU programs have sums in their place, and one row on each device is all there is.
+
+  Weights 12 L D^2 + V D and keys and values 2 L D S, twice, for each of max_tokens.
+  """
+  num_tokens, layers = 8, 2
+  overrides = ("sampling.max_tokens", num_tokens), ("task.model.num_layers", layers)
+  program = plan.compile(plan.sampling(text(small, *overrides)), plan.QUICK)
+  work = 12 * layers * WIDTH**2 + VOCAB * WIDTH + 2 * layers * WIDTH * LENGTH
+  assert program.matrix_flops == 8 * num_tokens * 2 * work
+  assert program.cost.flops == num_tokens * 2 * work and not program.cost.open_loops
+
+
 def test_state_lies_in_shards(depths, small):
   """12 bytes a parameter over 8 chips, but for norms and biases; memory fits."""
   program = depths[4, True]
   held = sum(plan.bytes_per_device(x) for x in program.held.values())
-  params = sum(x.size for x in jax.tree.leaves(program.params))
+  params = sum(x.size for x in jax.tree.leaves(program.held["parameters"]))
   assert 12 * params / 8 <= held <= 12 * params / 8 * 1.2
   assert held <= program.peak_hbm_bytes < small.chip.hbm_bytes
 

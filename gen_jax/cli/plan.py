@@ -90,8 +90,8 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
   if budget:
     steps = math.ceil(budget / data.items_per_step)
   try:
-    make = plan.sampling if args.sample else plan.training
-    program = make(experiment, plan.QUICK if args.quick else None)
+    draft = (plan.sampling if args.sample else plan.training)(experiment)
+    program = plan.compile(draft, plan.QUICK if args.quick else None)
   except jax.errors.JaxRuntimeError as error:
     found = plan.out_of_memory(str(error))
     if found is None:

@@ -219,7 +219,7 @@ def _attention(block: Mapping) -> Iterator[str]:
 
 def _dry_run(config: dict) -> dict:
   experiment = experiments.make(config, None)
-  result = plan.describe(experiment, plan.training(experiment))
+  result = plan.describe(experiment, plan.compile(plan.training(experiment)))
   print(config_args.dump(config), "\n")
   for line in plan.lines(result):
     print(line)

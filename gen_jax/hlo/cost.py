@@ -5,12 +5,14 @@ as often as it runs (XLA's own cost analysis counts it once), a fusion is one pa
 memory, an asynchronous pair one collective.
 
     flops        2 m n k of matrix products and convolutions, for all taps that meet
-                 data; whatever multiplies padding or holes is not counted
+                 data; whatever multiplies padding or holes is not counted. TPU programs
+                 also have products with one row, which are sums, and kernels that the
+                 compiler itself puts in place of attention and says the FLOPs of
     hbm_bytes    what instructions read and write at their borders, slices as slices;
                  memory on the chip (TPU's VMEM) is free
     collectives  each with its kind, bytes, partners and executions
 
-Pallas kernels and other custom calls are opaque: `flops.kernels` counts the former.
+Pallas kernels and other calls are opaque: `flops.kernels` counts the former.
 """
 
 import dataclasses
@@ -107,6 +109,13 @@ class _Walk:
       return Cost(flops=_dot(ins, here.operands(ins)[0]))
     if ins.opcode == "convolution":
       return Cost(flops=_convolution(ins, *here.operands(ins)))
+    if ins.opcode == "reduce" and ins.get(r'op_name="[^"]*/(dot_general)"'):
+      is_product = self.program.origin(here, ins.operands[0]).opcode == "multiply"
+      return Cost(flops=2.0 * is_product * math.prod(here.operands(ins)[0].dims))
+    if (
+      ins.opcode == "custom-call" and "kernel_metadata" not in ins.rest
+    ):  # not Pallas's
+      return Cost(flops=float(ins.get(r'"cost_estimate":\{"flops":"(\d+)"') or 0))
     found = collective.read(here, ins, self.program.num_devices)
     is_one = found is None or found.group_size == 1 or _is_under_way(here, ins)
     return Cost() if is_one else Cost(collectives={found: 1.0})

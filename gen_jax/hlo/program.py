@@ -112,7 +112,7 @@ class Program:
     return self.computations[ins.get(rf"\b{key}=%([^\s,]+)")]
 
   def _follow(self, scope: _Scope, name: str) -> tuple[_Scope, Instruction]:
-    """The instruction that makes a value, through copies and fusions."""
+    """`origin`, and where it stands."""
     while True:
       ins = scope.computation.body[name]
       if ins.opcode in ("copy", "bitcast", "convert", "reshape"):
@@ -124,6 +124,10 @@ class Program:
         scope, name = scope.outer, scope.operands[int(ins.operands[0])]
       else:
         return scope, ins
+
+  def origin(self, here: Computation, name: str) -> Instruction:
+    """The instruction that makes a value, through copies and fusions."""
+    return self._follow(_Scope(here), name)[1]
 
   def _constant(self, scope: _Scope, name: str) -> int | None:
     _, ins = self._follow(scope, name)
@@ -143,7 +147,7 @@ class Program:
     counters = [int(i) for i in indices if i is not None]
     limits = [self._constant(scope, name) for name in test.operands]
     limits = [limit for limit in limits if limit is not None]
-    start = self._follow(_Scope(here), loop.operands[0])[1]
+    start = self.origin(here, loop.operands[0])
     body = self.called(loop, "body")
     if len(counters) == 2 and start.opcode == "tuple":  # the limit travels along
       limits = [self._constant(_Scope(here), start.operands[counters[1]])]
