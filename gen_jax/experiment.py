@@ -142,7 +142,7 @@ class Experiment:
     if not isinstance(self.task, lm.LanguageModel):
       return {"mfu": flops.with_gradient(*args)}
     is_attention = lambda e: flops.is_batched(e) or flops.is_kernel(e)  # noqa: E731
-    matrices = flops.with_gradient(*args, where=lambda e: not is_attention(e))
+    matrices = flops.with_gradient(*args, unless=is_attention)
     cfg = self.task.model.config
     per_token = 12.0 * cfg.num_layers * cfg.num_heads * cfg.dim_per_head
     attention = per_token * min(self.data.length, cfg.window or self.data.length)

@@ -53,14 +53,15 @@ def is_kernel(equation: Any) -> bool:
 
 
 def count(
-  fn: Callable[..., Any], *args: Any, where: Callable[[Any], bool] = lambda e: True
+  fn: Callable[..., Any], *args: Any, unless: Callable[[Any], bool] = lambda e: False
 ) -> float:
   """FLOPs of fn(*args) in matrix products and convolutions; args may be abstract.
 
   What no output needs is not counted.
 
   Args:
-    where: which equations of the jaxpr count, with all in them, say `is_batched`.
+    unless: which equations of the jaxpr do not count, nor what is in them, say
+      `is_kernel`.
 
   >>> x = jax.ShapeDtypeStruct((8, 16), "float32")
   >>> count(lambda x: x @ x.T, x)
@@ -71,11 +72,11 @@ def count(
   1280.0
   """
   jaxpr = _trace(fn, *args)
-  return _count(jaxpr, where, [False] * len(jaxpr.invars))[0]
+  return _count(jaxpr, unless, [False] * len(jaxpr.invars))[0]
 
 
 def with_gradient(
-  fn: Callable[..., Any], *args: Any, where: Callable[[Any], bool] = lambda e: True
+  fn: Callable[..., Any], *args: Any, unless: Callable[[Any], bool] = lambda e: False
 ) -> float:
   """FLOPs of fn(*args) and of its gradient by the first argument, nothing done twice.
 
@@ -85,7 +86,7 @@ def with_gradient(
   What remat or a kernel computes again is not counted.
 
   Args:
-    where: see `count`.
+    unless: see `count`.
 
   >>> w, x = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((16, 4), (8, 16)))
   >>> with_gradient(lambda w, x: (x @ w).sum(), w, x) / (2 * 8 * 16 * 4)
@@ -93,7 +94,7 @@ def with_gradient(
   """
   jaxpr = _trace(fn, *args)
   num = len(jax.tree.leaves(args[0]))
-  return _count(jaxpr, where, [i < num for i in range(len(jaxpr.invars))])[0]
+  return _count(jaxpr, unless, [i < num for i in range(len(jaxpr.invars))])[0]
 
 
 def kernels(fn: Callable[..., Any], *args: Any) -> float:
@@ -101,7 +102,7 @@ def kernels(fn: Callable[..., Any], *args: Any) -> float:
 
   Blocks that a kernel skips, say under a causal mask, count as if they were computed.
   """
-  return count(fn, *args) - count(fn, *args, where=lambda e: not is_kernel(e))
+  return count(fn, *args) - count(fn, *args, unless=is_kernel)
 
 
 def _trace(fn: Callable[..., Any], *args: Any) -> Any:
@@ -139,7 +140,7 @@ def _carry(equation: Any) -> slice:
 
 
 def _count(
-  jaxpr: Any, where: Callable[[Any], bool], moved: list[bool]
+  jaxpr: Any, unless: Callable[[Any], bool], moved: list[bool]
 ) -> tuple[float, list[bool]]:
   """FLOPs, once more for each operand that moves; and which outputs move.
 
@@ -150,14 +151,14 @@ def _count(
   moves = lambda x: not isinstance(x, core.Literal) and known.get(x, False)  # noqa: E731
   total = 0.0
   for equation in jaxpr.eqns:
-    flops, outs = _equation(equation, where, [moves(x) for x in equation.invars])
-    total += flops if where(equation) else 0.0
+    flops, outs = _equation(equation, unless, [moves(x) for x in equation.invars])
+    total += 0.0 if unless(equation) else flops
     known.update(zip(equation.outvars, outs, strict=True))
   return total, [moves(x) for x in jaxpr.outvars]
 
 
 def _equation(
-  equation: Any, where: Callable[[Any], bool], moved: list[bool]
+  equation: Any, unless: Callable[[Any], bool], moved: list[bool]
 ) -> tuple[float, list[bool]]:
   """`_count` of one equation."""
   name, outvars = equation.primitive.name, equation.outvars
@@ -165,9 +166,9 @@ def _equation(
     return (1 + sum(moved)) * _PRODUCTS[name](equation), [any(moved)]
   found = []
   for body in _bodies(equation):  # of one input less in `cond`, of some more in kernels
-    num = len(body.invars)
-    given = moved[-num:] + [any(moved)] * (num - len(moved))
-    found.append(_count(body, where, given))
+    less = len(moved) - len(body.invars)
+    given = moved[max(less, 0) :] + [any(moved)] * -less
+    found.append(_count(body, unless, given))
   inner = [outs for _, outs in found if len(outs) == len(outvars)]
   moves = any(moved) and name != "stop_gradient"
   outs = [any(x) for x in zip(*inner, strict=True)] or [moves] * len(outvars)
@@ -177,7 +178,7 @@ def _equation(
   again = [old or new for old, new in zip(moved[carry], outs, strict=False)]
   if again != moved[carry]:
     moved[carry] = again
-    return _equation(equation, where, moved)
+    return _equation(equation, unless, moved)
   totals = [total for total, _ in found]
   return max(totals) if name == "cond" else _times(equation) * sum(totals), outs
 

@@ -54,6 +54,16 @@ def test_frozen_layers_cost_what_gradients_ask_of_them(run, first, wrap):
   assert found == flops.count(grad, *NETWORK)
 
 
+def test_the_dearer_branch_counts():
+  def fn(w, x):
+    h = jax.lax.cond(x[0, 0] > 0, lambda x: x @ w, lambda x: layer(x @ w, w), x)
+    return h.sum() + jax.lax.cond(h[0, 0] > 0, lambda: 1.0, lambda: 2.0)
+
+  args = shapes((WIDTH, WIDTH), (ROWS, WIDTH))
+  assert flops.count(fn, *args) == 2 * PRODUCT
+  assert flops.with_gradient(fn, *args) == (2 + 3) * PRODUCT
+
+
 def test_what_no_output_needs_costs_nothing():
   def first(x, w):
     return layer(x, w), layer(layer(x, w), w)

@@ -158,8 +158,8 @@ def test_tensor_sums_activations_twice_a_layer_each_way(small):
 def test_attention_in_the_compilers_own_kernel_is_counted():
   """All that is traced, and once more the scores that a gradient needs: 2 S^2 D a row.
 
-  The kernel, which computes each block again, makes its own. Eight rows a device are cut
-  no further; fewer are, and then convolutions overlap.
+  The kernel makes its own, forwards and where a block is computed again. With less
+  than eight rows a device the compiler cuts pictures too, into pieces that overlap.
   """
   topology, rows, side, width = chips.topology("v5e:2x2"), 32, 16, 32
   overrides = {

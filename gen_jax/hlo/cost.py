@@ -112,9 +112,8 @@ class _Walk:
     if ins.opcode == "reduce" and ins.get(r'op_name="[^"]*/(dot_general)"'):
       is_product = self.program.origin(here, ins.operands[0]).opcode == "multiply"
       return Cost(flops=2.0 * is_product * math.prod(here.operands(ins)[0].dims))
-    if (
-      ins.opcode == "custom-call" and "kernel_metadata" not in ins.rest
-    ):  # not Pallas's
+    # Pallas kernels have metadata; of its own kernels the compiler says the FLOPs.
+    if ins.opcode == "custom-call" and "kernel_metadata" not in ins.rest:
       return Cost(flops=float(ins.get(r'"cost_estimate":\{"flops":"(\d+)"') or 0))
     found = collective.read(here, ins, self.program.num_devices)
     is_one = found is None or found.group_size == 1 or _is_under_way(here, ins)

@@ -297,3 +297,29 @@ ENTRY %main (x: bf16[16,32]) -> bf16[64,32] {{
 def test_bytes_of_arrays(array, size):
   text = f"HloModule m\n\nENTRY %m () -> x {{\n  ROOT %p = {array} iota()\n}}\n"
   assert program.parse(text).computations["m"].root.shapes[0].bytes == size
+
+
+@pytest.mark.parametrize(
+  "attributes, expected", [("", 84), ("frontend_attributes={kernel_metadata={}}, ", 0)]
+)
+def test_the_compiler_knows_its_own_kernels_and_pallas_its(attributes, expected):
+  text = (
+    "HloModule m\n\nENTRY %main (x: f32[4,6]) -> f32[4,6] {\n"
+    "  %x = f32[4,6]{1,0} parameter(0)\n"
+    '  ROOT %y = f32[4,6]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", '
+    f'{attributes}backend_config={{"cost_estimate":{{"flops":"84"}}}}\n}}\n'
+  )
+  assert cost.cost(text).flops == expected
+
+
+@pytest.mark.parametrize("maker, expected", [("multiply", 2 * 6 * 7), ("add", 0)])
+def test_a_product_with_one_row_is_a_sum_of_products(maker, expected):
+  """A sum of anything else, say of parts of a product, is no product itself."""
+  text = (
+    "HloModule m\n\nENTRY %main (x: f32[6,7], y: f32[6,7], zero: f32[]) -> f32[7] {\n"
+    "  %x = f32[6,7]{1,0} parameter(0)\n  %y = f32[6,7]{1,0} parameter(1)\n"
+    f"  %zero = f32[] parameter(2)\n  %xy = f32[6,7]{{1,0}} {maker}(%x, %y)\n"
+    "  ROOT %sum = f32[7]{0} reduce(%xy, %zero), dimensions={0}, to_apply=%add, "
+    'metadata={op_name="jit(f)/dot_general" stack_frame_id=1}\n}\n'
+  )
+  assert cost.cost(text).flops == expected
