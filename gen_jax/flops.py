@@ -43,8 +43,10 @@ def peak(device: jax.Device) -> tuple[float, str]:
 
 def is_batched(equation: Any) -> bool:
   """Whether a product is of activations with activations, which is attention's kind."""
-  is_dot = equation.primitive.name == "dot_general"
-  return is_dot and bool(equation.params["dimension_numbers"][1][0])
+  name = equation.primitive.name
+  if name in _FUSED_PRODUCTS:
+    return True
+  return name == "dot_general" and bool(equation.params["dimension_numbers"][1][0])
 
 
 def is_kernel(equation: Any) -> bool:
@@ -181,6 +183,22 @@ def _equation(
     return _equation(equation, unless, moved)
   totals = [total for total, _ in found]
   return max(totals) if name == "cond" else _times(equation) * sum(totals), outs
+
+
+# Products of cuDNN's attention, which are one equation each; backward makes the scores
+# again. By both names that jax has for them: before and after its wrapper.
+_FUSED_PRODUCTS = {
+  f"dot_product_attention_{way}{wrapper}": num
+  for way, num in (("fwd", 2), ("bwd", 5))
+  for wrapper in ("", "_wrapper")
+}
+
+
+def _fused(equation: Any) -> float:
+  """As if no mask allowed blocks to be skipped, like `kernels`."""
+  query, key = (x.aval.shape for x in equation.invars[:2])  # [B, T, N, Dh], [B, S, ...]
+  products = _FUSED_PRODUCTS[equation.primitive.name]
+  return 2.0 * products * math.prod(query) * key[1]
 
 
 def _inner(value: Any) -> Any:
