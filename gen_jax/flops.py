@@ -44,9 +44,9 @@ def peak(device: jax.Device) -> tuple[float, str]:
 def is_batched(equation: Any) -> bool:
   """Whether a product is of activations with activations, which is attention's kind."""
   name = equation.primitive.name
-  if name in _FUSED_PRODUCTS:
-    return True
-  return name == "dot_general" and bool(equation.params["dimension_numbers"][1][0])
+  is_dot = name == "dot_general"
+  batched = is_dot and bool(equation.params["dimension_numbers"][1][0])
+  return batched or name.startswith(_FUSED)
 
 
 def is_kernel(equation: Any) -> bool:
@@ -166,6 +166,8 @@ def _equation(
   name, outvars = equation.primitive.name, equation.outvars
   if name in _PRODUCTS:
     return (1 + sum(moved)) * _PRODUCTS[name](equation), [any(moved)]
+  if name.startswith(_FUSED):
+    return _fused(equation, moved), [any(moved)] * len(outvars)
   found = []
   for body in _bodies(equation):  # of one input less in `cond`, of some more in kernels
     less = len(moved) - len(body.invars)
@@ -183,22 +185,6 @@ def _equation(
     return _equation(equation, unless, moved)
   totals = [total for total, _ in found]
   return max(totals) if name == "cond" else _times(equation) * sum(totals), outs
-
-
-# Products of cuDNN's attention, which are one equation each; backward makes the scores
-# again. By both names that jax has for them: before and after its wrapper.
-_FUSED_PRODUCTS = {
-  f"dot_product_attention_{way}{wrapper}": num
-  for way, num in (("fwd", 2), ("bwd", 5))
-  for wrapper in ("", "_wrapper")
-}
-
-
-def _fused(equation: Any) -> float:
-  """As if no mask allowed blocks to be skipped, like `kernels`."""
-  query, key = (x.aval.shape for x in equation.invars[:2])  # [B, T, N, Dh], [B, S, ...]
-  products = _FUSED_PRODUCTS[equation.primitive.name]
-  return 2.0 * products * math.prod(query) * key[1]
 
 
 def _inner(value: Any) -> Any:
@@ -222,6 +208,23 @@ def _conv(equation: Any) -> float:
   # A dilated input (the gradient of a strided convolution) is zero in between.
   holes = math.prod(equation.params["lhs_dilation"])
   return 2.0 * out * depth / holes
+
+
+# cuDNN's attention is one equation; jax names it so, and goes on with fwd or bwd.
+_FUSED = "dot_product_attention_"
+
+
+def _fused(equation: Any, moved: list[bool]) -> float:
+  """Of attention in one equation, as if no mask allowed blocks to be skipped.
+
+  Backward makes the scores again: five products of the size of forward's two.
+  """
+  query, key = (x.aval.shape for x in equation.invars[:2])  # [B, T, N, Dh], [B, S, ...]
+  product = 2.0 * math.prod(query) * key[1]
+  if equation.primitive.name.startswith(f"{_FUSED}bwd"):
+    return 5 * product
+  q, k, v = moved[:3]
+  return product * ((1 + q + k) + (1 + (q or k) + v))
 
 
 _PRODUCTS = {"dot_general": _dot, "conv_general_dilated": _conv}

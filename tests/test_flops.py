@@ -96,3 +96,23 @@ def test_kernels_count_by_their_grid():
   assert flops.count(lambda x, y: product(x, y) @ y.T, *shapes) == 2 * work
   looped = lambda x, y: jax.lax.map(lambda _: product(x, y), np.arange(3))  # noqa: E731
   assert flops.kernels(looped, *shapes) == 3 * work
+
+
+def test_attention_by_cudnn_costs_what_its_two_products_do(monkeypatch):
+  fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+  monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+  q = jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)
+  k = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
+
+  def attend(implementation):
+    def loss(arrays):
+      out = jax.nn.dot_product_attention(*arrays, implementation=implementation)
+      return jnp.sum(out.astype(jnp.float32))
+
+    return loss
+
+  for measure in (flops.count, flops.with_gradient):
+    assert measure(attend("cudnn"), (q, k, k)) == measure(attend("xla"), (q, k, k))
+  product = 2 * 2 * 128 * 256 * 4 * 64
+  assert flops.count(jax.grad(attend("cudnn")), (q, k, k)) == (2 + 5) * product
