@@ -134,9 +134,16 @@ def _times(equation: Any) -> int:
 
 def _carry(equation: Any) -> slice:
   """Which inputs of a loop its first outputs become."""
-  params = equation.params
-  if equation.primitive.name == "scan":
-    return slice(params["num_consts"], params["num_consts"] + params["num_carry"])
+  if equation.primitive.name == "scan":  # what is scanned has an axis more outside
+    (body,) = _bodies(equation)
+    given, carried = (
+      sum(x.aval.ndim == y.aval.ndim for x, y in zip(outer, inner, strict=True))
+      for outer, inner in (
+        (equation.invars, body.invars),
+        (equation.outvars, body.outvars),
+      )
+    )
+    return slice(given - carried, given)
   is_loop = equation.primitive.name == "while"
   return slice(-len(equation.outvars), None) if is_loop else slice(0)
 
