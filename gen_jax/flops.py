@@ -123,13 +123,16 @@ def _bodies(equation: Any) -> list[Any]:
 
 
 def _times(equation: Any) -> int:
-  """How often its bodies run: a loop's length, a kernel's grid, a mesh's devices."""
+  """How often its bodies run: a loop's length, a kernel's grid, a mesh's pieces."""
   name, params = equation.primitive.name, equation.params
   if name == "scan":
     return params["length"]
   if name == "pallas_call":
     return math.prod(n for n in params["grid_mapping"].grid if isinstance(n, int))
-  return params["mesh"].size if name == "shard_map" else 1
+  if name == "shard_map":
+    axes = params.get("newly_manual_axes") or params["manual_axes"]  # jax < 0.10.2
+    return math.prod(params["mesh"].shape[axis] for axis in axes)
+  return 1
 
 
 def _carry(equation: Any) -> slice:

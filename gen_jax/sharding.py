@@ -11,7 +11,7 @@ there is one code path from one CPU to a pod.
                   over tensor                   and vocab over tensor
 
 In all of them the length of a sequence lies over context. Weights that lie over fsdp
-are gathered where they are used, see `gathering`.
+are gathered where they are used, see `gathering`; over tensor they stay cut.
 
 Unknown names, two dimensions that claim one mesh axis, and sizes that do not divide
 raise `InputError` with the array's path. A single head lies whole everywhere.
@@ -20,6 +20,7 @@ raise `InputError` with the array's path. A single head lies whole everywhere.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
@@ -125,8 +126,11 @@ class Layout:
     return NamedSharding(self.mesh, self.spec(names, shape, path))
 
   def gathered(self, names: Names) -> dict[int, str]:
-    """{dimension: mesh axis} where a weight is cut along an axis of the batch alone."""
-    if self.num_batch_shards < self.mesh.size:
+    """{dimension: mesh axis} where a weight is cut along an axis of the batch.
+
+    None where context cuts the rows too, whose gradients are then sums over it as well.
+    """
+    if self.mesh.shape["context"] > 1:
       return {}
     return {
       dim: axis
@@ -358,8 +362,12 @@ def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
   """fn(weight, *rows) with each device's rows and, for these, the whole weight.
 
   By hand, because the compiler sums gradients everywhere and throws most away. The
-  weight travels as it is given: cast it before. Where tensor or context cut the mesh
-  too, the compiler decides.
+  weight travels as it is given: cast it before. What lies over tensor stays there, and
+  is the compiler's. Where context cuts the mesh too, all is.
+
+  Between the gather and fn there is a copy for each shard of the batch, [shards, ...],
+  so that its gradient is of the shard's own rows until it is scattered. The two are
+  apart because an exchange where tensor is the compiler's is made whole over tensor.
 
   Args:
     fn: (weight, arrays [B, ...]) -> tree of arrays [B, ...].
@@ -369,27 +377,30 @@ def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
   cut = {} if layout is None else layout.gathered(names)
   if not cut:
     return fn
+  axes = tuple(axis for axis in _BATCH if layout.mesh.shape[axis] > 1)
+  batch = PartitionSpec(axes)
+  manual = functools.partial(jax.shard_map, mesh=layout.mesh, check_vma=False)
 
-  def inner(weight, *rows):
+  def gather(piece):
     for dim, axis in cut.items():
-      weight = collectives.gather(weight, dim, axis)
+      piece = collectives.gather(piece, dim, axis)
+    return piece[None]
+
+  def apply(copy, *rows):
     with use(None):
-      return fn(weight, *rows)
+      return fn(copy[0], *rows)
 
   def run(weight, *rows):
     if rows[0].shape[0] % layout.num_batch_shards:
       return fn(weight, *rows)  # a row that is the same for all
-    own = PartitionSpec(*map(cut.get, range(weight.ndim)))
-    axes = tuple(axis for axis in _BATCH if layout.mesh.shape[axis] > 1)
-    batch = PartitionSpec(axes)
-    return jax.shard_map(
-      inner,
-      mesh=layout.mesh,
-      in_specs=(own, *[batch] * len(rows)),
-      out_specs=batch,
-      axis_names=set(axes),
-      check_vma=False,
-    )(weight, *rows)
+    own = layout.spec(names, weight.shape, f"weight {names}")
+    kept = [None if dim in cut else axis for dim, axis in enumerate(own)]
+    # Manual over no other axis: what one does not cut would be summed over it.
+    over = {*axes, *filter(None, kept)}
+    to = PartitionSpec(axes, *kept)
+    copies = manual(gather, in_specs=own, out_specs=to, axis_names=over)(weight)
+    local = manual(apply, in_specs=batch, out_specs=batch, axis_names=set(axes))
+    return local(copies, *rows)
 
   return run
 

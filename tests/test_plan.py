@@ -112,12 +112,14 @@ def test_two_depths_tell_a_third(depths, what):
 
 
 def exchanged(program, mesh):
-  """{kind: bytes of whole arrays}, all of them along the only axis that is cut."""
-  (cut,) = (axis for axis, size in mesh.items() if size > 1)
-  sums = {}
+  """{kind: bytes of whole arrays} along each axis that is cut; along two, vectors."""
+  sums = {axis: collections.Counter() for axis, size in mesh.items() if size > 1}
   for c, times in program.cost.collectives.items():
-    assert c.axes(mesh) == (cut,)
-    sums[c.kind] = sums.get(c.kind, 0.0) + c.bytes * times
+    axes = c.axes(mesh)
+    if len(axes) > 1:
+      assert c.kind == "all-reduce" and c.bytes <= 16 * WIDTH * 4
+    else:
+      sums[axes[0]][c.kind] += c.bytes * times
   return sums
 
 
@@ -126,7 +128,7 @@ def test_fsdp_scatters_gradients_and_reduces_no_matrix_whole(depths):
 
   Permutations move what a scatter pads.
   """
-  found = exchanged(depths[4, True], {"data": 1, "fsdp": 8, "tensor": 1})
+  (found,) = exchanged(depths[4, True], {"data": 1, "fsdp": 8, "tensor": 1}).values()
   layers = 4 * 12 * WIDTH**2 * 4
   once = layers + (VOCAB + LENGTH) * WIDTH * 4
   twice = VOCAB * WIDTH * 4  # the table of tokens is the head as well
@@ -136,23 +138,59 @@ def test_fsdp_scatters_gradients_and_reduces_no_matrix_whole(depths):
   assert rest <= 0.02 * layers and "all-to-all" not in found
 
 
+def cut(topology, **mesh):
+  """`text` of two layers, weights over fsdp and tensor."""
+  overrides = {
+    **{f"mesh.{axis}": size for axis, size in mesh.items()},
+    "mesh.rules": "fsdp_tensor",
+    "task.model.num_layers": 2,
+    "task.model.num_heads": 8,
+  }
+  return text(topology, *overrides.items())
+
+
 def test_tensor_sums_activations_twice_a_layer_each_way(small):
   """And once for the table of tokens, once for the head; no weight travels.
 
   What is gathered are the best scores of each part of the vocabulary.
   Source: Shoeybi et al. 2019 (arXiv:1909.08053) section 3.
   """
-  overrides = {
-    **{"mesh.fsdp": 1, "mesh.tensor": 8, "mesh.rules": "fsdp_tensor"},
-    **{"task.model.num_layers": 2, "task.model.num_heads": 8},
-  }
-  program = quick(text(small, *overrides.items()))
-  found = exchanged(program, {"data": 1, "fsdp": 1, "tensor": 8})
+  program = quick(cut(small, fsdp=1, tensor=8))
+  (found,) = exchanged(program, {"data": 1, "fsdp": 1, "tensor": 8}).values()
   activation = ROWS * LENGTH * WIDTH * 4
   sums = 2 * (2 + 2) + 2
   assert found["all-reduce"] == pytest.approx(sums * activation, rel=0.02)
   assert found.pop("all-gather", 0.0) <= 2 * ROWS * LENGTH * 8 * 4
   assert found.keys() == {"all-reduce"}
+
+
+@pytest.mark.parametrize("data, fsdp", [(1, 4), (2, 2)])
+def test_fsdp_and_tensor_exchange_each_what_they_do_alone(small, data, fsdp):
+  """Over fsdp a device's part of the weights; over tensor its rows of activations.
+
+  Over data its piece of the gradients. Positions lie whole over tensor. FLOPs do not
+  depend on the mesh.
+  """
+  mesh = {"data": data, "fsdp": fsdp, "tensor": 2}
+  program = quick(cut(small, **mesh))
+  found = exchanged(program, mesh)
+  sums, table = 2 * (2 + 2) + 2, VOCAB * WIDTH * 4 / 2
+  layers = 2 * 12 * WIDTH**2 * 4 / 2
+  once = layers + table + LENGTH * WIDTH * 4
+  for kind in ("all-gather", "reduce-scatter"):  # of the table, which is used twice
+    assert once <= found["fsdp"].pop(kind) <= 1.01 * (once + table)
+  assert found["fsdp"].keys() <= {"all-reduce", "collective-permute"}
+  assert found["fsdp"].total() <= 0.02 * layers  # norms and biases
+  activation = ROWS // 4 * LENGTH * WIDTH * 4
+  assert found["tensor"].pop("all-reduce") == pytest.approx(sums * activation, rel=0.02)
+  assert found["tensor"].pop("all-gather", 0) <= 2 * ROWS // 4 * LENGTH * 2 * 4
+  assert not found["tensor"]
+  if data > 1:
+    assert found["data"].keys() == {"all-reduce"}
+    assert found["data"]["all-reduce"] == pytest.approx(once / fsdp, rel=0.02)
+  matrices = 12 * 2 * WIDTH**2 + VOCAB * WIDTH
+  tokens = ROWS * LENGTH
+  assert program.matrix_flops == tokens * (6 * matrices + 12 * 2 * LENGTH * WIDTH)
 
 
 def test_attention_in_the_compilers_own_kernel_is_counted():

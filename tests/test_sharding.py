@@ -132,11 +132,17 @@ def test_slices_are_cut_along_data_alone():
 
 
 @pytest.mark.parametrize("chips", [2, 4])
-@pytest.mark.parametrize("names", [("embed", "mlp"), ("mlp", "embed")])
-def test_a_gathered_weight_gets_the_whole_gradient(chips, names, monkeypatch):
-  """In two rounds or in one, and summed over data too; whole numbers lose no bit."""
+@pytest.mark.parametrize("mesh", [(2, 4, 1), (1, 4, 2)])
+@pytest.mark.parametrize(
+  "names", [("embed", "mlp"), ("mlp", "embed"), ("position", "embed")]
+)
+def test_a_gathered_weight_gets_the_whole_gradient(chips, mesh, names, monkeypatch):
+  """In two rounds or in one, summed over data too, cut along tensor or beside it.
+
+  Whole numbers lose no bit.
+  """
   monkeypatch.setattr(collectives, "_ROUND", chips)
-  place = layout((2, 4, 1), "fsdp")
+  place = layout(mesh)
   weight = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (8, 12)), jnp.float32)
   x = jnp.asarray(np.random.default_rng(1).integers(-9, 9, (16, 8)), jnp.float32)
 

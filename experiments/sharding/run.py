@@ -25,20 +25,26 @@ class Step(NamedTuple):
   Attributes:
     words: of the plan.
     num_chips: that weights lie over.
-    peak: GiB, XLA's, of its own ahead-of-time compile.
+    peak: GiB, XLA's, of its own ahead-of-time compile; None where there is none.
     exchanged: GiB a step by kind, whole arrays times the trips of their loops.
   """
 
   words: str
   num_chips: int
-  peak: float
+  peak: float | None
   exchanged: dict[str, float]
 
 
 def step(
-  model: str, topology: str, rows: int, length: int, peak: float, exchanged: dict
+  model: str,
+  topology: str,
+  rows: int,
+  length: int,
+  peak: float | None,
+  exchanged: dict,
+  tensor: int = 1,
 ) -> Step:
-  """Packed rows, all recomputed, weights over all chips."""
+  """Packed rows, all recomputed, weights over all chips, `tensor` of them a part."""
   num_chips = math.prod(map(int, re.findall(r"\d+", topology.partition(":")[2])))
   values = {
     "data.name": "packed_text",
@@ -53,6 +59,8 @@ def step(
     "train.ema_decay": "none",
     "mesh.data": 1,
     "mesh.fsdp": -1,
+    "mesh.tensor": tensor,
+    "mesh.rules": "fsdp_tensor",
   }
   settings = " ".join(f"--config.{key}={value}" for key, value in values.items())
   words = f"--config configs/lm/{model} --topology {topology} {settings}"
@@ -75,6 +83,12 @@ STEPS = {
   ),
   "LLaMA-2 7B, v5p:2x4x4, 4x2048": step(
     "llama.py:7b", "v5p:2x4x4", 4, 2048, 7.65, PASSED
+  ),
+  "LLaMA-2 7B, v5p:4x4x4, 1x2048, tensor=4": step(
+    "llama.py:7b", "v5p:4x4x4", 1, 2048, None, {}, tensor=4
+  ),
+  "LLaMA-2 7B, v5e:16x16, 1x2048, tensor=4": step(
+    "llama.py:7b", "v5e:16x16", 1, 2048, None, {}, tensor=4
   ),
   "LLaMA-2 70B, v5p:4x4x8, 1x2048": step(
     "llama.py:2-70b", "v5p:4x4x8", 1, 2048, 13.71, summed(255, 128)
@@ -120,6 +134,7 @@ def cell(sums: dict[str, float], total: float) -> str:
 def row(name: str, found: dict | None) -> str:
   """One line of the table."""
   _, num_chips, peak, theirs = STEPS[name]
+  peak = "" if peak is None else peak
   other = cell(theirs, sent(theirs, num_chips))
   if found is None or "error" in found:
     what = "not run" if found is None else found["error"]

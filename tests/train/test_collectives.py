@@ -59,6 +59,17 @@ def test_fsdp_gathers_weights_and_scatters_the_sum_of_gradients():
   assert found.keys() == {"all-gather", "reduce-scatter"}
 
 
+def test_fsdp_beside_tensor_moves_parts_of_weights_and_sums_activations_alone():
+  """Fourteen sums: as queries, keys and values each have one. Positions lie whole."""
+  found, sizes = traffic((1, 4, 2), "fsdp_tensor")
+  parts = [size if size == 24 * 64 else size // 2 for size in sizes]
+  assert sorted(found["all-gather"]) == sorted(parts)
+  pieces = [size // 4 for size in parts if size // 4 > SMALL]
+  assert sorted(found["reduce-scatter"]) == sorted(pieces)
+  assert found["all-reduce"] == [tiny.BATCH // 4 * 24 * 64] * (2 * (2 + 2 + 2) + 2)
+  assert found.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+
+
 def test_context_sends_keys_round_a_ring_and_sums_every_gradient_once():
   """Each layer's keys and values, 7 turns forwards; with their gradients 8 more.
 
