@@ -249,6 +249,8 @@ def guided(
     captions.insert(0, reference)
     extras.insert(0, jnp.zeros_like(extra))
     scales.insert(0, sampling.image_guidance_scale)
+  while scales and isinstance(scales[0], float | int) and scales[0] == 1:
+    del captions[0], extras[0], scales[0]  # what is below would come and go
   network = task.denoiser(
     params,
     frozen,

@@ -119,7 +119,10 @@ def _interrupts() -> Iterator[Callable[[int], bool]]:
 
 
 class _Window:
-  """Sums of training metrics since the last row, and how fast they came."""
+  """Sums of training metrics since the last row, and how fast they came.
+
+  The first step, which compiles, evaluations and checkpoints do not count as training.
+  """
 
   def __init__(self, per_step: Mapping[str, float]):
     self._per_step = per_step
@@ -137,6 +140,14 @@ class _Window:
     for name, mean in metrics.items():
       self._sums[name] = self._sums[name] + mean if name in self._sums else mean
     self._steps += 1
+
+  @contextlib.contextmanager
+  def paused(self, state: states.TrainState) -> Iterator[None]:
+    """What is done in here takes no time; the steps up to `state` are done before."""
+    jax.block_until_ready(state)
+    began = time.monotonic()
+    yield
+    self._began += time.monotonic() - began
 
   def row(self, rate: float) -> dict[str, float]:
     secs = time.monotonic() - self._began
@@ -188,7 +199,8 @@ def run(
     values = {}
     for evaluator in evals:
       if final or (evaluator.every and i % evaluator.every == 0):
-        values.update(evaluator(state.weights, frozen))
+        with window.paused(state):
+          values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
     if config.patience and values and config.monitor not in values:
@@ -201,7 +213,8 @@ def run(
   def save(i, value=None):
     nonlocal saved_at
     if saved_at != i:
-      checkpoint.save(manager, i, state, progress, value)
+      with window.paused(state):
+        checkpoint.save(manager, i, state, progress, value)
       saved_at = i
 
   def fetch(i, metrics):
@@ -226,7 +239,9 @@ def run(
           reason = "patience"
         if reason != "finished":
           break
-        state, metrics = step(state, frozen, next(batches))
+        compiles = window.paused(state) if i == first else contextlib.nullcontext()
+        with compiles:
+          state, metrics = step(state, frozen, next(batches))
         if pending is not None:
           fetch(*pending)
         pending = (i, metrics)

@@ -1,13 +1,14 @@
 """The diffusion task and the drawing of pictures."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import prompting, sharding
+from gen_jax import flops, prompting, sharding
 from gen_jax.data import tokenizers
 from gen_jax.diffusion import parameterisation, samplers, schedule
 from gen_jax.tasks import diffusion
@@ -126,12 +127,14 @@ def test_pictures_do_not_depend_on_the_mesh(painter, wide_params):
 
 
 def test_guidance_one_is_no_guidance(setup):
+  """Neither in what is drawn nor, where the scale is known, in what it costs."""
   task, params, batch = setup
   caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
   sampling = diffusion.Sampling(num_steps=2, guidance_scale=1.0)
-  drawn = jax.jit(
-    lambda p: diffusion.draw(task, sampling, p, {}, caption, tiny.keys(), (8, 8, 1))
-  )(params)
+
+  def draw(params, scale):
+    how = dataclasses.replace(sampling, guidance_scale=scale)
+    return diffusion.draw(task, how, params, {}, caption, tiny.keys(), (8, 8, 1))
 
   def plain(params):
     denoise = task.denoiser(params, {}, caption)
@@ -141,7 +144,10 @@ def test_guidance_one_is_no_guidance(setup):
     sampler = samplers.ddim(task.schedule)
     return samplers.sample(denoise, sampler, times, x, keys[1])[0]
 
+  drawn = jax.jit(draw)(params, 1.0)
   np.testing.assert_allclose(drawn, jax.jit(plain)(params), atol=1e-4)
+  cost = flops.count(functools.partial(draw, scale=1.0), params)
+  assert cost == flops.count(plain, params) < 0.6 * flops.count(draw, params, 1.0)
 
 
 @pytest.mark.parametrize(

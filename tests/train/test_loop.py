@@ -111,6 +111,32 @@ def test_order_of_operations(manager, saves):
   ]  # fmt: skip
 
 
+def test_speed_is_that_of_training_alone(manager, monkeypatch):
+  """Steps take a second, the first one, evaluations and checkpoints far more."""
+  now, speeds = [0.0], []
+  monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+  class Slow(Spy):
+    def __call__(self, weights, frozen):
+      now[0] += 100
+      return super().__call__(weights, frozen)
+
+    def step(self, state, frozen, batch):
+      now[0] += 1 if batch else 1000
+      return super().step(state, frozen, batch)
+
+    def write(self, step, values):
+      speeds.extend(v for k, v in values.items() if k == "tokens_per_sec")
+
+  def save(*args):
+    now[0] += 10_000
+
+  monkeypatch.setattr(checkpoint, "save", save)
+  Slow().run(manager, num_steps=6, log_every=3, save_every=2)
+  # A row is written while the step after it is on its way.
+  assert speeds == [3 * 3 / 3, 3 * 3 / 2]
+
+
 def test_resumed_run_does_not_evaluate_its_first_step_again(manager, saves):
   spy = saves(Spy())
   state = dataclasses.replace(fresh(), step=jnp.int32(2))
