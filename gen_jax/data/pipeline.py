@@ -11,6 +11,7 @@ i) alone.
 
 import bisect
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from PIL import Image
 
 from gen_jax.data import cache, tokenizers
 from gen_jax.types import InputError
+
+# Decoding and resizing pictures runs beside each other, the rest of Python does not.
+_THREADS = min(max(os.cpu_count() or 1, 2), 8)
 
 Features = dict[str, np.ndarray]
 Transform = Callable[[object, np.random.Generator], Features]
@@ -63,7 +67,7 @@ class Pipeline:
   def stream(self, start: int, rows: slice | None = None) -> Iterator[Features]:
     """batch(start), batch(start + 1), ... prepared ahead by threads."""
     dataset = self._local(rows or slice(0, self.batch_size))[start:]
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    options = grain.ReadOptions(_THREADS, prefetch_buffer_size=2 * _THREADS)
     return iter(dataset.to_iter_dataset(options))
 
   def once(self, rows: slice | None = None, max_batches: int | None = None):
