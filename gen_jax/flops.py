@@ -85,7 +85,8 @@ def with_gradient(
   A product counts once, and once more for each operand that depends on that argument:
   three times in a trained layer, but for a first one, whose input is data; twice in a
   frozen layer that gradients pass through; once in one before all that is trained.
-  What remat or a kernel computes again is not counted.
+  What remat or a kernel computes again is not counted; what is stopped after a product
+  (`stop_gradient` of it) is, as if it were not.
 
   Args:
     unless: see `count`.

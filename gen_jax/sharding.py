@@ -128,7 +128,7 @@ class Layout:
   def gathered(self, names: Names) -> dict[int, str]:
     """{dimension: mesh axis} where a weight is cut along an axis of the batch.
 
-    None where context cuts the rows too, whose gradients are then sums over it as well.
+    Nothing where context cuts the rows too: gradients are then sums over it as well.
     """
     if self.mesh.shape["context"] > 1:
       return {}

@@ -38,8 +38,12 @@ BENCHMARKS = {
   "train_gpt2_long": lambda rounds, **how: text.train(
     text.GPT2, 16, 1024, rounds, **how
   ),
-  "generate_1": lambda rounds, **how: text.generation(1, _less(rounds), **how),
-  "generate_8": lambda rounds, **how: text.generation(8, _less(rounds), **how),
+  "generate_1": lambda rounds, dtype, wrap: text.generation(
+    1, _less(rounds), dtype=dtype
+  ),
+  "generate_8": lambda rounds, dtype, wrap: text.generation(
+    8, _less(rounds), dtype=dtype
+  ),
   "train_ddpm": lambda rounds, **how: pictures.train(
     pictures.ddpm, 32, 16, _less(rounds), **how
   ),
@@ -66,7 +70,11 @@ def main() -> None:
   parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=usual)
   parser.add_argument("--rounds", type=int, default=10)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-  parser.add_argument("--compile", action="store_true", help="the peer, by torch")
+  parser.add_argument(
+    "--compile",
+    action="store_true",
+    help="the peer by torch.compile, but not its generate()",
+  )
   parser.add_argument("--json", action="store_true")
   args = parser.parse_args()
   torch.set_num_threads(THREADS)

@@ -74,7 +74,7 @@ def train(
   return {"times": times, "flops": work}
 
 
-def generation(batch_size: int, rounds: int, *, dtype: str, wrap) -> dict:
+def generation(batch_size: int, rounds: int, *, dtype: str) -> dict:
   """Greedy continuation of 64 tokens by 128, every row to the end."""
   prompt_length, num_tokens = 64, 128
   model = transformer.Transformer(transformer.Config(**GPT2, dtype=dtype))

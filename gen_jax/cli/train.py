@@ -15,6 +15,8 @@ from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import InputError
 
+_WIDE = {"float32"}
+
 
 def add_arguments(parser) -> None:
   """See `gen-jax train --help`."""
@@ -82,7 +84,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       state, progress = restored
       checkpoint.set_aside_after(manager, int(state.step))
     start = int(state.step)
-    attention = sorted({*_attention(config["task"])} or {"xla"})
+    attention = sorted({*_chosen("attend", config["task"])} or {"xla"})
     print(
       f"{'resuming' if restored else 'training'} {directory} from step {start} of"
       f" {num_steps}: {tree.size(state.params):,} parameters, mesh"
@@ -156,6 +158,7 @@ def _health(
     num_microbatches=experiment.train.num_microbatches,
     expected_loss=experiment.expected_loss,
     num_items=float(data.items_per_step * num_steps),
+    tolerance=1e-2 if {*_chosen("dtype", experiment.config["task"])} <= _WIDE else 5e-2,
   )
   for line in found.lines(data.unit):
     print(f"  {line}", flush=True)
@@ -170,7 +173,7 @@ def _per_step(experiment, work: dict[str, float]) -> dict[str, float]:
   if "mfu_causal" in work:
     causal = f" ({work['mfu_causal']:.4g} with causal attention halved)"
   print(
-    f"  mfu = {work['mfu']:.4g} FLOPs a step{causal}, 3 x forward, over"
+    f"  mfu = {work['mfu']:.4g} FLOPs a step{causal}, forward and gradient, over"
     f" {devices.size} x {peak:.4g} FLOP/s ({source})",
     flush=True,
   )
@@ -208,13 +211,13 @@ def _mesh(layout: sharding.Layout) -> str:
   return "x".join(f"{axis}={size}" for axis, size in layout.mesh.shape.items())
 
 
-def _attention(block: Mapping) -> Iterator[str]:
-  """Names of the functions that a config chooses for attention."""
+def _chosen(what: str, block: Mapping) -> Iterator[str]:
+  """All that a config chooses under the key `what`, by name."""
   for key, value in block.items():
-    if key == "attend":
+    if key == what:
       yield value if isinstance(value, str) else value["name"]
     elif isinstance(value, Mapping):
-      yield from _attention(value)
+      yield from _chosen(what, value)
 
 
 def _dry_run(config: dict) -> dict:

@@ -250,7 +250,7 @@ def guided(
     extras.insert(0, jnp.zeros_like(extra))
     scales.insert(0, sampling.image_guidance_scale)
   while scales and isinstance(scales[0], float | int) and scales[0] == 1:
-    del captions[0], extras[0], scales[0]  # what is below would come and go
+    del captions[0], extras[0], scales[0]  # the rung below cancels
   network = task.denoiser(
     params,
     frozen,
@@ -260,7 +260,7 @@ def guided(
   rungs = guidance.side_by_side(network, len(captions))
   scales = [guidance.within(s, *sampling.guidance_interval) for s in scales]
   denoise = guidance.ladder(rungs, scales)
-  if sampling.guidance_rescale:
+  if sampling.guidance_rescale and scales:
     main = lambda x, t: rungs(x, t)[-1]  # noqa: E731
     denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
   return denoise

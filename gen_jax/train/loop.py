@@ -121,7 +121,7 @@ def _interrupts() -> Iterator[Callable[[int], bool]]:
 class _Window:
   """Sums of training metrics since the last row, and how fast they came.
 
-  The first step, which compiles, evaluations and checkpoints do not count as training.
+  The time to compile the first step, to evaluate and to save is not theirs.
   """
 
   def __init__(self, per_step: Mapping[str, float]):

@@ -60,7 +60,7 @@ class Broken:
 def test_means_where_sums_are_due_are_found():
   """The rows of the batch count differently, so a mean of means is another gradient."""
   found = examine(Broken(tiny.language_model()), tiny.text_batch())
-  assert found.microbatch_error > 1e-2
+  assert found.microbatch_error > 5e-2
   assert any("microbatches" in x and "WARNING" in x for x in found.lines("tokens"))
 
 
