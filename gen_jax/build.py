@@ -219,6 +219,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "codec": {
     "identity": _plain(codec.identity),
     "affine": _plain(codec.affine),
+    "patches": _plain(codec.patches),
     "latent": _plain(autoencoding.codec),
   },
   "condition": {make.__name__: _plain(make) for make in condition.ALL},

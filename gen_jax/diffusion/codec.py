@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import rng
-from gen_jax.types import Array, PyTree
+from gen_jax.types import Array, InputError, PyTree
 
 Shape = tuple[int, ...]
 
@@ -54,6 +54,45 @@ def affine(shift: float | Array, scale: float | Array) -> Codec:
   return Codec(
     encode=lambda frozen, x, keys: (x - shift) / scale,
     decode=lambda frozen, z: z * scale + shift,
+  )
+
+
+def patches(side: int) -> Codec:
+  """Each patch of side x side pixels as one, of that many times the channels.
+
+  Nothing is lost: the same diffusion over a picture that is smaller to a network.
+
+  Raises:
+    InputError: a picture whose sides are no multiples of `side`.
+
+  Source: Hoogeboom et al. 2023 (arXiv:2301.11093) section 2.4, without the convolution.
+  """
+
+  def shape(size: Shape) -> Shape:
+    *batch, height, width, channels = size
+    if height % side or width % side:
+      raise InputError(
+        f"task.codec: a picture of {height}x{width} has no whole patches of"
+        f" {side}x{side}; choose a side that divides both"
+      )
+    return (*batch, height // side, width // side, side * side * channels)
+
+  def fold(x: Array) -> Array:
+    batch_size, height, width, size = shape(x.shape)
+    x = x.reshape(batch_size, height, side, width, side, -1)
+    return jnp.swapaxes(x, 2, 3).reshape(batch_size, height, width, size)
+
+  def unfold(z: Array) -> Array:
+    batch_size, height, width, _ = z.shape
+    z = z.reshape(batch_size, height, width, side, side, -1)
+    z = jnp.swapaxes(z, 2, 3)
+    return z.reshape(batch_size, height * side, width * side, -1)
+
+  return Codec(
+    encode=lambda frozen, x, keys: fold(x),
+    decode=lambda frozen, z: unfold(z),
+    shape=shape,
+    code=lambda frozen, x: fold(x),
   )
 
 
