@@ -44,6 +44,8 @@ class Config:
   num_heads: int
   mlp_width: int | None = None
   activation: Callable[[Array], Array] = mlp.gelu
+  position: Callable[..., nn.Module] | None = embed.LearnedPositions
+  rotary: Callable[[Array, Array], Array] | None = None
   is_causal: bool = False
   dropout: float = 0.0
   dtype: str = "float32"
@@ -77,13 +79,16 @@ class TextEncoder(nn.Module):
     dtype = jnp.dtype(cfg.dtype)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")(tokens)
-    x = x + embed.LearnedPositions(cfg.max_length, cfg.width, name="position")(
-      positions
-    ).astype(dtype)
+    if cfg.position is not None:
+      position = cfg.position(
+        max_length=cfg.max_length, width=cfg.width, name="position"
+      )
+      x = x + position(positions).astype(dtype)
     make_attention = functools.partial(
       attention.Attention,
       num_heads=cfg.num_heads,
       head_dim=cfg.width // cfg.num_heads,
+      rotary=cfg.rotary,
       dtype=dtype,
     )
     make_mlp = functools.partial(
@@ -99,5 +104,5 @@ class TextEncoder(nn.Module):
     for i in range(cfg.num_layers):
       x, _ = block.Block(
         make_attention, make_mlp, norms.LayerNorm, cfg.dropout, name=f"block_{i}"
-      )(x, mask=seen, train=train)
+      )(x, mask=seen, positions=positions, train=train)
     return States(norms.LayerNorm(name="final_norm")(x), mask)

@@ -1,10 +1,11 @@
-"""Tiles: what a decoder that looks nearby gives must not depend on them."""
+"""Patches, and tiles: what a decoder that looks nearby gives must not depend on them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gen_jax import types
 from gen_jax.diffusion import codec as codecs
 
 KERNEL = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
@@ -59,3 +60,18 @@ def test_tiles_need_the_memory_of_one_tile():
 
   whole, tiles = temporary(wide), temporary(codecs.tiled(codec(wide), 8).decode)
   assert tiles < whole / 8
+
+
+def test_a_patch_is_one_pixel_of_many_channels():
+  x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+  patches = codecs.patches(2)
+  z = patches.encode({}, x, None)
+  assert z.shape == patches.shape(x.shape) == (2, 2, 3, 12)
+  np.testing.assert_array_equal(z[1, 1, 2], x[1, 2:4, 4:6].reshape(12))
+  np.testing.assert_array_equal(patches.decode({}, z), x)
+  np.testing.assert_array_equal(patches.code({}, x), z)
+
+
+def test_pictures_of_no_whole_patches_are_refused():
+  with pytest.raises(types.InputError, match="4x6 has no whole patches of 4x4"):
+    codecs.patches(4).shape((4, 6, 3))

@@ -9,6 +9,7 @@ import pytest
 
 from gen_jax import types
 from gen_jax.models import text_encoder, unet
+from gen_jax.nn import embed
 from tests import tiny
 
 
@@ -73,6 +74,17 @@ def test_padding_of_a_caption_is_not_read(setup):
 
   np.testing.assert_array_equal(encode([3, 5, 0, 0]), encode([3, 5, 9, 11]))
   assert not np.allclose(encode([3, 5, 0, 0]), encode([3, 6, 0, 0]))
+
+
+def test_with_rotary_positions_a_caption_may_begin_anywhere():
+  config = text_encoder.Config(16, 6, 2, 32, 4, position=None, rotary=embed.Rotary())
+  model = text_encoder.TextEncoder(config)
+  words, nothing = np.array([[3, 5, 7, 5]]), np.zeros((1, 2), int)
+  params = tiny.weights(model.init, words, words > 0)
+  encode = lambda x: model.apply(params, x, x > 0).values  # noqa: E731
+  early, late = np.hstack([words, nothing]), np.hstack([nothing, words])
+  np.testing.assert_allclose(encode(early)[:, :4], encode(late)[:, 2:], atol=1e-5)
+  assert np.abs(encode(early)[:, 1] - encode(early)[:, 3]).max() > 1e-3  # both are 5
 
 
 @pytest.mark.parametrize(
