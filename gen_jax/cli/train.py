@@ -71,7 +71,13 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     work = experiment.flops_per_step()
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
-      base = trained.load_base(directory, experiment).params
+      loaded = trained.load_base(directory, experiment)
+      base = loaded.params
+      print(
+        f"starting from {experiment.source.workdir}, step {loaded.step}"
+        f" ({loaded.weights} weights)",
+        flush=True,
+      )
   if experiment.adapter:
     evals = [evaluators.Viewed(e, _merged(experiment)) for e in evals]
 

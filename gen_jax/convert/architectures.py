@@ -186,16 +186,13 @@ def _common_misfits(cfg: transformer.Config) -> list[str]:
 
 
 def _gpt2_misfits(cfg: transformer.Config) -> list[str]:
-  learned = cfg.position and isinstance(
-    cfg.position(max_length=1, width=1), embed.LearnedPositions
-  )
   heads = cfg.num_kv_heads or cfg.num_heads
   return _common_misfits(cfg) + [
     text
     for text, wrong in (
       ("a norm other than layer_norm", not isinstance(cfg.norm(), norms.LayerNorm)),
       ("an mlp other than mlp", type(cfg.mlp(hidden=1)) is not mlp.MLP),
-      ("positions other than learned", not learned),
+      ("positions other than learned", not embed.are_learned(cfg.position)),
       ("rotary", cfg.rotary is not None),
       ("num_kv_heads", heads != cfg.num_heads),
       ("head_dim", cfg.dim_per_head * cfg.num_heads != cfg.width),

@@ -10,7 +10,7 @@ from typing import Any
 from gen_jax import build
 from gen_jax.diffusion import parameterisation, schedule
 from gen_jax.models import autoencoder, text_encoder, unet
-from gen_jax.nn import mlp
+from gen_jax.nn import embed, mlp
 from gen_jax.types import InputError, unknown
 
 Block = dict[str, Any]
@@ -315,7 +315,8 @@ def write_text_encoder(cfg: text_encoder.Config) -> Block:
   table = build.TABLES["activation"]
   known = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact"}
   names = [k for k, v in known.items() if table[v].make() is cfg.activation]
-  if not cfg.is_causal or not names:
+  positions = embed.are_learned(cfg.position) and cfg.rotary is None
+  if not (cfg.is_causal and names and positions):
     raise InputError("the text encoder cannot be exported: it is not CLIP's")
   return {
     "architectures": ["CLIPTextModel"],

@@ -2,8 +2,8 @@
 
     encode(frozen, x, keys) -> z        decode(frozen, z) -> x
 
-Pixel diffusion uses `identity`, latent diffusion an autoencoder's pair whose weights
-come in as `frozen`; the diffusion task is the same for both.
+Pixel diffusion uses `identity` or `patches`, latent diffusion an autoencoder's pair
+whose weights come in as `frozen`; the diffusion task is the same for all.
 """
 
 from collections.abc import Callable
@@ -61,19 +61,23 @@ def patches(side: int) -> Codec:
   """Each patch of side x side pixels as one, of that many times the channels.
 
   Nothing is lost: the same diffusion over a picture that is smaller to a network.
+  Pictures whose sides are no multiples of `side` are refused when they come.
 
   Raises:
-    InputError: a picture whose sides are no multiples of `side`.
+    InputError: a side below 1.
 
-  Source: Hoogeboom et al. 2023 (arXiv:2301.11093) section 2.4, without the convolution.
+  Source: Hoogeboom et al. 2023 (arXiv:2301.11093), "Avoiding high resolution feature
+  maps".
   """
+  if side < 1:
+    raise InputError(f"task.codec.side={side} must be at least 1; 2 or 4 is usual")
 
   def shape(size: Shape) -> Shape:
     *batch, height, width, channels = size
     if height % side or width % side:
       raise InputError(
-        f"task.codec: a picture of {height}x{width} has no whole patches of"
-        f" {side}x{side}; choose a side that divides both"
+        f"a picture of {width}x{height} has no whole patches of {side}x{side}"
+        " (task.codec.side); crop it"
       )
     return (*batch, height // side, width // side, side * side * channels)
 

@@ -125,6 +125,13 @@ class LearnedPositions(nn.Module):
     return look_up(table, positions)
 
 
+def are_learned(position: Callable[..., nn.Module] | None) -> bool:
+  """Whether this constructor of positions makes `LearnedPositions`."""
+  return position is not None and isinstance(
+    position(max_length=1, width=1), LearnedPositions
+  )
+
+
 class SinusoidalPositions(nn.Module):
   """Fixed sinusoids added to the embedding; no parameters."""
 

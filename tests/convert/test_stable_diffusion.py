@@ -23,6 +23,8 @@ from gen_jax.convert import (
 )
 from gen_jax.data import pipeline, tokenizers
 from gen_jax.diffusion import samplers
+from gen_jax.models import text_encoder
+from gen_jax.nn import embed, mlp
 from gen_jax.tasks import diffusion as tasks
 from tests import tiny
 
@@ -426,6 +428,23 @@ def damaged(tmp_path, change):
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, change, named):
   assert named in damaged(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"is_causal": False},
+    {"position": None},
+    {"position": embed.SinusoidalPositions},
+    {"rotary": embed.Rotary()},
+    {"activation": jax.nn.relu},
+  ],
+)
+def test_a_text_encoder_that_is_not_clips_is_not_written(changes):
+  clip = text_encoder.Config(16, 4, 1, 8, 2, activation=mlp.quick_gelu, is_causal=True)
+  assert diffusers_configs.write_text_encoder(clip)["hidden_size"] == 8
+  with pytest.raises(types.InputError, match="not CLIP's"):
+    diffusers_configs.write_text_encoder(dataclasses.replace(clip, **changes))
 
 
 def test_an_autoencoder_that_was_changed_is_noticed(imported, tmp_path):

@@ -1,4 +1,4 @@
-"""Patches, and tiles: what a decoder that looks nearby gives must not depend on them."""
+"""Patches; tiles: what a decoder that looks nearby gives must not depend on them."""
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,15 @@ def test_a_patch_is_one_pixel_of_many_channels():
   np.testing.assert_array_equal(patches.code({}, x), z)
 
 
+def test_patches_decode_in_tiles_as_they_do_whole():
+  z = np.random.default_rng(0).normal(size=(2, 7, 5, 12)).astype(np.float32)
+  patches = codecs.patches(2)
+  tiles = codecs.tiled(patches, 4).decode({}, z)
+  np.testing.assert_allclose(tiles, patches.decode({}, z), atol=1e-6)
+
+
 def test_pictures_of_no_whole_patches_are_refused():
-  with pytest.raises(types.InputError, match="4x6 has no whole patches of 4x4"):
+  with pytest.raises(types.InputError, match="6x4 has no whole patches of 4x4"):
     codecs.patches(4).shape((4, 6, 3))
+  with pytest.raises(types.InputError, match=r"codec.side=0 must be at least 1"):
+    codecs.patches(0)
