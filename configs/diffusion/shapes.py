@@ -1,8 +1,8 @@
 """A text-conditioned UNet on drawn scenes of shapes, scored exactly.
 
 Captions like "a small red circle on the left, a large blue square at the top"; nothing
-to download. 100 % of 200 prompts are drawn as asked for after 2,000 steps, 17 minutes of
-one core; see experiments/shapes/README.md.
+to download. 100 % of 200 prompts are drawn as asked for after 2,000 steps, 17 minutes
+of one core; see experiments/shapes/README.md.
 
 gen-jax train  --config configs/diffusion/shapes.py --workdir runs/shapes
 gen-jax sample --workdir runs/shapes --num 8 --prompt "a large red triangle on the left"
