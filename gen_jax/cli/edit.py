@@ -103,13 +103,7 @@ def run(args) -> dict:
     images = repainting.redrawn(
       painter, *given, args.invert, captions, keys, picture, *how
     )
-  folder = pathlib.Path(args.out) if args.out else directory / "edits"
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f"cannot write to {folder}: {error.strerror}; give another --out"
-    ) from None
+  folder = workdir.out_folder(args.out, directory / "edits")
   digest = hashlib.sha256(pathlib.Path(args.image).read_bytes()).hexdigest()
   how = {
     **opened.experiment.config["sampling"],

@@ -130,13 +130,7 @@ def _draw(args, directory: pathlib.Path, config: dict) -> dict:
     return _talk(args, opened)
   if args.autoencoder:
     opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
-  folder = pathlib.Path(args.out) if args.out else directory / "samples"
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f"cannot write to {folder}: {error.strerror}; give another --out"
-    ) from None
+  folder = workdir.out_folder(args.out, directory / "samples")
   draw = _text if config["task"]["name"] == "language_model" else _pictures
   try:
     result = draw(args, opened, args.prompt or [""], folder)

@@ -72,12 +72,8 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
       loaded = trained.load_base(directory, experiment)
-      base = loaded.params
-      print(
-        f"starting from {experiment.source.workdir}, step {loaded.step}"
-        f" ({loaded.weights} weights)",
-        flush=True,
-      )
+      base, which = loaded.params, f"step {loaded.step} ({loaded.weights} weights)"
+      print(f"starting from {experiment.source.workdir}, {which}", flush=True)
   if experiment.adapter:
     evals = [evaluators.Viewed(e, _merged(experiment)) for e in evals]
 

@@ -148,6 +148,22 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     raise
 
 
+def out_folder(given: str | None, usual: pathlib.Path) -> pathlib.Path:
+  """The folder that --out names, or the usual one; it is there then.
+
+  Raises:
+    InputError: it cannot be written to.
+  """
+  folder = pathlib.Path(given) if given else usual
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot write to {folder}: {error.strerror}; give another --out"
+    ) from None
+  return folder
+
+
 def _revision() -> str | None:
   """The commit that this code runs from, or None outside a checkout."""
   root = pathlib.Path(__file__).parent

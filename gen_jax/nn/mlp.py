@@ -1,6 +1,9 @@
 """Feed-forward networks."""
 
+import functools
+import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -51,37 +54,24 @@ class MLP(nn.Module):
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
 
+  inputs: ClassVar[tuple[str, ...]] = ("up",)  # the first is activated, others multiply
+
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    common = dict(use_bias=self.use_bias, dtype=self.dtype)
-    h = linear.dense(
-      self.hidden, ("embed", "mlp"), name="up", init=self.init, **common
-    )(x)
-    h = sharding.constrain(self.activation(h), "batch", "length", "act_mlp")
-    return linear.dense(
-      x.shape[-1], ("mlp", "embed"), name="down", init=self.out_init, **common
-    )(h)
+    dense = functools.partial(linear.dense, use_bias=self.use_bias, dtype=self.dtype)
+    h, *factors = (
+      dense(self.hidden, ("embed", "mlp"), name=name, init=self.init)(x)
+      for name in self.inputs
+    )
+    h = math.prod(factors, start=self.activation(h))
+    h = sharding.constrain(h, "batch", "length", "act_mlp")
+    return dense(x.shape[-1], ("mlp", "embed"), name="down", init=self.out_init)(h)
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(MLP):
   """down(activation(gate x) * up x): SwiGLU with silu. Shazeer 2020 (2002.05202)."""
 
-  hidden: int
   activation: Callable[[Array], Array] = jax.nn.silu
   use_bias: bool = False
-  init: linear.Init | None = None
-  out_init: linear.Init | None = None
-  dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    common = dict(use_bias=self.use_bias, dtype=self.dtype)
-    gate, up = (
-      linear.dense(self.hidden, ("embed", "mlp"), name=n, init=self.init, **common)(x)
-      for n in ("gate", "up")
-    )
-    h = self.activation(gate) * up
-    h = sharding.constrain(h, "batch", "length", "act_mlp")
-    return linear.dense(
-      x.shape[-1], ("mlp", "embed"), name="down", init=self.out_init, **common
-    )(h)
+  inputs: ClassVar[tuple[str, ...]] = ("gate", "up")
