@@ -146,4 +146,5 @@ def examine(
     num_arrays=len(tree.flatten(grads)),
     without_gradient=tuple(without),
     items_per_parameter=num_items / tree.size(state.params),
+    tolerance=tolerance,
   )
