@@ -43,10 +43,9 @@ def peak(device: jax.Device) -> tuple[float, str]:
 
 def is_batched(equation: Any) -> bool:
   """Whether a product is of activations with activations, which is attention's kind."""
-  name = equation.primitive.name
-  is_dot = name == "dot_general"
-  batched = is_dot and bool(equation.params["dimension_numbers"][1][0])
-  return batched or name.startswith(_FUSED)
+  name, params = equation.primitive.name, equation.params
+  batched = name == "dot_general" and params["dimension_numbers"][1][0]
+  return bool(batched) or name.startswith(_FUSED)
 
 
 def is_kernel(equation: Any) -> bool:
