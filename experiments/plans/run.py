@@ -35,6 +35,8 @@ PLANS = {
   "llama-2-70b": step("configs/lm/llama.py:2-70b", "v5p:8x8x8", 2, FULL),
   "gpt3-175b-32": step("configs/lm/gpt3.py:175b", "v5p:2x4x4", 48, FULL),
   "gpt3-175b-64": step("configs/lm/gpt3.py:175b", "v5p:4x4x4", 24, FULL),
+  "gpt3-175b-tpu7x-16": step("configs/lm/gpt3.py:175b", "tpu7x:2x2x4", 48, FULL),
+  "gpt3-175b-tpu7x-32": step("configs/lm/gpt3.py:175b", "tpu7x:2x4x4", 24, FULL),
   "stable-diffusion": step(
     *("configs/diffusion/stable_diffusion.py:v1", "v5e:4x4", 32),
     *(FSDP, UNET_FULL),

@@ -31,7 +31,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _FREE = {
   *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
   *("partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done"),
-  *("async-done", "async-update", "send-done", "recv-done"),
+  *("async-done", "async-update", "send-done", "recv-done", "call-done"),
   *(f"{kind}-done" for kind in collective.KINDS),
 }
 
@@ -92,8 +92,8 @@ class _Walk:
       )
       names = names or re.findall(r"(?:true|false)_computation=%([^\s,]+)", ins.rest)
       return max(map(self.computation, names), key=lambda c: (c.flops, c.hbm_bytes))
-    if ins.opcode in ("call", "async-start"):
-      key = "to_apply" if ins.opcode == "call" else "calls"
+    if ins.opcode in ("call", "call-start", "async-start"):
+      key = "calls" if ins.opcode == "async-start" else "to_apply"
       return self.computation(self.program.called(ins, key).name)
     if ins.opcode in _FREE:
       return Cost()

@@ -290,6 +290,31 @@ ENTRY %main (x: bf16[16,32]) -> bf16[64,32] {{
   assert found.hbm_bytes == (16 + 64) * 32 * 2
 
 
+def test_what_another_core_gathers_meanwhile_counts_once():
+  """As programs for TPU7x have it: a call that starts, and later is done."""
+  text = """HloModule m, num_partitions=8
+
+%called (p: bf16[16,32], t: token[]) -> bf16[64,32] {
+  %p = bf16[16,32]{1,0} parameter(0)
+  %t = token[] parameter(1)
+  ROOT %g = bf16[64,32]{1,0} all-gather(%p), channel_id=1, \
+replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: bf16[16,32]) -> bf16[64,32] {
+  %x = bf16[16,32]{1,0} parameter(0)
+  %t = token[] after-all()
+  %s = ((bf16[16,32]{1,0}, token[]), bf16[64,32]{1,0}) call-start(%x, %t), \
+async_execution_thread="sparsecore", to_apply=%called
+  ROOT %d = bf16[64,32]{1,0} call-done(%s)
+}
+"""
+  found = cost.cost(text)
+  ((exchanged, times),) = found.collectives.items()
+  assert (exchanged.kind, exchanged.bytes, times) == ("all-gather", 64 * 32 * 2, 1)
+  assert found.hbm_bytes == (16 + 64) * 32 * 2
+
+
 @pytest.mark.parametrize(
   "array, size",
   [("bf16[3,5]", 30), ("s4[3]", 2), ("pred[7]", 7), ("f8e4m3fn[9]", 9), ("f32[]", 4)],
