@@ -15,8 +15,6 @@ from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import InputError
 
-_WIDE = {"float32"}
-
 
 def add_arguments(parser) -> None:
   """See `gen-jax train --help`."""
@@ -151,6 +149,7 @@ def _health(
 ) -> None:
   """Prints what the first batch shows; also written to health.json."""
   data = experiment.data
+  narrow = {*_chosen("dtype", experiment.config["task"])} - {"float32"}
   found = health.examine(
     experiment.learner,
     state,
@@ -160,7 +159,7 @@ def _health(
     num_microbatches=experiment.train.num_microbatches,
     expected_loss=experiment.expected_loss,
     num_items=float(data.items_per_step * num_steps),
-    tolerance=1e-2 if {*_chosen("dtype", experiment.config["task"])} <= _WIDE else 5e-2,
+    tolerance=5e-2 if narrow else 1e-2,
   )
   for line in found.lines(data.unit):
     print(f"  {line}", flush=True)

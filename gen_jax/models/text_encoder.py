@@ -79,11 +79,7 @@ class TextEncoder(nn.Module):
     dtype = jnp.dtype(cfg.dtype)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     x = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")(tokens)
-    if cfg.position is not None:
-      position = cfg.position(
-        max_length=cfg.max_length, width=cfg.width, name="position"
-      )
-      x = x + position(positions).astype(dtype)
+    x = embed.placed(x, positions, cfg.position, cfg.max_length)
     make_attention = functools.partial(
       attention.Attention,
       num_heads=cfg.num_heads,

@@ -226,11 +226,7 @@ class Transformer(nn.Module):
 
     embedding = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")
     x = embedding(tokens)
-    if cfg.position is not None:
-      position = cfg.position(
-        max_length=cfg.max_length, width=cfg.width, name="position"
-      )
-      x = x + position(positions).astype(dtype)
+    x = embed.placed(x, positions, cfg.position, cfg.max_length)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     x = sharding.constrain(x, "batch", "length", "act_embed")
     x, layers = self._layers(x, mask, positions, cache, remember, train)

@@ -125,11 +125,22 @@ class LearnedPositions(nn.Module):
     return look_up(table, positions)
 
 
-def are_learned(position: Callable[..., nn.Module] | None) -> bool:
+Position = Callable[..., nn.Module] | None  # a constructor of positions that are added
+
+
+def are_learned(position: Position) -> bool:
   """Whether this constructor of positions makes `LearnedPositions`."""
   return position is not None and isinstance(
     position(max_length=1, width=1), LearnedPositions
   )
+
+
+def placed(x: Array, at: Array, position: Position, max_length: int) -> Array:
+  """x [B, T, D] with what the constructor, if any, adds at positions int [B, T]."""
+  if position is None:
+    return x
+  add = position(max_length=max_length, width=x.shape[-1], name="position")
+  return x + add(at).astype(x.dtype)
 
 
 class SinusoidalPositions(nn.Module):
