@@ -126,12 +126,7 @@ class Layout:
     return NamedSharding(self.mesh, self.spec(names, shape, path))
 
   def gathered(self, names: Names) -> dict[int, str]:
-    """{dimension: mesh axis} where a weight is cut along an axis of the batch.
-
-    Nothing where context cuts the rows too: gradients are then sums over it as well.
-    """
-    if self.mesh.shape["context"] > 1:
-      return {}
+    """{dimension: mesh axis} where a weight is cut along an axis of the batch."""
     return {
       dim: axis
       for dim, name in enumerate(names)
@@ -358,27 +353,31 @@ def ring(name: str) -> collectives.Ring:
   return collectives.Ring(axes[0], layout.mesh.shape[axes[0]])
 
 
-def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
+def gathering(
+  fn: Callable[..., PyTree], names: Names, has_length: bool = False
+) -> Callable[..., PyTree]:
   """fn(weight, *rows) with each device's rows and, for these, the whole weight.
 
   By hand, because the compiler sums gradients everywhere and throws most away. The
   weight travels as it is given: cast it before. What lies over tensor stays there, and
-  is the compiler's. Where context cuts the mesh too, all is.
+  is the compiler's.
 
-  Between the gather and fn there is a copy for each shard of the batch, [shards, ...],
+  Between the gather and fn there is a copy for each shard of the rows, [shards, ...],
   so that its gradient is of the shard's own rows until it is scattered. The two are
   apart because an exchange where tensor is the compiler's is made whole over tensor.
 
   Args:
     fn: (weight, arrays [B, ...]) -> tree of arrays [B, ...].
     names: of the weight's axes.
+    has_length: rows and results are [B, T, ...] and fn takes each t by itself, so that
+      context cuts T.
   """
   layout = _CURRENT.get()
-  cut = {} if layout is None else layout.gathered(names)
-  if not cut:
+  if layout is None:
     return fn
-  axes = tuple(axis for axis in _BATCH if layout.mesh.shape[axis] > 1)
-  batch = PartitionSpec(axes)
+  cut = layout.gathered(names)
+  batch = tuple(axis for axis in _BATCH if layout.mesh.shape[axis] > 1)
+  context = layout.mesh.shape["context"]
   manual = functools.partial(jax.shard_map, mesh=layout.mesh, check_vma=False)
 
   def gather(piece):
@@ -391,15 +390,20 @@ def gathering(fn: Callable[..., PyTree], names: Names) -> Callable[..., PyTree]:
       return fn(copy[0], *rows)
 
   def run(weight, *rows):
-    if rows[0].shape[0] % layout.num_batch_shards:
-      return fn(weight, *rows)  # a row that is the same for all
+    is_long = has_length and context > 1 and rows[0].shape[1] % context == 0
+    same_for_all = rows[0].shape[0] % layout.num_batch_shards
+    if same_for_all or not (cut or is_long):
+      return fn(weight, *rows)
+    shards = (*batch, "context") if is_long else batch
+    at = PartitionSpec(batch, "context" if is_long else None)
     own = layout.spec(names, weight.shape, f"weight {names}")
     kept = [None if dim in cut else axis for dim, axis in enumerate(own)]
     # Manual over no other axis: what one does not cut would be summed over it.
-    over = {*axes, *filter(None, kept)}
-    to = PartitionSpec(axes, *kept)
+    over = {*shards, *filter(None, kept)}
+    to = PartitionSpec(shards, *kept)
     copies = manual(gather, in_specs=own, out_specs=to, axis_names=over)(weight)
-    local = manual(apply, in_specs=batch, out_specs=batch, axis_names=set(axes))
+    specs = PartitionSpec(shards), *[at] * len(rows)
+    local = manual(apply, in_specs=specs, out_specs=at, axis_names=set(shards))
     return local(copies, *rows)
 
   return run

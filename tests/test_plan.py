@@ -193,6 +193,36 @@ def test_fsdp_and_tensor_exchange_each_what_they_do_alone(small, data, fsdp):
   assert program.matrix_flops == tokens * (6 * matrices + 12 * 2 * LENGTH * WIDTH)
 
 
+@pytest.mark.parametrize("fsdp, context, chunk", [(4, 2, None), (1, 8, LENGTH // 4)])
+def test_context_turns_keys_and_sums_pieces_of_gradients(small, fsdp, context, chunk):
+  """Over fsdp what it exchanges alone; over context gradients as fsdp leaves them.
+
+  Keys and values go round forwards and once more with their gradients, which also
+  come home; numbers of slots are few.
+  """
+  overrides = {
+    "mesh.fsdp": fsdp,
+    "mesh.context": context,
+    "task.model.num_layers": 2,
+    "task.model.attend": "ring",
+    "task.model.head_chunk": chunk,
+  }
+  mesh = {"data": 1, "fsdp": fsdp, "tensor": 1, "context": context}
+  found = exchanged(quick(text(small, *overrides.items())), mesh)
+  layers, table = 2 * 12 * WIDTH**2 * 4, VOCAB * WIDTH * 4
+  once = layers + table + LENGTH * WIDTH * 4
+  assert once <= found["context"].pop("all-reduce") * fsdp <= 1.02 * (once + table)
+  keys = 2 * ROWS * LENGTH * WIDTH * 4 / 8  # and values, on each device
+  turns = found["context"].pop("collective-permute") / (2 * keys)
+  assert turns == pytest.approx(2 * (context - 1) + context, rel=0.01)
+  assert not found["context"]
+  if fsdp > 1:
+    for kind in ("all-gather", "reduce-scatter"):  # of the table, which is used twice
+      assert once <= found["fsdp"].pop(kind) <= 1.01 * (once + table)
+    assert found["fsdp"].total() <= 0.02 * layers  # norms and biases
+    assert "all-to-all" not in found["fsdp"]
+
+
 def test_attention_in_the_compilers_own_kernel_is_counted():
   """All that is traced, and once more the scores that a gradient needs: 2 S^2 D a row.
 

@@ -132,23 +132,23 @@ def test_slices_are_cut_along_data_alone():
 
 
 @pytest.mark.parametrize("chips", [2, 4])
-@pytest.mark.parametrize("mesh", [(2, 4, 1), (1, 4, 2)])
+@pytest.mark.parametrize("mesh", [(2, 4), (1, 4, 2), (2, 2, 1, 2), (2, 1, 1, 4)])
 @pytest.mark.parametrize(
   "names", [("embed", "mlp"), ("mlp", "embed"), ("position", "embed")]
 )
 def test_a_gathered_weight_gets_the_whole_gradient(chips, mesh, names, monkeypatch):
-  """In two rounds or in one, summed over data too, cut along tensor or beside it.
+  """In two rounds or in one, summed over data and context, cut along tensor or beside it.
 
   Whole numbers lose no bit.
   """
   monkeypatch.setattr(collectives, "_ROUND", chips)
   place = layout(mesh)
   weight = jnp.asarray(np.random.default_rng(0).integers(-9, 9, (8, 12)), jnp.float32)
-  x = jnp.asarray(np.random.default_rng(1).integers(-9, 9, (16, 8)), jnp.float32)
+  x = jnp.asarray(np.random.default_rng(1).integers(-9, 9, (8, 4, 8)), jnp.float32)
 
   def loss(weight, x, place=None):
     with sharding.use(place) if place else contextlib.nullcontext():
-      product = sharding.gathering(lambda w, x: x @ w, names)
+      product = sharding.gathering(lambda w, x: x @ w, names, has_length=True)
       return jnp.sum(product(weight, x) ** 2)
 
   want = jax.grad(loss, (0, 1))(weight, x)

@@ -1,6 +1,7 @@
 """Token embedding, and the ways a model knows the order of its tokens."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -30,7 +31,7 @@ class Embed(nn.Module):
 
   def __call__(self, tokens: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
-    look_up = sharding.gathering(lambda table, tokens: table[tokens], _TABLE)
+    look_up = sharding.gathering(lambda table, tokens: table[tokens], _TABLE, True)
     return look_up(self.table.astype(self.dtype), tokens)
 
   def score(self, x: Array, *also: Array, read: Read, chunk: int | None = None):
@@ -66,6 +67,7 @@ def _score(multiply, weight, names, x, also, read, chunk):
   length = x.shape[1]
   if chunk is not None and length % chunk:
     raise InputError(f"head_chunk={chunk} must divide the length, {length}")
+  parts = 1 if chunk is None else length // chunk
 
   def part(weight, x, *also):
     logits = multiply(x, weight)
@@ -73,22 +75,23 @@ def _score(multiply, weight, names, x, also, read, chunk):
     # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
     return read(logits.astype(jnp.float32), *also)
 
-  def whole(weight, *inputs):  # the weight is gathered once for all chunks
-    if chunk is None or chunk == length:
+  def whole(weight, *inputs):  # the weight is gathered once for all parts
+    own = inputs[0].shape[1]  # a part of the length where context cuts it
+    num = math.gcd(parts, own)
+    if num == 1:
       return part(weight, *inputs)
 
     def cut(x):
-      x = x.reshape(len(x), length // chunk, chunk, *x.shape[2:])
-      return jnp.swapaxes(x, 0, 1)
+      return jnp.swapaxes(x.reshape(len(x), num, own // num, *x.shape[2:]), 0, 1)
 
     def join(y):
-      return jnp.swapaxes(y, 0, 1).reshape(-1, length, *y.shape[3:])
+      return jnp.swapaxes(y, 0, 1).reshape(-1, own, *y.shape[3:])
 
     one = jax.checkpoint(lambda inputs: part(weight, *inputs))
     out = jax.lax.map(one, jax.tree.map(cut, inputs))
     return jax.tree.map(join, out)
 
-  return sharding.gathering(whole, names)(weight, x, *also)
+  return sharding.gathering(whole, names, True)(weight, x, *also)
 
 
 def frequencies(width: int, max_period: float = 1e4) -> Array:
@@ -121,7 +124,7 @@ class LearnedPositions(nn.Module):
     names = ("position", "embed")
     init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
     table = self.param("table", init, (self.max_length, self.width))
-    look_up = sharding.gathering(lambda table, positions: table[positions], names)
+    look_up = sharding.gathering(lambda table, at: table[at], names, True)
     return look_up(table, positions)
 
 

@@ -200,11 +200,10 @@ def _online_gradient(chunk, turns, residuals, grad):
   there = keyvalue, slots
   dthere = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), keyvalue)
   for turn in range(turns.size):
-    there = turns.turn(there) if turn else there
+    if turn:
+      there, dthere = turns.turn((there, dthere))
     drows, pieces = jax.lax.scan(one, drows, _pieces(*there, chunk))
-    dthere = jax.tree.map(
-      lambda d, x: d + _whole(x, d.shape[2]), turns.turn(dthere), pieces
-    )
+    dthere = jax.tree.map(lambda d, x: d + _whole(x, d.shape[2]), dthere, pieces)
   dthere = jax.tree.map(lambda d, x: d.astype(x.dtype), turns.turn(dthere), keyvalue)
   return drows.astype(rows.dtype), dthere, None, None, None
 

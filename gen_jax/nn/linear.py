@@ -53,17 +53,24 @@ def _row_in_pieces(x: Array, kernel: Array, depth: int, most: int = 8) -> Array:
   return y.sum(0).astype(x.dtype).reshape(shape)
 
 
-def _contract(x: Array, kernel: Array, numbers, **options) -> Array:
-  """`product` as linen asks for it: no batch axes, no options that say anything."""
-  del options
-  return product(x, kernel, len(numbers[0][0]))
+def _contracting(axes: Sequence[str | None]):
+  """`product` as linen asks for it, with the kernel whole where it is used."""
+
+  def run(x, kernel, numbers, **options):
+    del options  # which say nothing new; numbers have no batch axes
+    depth = len(numbers[0][0])
+    multiply = lambda kernel, x: product(x, kernel, depth)  # noqa: E731
+    return sharding.gathering(multiply, axes, x.ndim - depth > 1)(kernel, x)
+
+  return run
 
 
-def _gathering(multiply: Callable[..., Array], axes: Sequence[str | None]):
-  """multiply(x, kernel, ...) with the kernel whole where it is used."""
+def _convolving(axes: Sequence[str | None]):
+  """A convolution as linen asks for it, with the kernel whole where it is used."""
 
   def run(x, kernel, *args, **kwargs):
-    fn = lambda kernel, x: multiply(x, kernel, *args, **kwargs)  # noqa: E731
+    convolve = jax.lax.conv_general_dilated
+    fn = lambda kernel, x: convolve(x, kernel, *args, **kwargs)  # noqa: E731
     return sharding.gathering(fn, axes)(kernel, x)
 
   return run
@@ -89,7 +96,7 @@ def dense(
     kernel_init=nn.with_logical_partitioning(init or fan_in(), tuple(axes)),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes),
     dtype=dtype,
-    dot_general_cls=lambda: _gathering(_contract, axes),
+    dot_general_cls=lambda: _contracting(axes),
     name=name,
   )
 
@@ -121,9 +128,7 @@ def conv(
       init or fan_in(), ("window", "window", *axes)
     ),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-    conv_general_dilated=_gathering(
-      jax.lax.conv_general_dilated, ("window", "window", *axes)
-    ),
+    conv_general_dilated=_convolving(("window", "window", *axes)),
     dtype=dtype,
     name=name,
   )
