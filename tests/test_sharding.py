@@ -137,7 +137,7 @@ def test_slices_are_cut_along_data_alone():
   "names", [("embed", "mlp"), ("mlp", "embed"), ("position", "embed")]
 )
 def test_a_gathered_weight_gets_the_whole_gradient(chips, mesh, names, monkeypatch):
-  """In two rounds or in one, summed over data and context, cut along tensor or beside it.
+  """In two rounds or one, summed over data and context, cut along tensor or beside it.
 
   Whole numbers lose no bit.
   """
