@@ -195,6 +195,6 @@ class UNet(nn.Module):
     clock = 1000.0 * t + cfg.clock_offset
     time = embed.sinusoids(clock, embed.frequencies(cfg.width)).astype(dtype)
     width = 4 * cfg.width
-    time = linear.dense(width, ("mlp", "embed"), name="time_in", dtype=dtype)(time)
+    time = linear.dense(width, ("embed", "mlp"), name="time_in", dtype=dtype)(time)
     time = jax.nn.silu(time)
-    return linear.dense(width, ("embed", "mlp"), name="time_out", dtype=dtype)(time)
+    return linear.dense(width, ("mlp", "embed"), name="time_out", dtype=dtype)(time)

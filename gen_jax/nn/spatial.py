@@ -126,12 +126,13 @@ class Transformer(nn.Module):
         name=name,
       )(*inputs, mask=mask)[0]
 
-    def dense(name, axes, init=None):
+    def mix(name, init=None):  # whole over tensor: what is before and after it is, too
+      axes = ("conv_in", "conv_out")
       return linear.dense(channels, axes, name=name, init=init, dtype=self.dtype)
 
     h = norms.GroupNorm(self.num_groups, 1e-6, name="norm")(x)
     h = h.reshape(batch_size, height * width, channels)
-    h = dense("proj_in", ("mlp", "embed"))(h)
+    h = mix("proj_in")(h)
     h = h + attend("self_attention", norms.LayerNorm(name="self_norm")(h))
     if states is not None:
       seen = attention.Mask(None if mask is None else mask[:, None, None, :])
@@ -139,5 +140,5 @@ class Transformer(nn.Module):
       h = h + attend("cross_attention", y, states, mask=seen)
     feed = self.mlp(hidden=4 * channels, use_bias=True, dtype=self.dtype, name="mlp")
     h = h + feed(norms.LayerNorm(name="mlp_norm")(h))
-    h = dense("proj_out", ("embed", "mlp"), linear.fan_in(0.0))(h)
+    h = mix("proj_out", linear.fan_in(0.0))(h)
     return constrain(x + h.reshape(x.shape))
