@@ -43,23 +43,29 @@ def step(
   peak: float | None,
   exchanged: dict,
   tensor: int = 1,
+  context: int = 1,
 ) -> Step:
-  """Packed rows, all recomputed, weights over all chips, `tensor` of them a part."""
+  """Packed rows, all recomputed, weights over all chips.
+
+  `tensor` of them have a part of each weight, or `context` of each row.
+  """
   num_chips = math.prod(map(int, re.findall(r"\d+", topology.partition(":")[2])))
   values = {
     "data.name": "packed_text",
     "data.length": length,
-    "data.batch_size": num_chips * rows,
+    "data.batch_size": num_chips * rows // context,
+    "task.model.max_length": length,
     "task.model.remat": "full",
     "task.model.scan_layers": "true",
-    "task.model.attend": "splash",
-    "task.model.head_chunk": 2048 // rows,  # logits of 2,048 tokens at once
+    "task.model.attend": "splash" if context == 1 else "ring",
+    "task.model.head_chunk": 2048 * context // rows,  # a chip's logits at once: 2,048
     "task.model.dtype": "bfloat16",
     "train.num_microbatches": 1,
     "train.ema_decay": "none",
     "mesh.data": 1,
     "mesh.fsdp": -1,
     "mesh.tensor": tensor,
+    "mesh.context": context,
     "mesh.rules": "fsdp_tensor",
   }
   settings = " ".join(f"--config.{key}={value}" for key, value in values.items())
@@ -89,6 +95,9 @@ STEPS = {
   ),
   "LLaMA-2 7B, v5e:16x16, 1x2048, tensor=4": step(
     "llama.py:7b", "v5e:16x16", 1, 2048, None, {}, tensor=4
+  ),
+  "LLaMA-2 7B, v5p:4x4x4, 1/4x32768, context=4": step(
+    "llama.py:7b", "v5p:4x4x4", 1, 32768, None, {}, context=4
   ),
   "LLaMA-2 70B, v5p:4x4x8, 1x2048": step(
     "llama.py:2-70b", "v5p:4x4x8", 1, 2048, 13.71, summed(255, 128)

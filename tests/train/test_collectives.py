@@ -7,23 +7,21 @@ import re
 import jax
 
 from gen_jax import optim, sharding
-from gen_jax.nn import kernels
+from gen_jax.models import unet
+from gen_jax.nn import kernels, mlp, spatial
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from tests import tiny
 
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 SMALL = 300  # norms, biases and scalars; a matrix of these models has 1,000 and more
+TRANSFORMER = functools.partial(
+  spatial.Transformer, mlp=functools.partial(mlp.GatedMLP, activation=jax.nn.silu)
+)
 
 
-def traffic(mesh, rules, **changes):
-  """({kind: sizes of results that are not small}, sizes of such parameters).
-
-  Two layers in a row, so that every collective stands in the text once, and a head of
-  its own: a table that is used twice is gathered, and its gradient summed, twice.
-  """
-  task = tiny.language_model(width=64, num_heads=8, tied_head=False, **changes)
-  batch = tiny.text_batch(length=24)
+def traffic(mesh, rules, task, batch):
+  """({kind: sizes of results that are not small}, sizes of such parameters)."""
   layout = sharding.make_layout(*mesh, rules=rules)
   optimizer = optim.adamw(optim.constant(1e-3, 10))
   state = states.abstract(task, optimizer, batch, layout, with_ema=False)
@@ -45,14 +43,24 @@ def traffic(mesh, rules, **changes):
   return found, [x.size for x in jax.tree.leaves(state.params) if x.size > SMALL]
 
 
+def text_traffic(mesh, rules, **changes):
+  """Of two layers in a row, so that every collective stands in the text once.
+
+  And with a head of its own: a table that is used twice is gathered, and its gradient
+  summed, twice.
+  """
+  task = tiny.language_model(width=64, num_heads=8, tied_head=False, **changes)
+  return traffic(mesh, rules, task, tiny.text_batch(length=24))
+
+
 def test_data_parallel_sums_every_gradient_once():
-  found, sizes = traffic((8, 1, 1), "dp")
+  found, sizes = text_traffic((8, 1, 1), "dp")
   assert found == {"all-reduce": found["all-reduce"]}
   assert sorted(found["all-reduce"]) == sorted(sizes)
 
 
 def test_fsdp_gathers_weights_and_scatters_the_sum_of_gradients():
-  found, sizes = traffic((1, 8, 1), "fsdp")
+  found, sizes = text_traffic((1, 8, 1), "fsdp")
   assert sorted(found["all-gather"]) == sorted(sizes)
   pieces = [size // 8 for size in sizes if size // 8 > SMALL]  # a device's own
   assert sorted(found["reduce-scatter"]) == sorted(pieces)
@@ -61,7 +69,7 @@ def test_fsdp_gathers_weights_and_scatters_the_sum_of_gradients():
 
 def test_fsdp_beside_tensor_moves_parts_of_weights_and_sums_activations_alone():
   """Fourteen sums: as queries, keys and values each have one. Positions lie whole."""
-  found, sizes = traffic((1, 4, 2), "fsdp_tensor")
+  found, sizes = text_traffic((1, 4, 2), "fsdp_tensor")
   parts = [size if size == 24 * 64 else size // 2 for size in sizes]
   assert sorted(found["all-gather"]) == sorted(parts)
   pieces = [size // 4 for size in parts if size // 4 > SMALL]
@@ -76,9 +84,17 @@ def test_context_sends_keys_round_a_ring_and_sums_every_gradient_once():
   The backward pass sends the keys again, but where the compiler has kept them.
   """
   attend = functools.partial(kernels.ring, chunk=3)
-  found, sizes = traffic((1, 1, 1, 8), "fsdp", attend=attend)
+  found, sizes = text_traffic((1, 1, 1, 8), "fsdp", attend=attend)
   assert found.keys() == {"all-reduce", "collective-permute"}
   assert sorted(found["all-reduce"]) == sorted(sizes)
   assert set(found["collective-permute"]) == {tiny.BATCH * 64 * 24 // 8}
   each = 2 * 2
   assert each * (7 + 8) <= len(found["collective-permute"]) <= each * (7 + 7 + 8)
+
+
+def test_a_unet_over_tensor_sums_what_its_blocks_add_and_moves_nothing():
+  """Blocks of convolutions and of attention are cut inside and whole outside."""
+  model = unet.Config(1, 32, (1,), 1, (0,), 8, num_groups=4, attention=TRANSFORMER)
+  task = tiny.diffusion_task(unet=unet.UNet(model))
+  found, _ = traffic((4, 1, 2), "fsdp_tensor", task, tiny.image_batch())
+  assert found.keys() == {"all-reduce"}
