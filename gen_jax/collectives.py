@@ -23,6 +23,10 @@ class Ring(NamedTuple):
     pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), tree)
 
+  def gather(self, x: Array, dim: int) -> Array:
+    """All pieces of what is cut along `dim`."""
+    return x if self.size == 1 else gather(x, dim, self.axis)
+
 
 # Chips among which a TPU gathers or scatters in one round. Over all chips of a larger
 # slice one round is compiled to a sum everywhere, of which each chip throws most away:

@@ -223,6 +223,23 @@ def test_context_turns_keys_and_sums_pieces_of_gradients(small, fsdp, context, c
     assert "all-to-all" not in found["fsdp"]
 
 
+def test_splash_beside_context_gathers_keys_and_scatters_their_gradients(small):
+  mesh = {"data": 1, "fsdp": 4, "tensor": 1, "context": 2}
+  length, layers = 2 * LENGTH, 2
+  overrides = {
+    **{f"mesh.{axis}": size for axis, size in mesh.items()},
+    "task.model.num_layers": layers,
+    "task.model.attend": "splash",
+    "task.model.max_length": length,
+    "data.length": length,
+  }
+  found = exchanged(quick(text(small, *overrides.items())), mesh)["context"]
+  weights = layers * 12 * WIDTH**2 + (VOCAB + length) * WIDTH
+  assert found.pop("all-reduce") == pytest.approx(weights, rel=0.02)  # 4 bytes, 4 parts
+  keys = layers * 2 * ROWS // 4 * length * WIDTH * 4  # and values
+  assert found == {"all-gather": keys, "reduce-scatter": keys}
+
+
 def test_attention_in_the_compilers_own_kernel_is_counted():
   """All that is traced, and once more the scores that a gradient needs: 2 S^2 D a row.
 

@@ -222,13 +222,13 @@ def train(make, size: int, batch_size: int, rounds: int, *, dtype: str, wrap) ->
   return {"times": measure.in_turns(ours, peer, rounds), "flops": work}
 
 
-def sample(make, size: int, states, rounds: int, *, dtype: str, wrap) -> dict:
-  """16 pictures by DDIM in 50 steps; guided where there are states."""
+def sample(make, size: int, num: int, states, rounds: int, *, dtype: str, wrap) -> dict:
+  """`num` pictures by DDIM in 50 steps; guided where there are states, for 2 num."""
   model, peer_model = make(dtype)
-  x = normal(16, size, size, model.config.image_channels)
+  x = normal(num, size, size, model.config.image_channels)
   times = grids.uniform(CHAIN, STEPS)
   given = () if states is None else (states,)
-  rows = 16 if states is None else 32
+  rows = num if states is None else 2 * num
   params = weights(
     model, peer_model, np.resize(x, (rows, *x.shape[1:])), np.zeros(rows), *given
   )
@@ -246,7 +246,7 @@ def sample(make, size: int, states, rounds: int, *, dtype: str, wrap) -> dict:
     def denoise(x, t):
       return param.solve(param.Eps(), CHAIN, t, x, network(params, x, t))
 
-    keys = rng.per_example(jax.random.key(0), 16)
+    keys = rng.per_example(jax.random.key(0), num)
     return samplers.sample(denoise, samplers.ddim(CHAIN), times, x, keys)[0]
 
   chain = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
@@ -259,7 +259,7 @@ def sample(make, size: int, states, rounds: int, *, dtype: str, wrap) -> dict:
     with torch.inference_mode():
       z = start
       for t in chain.timesteps:
-        out = peer_call(torch.cat([z] * (rows // 16)), t, *peer_given).sample
+        out = peer_call(torch.cat([z] * (rows // num)), t, *peer_given).sample
         if peer_given:
           good, bad = out.chunk(2)
           out = bad + 3.0 * (good - bad)

@@ -51,10 +51,13 @@ BENCHMARKS = {
     pictures.ddpm, 32, 128, rounds, **how
   ),
   "sample_ddpm": lambda rounds, **how: pictures.sample(
-    pictures.ddpm, 32, None, 3, **how
+    pictures.ddpm, 32, 16, None, 3, **how
   ),
   "sample_digits": lambda rounds, **how: pictures.sample(
-    pictures.small, 8, pictures.normal(32, 12, 64), rounds, **how
+    pictures.small, 8, 16, pictures.normal(32, 12, 64), rounds, **how
+  ),
+  "sample_digits_1": lambda rounds, **how: pictures.sample(
+    pictures.small, 8, 1, pictures.normal(2, 12, 64), rounds, **how
   ),
   "unet_sd1": lambda rounds, **how: pictures.stable_diffusion(_less(rounds), **how),
   "decode_512": lambda rounds, **how: pictures.decode(_less(rounds), **how),

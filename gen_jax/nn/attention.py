@@ -6,6 +6,7 @@ al. 2023, arXiv:2305.13245); K = N is Vaswani et al. 2017.
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -113,7 +114,7 @@ class Mask:
 
 
 EVERYTHING = Mask()
-_PIECE = 256  # queries whose scores a CPU has at a time, of long sequences
+_SCORES = 2**22  # that a CPU has at a time, of long sequences
 
 
 # (query [B, T, N, Dh], keys and values [B, K, S, Dh], mask) -> [B, T, N, Dh].
@@ -203,15 +204,18 @@ def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
 def _attend(rows, key, value, seen):
   """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, t, S]."""
   whole = lambda *inputs: _attend_forward(*inputs)[0]  # noqa: E731
-  if rows.shape[2] % _PIECE or rows.shape[2] * key.shape[2] < 16 * _PIECE**2:
+  num_rows, num_slots = rows.shape[2], key.shape[2]
+  piece = math.gcd(num_rows, 2 ** int(math.log2(max(_SCORES / num_slots, 1))))
+  if num_rows * num_slots < _SCORES // 4 or piece < min(num_rows, 128):
     return whole(rows, key, value, seen)
+  in_pieces = functools.partial(_in_pieces, piece=piece)
   return jax.lax.platform_dependent(
-    rows, key, value, seen, cpu=_in_pieces, default=whole
+    rows, key, value, seen, cpu=in_pieces, default=whole
   )
 
 
-def _in_pieces(rows, key, value, seen):
-  """`_attend` one head and `_PIECE` queries at a time, whose scores a cache holds.
+def _in_pieces(rows, key, value, seen, piece):
+  """`_attend` one head and `piece` queries at a time, whose scores a cache holds.
 
   All scores of a large picture are a gigabyte, which a CPU would write and read for
   each step of the softmax.
@@ -223,12 +227,15 @@ def _in_pieces(rows, key, value, seen):
   def head(inputs, seen):  # [R, Dh], [S, Dh] twice, [R, S]
     rows, key, value = inputs
 
-    def piece(inputs):
+    def some(inputs):
       rows, seen = jax.tree.map(lambda x: x[None, None], inputs)
-      return _attend_forward(rows, key[None, None], value[None, None], seen)[0][0, 0]
+      found = scores(rows, key[None, None], seen)[0, 0]
+      likely = jnp.exp(found - found.max(-1, keepdims=True))
+      return (likely.astype(value.dtype) @ value) / likely.sum(-1, keepdims=True)
 
-    cut = lambda x: x.reshape(-1, _PIECE, x.shape[-1])  # noqa: E731
-    return jax.lax.map(piece, jax.tree.map(cut, (rows, seen))).reshape(rows.shape)
+    cut = lambda x: x.reshape(-1, piece, x.shape[-1])  # noqa: E731
+    out = jax.lax.map(some, jax.tree.map(cut, (rows, seen)))
+    return out.reshape(rows.shape).astype(rows.dtype)
 
   def example(inputs):
     *inputs, seen = inputs

@@ -3,7 +3,7 @@
     chunked   a chunk of keys at a time: memory grows with the length, not its square
     ring      the same for sequences that are cut over devices: keys travel
     splash    the Pallas kernel for TPUs that comes with jax: blocks that a mask hides
-              are skipped
+              are skipped; where sequences are cut, keys are gathered
     cudnn     NVIDIA's kernel for GPUs
 
 Softmax over keys that come piece by piece: with m the largest score so far, keep
@@ -99,44 +99,71 @@ def splash(
 ) -> Array:
   """`attention.attend` by splash attention, `block` queries and keys at a time.
 
+  Where context cuts the length, T = S, each device keeps its queries and gathers all keys.
+
   Args:
     interpret: run the kernel's operations one by one, on any platform.
 
   Raises:
-    InputError: lengths that are no multiples of 128, or a mask given as a table.
+    InputError: lengths on a device that are no multiples of 128, or a mask given as a
+      table.
   """
   if not interpret:
     sharding.require("tpu", "attend=splash")
+  parts = sharding.ring("length")
   length, num_slots = query.shape[1], keyvalue.key.shape[2]
-  if mask.allowed is not None or length % 128 or num_slots % 128:
+  if mask.allowed is not None or length % (128 * parts.size) or num_slots % 128:
     raise InputError(
-      f"attend=splash needs lengths divisible by 128, got {length} and {num_slots}, and"
-      " a causal mask, window or segments; chunked takes any"
+      f"attend=splash needs lengths divisible by 128 (times context={parts.size}), got"
+      f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes any"
     )
   shape = (length, num_slots)
   one = pallas.FullMask(shape)
   if mask.is_causal:
     window = mask.window or length
     one = pallas.LocalMask(shape, window_size=(window - 1, 0), offset=0)
-  size = math.gcd(math.gcd(length, num_slots), block)
+  size = math.gcd(math.gcd(length // parts.size, num_slots), block)
   names = ("block_q", "block_kv", "block_kv_compute", "block_q_dq", "block_kv_dq")
   names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
 
-  def local(query, key, value, segments):
+  def local(query, key, value, own, segments):
     # One more axis of heads would be cut by the mesh; masks of all heads are alike.
-    kernel = pallas.make_splash_mha_single_device(
+    kernel = pallas.make_splash_mha(
       pallas.MultiHeadMask([one] * query.shape[2]),
       block_sizes=pallas.BlockSizes(**dict.fromkeys(names, size)),
+      head_shards=1,
+      q_seq_shards=parts.size,
       interpret=interpret,
     )
+    kernel.fwd_mask_info = _own(kernel.fwd_mask_info, parts)
+    kernel.dq_mask_info = _own(kernel.dq_mask_info, parts)
+    kernel.dkv_mask_info = _own(kernel.dkv_mask_info, parts)
+    key, value = (parts.gather(x, 2) for x in (key, value))
     query = jnp.swapaxes(query * query.shape[-1] ** -0.5, 1, 2)
-    ids = None if segments is None else pallas.SegmentIds(segments, segments)
+    ids = None if segments is None else pallas.SegmentIds(own, segments)
     return jnp.swapaxes(jax.vmap(kernel)(query, key, value, ids), 1, 2)
 
-  heads = ("batch", None, "act_heads", None)
-  slots = ("batch", "act_heads", None, None)
-  run = sharding.local(local, heads, slots, slots, ("batch", None))
-  return run(query, *keyvalue, mask.segments)
+  heads = ("batch", "length", "act_heads", None)
+  slots = ("batch", "act_heads", "length", None)
+  run = sharding.local(local, heads, slots, slots, ("batch", "length"), ("batch", None))
+  return run(query, *keyvalue, mask.segments, mask.segments)
+
+
+def _own(info, parts: collectives.Ring):
+  """Of what splash attention knows of a mask, the part for this device's queries."""
+  if parts.size == 1:
+    return info
+
+  def cut(x, axis):
+    size = x.shape[axis] // parts.size
+    start = jax.lax.axis_index(parts.axis) * size
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+  axes = {"data_next": 1, "mask_next": 1, "block_mask": 1, "q_sequence": 0}
+  tables = {name: getattr(info, name) for name in axes}
+  return info._replace(
+    **{name: cut(x, axes[name]) for name, x in tables.items() if x is not None}
+  )
 
 
 def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
