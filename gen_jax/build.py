@@ -141,9 +141,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "task": {
     "language_model": _plain(_language_model, "tokenizer"),
     "diffusion": Entry(
-      _diffusion,
-      diffusion.Diffusion,
-      ("tokenizer", "caption_length", "null_caption"),
+      _diffusion, diffusion.Diffusion, ("tokenizer", "caption_length", "null_caption")
     ),
     "autoencoder": _plain(autoencoding.Autoencode),
   },
@@ -234,10 +232,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "scale": {"by_alpha": _value(samplers.by_alpha), "by_sum": _value(samplers.by_sum)},
   "grid": {grid.__name__: _later(grid, "schedule", "num_steps") for grid in grids.ALL}
   | {"exponential": _later(grids.uniform_logsnr, "schedule", "num_steps")},
-  "sampling": {
-    "text": _plain(generate.Sampling),
-    "image": _plain(diffusion.Sampling),
-  },
+  "sampling": {"text": _plain(generate.Sampling), "image": _plain(diffusion.Sampling)},
   "learning_rate": {
     make.__name__: _plain(make, "num_steps")
     for make in (optim.constant, optim.cosine, optim.linear, optim.wsd)

@@ -22,10 +22,7 @@ def _check_split(split: str) -> None:
 
 
 def loss(
-  experiment,
-  every: int,
-  split: str = "validation",
-  max_batches: int | None = None,
+  experiment, every: int, split: str = "validation", max_batches: int | None = None
 ) -> evaluators.LossEvaluator:
   """The task's loss and metrics on a split, the same noise every time."""
   _check_split(split)

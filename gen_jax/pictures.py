@@ -80,11 +80,7 @@ def drawn(
 
 
 def of_noise(
-  task: diffusion.Diffusion,
-  frozen: PyTree,
-  shape: tuple[int, ...],
-  num: int,
-  seed: int,
+  task: diffusion.Diffusion, frozen: PyTree, shape: tuple[int, ...], num: int, seed: int
 ) -> Iterator[np.ndarray]:
   """uint8 [n, H, W, C]: what the codec decodes from standard normal latents of `shape`.
 

@@ -307,10 +307,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def price(
-  program: Program,
-  topology: Topology,
-  num_steps: int,
-  usd_per_chip_hour: float | None,
+  program: Program, topology: Topology, num_steps: int, usd_per_chip_hour: float | None
 ) -> dict[str, Any]:
   """What a program means on the chips of a slice; plain data.
 

@@ -168,10 +168,8 @@ class Writer:
     """Yields the rows, and what each has to show anew, until all are done."""
     if "blocks" in params:
       params = self._unstack(params)
-    ids, context = (
-      [self._ids(prompt) for prompt in prompts],
-      self.model.config.max_length,
-    )
+    ids = [self._ids(prompt) for prompt in prompts]
+    context = self.model.config.max_length
     longest = max(map(len, ids))
     width = min(_bucket(longest), context)
     padded = np.zeros((len(ids), width), np.int32)
@@ -186,10 +184,8 @@ class Writer:
     while not all(row.done for row in rows):
       state, tokens, logprobs = self._extend(params, state)
       tokens, logprobs = tree.fetch(tokens), tree.fetch(logprobs)
-      yield (
-        rows,
-        [row.extend(*x) for row, *x in zip(rows, tokens, logprobs, strict=True)],
-      )
+      new = [row.extend(*x) for row, *x in zip(rows, tokens, logprobs, strict=True)]
+      yield rows, new
 
   def samples(
     self,

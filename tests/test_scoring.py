@@ -69,11 +69,7 @@ def test_log_likelihoods_are_those_of_the_model_row_by_row(model, params, batch_
 def test_choices_by_a_model_that_likes_short_ones(model, params):
   """All bytes are as likely: raw favours the shortest, per byte all are equal."""
   zeros = jax.tree.map(jnp.zeros_like, params)
-  rows = [
-    ("c", ["a", "bb"], 0),
-    ("c", ["aa", "b"], 0),
-    ("c", ["aaa", "bb", "c"], 2),
-  ]
+  rows = [("c", ["a", "bb"], 0), ("c", ["aa", "b"], 0), ("c", ["aaa", "bb", "c"], 2)]
   text = "\n".join(
     f'{{"context": "{c}", "choices": {str(o).replace(chr(39), chr(34))}, "label": {i}}}'
     for c, o, i in rows

@@ -44,11 +44,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ),
     data={
       "name": "images",
-      "source": {
-        "name": "tfds_images",
-        "dataset": "cifar10",
-        "caption_field": "label",
-      },
+      "source": {"name": "tfds_images", "dataset": "cifar10", "caption_field": "label"},
       "tokenizer": {"name": "bytes"},
       "image_size": 32,
       "channels": 3,

@@ -31,11 +31,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         "num_layers": 2,
         "width": 128,
       },
-      codec={
-        "name": "latent",
-        "autoencoder": dict(emoji.AUTOENCODER),
-        "workdir": None,
-      },
+      codec={"name": "latent", "autoencoder": dict(emoji.AUTOENCODER), "workdir": None},
     ),
     data={
       "name": "latents",

@@ -38,8 +38,7 @@ PLANS = {
   "gpt3-175b-tpu7x-16": step("configs/lm/gpt3.py:175b", "tpu7x:2x2x4", 48, FULL),
   "gpt3-175b-tpu7x-32": step("configs/lm/gpt3.py:175b", "tpu7x:2x4x4", 24, FULL),
   "stable-diffusion": step(
-    *("configs/diffusion/stable_diffusion.py:v1", "v5e:4x4", 32),
-    *(FSDP, UNET_FULL),
+    *("configs/diffusion/stable_diffusion.py:v1", "v5e:4x4", 32), *(FSDP, UNET_FULL)
   ),
   "ddpm": step("configs/diffusion/ddpm_cifar10.py", "v5e:2x2", 1),
 }

@@ -8,7 +8,8 @@ the roll at the address its coordinator will have; lines of JSON over TCP:
 
 The connections stay open as long as the run lasts. One that breaks is a process that
 died, one that carries `ended` a process that failed or finished; either way the others
-know within a second which, and do not hang in a collective that never ends.
+know within a second which, and do not hang in a collective that never ends. A process
+that lives and does not come on, process 0 sees by the ticks of all.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import flags
 from jax._src import clusters  # the detection behind jax.distributed.initialize
 
 from gen_jax.cli import workdir
@@ -49,7 +51,8 @@ def add_arguments(parser) -> None:
   group = parser.add_argument_group(
     "several processes (found by themselves on TPU pods, Slurm, Open MPI, Kubernetes)"
   )
-  add, wait = group.add_argument, "how long to wait for all at the start; default 50"
+  add = group.add_argument
+  wait = "how long to wait for all at the start, and six times that later; default 50"
   add("--coordinator", metavar="HOST:PORT", help="or JAX_COORDINATOR_ADDRESS")
   add("--num_processes", type=int, help="or JAX_NUM_PROCESSES")
   add("--process_id", type=int, help="or JAX_PROCESS_ID")
@@ -164,17 +167,22 @@ class Roll:
     hosts: names, by process.
   """
 
-  def __init__(self, process_id: int, hosts: Sequence[str], links: dict[int, _Link]):
+  def __init__(
+    self, process_id: int, hosts: Sequence[str], links: dict[int, _Link], secs: float
+  ):
     self.process_id, self.hosts, self._links = process_id, hosts, links
+    self._ticks, self._moved = [0] * len(hosts), time.monotonic()
     self._prepared, self._over = threading.Semaphore(0), threading.Event()
     watch = functools.partial(threading.Thread, target=self._watch, daemon=True)
     self._watchers = [watch(args=item) for item in links.items()]
+    if process_id == 0 and links:
+      threading.Thread(target=self._compare, args=(secs,), daemon=True).start()
     for watcher in self._watchers:
       watcher.start()
 
   def _watch(self, other: int, link: _Link) -> None:
     link.socket.settimeout(None)
-    code, reason = os.EX_TEMPFAIL, "is gone; start all again: the run goes on"
+    code, reason = os.EX_TEMPFAIL, "is gone"
     while (message := link.read()) is not None:
       if message.get("ended"):
         code, reason = _BAD_INPUT, f"failed: {message['ended']}"
@@ -182,11 +190,33 @@ class Roll:
         break
       if "ended" in message:
         return
-      self._prepared.release()
-    if not self._over.is_set():
-      name = f"process {other} ({self.hosts[other]})"
-      print("gen-jax: error:", name, reason, file=sys.stderr, flush=True)
-      os._exit(code)  # the main thread may wait for a process that is no more
+      if "ticks" in message:
+        self._ticks[other], self._moved = message["ticks"], time.monotonic()
+      else:
+        self._prepared.release()
+    self._leave([other], code, reason)
+
+  def _compare(self, secs: float) -> None:
+    """Ends the run where some have come further than the rest, and nobody moves."""
+    while not self._over.wait(secs / 10):
+      behind = [i for i, at in enumerate(self._ticks) if at < max(self._ticks)]
+      if behind and time.monotonic() - self._moved > secs:
+        self._leave(behind, os.EX_TEMPFAIL, f"kept the others waiting for {secs:g} s")
+
+  def _leave(self, others: list[int], code: int, reason: str) -> None:
+    if self._over.is_set():
+      return
+    names = ", ".join(f"process {i} ({self.hosts[i]})" for i in others)
+    again = "; start all again: the run goes on" if code == os.EX_TEMPFAIL else ""
+    print(f"gen-jax: error: {names} {reason}{again}", file=sys.stderr, flush=True)
+    os._exit(code)  # the main thread may wait for a process that is no more
+
+  def tick(self) -> None:
+    """Says that this process has come on; all say so equally often."""
+    self._ticks[self.process_id] += 1
+    self._moved = time.monotonic()
+    if self.process_id:
+      self._tell({"ticks": self._ticks[self.process_id]})
 
   @contextlib.contextmanager
   def first(self) -> Iterator[None]:
@@ -220,7 +250,7 @@ def call_roll(place: Place, facts: dict[str, str], secs: float) -> Roll:
   links, answer = (_report if place.process_id else _gather)(place, here, secs)
   if answer["wrong"]:
     raise InputError(answer["wrong"])
-  return Roll(place.process_id, answer["hosts"], links)
+  return Roll(place.process_id, answer["hosts"], links, 6 * secs)
 
 
 def _gather(place: Place, here: dict[str, Any], secs: float):
@@ -322,11 +352,13 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
   """
   place = find_place(args)
   if place is None:
-    yield Roll(0, (socket.gethostname(),), {})
+    yield Roll(0, (socket.gethostname(),), {}, math.inf)
     return
   roll = call_roll(place, _facts(place, config), args.host_timeout)
   if place.process_id:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  flags.FLAGS.mark_as_parsed()  # barriers that end, and say who is missing:
+  flags.FLAGS.experimental_orbax_use_distributed_barrier = True
   host, port = place.coordinator
   jax.distributed.initialize(
     coordinator_address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",

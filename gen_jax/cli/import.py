@@ -152,10 +152,7 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
       "autoencoder": config["task"]["codec"]["autoencoder"],
     }
     trained.save_autoencoder(
-      directory / workdir.AUTOENCODER,
-      {**config, "task": block},
-      vae,
-      statistics,
+      directory / workdir.AUTOENCODER, {**config, "task": block}, vae, statistics
     )
 
   _write(directory, config, loaded, folder / "tokenizer", names, origin, beside)

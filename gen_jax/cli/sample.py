@@ -17,28 +17,18 @@ from gen_jax.decoding import int8
 from gen_jax.models import transformer
 from gen_jax.types import InputError
 
-TEXT = (
-  "max_tokens",
-  "temperature",
-  "top_k",
-  "top_p",
-  "min_p",
-  "repetition_penalty",
-  "order",
-  "stop",
-)
+TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+TEXT += ("order", "stop")
 BATCH_SIZE = 8  # samples drawn at once; changes none of them
-SWITCHES = ("logprobs", "int8", "chat", "infill", "interactive")
-IMAGE = (
-  "sampler",
-  "grid",
-  "num_steps",
-  "guidance_scale",
-  "guidance_interval",
-  "guidance_rescale",
-  "size",
-  "tile",
-)
+SWITCHES = {  # of text
+  "logprobs": "print the log-probability of every token",
+  "int8": "weights as 8-bit integers; `evaluate --int8` says what that costs",
+  "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
+  "infill": f"each --prompt holds {infill.HOLE}, which is written (data.name=infill)",
+  "interactive": "talk in the terminal: /reset, /exit",
+}
+IMAGE = ("sampler", "grid", "num_steps", "guidance_scale", "guidance_interval")
+IMAGE += ("guidance_rescale", "size", "tile")
 
 
 def add_arguments(parser) -> None:
@@ -54,17 +44,7 @@ def add_arguments(parser) -> None:
   )
   parser.add_argument("--out", help="folder to write to; default WORKDIR/samples")
   group = parser.add_argument_group("text alone")
-  for name, meaning in zip(
-    SWITCHES,
-    (
-      "print the log-probability of every token",
-      "weights as 8-bit integers; `evaluate --int8` says what that costs",
-      "each --prompt is a message; the tokenizer's chat template goes around it",
-      f"each --prompt holds {infill.HOLE}, and that is written (data.name=infill)",
-      "talk in the terminal: /reset, /exit",
-    ),
-    strict=True,
-  ):
+  for name, meaning in SWITCHES.items():
     group.add_argument(f"--{name}", action="store_true", help=meaning)
   parser.add_argument("--negative", help="pictures: what to lead away from")
   parser.add_argument(

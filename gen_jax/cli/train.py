@@ -130,6 +130,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
         num_steps=num_steps,
         learning_rate=rate,
         per_step=_per_step(experiment, work),
+        tick=roll.tick,
       )
     except loop.NotFiniteError as error:
       raise InputError(str(error)) from error

@@ -111,10 +111,7 @@ def open_weights(
   goal = experiment.abstract_state(optax.identity()).params
   with checkpoint.open_manager(workdir, read_only=True) as manager:
     restored = checkpoint.restore_weights(
-      manager,
-      goal,
-      part="ema" if kind == "ema" else "params",
-      **_which(which, manager),
+      manager, goal, part="ema" if kind == "ema" else "params", **_which(which, manager)
     )
   if restored is None:
     raise InputError(f"{workdir} has no checkpoint yet; train it first")

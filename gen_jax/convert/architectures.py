@@ -206,10 +206,7 @@ def _llama_misfits(cfg: transformer.Config) -> list[str]:
     text
     for text, wrong in (
       ("a norm other than rms_norm", not isinstance(cfg.norm(), norms.RMSNorm)),
-      (
-        "an mlp other than gated_mlp",
-        not isinstance(cfg.mlp(hidden=1), mlp.GatedMLP),
-      ),
+      ("an mlp other than gated_mlp", not isinstance(cfg.mlp(hidden=1), mlp.GatedMLP)),
       ("additive positions", cfg.position is not None),
       ("no rotary", not isinstance(cfg.rotary, embed.Rotary)),
     )

@@ -207,11 +207,7 @@ def open_file(file: pathlib.Path) -> Opened:
 
 
 def describe(
-  task: diffusion.Diffusion,
-  vae: Any,
-  latents: Block,
-  image_size: int,
-  is_linear: bool,
+  task: diffusion.Diffusion, vae: Any, latents: Block, image_size: int, is_linear: bool
 ) -> dict[str, Block]:
   """All configs of a folder, by their paths in it.
 

@@ -177,9 +177,7 @@ def _layer(params: Mapping[str, Any], path: str, shape: names.Shape) -> np.ndarr
 
 
 def plan(
-  architecture: architectures.Architecture,
-  config: transformer.Config,
-  params: Params,
+  architecture: architectures.Architecture, config: transformer.Config, params: Params
 ) -> dict[str, safetensors.Planned]:
   """The foreign tensors of a model; biases that only the format has are zero.
 

@@ -296,10 +296,7 @@ class Model:
 
 
 def match(
-  model: Model,
-  tensors: Mapping[str, safetensors.Tensor],
-  abstract: Params,
-  column: int,
+  model: Model, tensors: Mapping[str, safetensors.Tensor], abstract: Params, column: int
 ) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
   """Where each parameter is; see `huggingface.match`.
 

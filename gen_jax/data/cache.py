@@ -148,9 +148,7 @@ def stream(
 
 
 def stream_of_turns(
-  source: conversations.ConversationSource,
-  split: str,
-  tokenizer: tokenizers.Tokenizer,
+  source: conversations.ConversationSource, split: str, tokenizer: tokenizers.Tokenizer
 ) -> Stream:
   """The source's conversations as a stream, from the cache if they are there."""
   name = key(source, split, tokenizer)

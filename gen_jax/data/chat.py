@@ -53,18 +53,13 @@ def _refuse(reason: str) -> None:
 @functools.lru_cache(maxsize=8)  # a data set renders one template for every message
 def _compiled(template: str) -> jinja2.Template:
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=["jinja2.ext.loopcontrols"],
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
   )
   return environment.from_string(template)
 
 
 def render(
-  template: str,
-  messages: Sequence[Message],
-  add_generation_prompt: bool,
-  **names: str,
+  template: str, messages: Sequence[Message], add_generation_prompt: bool, **names: str
 ) -> str:
   """The text of a conversation.
 

@@ -140,11 +140,7 @@ class Infill(PackedText):
   """`PackedText` in which parts are filled in from both sides, see `data.infill`."""
 
   rate: float = 0.5
-  marks: tuple[str, str, str] = (
-    "<|fim_prefix|>",
-    "<|fim_suffix|>",
-    "<|fim_middle|>",
-  )
+  marks: tuple[str, str, str] = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
   def __post_init__(self):
     super().__post_init__()

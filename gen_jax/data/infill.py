@@ -71,10 +71,7 @@ class Infill:
     over = len(self.prompt(prefix, suffix, tokenizer)) + len(end) - room
     if over > len(suffix):
       return None
-    return [
-      *self.prompt(prefix, suffix[: len(suffix) - max(over, 0)], tokenizer),
-      *end,
-    ]
+    return [*self.prompt(prefix, suffix[: len(suffix) - max(over, 0)], tokenizer), *end]
 
   def window(
     self,

@@ -145,11 +145,7 @@ def prefill(
 
 
 def extend(
-  decode: Decode,
-  state: State,
-  num_tokens: int,
-  draw: Draw,
-  stops: tuple[int, ...],
+  decode: Decode, state: State, num_tokens: int, draw: Draw, stops: tuple[int, ...]
 ) -> tuple[State, Array, Array]:
   """Draws num_tokens more tokens for every row in one scan.
 

@@ -261,13 +261,4 @@ def belm(schedule: schedules.Schedule) -> samplers.Sampler:
   return samplers.Sampler(init, step)
 
 
-ALL = (
-  *samplers.ALL,
-  plms,
-  dpmpp_2m,
-  dpmpp_2m_sde,
-  dpmpp_2s,
-  dpmpp_3m,
-  unipc,
-  belm,
-)
+ALL = (*samplers.ALL, plms, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, dpmpp_3m, unipc, belm)

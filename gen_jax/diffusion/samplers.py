@@ -170,8 +170,7 @@ def by_sum(alpha: Array, sigma: Array) -> Array:
 
 
 def heun(
-  schedule: schedules.Schedule,
-  scale: Callable[[Array, Array], Array] = by_alpha,
+  schedule: schedules.Schedule, scale: Callable[[Array, Array], Array] = by_alpha
 ) -> Sampler:
   """Trapezoidal rule in coordinates x / scale(alpha, sigma). Karras et al. 2022 alg. 1.
 

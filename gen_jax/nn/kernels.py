@@ -99,7 +99,7 @@ def splash(
 ) -> Array:
   """`attention.attend` by splash attention, `block` queries and keys at a time.
 
-  Where context cuts the length, T = S, each device keeps its queries and gathers all keys.
+  Where context cuts the length, T = S, each device keeps its queries and gathers keys.
 
   Args:
     interpret: run the kernel's operations one by one, on any platform.
@@ -115,7 +115,8 @@ def splash(
   if mask.allowed is not None or length % (128 * parts.size) or num_slots % 128:
     raise InputError(
       f"attend=splash needs lengths divisible by 128 (times context={parts.size}), got"
-      f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes any"
+      f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes"
+      " any"
     )
   shape = (length, num_slots)
   one = pallas.FullMask(shape)

@@ -128,12 +128,7 @@ class Diffusion:
       if extra is not None:
         inputs = jnp.concatenate([inputs, extra], -1)
       out = self.unet.apply(
-        {"params": params["unet"]},
-        inputs,
-        t,
-        *states,
-        train=train,
-        rngs=rngs("unet"),
+        {"params": params["unet"]}, inputs, t, *states, train=train, rngs=rngs("unet")
       )
       return param.solve(self.target, self.schedule, t, x, out)
 

@@ -8,13 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import rng
-from gen_jax.diffusion import (
-  editing,
-  guidance,
-  likelihood,
-  multistep,
-  samplers,
-)
+from gen_jax.diffusion import editing, guidance, likelihood, multistep, samplers
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.tasks import diffusion
 from gen_jax.types import Array, Batch, Params, PyTree

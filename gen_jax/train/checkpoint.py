@@ -71,10 +71,7 @@ class _Manager(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def open_manager(
-  workdir: str | pathlib.Path,
-  *,
-  keep: int = 2,
-  read_only: bool = False,
+  workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
   """The orbax manager of a workdir; leaving it waits for what is being saved.
 
@@ -248,9 +245,7 @@ def _newest(
 def _restoring(goal: PyTree, **options) -> ocp.args.PyTreeRestore:
   """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
   return ocp.args.PyTreeRestore(
-    item=goal,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(goal),
-    **options,
+    item=goal, restore_args=ocp.checkpoint_utils.construct_restore_args(goal), **options
   )
 
 

@@ -174,6 +174,7 @@ def run(
   num_steps: int,
   learning_rate: Callable[[int], float],
   per_step: Mapping[str, float],
+  tick: Callable[[], None] = lambda: None,
 ) -> Result:
   """Trains until done, `patience` is out or a signal comes. See the module docstring.
 
@@ -182,6 +183,7 @@ def run(
     stream: batches from the given step on.
     num_steps: where to end (config.total_steps).
     per_step: amounts in one step, reported per second under their names.
+    tick: called before whatever needs all processes: a step, a checkpoint.
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
@@ -213,6 +215,7 @@ def run(
   def save(i, value=None):
     nonlocal saved_at
     if saved_at != i:
+      tick()
       with window.paused(state):
         checkpoint.save(manager, i, state, progress, value)
       saved_at = i
@@ -241,7 +244,9 @@ def run(
           break
         compiles = window.paused(state) if i == first else contextlib.nullcontext()
         with compiles:
-          state, metrics = step(state, frozen, next(batches))
+          batch = next(batches)
+          tick()
+          state, metrics = step(state, frozen, batch)
         if pending is not None:
           fetch(*pending)
         pending = (i, metrics)

@@ -116,10 +116,7 @@ def create(
 
 
 def start_from(
-  params: Params,
-  optimizer: optax.GradientTransformation,
-  goal: TrainState,
-  seed: int,
+  params: Params, optimizer: optax.GradientTransformation, goal: TrainState, seed: int
 ) -> TrainState:
   """A fresh state around parameters at hand, which are donated.
 

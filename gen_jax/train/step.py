@@ -104,13 +104,7 @@ def make_step(
     keys = rng.per_example(key, batch_size)
     with sharding.use(layout):
       grads, out = gradients(
-        task,
-        state.params,
-        frozen,
-        batch,
-        keys,
-        num_microbatches,
-        unroll=layout.on_cpu,
+        task, state.params, frozen, batch, keys, num_microbatches, unroll=layout.on_cpu
       )
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

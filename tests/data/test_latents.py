@@ -65,10 +65,7 @@ def test_batches_hold_each_code_once_an_epoch_mirrored_or_not(tmp_path, flip):
 
 @pytest.mark.parametrize(
   "changes, named",
-  [
-    (dict(latent_size=3), "latent_size"),
-    (dict(latent_channels=1), "latent_channels"),
-  ],
+  [(dict(latent_size=3), "latent_size"), (dict(latent_channels=1), "latent_channels")],
 )
 def test_codes_of_another_shape_are_refused(tmp_path, changes, named):
   written(tmp_path)

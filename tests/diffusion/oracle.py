@@ -34,9 +34,7 @@ class Case(NamedTuple):
 def _vp(schedule, alpha_bar: Function) -> Case:
   """A variance-preserving schedule by alpha_bar = alpha^2."""
   return Case(
-    schedule,
-    lambda t: np.sqrt(alpha_bar(t)),
-    lambda t: np.sqrt(1.0 - alpha_bar(t)),
+    schedule, lambda t: np.sqrt(alpha_bar(t)), lambda t: np.sqrt(1.0 - alpha_bar(t))
   )
 
 
@@ -117,9 +115,7 @@ _CASES = {
   "karras": Case(schedules.Karras(), np.ones_like, _karras),
   "rectified_flow": Case(schedules.RectifiedFlow(), lambda t: 1.0 - t, lambda t: 1 * t),
   "shift_flow": Case(
-    schedules.Shift(schedules.RectifiedFlow(), 3.0),
-    lambda t: 1.0 - _esser(t),
-    _esser,
+    schedules.Shift(schedules.RectifiedFlow(), 3.0), lambda t: 1.0 - _esser(t), _esser
   ),
   "shift_cosine": _shifted_vp(_COSINE, 2.0),
   "shift_scaled_linear": _shifted_vp(_SCALED_LINEAR, 2.0),

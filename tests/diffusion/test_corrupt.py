@@ -58,10 +58,7 @@ SAMPLERS = [
   pytest.param(corrupt.UniformTime(0.1, 0.7), FLOW, _uniform, id="uniform"),
   pytest.param(corrupt.StratifiedTime(0.1, 0.7), FLOW, _uniform, id="stratified"),
   pytest.param(
-    corrupt.UniformTime(),
-    FLOW,
-    lambda t: _uniform(t, 1e-3, 1.0),
-    id="uniform_default",
+    corrupt.UniformTime(), FLOW, lambda t: _uniform(t, 1e-3, 1.0), id="uniform_default"
   ),
   pytest.param(
     corrupt.LogitNormalTime(),

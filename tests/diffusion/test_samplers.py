@@ -58,14 +58,8 @@ ODE = {
   "belm": Row(multistep.belm, 2, 0.02),
 }
 # It asks for times between those of the grid.
-ORDERS = {
-  **ODE,
-  "dpmpp_2s": Row(multistep.dpmpp_2s, 2, 0.006),
-}
-SDE = {
-  "ddpm": samplers.ddpm,
-  "ddim_1": lambda schedule: samplers.ddim(schedule, 1.0),
-}
+ORDERS = {**ODE, "dpmpp_2s": Row(multistep.dpmpp_2s, 2, 0.006)}
+SDE = {"ddpm": samplers.ddpm, "ddim_1": lambda schedule: samplers.ddim(schedule, 1.0)}
 MAKERS = {**{name: row.make for name, row in ODE.items()}, **SDE}
 ODE_NAMES, SDE_NAMES, NAMES = list(ODE), list(SDE), list(MAKERS)
 TARGET_NAMES = list(oracle.TARGETS)

@@ -175,6 +175,25 @@ def test_a_process_that_never_starts_is_named(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+def test_a_process_that_stands_still_is_named(tmp_path):
+  """Process 1 lives, and takes no more steps; process 0 waits for it in the next."""
+  workdir = tmp_path / "run"
+  words = ("--host_timeout=3", "--config.train.num_steps=100000")
+  waits, stands = start(workdir, 2, *words)
+  try:
+    for line in waits.stdout:
+      if line.startswith("step 5/"):
+        stands.send_signal(signal.SIGSTOP)
+        break
+    ((code, _, stderr),) = finish([waits])
+  finally:
+    stands.kill()
+    stands.communicate()
+  assert code == os.EX_TEMPFAIL
+  assert stderr.splitlines()[-1].startswith("gen-jax: error: process 1 (")
+  assert "kept the others waiting for 18 s; start all again" in stderr
+
+
 def test_what_stops_one_process_stops_the_other_and_says_why(tmp_path):
   """Process 1 is given a workdir that process 0 does not see."""
   (tmp_path / "b").mkdir()

@@ -11,18 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-NAMES = (
-  "zero",
-  "one",
-  "two",
-  "three",
-  "four",
-  "five",
-  "six",
-  "seven",
-  "eight",
-  "nine",
-)
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PHRASES = (
   "a handwritten {}",
   "the digit {}",
