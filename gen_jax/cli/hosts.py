@@ -194,16 +194,17 @@ class Roll:
         self._ticks[other], self._moved = message["ticks"], time.monotonic()
       else:
         self._prepared.release()
-    self._leave([other], code, reason)
+    self.leave([other], code, reason)
 
   def _compare(self, secs: float) -> None:
     """Ends the run where some have come further than the rest, and nobody moves."""
     while not self._over.wait(secs / 10):
       behind = [i for i, at in enumerate(self._ticks) if at < max(self._ticks)]
       if behind and time.monotonic() - self._moved > secs:
-        self._leave(behind, os.EX_TEMPFAIL, f"kept the others waiting for {secs:g} s")
+        self.leave(behind, os.EX_TEMPFAIL, f"kept the others waiting for {secs:g} s")
 
-  def _leave(self, others: list[int], code: int, reason: str) -> None:
+  def leave(self, others: Sequence[int], code: int, reason: str) -> None:
+    """Ends this process, unless it is done, because of others."""
     if self._over.is_set():
       return
     names = ", ".join(f"process {i} ({self.hosts[i]})" for i in others)
@@ -372,8 +373,21 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
   try:
     yield roll
   except BaseException as error:
+    if late := _late(str(error)):
+      roll.leave(late, os.EX_TEMPFAIL, "did not come where the others wait")
     if not isinstance(error, InputError):
       time.sleep(2.0)  # it may follow from the end of another process: see `_watch`
     roll.end(str(error) or type(error).__name__)
     raise
   roll.end()
+
+
+def _late(error: str) -> list[int]:
+  """The processes that an error of JAX's barriers names.
+
+  >>> _late("Barrier timed out. Some timed out task names:\\n1\\n3\\n\\nRPC: x")
+  [1, 3]
+  """
+  words = error.partition("timed out task names:")[2].split()
+  names = (word.rpartition(":")[2] for word in words)
+  return [int(name) for name in names if name.isdecimal()]

@@ -114,9 +114,8 @@ def splash(
   length, num_slots = query.shape[1], keyvalue.key.shape[2]
   if mask.allowed is not None or length % (128 * parts.size) or num_slots % 128:
     raise InputError(
-      f"attend=splash needs lengths divisible by 128 (times context={parts.size}), got"
-      f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes"
-      " any"
+      f"attend=splash needs lengths divisible by {128 * parts.size}, got {length} and"
+      f" {num_slots}, and a causal mask, window or segments; chunked takes any"
     )
   shape = (length, num_slots)
   one = pallas.FullMask(shape)

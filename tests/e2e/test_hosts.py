@@ -42,11 +42,14 @@ def environment(workdir, number):
   }
 
 
-def start(workdir, number, *words, indices=None):
+PROGRAM = ("-m", "gen_jax.cli.main")
+
+
+def start(workdir, number, *words, indices=None, program=PROGRAM):
   """Starts the processes of a run of four devices."""
   env = environment(workdir, number)
   words = [
-    *(sys.executable, "-m", "gen_jax.cli.main", "train", *WORDS),
+    *(sys.executable, *program, "train", *WORDS),
     f"--workdir={workdir}",
     f"--coordinator=localhost:{free_port()}",
     f"--num_processes={number}",
@@ -175,23 +178,25 @@ def test_a_process_that_never_starts_is_named(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+STANDS = """
+import time
+from gen_jax.cli import hosts, main
+ticks = iter([hosts.Roll.tick] * 5)
+hosts.Roll.tick = lambda roll: next(ticks, lambda _: time.sleep(1e4))(roll)
+main.main()
+"""
+
+
 def test_a_process_that_stands_still_is_named(tmp_path):
-  """Process 1 lives, and takes no more steps; process 0 waits for it in the next."""
-  workdir = tmp_path / "run"
-  words = ("--host_timeout=3", "--config.train.num_steps=100000")
-  waits, stands = start(workdir, 2, *words)
-  try:
-    for line in waits.stdout:
-      if line.startswith("step 5/"):
-        stands.send_signal(signal.SIGSTOP)
-        break
-    ((code, _, stderr),) = finish([waits])
-  finally:
-    stands.kill()
-    stands.communicate()
-  assert code == os.EX_TEMPFAIL
-  assert stderr.splitlines()[-1].startswith("gen-jax: error: process 1 (")
-  assert "kept the others waiting for 18 s; start all again" in stderr
+  """Process 1 lives, and does not come to its sixth step; process 0 waits in there."""
+  words = tmp_path / "run", 2, "--host_timeout=3"
+  waits = start(*words, indices=[0])
+  port = next(w for w in waits[0].args if w.startswith("--coordinator="))
+  stands = start(*words, port, indices=[1], program=("-c", STANDS))
+  (code, _, stderr), (other, _, says) = finish([*waits, *stands])
+  assert (code, other) == (os.EX_TEMPFAIL, os.EX_TEMPFAIL)
+  assert "error: process 1 (" in stderr and "kept the others waiting" in stderr
+  assert "error: process 0 (" in says and "is gone; start all again" in says
 
 
 def test_what_stops_one_process_stops_the_other_and_says_why(tmp_path):
