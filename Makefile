@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python experiments/quickstart/run.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=8
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=8
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

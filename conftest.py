@@ -39,6 +39,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+_LONG = ("tests/e2e/", "tests/train/", "tests/configs/", "tests/test_plan.py")
+
+
+def pytest_collection_modifyitems(items):
+  """Files of long tests first, so that all workers end at about the same time."""
+  items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+
+
 @pytest.fixture(scope="module")
 def one_device():
   """For a module of commands: programs for eight take four times as long to compile."""
