@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-all lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/quickstart/run.py
 
+test test-all: TESTS = -n 2 --dist loadfile --no-loadscope-reorder --durations=8
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=8
+	$(BIN)/python -m pytest $(TESTS) -m "not long"
+
+test-all: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

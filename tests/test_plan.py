@@ -240,6 +240,7 @@ def test_splash_beside_context_gathers_keys_and_scatters_their_gradients(small):
   assert found == {"all-gather": keys, "reduce-scatter": keys}
 
 
+@pytest.mark.long
 def test_attention_in_the_compilers_own_kernel_is_counted():
   """All that is traced, and once more the scores that a gradient needs: 2 S^2 D a row.
 

@@ -36,6 +36,7 @@ from gen_jax.cli import workdir
 from gen_jax.types import InputError
 
 _BAD_INPUT = 2
+_PATIENCE = 6.0  # times --host_timeout, with a process that does not come on
 _GRACE_SECS = 5.0  # another process failed: may be of what this one is about to say
 _ALONE = "--num_processes=1 is for a run of its own"
 _NUMBERS = {  # Open MPI 5 no longer sets what JAX looks for
@@ -251,7 +252,7 @@ def call_roll(place: Place, facts: dict[str, str], secs: float) -> Roll:
   links, answer = (_report if place.process_id else _gather)(place, here, secs)
   if answer["wrong"]:
     raise InputError(answer["wrong"])
-  return Roll(place.process_id, answer["hosts"], links, 6 * secs)
+  return Roll(place.process_id, answer["hosts"], links, _PATIENCE * secs)
 
 
 def _gather(place: Place, here: dict[str, Any], secs: float):

@@ -44,6 +44,7 @@ def picture(tmp_path_factory):
   return path, pair
 
 
+@pytest.mark.long
 def test_an_instruction_model_starts_as_its_base_and_edits(
   base, picture, tmp_path, call
 ):

@@ -71,9 +71,17 @@ def name(spec):
 
 
 ON_EIGHT = ("lm/pydoc.py", "diffusion/digits.py", "vae/emoji.py")
+SHORT = (*ON_EIGHT, "lm/gpt2.py", "lm/llama.py", "lm/gpt3.py", "lm/shakespeare.py")
 
 
-@pytest.mark.parametrize("config", FILES)
+def files():
+  """All, those that take long marked so."""
+  for file in FILES:
+    marks = () if file.endswith(SHORT) else pytest.mark.long
+    yield pytest.param(file, id=file, marks=marks)
+
+
+@pytest.mark.parametrize("config", list(files()))
 def test_smoke_runs_two_steps(config, tmp_path, monkeypatch):
   """Of each kind of task one on eight devices, for which compiling takes longer."""
   if not config.endswith(ON_EIGHT):

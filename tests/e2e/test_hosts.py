@@ -178,6 +178,11 @@ def test_a_process_that_never_starts_is_named(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+WAITS = """
+from gen_jax.cli import hosts, main
+hosts._PATIENCE = 0.3
+main.main()
+"""
 STANDS = """
 import time
 from gen_jax.cli import hosts, main
@@ -189,13 +194,13 @@ main.main()
 
 def test_a_process_that_stands_still_is_named(tmp_path):
   """Process 1 lives, and does not come to its sixth step; process 0 waits in there."""
-  words = tmp_path / "run", 2, "--host_timeout=3"
-  waits = start(*words, indices=[0])
+  workdir = tmp_path / "run"
+  waits = start(workdir, 2, indices=[0], program=("-c", WAITS))
   port = next(w for w in waits[0].args if w.startswith("--coordinator="))
-  stands = start(*words, port, indices=[1], program=("-c", STANDS))
+  stands = start(workdir, 2, port, indices=[1], program=("-c", STANDS))
   (code, _, stderr), (other, _, says) = finish([*waits, *stands])
   assert (code, other) == (os.EX_TEMPFAIL, os.EX_TEMPFAIL)
-  assert "error: process 1 (" in stderr and "kept the others waiting" in stderr
+  assert "error: process 1 (" in stderr and "waiting for 15 s; start all" in stderr
   assert "error: process 0 (" in says and "is gone; start all again" in says
 
 

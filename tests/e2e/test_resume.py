@@ -63,7 +63,11 @@ def kill_at(words, env, step):
 
 
 @pytest.mark.parametrize(
-  "config", ["configs/lm/pydoc.py", "configs/diffusion/digits.py"]
+  "config",
+  [
+    "configs/lm/pydoc.py",
+    pytest.param("configs/diffusion/digits.py", marks=pytest.mark.long),
+  ],
 )
 def test_killed_and_resumed_equals_uninterrupted(config, tmp_path):
   env = environment(tmp_path)

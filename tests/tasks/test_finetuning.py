@@ -72,6 +72,7 @@ def tuner():
   return task, tune
 
 
+@pytest.mark.long
 def test_shuffled_answers_teach_measurably_less(tuner, tmp_path, monkeypatch):
   monkeypatch.setenv("GEN_JAX_CACHE", str(tmp_path / "cache"))
   task, tune = tuner

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import numpy as np
 import optax
+import pytest
 import sklearn.datasets
 
 from gen_jax import sharding
@@ -61,6 +62,7 @@ def test_language_model():
   assert loss(task, broken, batch) > 2.0
 
 
+@pytest.mark.long
 def test_diffusion_learns_which_picture_a_caption_means():
   """At high noise only the caption says which of eight digits it was."""
   digits = sklearn.datasets.load_digits()
