@@ -1,7 +1,7 @@
 """Fully sharded training steps beside MaxText's, as a table.
 
     python experiments/sharding/run.py                  # all; writes README.md
-    python experiments/sharding/run.py --only gpt2      # one of them, the rest kept
+    python experiments/sharding/run.py --only gpt-2     # one of them, the rest kept
 
 Each is a command, `gen-jax plan ... --json`; what it said is kept in results.json.
 """
