@@ -39,12 +39,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_LONG = ("tests/e2e/", "tests/train/", "tests/configs/", "tests/test_plan.py")
+_FIRST = ("tests/e2e/", "tests/train/", "tests/configs/", "tests/test_plan.py")
 
 
 def pytest_collection_modifyitems(items):
   """Files of long tests first, so that all workers end at about the same time."""
-  items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+  items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
 
 
 @pytest.fixture(scope="module")

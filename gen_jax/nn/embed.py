@@ -31,7 +31,7 @@ class Embed(nn.Module):
 
   def __call__(self, tokens: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
-    look_up = sharding.gathering(lambda table, tokens: table[tokens], _TABLE, True)
+    look_up = sharding.gathering(lambda table, at: table[at], _TABLE, has_length=True)
     return look_up(self.table.astype(self.dtype), tokens)
 
   def score(self, x: Array, *also: Array, read: Read, chunk: int | None = None):
@@ -91,7 +91,7 @@ def _score(multiply, weight, names, x, also, read, chunk):
     out = jax.lax.map(one, jax.tree.map(cut, inputs))
     return jax.tree.map(join, out)
 
-  return sharding.gathering(whole, names, True)(weight, x, *also)
+  return sharding.gathering(whole, names, has_length=True)(weight, x, *also)
 
 
 def frequencies(width: int, max_period: float = 1e4) -> Array:
@@ -124,7 +124,7 @@ class LearnedPositions(nn.Module):
     names = ("position", "embed")
     init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
     table = self.param("table", init, (self.max_length, self.width))
-    look_up = sharding.gathering(lambda table, at: table[at], names, True)
+    look_up = sharding.gathering(lambda table, at: table[at], names, has_length=True)
     return look_up(table, positions)
 
 

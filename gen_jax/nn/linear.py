@@ -60,7 +60,8 @@ def _contracting(axes: Sequence[str | None]):
     del options  # which say nothing new; numbers have no batch axes
     depth = len(numbers[0][0])
     multiply = lambda kernel, x: product(x, kernel, depth)  # noqa: E731
-    return sharding.gathering(multiply, axes, x.ndim - depth > 1)(kernel, x)
+    has_length = x.ndim - depth > 1
+    return sharding.gathering(multiply, axes, has_length)(kernel, x)
 
   return run
 

@@ -135,7 +135,7 @@ def test_long_causal_rows_are_taken_in_blocks():
 def test_pieces_for_a_cpu_are_the_whole(mask, kv_heads, monkeypatch):
   """128 queries of one head at a time, where no gradient is asked for."""
   q = random(0, 2, 256, 4, 5)
-  k, v = random(1, 2, 256, kv_heads, 5), random(2, 2, 256, kv_heads, 5)
+  k, v = random(1, 2, 256, kv_heads, 5), random(2, 2, 256, kv_heads, 5) / 8
 
   def ours():
     return jax.jit(lambda q, k, v: attention.attend(q, kv(k, v), mask))
@@ -143,7 +143,7 @@ def test_pieces_for_a_cpu_are_the_whole(mask, kv_heads, monkeypatch):
   expected = ours()(q, k, v)
   monkeypatch.setattr(attention, "_SCORES", 128 * 256)
   assert "while" in ours().lower(q, k, v).as_text()
-  np.testing.assert_allclose(ours()(q, k, v), expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(ours()(q, k, v), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("attend", ATTENDS)
