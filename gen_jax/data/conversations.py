@@ -10,7 +10,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from gen_jax.data import chat, files, sources
+from gen_jax import files
+from gen_jax.data import chat, sources
 from gen_jax.types import InputError
 
 Messages = list[chat.Message]

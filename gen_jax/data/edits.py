@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gen_jax.data import files, sources
+from gen_jax import files
+from gen_jax.data import sources
 from gen_jax.types import InputError
 
 Judge = Callable[[np.ndarray], dict[str, float]]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from gen_jax.data import files
+from gen_jax import files
 from gen_jax.types import InputError, unknown
 
 Example = dict[str, Any]

@@ -13,9 +13,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "gen_jax").rglob("*.py"))
 
 # A package may import what stands beside it, itself, and nothing else of gen_jax.
-L0 = {"types", "rng", "tree"}
+L0 = {"types", "rng", "tree", "files"}
 MAY_IMPORT = {
   "types": set(),
+  "files": {"types"},
   "rng": L0,
   "tree": L0,
   "chips": L0,
@@ -127,7 +128,7 @@ def lines_of_code(text):
 
 def test_size_budgets():
   assert lines_of_code('"""Doc."""\n\n# comment\nx = [\n  1,\n]\n') == 3
-  assert sum(lines_of_code(p.read_text()) for p in FILES) <= 14_800
+  assert sum(lines_of_code(p.read_text()) for p in FILES) <= 16_500
   lengths = {p: len(p.read_text().splitlines()) for p in FILES}
   for path, length in lengths.items():
     assert length <= 450, path

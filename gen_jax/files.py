@@ -1,0 +1,224 @@
+"""Files that users name or a run keeps: paths, globs, UTF-8 text, JSON, whole writes.
+
+The one reader of each: every room reads text and JSON through this file, so that a
+byte-order mark, a torn file or a nesting of a million brackets means the same
+everywhere. Each failure is one clear line (`InputError`).
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gen_jax.types import InputError, unknown
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def path(text: str | os.PathLike, name: str) -> pathlib.Path:
+  """A path as a user writes it, with `~` expanded.
+
+  Args:
+    name: of the flag or config key, for the message.
+
+  Raises:
+    InputError: an address (`gs://...`), which would become a local folder of that name;
+      an empty path; one with a NUL.
+
+  >>> path("~/runs", "--workdir") == pathlib.Path.home() / "runs"
+  True
+  """
+  text = os.fspath(text)
+  if _SCHEME.match(text):
+    raise InputError(
+      f"{name} {text!r} is an address, and only local paths are read and written; mount"
+      " the bucket (gcsfuse, s3fs), or copy what is needed"
+    )
+  if not text or "\0" in text:
+    raise InputError(f"{name} {text!r} is not a path; give a file or folder")
+  return pathlib.Path(os.path.expanduser(text))
+
+
+def matching(pattern: str) -> list[pathlib.Path]:
+  """The files that a path or glob names, sorted by name.
+
+  A file that has exactly this name is taken as it is, whatever brackets stand in it.
+
+  Raises:
+    InputError: there are none.
+  """
+  expanded = str(path(pattern, "the pattern"))
+  if os.path.isfile(expanded):
+    return [pathlib.Path(expanded)]
+  paths = map(pathlib.Path, glob.glob(expanded, recursive=True))
+  files = sorted(path for path in paths if path.is_file())
+  if not files:
+    raise InputError(
+      f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
+    )
+  return files
+
+
+def stamps(paths: Sequence[pathlib.Path]) -> str:
+  """Names, sizes and times of files."""
+  stats = [(str(path.resolve()), path.stat()) for path in paths]
+  return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+
+
+def sha256(path: pathlib.Path) -> str:
+  """SHA-256 of a file's bytes, in hexadecimal."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decode(content: bytes, where: str) -> str:
+  """UTF-8 text; a byte-order mark at its start is not part of it.
+
+  >>> decode(b"\\xef\\xbb\\xbfa", "x")
+  'a'
+  """
+  try:
+    return content.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{where} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv"
+    ) from None
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """The content of a file; InputError says why it cannot be read."""
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read(path: pathlib.Path) -> str:
+  """The text of a UTF-8 file, its line ends as they are; see `decode`."""
+  return decode(read_bytes(path), str(path))
+
+
+def lines(content: str) -> list[str]:
+  r"""Lines that end with \n or \r\n, and nowhere else.
+
+  `str.splitlines` also cuts at form feeds, U+0085, U+2028 and their like, which are
+  ordinary characters of a text.
+
+  >>> lines("a\u2028b\r\nc\n")
+  ['a\u2028b', 'c']
+  """
+  parts = content.split("\n")
+  if parts[-1] == "":
+    parts.pop()
+  return [part.removesuffix("\r") for part in parts]
+
+
+def parse_json(content: str | bytes, where: str) -> Any:
+  """The value of a JSON text, however it was made.
+
+  Args:
+    where: of the text, for the message.
+
+  Raises:
+    InputError: not JSON, not UTF-8, nested too deeply, or a number of too many digits.
+  """
+  text = decode(content, where) if isinstance(content, bytes) else content
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError, MemoryError) as error:
+    reason = str(error) or type(error).__name__
+    raise InputError(f"{where} is not JSON: {reason}") from None
+
+
+def read_json(path: pathlib.Path, *, kind: type = dict) -> Any:
+  """The value of a JSON file, which must be a `kind` (dict: an object, list: an array).
+
+  Raises:
+    InputError: see `parse_json`; another kind of value.
+  """
+  value = parse_json(read_bytes(path), str(path))
+  if not isinstance(value, kind):
+    wanted = {dict: "an object", list: "an array"}.get(kind, kind.__name__)
+    raise InputError(f"{path} does not hold {wanted} as JSON")
+  return value
+
+
+def finite(value: Any) -> Any:
+  """The same value with None for NaN and infinities, which JSON does not have."""
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, Mapping):
+    return {key: finite(item) for key, item in value.items()}
+  return list(map(finite, value)) if isinstance(value, list | tuple) else value
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path to write to, which replaces `path` if the body ends well.
+
+  A reader sees the old file or the new one, never a part.
+  """
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    yield partial
+    os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, whole or not at all."""
+  with replacing(path) as partial:
+    partial.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(where, object) of each object in a JSON array, or on each line of a JSONL file."""
+  content = read(path)
+  if content.lstrip().startswith("["):
+    parsed = parse_json(content, str(path))
+    items = [(f"{path}[{i}]", item) for i, item in enumerate(parsed)]
+  else:
+    numbered = enumerate(lines(content), 1)
+    items = (
+      (f"{path}:{i}", parse_json(line, f"{path}:{i}"))
+      for i, line in numbered
+      if line.strip()
+    )
+  for where, item in items:
+    if not isinstance(item, dict):
+      raise InputError(f"{where} is not a JSON object with named fields")
+    yield where, item
+
+
+def field(row: Mapping[str, Any], name: str, where: str) -> Any:
+  """row[name]; InputError names the fields that there are."""
+  if name not in row:
+    raise unknown(f"field (of {where})", name, row)
+  return row[name]
+
+
+def text(value: Any, where: str) -> str:
+  """A string that UTF-8 can write, from a string or UTF-8 bytes."""
+  try:
+    string = value.decode() if isinstance(value, bytes) else value
+    string.encode()
+  except UnicodeError as error:
+    raise InputError(f"{where}: text is not valid Unicode ({error})") from None
+  except AttributeError:
+    shown = " ".join(repr(value).split())[:80]
+    raise InputError(f"{where}: {shown} is not text") from None
+  return str(string)
+
+
+def text_fields(path: pathlib.Path, *names: str) -> Iterator[list[str]]:
+  """The named text fields of each of `records`."""
+  for where, row in records(path):
+    yield [text(field(row, name, where), where) for name in names]
