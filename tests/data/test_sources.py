@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -77,6 +79,15 @@ def test_pydoc_splits_share_no_paragraph():
   )
   assert len(train) > 5 * len(validation) > 500
   assert not train & validation
+
+
+def test_the_standard_library_is_read_without_entering_what_is_installed(monkeypatch):
+  """site-packages lies inside it: walking that takes minutes on a cold disk."""
+  entered, scandir = [], os.scandir
+  monkeypatch.setattr(os, "scandir", lambda path: entered.append(path) or scandir(path))
+  assert embedded._stdlib_files()
+  parts = {part for path in entered for part in pathlib.Path(path).parts}
+  assert "json" in parts and not parts & {"site-packages", "dist-packages", "idle_test"}
 
 
 def test_stdlib_has_code_and_no_tests():
