@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gen_jax import features as features_
-from gen_jax import metrics, pictures, prompting, sharding
+from gen_jax import metrics, pictures, progress, prompting, sharding
 from gen_jax.data import datasets, pipeline
 from gen_jax.decoding import generate
 from gen_jax.tasks import diffusion, flow
@@ -57,19 +57,33 @@ def likelihood(
   if not isinstance(task, diffusion.Diffusion) or task.unet.config.extra_channels:
     raise InputError("likelihood is of models that draw whole pictures from noise")
   layout, split_pipeline = experiment.layout, experiment.pipeline(split)
-  rows = layout.local_rows(data.batch_size)
+  shards = layout.num_batch_shards
+  size = min(data.batch_size, -(-num // shards) * shards)  # no more than is asked for
+  rows = layout.local_rows(size)
 
   def batches():
-    for batch in split_pipeline.once(rows, -(-num // data.batch_size)):
-      yield layout.put(batch, data.batch_size)
+    for batch in split_pipeline.once(rows, -(-num // size)):
+      yield layout.put(batch, size)
 
-  def bits(weights, frozen, batch, keys):
+  def path(*given):
     with sharding.use(layout):
-      found = flow.bits_per_dim(task, weights, frozen, batch, keys, num_steps)
-    return found, batch["weights"]
+      return flow.bits_per_dim(task, *given, num_steps)
 
-  whole = jax.jit(bits, out_shardings=layout.replicated)
-  return evaluators.BitsPerDim(every, split, num, batches, whole)
+  # A step at a time: XLA's CPU backend runs gradients of convolutions many times
+  # slower inside a loop, and one call for all would be silent for minutes.
+  start = jax.jit(lambda *given: path(*given).start)
+  step = jax.jit(lambda state, i, *given: path(*given).step(state, i), donate_argnums=0)
+  end = jax.jit(
+    lambda state, *given: path(*given).end(state), out_shardings=layout.replicated
+  )
+
+  def bits(*given):
+    state = start(*given)
+    for i in progress.lines(range(num_steps), num_steps, "steps of likelihood"):
+      state = jax.block_until_ready(step(state, i, *given))
+    return end(state, *given)
+
+  return evaluators.BitsPerDim(every, split, num, batches, bits)
 
 
 def gzip(experiment, every: int, split: str = "validation") -> evaluators.GzipBaseline:

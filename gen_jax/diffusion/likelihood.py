@@ -21,6 +21,7 @@ al. 2018 (1810.01367) (one probe for the whole path).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from gen_jax import rng
 from gen_jax.diffusion import grids, guidance, samplers
 from gen_jax.diffusion import schedule as schedules
-from gen_jax.types import Array
+from gen_jax.types import Array, PyTree
 
 Field = Callable[[Array], Array]
 Divergence = Callable[[Field, Array, Array], tuple[Array, Array]]
@@ -55,7 +56,27 @@ def _sum(x: Array) -> Array:
   return x.sum(tuple(range(1, x.ndim)))
 
 
-def log_density(
+class Path(NamedTuple):
+  """An integral in `num_steps` steps, so that a caller can stop or report in between.
+
+  Attributes:
+    start: its state at the data.
+    step: (state, index int32 []) -> state, index from 0 to num_steps - 1.
+    end: state -> log p(x) in nats, float32 [B].
+  """
+
+  num_steps: int
+  start: PyTree
+  step: Callable[[PyTree, Array], PyTree]
+  end: Callable[[PyTree], Array]
+
+  def integrate(self) -> Array:
+    """All steps in one compiled loop, and what they end in."""
+    step = lambda i, state: self.step(state, i)  # noqa: E731
+    return self.end(jax.lax.fori_loop(0, self.num_steps, step, self.start))
+
+
+def path(
   denoise: guidance.Denoise,
   schedule: schedules.Schedule,
   x: Array,
@@ -63,8 +84,8 @@ def log_density(
   num_steps: int = 64,
   logsnr_max: float = 16.0,
   divergence: Divergence = hutchinson,
-) -> Array:
-  """log p(x) in nats, float32 [B], of what samplers draw with `denoise`.
+) -> Path:
+  """The way from data to noise along which `log_density` integrates.
 
   Args:
     x: float32 [B, ...], data.
@@ -88,10 +109,11 @@ def log_density(
 
     return divergence(field, state[0], keys)
 
-  def step(state, clock):
+  def step(state, index):
     def ahead(k, share):
       return jax.tree.map(lambda a, b: a + share * width * b, state, k)
 
+    clock = first + width * index
     one = slope(clock, state)
     two = slope(clock + 0.5 * width, ahead(one, 0.5))
     three = slope(clock + 0.5 * width, ahead(two, 0.5))
@@ -99,18 +121,34 @@ def log_density(
     mean = jax.tree.map(
       lambda a, b, c, d: (a + 2.0 * (b + c) + d) / 6.0, one, two, three, four
     )
-    return ahead(mean, 1.0), None
+    return ahead(mean, 1.0)
 
-  end = grids.t_max(schedule)
-  first, last = -0.5 * logsnr_max, -0.5 * schedule.logsnr(end)
+  def end(state):
+    u, gained = state
+    spread = weights(last_time)[2]
+    size = u[0].size
+    normal = -0.5 * _sum(u**2) / spread**2 - size * jnp.log(
+      spread * jnp.sqrt(2.0 * jnp.pi)
+    )
+    return normal + gained + size * jnp.log(shrunk)
+
+  last_time = grids.t_max(schedule)
+  first, last = -0.5 * logsnr_max, -0.5 * schedule.logsnr(last_time)
   width = (last - first) / num_steps
   # The mean of x_t / norm given the data: what alpha makes of it.
   shrunk = jax.nn.sigmoid(logsnr_max) ** 0.5
-  clocks = first + width * jnp.arange(num_steps)
-  (u, gained), _ = jax.lax.scan(step, (shrunk * x, jnp.zeros(len(x))), clocks)
-  spread = weights(end)[2]
-  size = u[0].size
-  normal = -0.5 * _sum(u**2) / spread**2 - size * jnp.log(
-    spread * jnp.sqrt(2.0 * jnp.pi)
-  )
-  return normal + gained + size * jnp.log(shrunk)
+  return Path(num_steps, (shrunk * x, jnp.zeros(len(x))), step, end)
+
+
+def log_density(
+  denoise: guidance.Denoise,
+  schedule: schedules.Schedule,
+  x: Array,
+  keys: Array,
+  num_steps: int = 64,
+  logsnr_max: float = 16.0,
+  divergence: Divergence = hutchinson,
+) -> Array:
+  """log p(x) in nats, float32 [B], of what samplers draw with `denoise`; see `path`."""
+  way = path(denoise, schedule, x, keys, num_steps, logsnr_max, divergence)
+  return way.integrate()

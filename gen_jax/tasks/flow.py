@@ -98,8 +98,8 @@ def bits_per_dim(
   batch: Batch,
   keys: Array,
   num_steps: int,
-) -> Array:
-  """Bits that the model needs for each number of a picture of bytes, float32 [B].
+) -> likelihood.Path:
+  """Bits that the model needs for each number of an image of bytes.
 
   An upper bound: noise spread evenly over each byte's width makes a density of the
   probability. For codecs that scale each number by itself. Source: Theis et al. 2016
@@ -107,7 +107,10 @@ def bits_per_dim(
 
   Args:
     batch: image float32 [B, H, W, C], bytes / 127.5 - 1, and its caption.
-    num_steps: see `likelihood.log_density`; the probes are random signs.
+    num_steps: see `likelihood.path`; the probes are random signs.
+
+  Returns:
+    The path whose end is float32 [B], in bits.
   """
   width = 1.0 / 127.5
   byte_keys, probe_keys = rng.split(keys, 2)
@@ -120,6 +123,10 @@ def bits_per_dim(
   )
   caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
   denoise = task.denoiser(params, frozen, caption)
-  nats = likelihood.log_density(denoise, task.schedule, z, probe_keys, num_steps)
-  nats += jnp.log(jnp.abs(stretch)).sum((1, 2, 3))
-  return -(nats / x[0].size + jnp.log(width)) / jnp.log(2.0)
+  way = likelihood.path(denoise, task.schedule, z, probe_keys, num_steps)
+
+  def end(state):
+    nats = way.end(state) + jnp.log(jnp.abs(stretch)).sum((1, 2, 3))
+    return -(nats / x[0].size + jnp.log(width)) / jnp.log(2.0)
+
+  return way._replace(end=end)

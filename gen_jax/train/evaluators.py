@@ -12,7 +12,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from gen_jax import rng
+from gen_jax import rng, tree
 from gen_jax.tasks import base
 from gen_jax.types import Array, Batch, Params, PyTree
 
@@ -70,15 +70,14 @@ class BitsPerDim:
     prefix: put before each name.
     num: the first pictures of `batches` that count.
     batches: one pass over them, padded with zero weights.
-    bits: jitted (weights, frozen, batch, keys [B]) -> bits and weights, [B], whole on
-      every host.
+    bits: (weights, frozen, batch, keys [B]) -> bits [B], whole on every host.
   """
 
   every: int
   prefix: str
   num: int
   batches: Callable[[], Iterator[Batch]]
-  bits: Callable[[Params, PyTree, Batch, Array], tuple[Array, Array]]
+  bits: Callable[[Params, PyTree, Batch, Array], Array]
 
   def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
     found = []
@@ -86,8 +85,8 @@ class BitsPerDim:
       keys = rng.per_example(
         jax.random.fold_in(jax.random.key(0), i), batch["weights"].shape[0]
       )
-      bits, counts = map(np.asarray, self.bits(weights, frozen, batch, keys))
-      found.extend(bits[counts > 0])
+      bits = np.asarray(self.bits(weights, frozen, batch, keys))
+      found.extend(bits[tree.fetch(batch["weights"]) > 0])
     found = np.asarray(found[: self.num], np.float64)
     yield f"{self.prefix}/bits_per_dim", float(found.mean())
     yield f"{self.prefix}/bits_per_dim_stderr", float(found.std() / len(found) ** 0.5)

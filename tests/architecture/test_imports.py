@@ -13,10 +13,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "gen_jax").rglob("*.py"))
 
 # A package may import what stands beside it, itself, and nothing else of gen_jax.
-L0 = {"types", "rng", "tree", "files"}
+L0 = {"types", "rng", "tree", "files", "progress"}
 MAY_IMPORT = {
   "types": set(),
   "files": {"types"},
+  "progress": set(),
   "rng": L0,
   "tree": L0,
   "chips": L0,

@@ -92,7 +92,9 @@ def test_bits_per_dim_of_gaussian_pixels(space):
   batch = tiny.image_batch()
   levels = np.random.default_rng(0).integers(0, 256, (tiny.BATCH, 8, 8, 1))
   batch["image"] = (levels / 127.5 - 1.0).astype(np.float32)
-  run = jax.jit(lambda b: flow.bits_per_dim(task, {}, {}, b, tiny.keys(), 24))
+  run = jax.jit(
+    lambda b: flow.bits_per_dim(task, {}, {}, b, tiny.keys(), 24).integrate()
+  )
   share = np.exp(-0.5 * ((batch["image"] - mean) / std) ** 2) / (
     127.5 * std * np.sqrt(2.0 * np.pi)
   )
@@ -104,6 +106,9 @@ def test_bits_per_dim_of_a_network_that_knows_nothing():
   """Its v is 0, so that it draws plain noise: pixels cost what that makes of them."""
   task, batch = tiny.diffusion_task(), tiny.image_batch()
   params = jax.tree.map(jnp.zeros_like, tiny.weights(task.init, batch))
-  got = jax.jit(lambda b: flow.bits_per_dim(task, params, {}, b, tiny.keys(), 2))(batch)
+  run = jax.jit(
+    lambda b: flow.bits_per_dim(task, params, {}, b, tiny.keys(), 2).integrate()
+  )
+  got = run(batch)
   nats = 0.5 * (batch["image"] ** 2 + np.log(2.0 * np.pi)).mean((1, 2, 3))
   np.testing.assert_allclose(got, nats / np.log(2.0) + np.log2(127.5), atol=5e-3)

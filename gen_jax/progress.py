@@ -1,0 +1,58 @@
+"""How far a long command is: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import rich.console
+import rich.progress
+
+T = TypeVar("T")
+_FIRST_SECS = 5.0  # what ends sooner says nothing
+_EVERY_SECS = 30.0  # between lines where there is no terminal
+
+
+def track(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[T]:
+  """Passes items on; shows a bar where stderr is a terminal, else as `lines`.
+
+  Args:
+    total: number of items, those that were done before included.
+    what: names the items, "images encoded".
+    done: items that were done before, which say nothing about the speed.
+  """
+  if jax.process_index() or not sys.stderr.isatty():
+    yield from lines(items, total, what, done)
+    return
+  columns = (
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(bar_width=20),
+    rich.progress.MofNCompleteColumn(),
+    rich.progress.TimeRemainingColumn(),
+  )
+  console = rich.console.Console(stderr=True)
+  with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+    task = bar.add_task(what, total=total, completed=done)
+    for item in items:
+      yield item
+      bar.advance(task)
+
+
+def lines(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[T]:
+  """Passes items on; prints now and then how many are done, and the time left.
+
+  Silent for the first seconds, and in all processes of a run but the first. Works
+  next to a bar of somebody else's. See `track`.
+  """
+  due = time.monotonic() + _FIRST_SECS
+  for count, item in enumerate(items):
+    yield item
+    now = time.monotonic()
+    if count == 0:
+      began = now  # the first item compiles: it says nothing about the others
+    elif now >= due and done + count + 1 < total and not jax.process_index():
+      left = int((now - began) / count * (total - done - count - 1))
+      eta = f"{left // 60}:{left % 60:02d}"
+      print(f"{done + count + 1} of {total} {what}, ETA {eta}", file=sys.stderr, flush=True)
+      due = now + _EVERY_SECS
