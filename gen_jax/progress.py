@@ -54,5 +54,7 @@ def lines(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[
     elif now >= due and done + count + 1 < total and not jax.process_index():
       left = int((now - began) / count * (total - done - count - 1))
       eta = f"{left // 60}:{left % 60:02d}"
-      print(f"{done + count + 1} of {total} {what}, ETA {eta}", file=sys.stderr, flush=True)
+      print(
+        f"{done + count + 1} of {total} {what}, ETA {eta}", file=sys.stderr, flush=True
+      )
       due = now + _EVERY_SECS
