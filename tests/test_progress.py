@@ -13,8 +13,8 @@ def clock(monkeypatch):
 
   def items(*secs):
     for value in secs:
-      yield value
       now[0] += value
+      yield value
 
   return items
 
