@@ -7,9 +7,9 @@ import json
 import pathlib
 from typing import Any
 
+from gen_jax import files
 from gen_jax.cli import workdir
 from gen_jax.train import writers
-from gen_jax.types import InputError
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -40,22 +40,20 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Writes the page and prints its path."""
-  workdirs = [pathlib.Path(w) for w in args.workdir]
+  workdirs = [files.path(w, "--workdir") for w in args.workdir]
   parts = [f"<h1>{html.escape(args.title)}</h1>"]
   if args.summary:
-    try:
-      summary = json.loads(pathlib.Path(args.summary).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-      raise InputError(f"cannot read --summary {args.summary}: {error}") from None
+    summary = files.read_json(files.path(args.summary, "--summary"))
     parts.append(_table(_flat(summary)))
   parts += [_section(w, workdir.read_config(w)) for w in workdirs]
   page = (
     f'<!doctype html><html lang="en"><meta charset="utf-8"><title>'
     f"{html.escape(args.title)}</title><style>{_STYLE}</style>{''.join(parts)}</html>"
   )
-  out = pathlib.Path(args.out) if args.out else workdirs[0] / "report.html"
+  out = files.path(args.out, "--out") if args.out else workdirs[0] / "report.html"
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(page)
+  with files.replacing(out) as partial:
+    partial.write_text(page)
   print(out)
   return {"report": str(out)}
 
@@ -93,56 +91,75 @@ def _image(png: bytes, caption: str) -> str:
   )
 
 
-def curves(rows: list[dict[str, float]], names: list[str]) -> bytes:
-  """PNG of metrics over steps, training and validation in one frame per metric."""
-  import matplotlib
+def curves(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> bytes:
+  """PNG of metrics over steps.
 
-  matplotlib.use("Agg")
-  from matplotlib import pyplot as plt
+  Args:
+    rows: of metrics.jsonl.
+    frames: {title: {label: key of a row}}, a frame each.
+  """
+  from matplotlib import figure as figures  # not pyplot: it is the caller's
 
-  columns = min(len(names), 3)
-  shape = (-(-len(names) // columns), columns)
+  columns = min(len(frames), 3)
+  shape = (-(-len(frames) // columns), columns)
   size = (4.2 * shape[1], 3.2 * shape[0])
-  figure, axes = plt.subplots(*shape, figsize=size, squeeze=False)
-  for axis in axes.flat[len(names) :]:
+  figure = figures.Figure(figsize=size)
+  axes = figure.subplots(*shape, squeeze=False)
+  for axis in axes.flat[len(frames) :]:
     axis.remove()
-  for axis, name in zip(axes.flat, names, strict=False):
-    for label, key in (("training", name), ("validation", f"validation/{name}")):
-      points = [(r["step"], r[key]) for r in rows if key in r]
-      if points:
-        marker = "o" if "/" in key else None
-        axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
+  for axis, (title, lines) in zip(axes.flat, frames.items(), strict=False):
+    for label, key in lines.items():
+      points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+      marker = "o" if "/" in key else None
+      axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
     axis.set_xlabel("step")
-    axis.set_title(name)
+    axis.set_title(title)
     axis.grid(alpha=0.3)
-    if "/" not in name:
+    if len(lines) > 1:
       axis.legend()
   figure.tight_layout()
   png = io.BytesIO()
   figure.savefig(png, format="png", dpi=110)
-  plt.close(figure)
   return png.getvalue()
+
+
+def _frames(rows: list[dict[str, float]], config: dict[str, Any]):
+  """What `curves` shows: training and validation together where they are comparable.
+
+  With a discriminator the training loss has a part that validation leaves out, so the
+  two stand in frames of their own.
+  """
+  keys = {key for row in rows for key, value in row.items() if value is not None}
+  hidden = {"step", "learning_rate", "grad_norm"}
+  plain = {k for k in keys - hidden if "/" not in k and not k.endswith("_per_sec")}
+  plain = {k for k in plain if not k.endswith("_accuracy")}
+  differ = {"loss"} if config["task"].get("discriminator") else set()
+  frames = {}
+  for name in sorted(plain):
+    other = f"validation/{name}"
+    if name in differ:
+      frames[f"{name} (training, with the discriminator)"] = {"training": name}
+      frames |= {f"{name} (validation)": {"validation": other}} if other in keys else {}
+    else:
+      both = {"training": name, "validation": other}
+      frames[name] = {label: key for label, key in both.items() if key in keys}
+  measured = [k for row in rows for k in row if "/" in k and "validation/" not in k]
+  often = sorted(k for k in keys & set(measured) if measured.count(k) > 1)
+  return frames | {key: {key: key} for key in often}
 
 
 def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
   rows = writers.read_metrics(directory)
   parts = [f"<h2>{html.escape(directory.name)}</h2>"]
-  evaluation = directory / "evaluation.json"
-  if evaluation.exists():
-    numbers = json.loads(evaluation.read_text())
-  else:  # what training measured last
-    is_evaluation = lambda name: "/" in name or name.endswith("_accuracy")  # noqa: E731
-    numbers = {k: v for row in rows for k, v in row.items() if is_evaluation(k)}
-  if "protocol" not in numbers:
-    numbers = {**numbers, "sampling": numbers.get("sampling", config["sampling"])}
-  parts.append(_table(_flat(numbers)))
-  hidden = ("learning_rate", "grad_norm")
-  names = sorted({k for r in rows for k in r if "/" not in k} - {"step", *hidden})
-  names = [n for n in names if not n.endswith(("_per_sec", "_accuracy"))]
-  measured = [k for r in rows for k in r if "/" in k and "validation/" not in k]
-  names += sorted(k for k in set(measured) if measured.count(k) > 1)
-  if names:
-    parts.append(_image(curves(rows, names), "training and validation over steps"))
+  # What training measured last: evaluations, which have a slash in their names.
+  is_evaluation = lambda name: "/" in name or name.endswith("_accuracy")  # noqa: E731
+  last = {k: v for row in rows for k, v in row.items() if is_evaluation(k)}
+  if last:
+    parts += ["<h3>at the end of training</h3>", _table(last)]
+  if (path := directory / "evaluation.json").exists():
+    parts += ["<h3>gen-jax evaluate</h3>", _table(_flat(files.read_json(path)))]
+  if frames := _frames(rows, config):
+    parts.append(_image(curves(rows, frames), "training and validation over steps"))
   parts += [_samples(directory), _pictures(directory)]
   text = html.escape(json.dumps(config, indent=2))
   parts.append(f"<details><summary>config</summary><pre>{text}</pre></details>")
@@ -150,18 +167,24 @@ def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
 
 
 def _samples(directory: pathlib.Path) -> str:
+  """What `gen-jax sample` has left, and how it was drawn."""
   parts = []
   texts, grid = directory / "samples/text.jsonl", directory / "samples/grid.png"
   if texts.exists():
-    parts.append("<h3>samples</h3>")
-    for line in texts.read_text().splitlines():
-      sample = json.loads(line)
-      prompt, text = html.escape(sample["prompt"]), html.escape(sample["text"])
-      parts.append(f'<pre><b class="prompt">{prompt}</b>{text}</pre>')
+    shown, fields = [], ("prompt", "text")
+    for where, sample in files.records(texts):
+      prompt, text = (
+        html.escape(files.text(files.field(sample, f, where), where)) for f in fields
+      )
+      shown.append(f'<pre><b class="prompt">{prompt}</b>{text}</pre>')
+      how = sample.get("sampling", {})
+    parts += ["<h3>samples</h3>", *shown, _table(_flat(how)) if shown else ""]
   if grid.exists():
-    prompts = json.loads((directory / "samples/prompts.json").read_text())
-    caption = "rows from top to bottom: " + " · ".join(prompts)
+    how = files.read_json(directory / "samples/prompts.json")
+    prompts = how.pop("prompts", [])
+    caption = f"rows from top to bottom: {' · '.join(map(str, prompts))}"
     parts += ["<h3>samples</h3>", _image(grid.read_bytes(), caption)]
+    parts.append(_table(_flat(how)))
   return "".join(parts)
 
 
@@ -174,8 +197,8 @@ def _pictures(directory: pathlib.Path) -> str:
     parts += [_image(path.read_bytes(), f"step {step:,}") for path, step in sheets]
   edited = directory / "edits/before_after.png"
   if edited.exists():
-    how = json.loads((directory / "edits/prompts.json").read_text())
-    caption = f"before, then edited for {' · '.join(how['prompts'])}"
+    how = files.read_json(directory / "edits/prompts.json")
+    caption = f"before, then edited for {' · '.join(map(str, how.get('prompts', [])))}"
     parts += ["<h3>edits</h3>", _image(edited.read_bytes(), caption)]
   for path in sorted((directory / "figures").glob("*.txt")):
     parts.append(f"<h3>{html.escape(path.stem.replace('_', ' '))}</h3>")
