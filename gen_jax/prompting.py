@@ -284,6 +284,22 @@ class Painter:
       InputError: a caption longer than the text encoder reads, or a model that only
         edits.
     """
+    return np.concatenate(list(self.batches(params, frozen, captions, keys, negative)))
+
+  def batches(
+    self,
+    params: Params,
+    frozen: PyTree,
+    captions: Sequence[str],
+    keys: Array,
+    negative: str = "",
+    start: int = 0,
+  ) -> Iterator[np.ndarray]:
+    """The images of `images` from number `start` on, as they are drawn.
+
+    Args:
+      start: a multiple of `batch_size`: the batches are those of a call for all.
+    """
     if self.task.unet.config.extra_channels:
       raise InputError("this model draws from a picture: gen-jax edit --image")
 
@@ -292,7 +308,7 @@ class Painter:
       at = self.place(keys[index])
       return self._draw(params, frozen, caption, at, shape=self.shape, negative=against)
 
-    return self.in_batches(draw, captions, [negative] * len(captions))
+    return self._batches(draw, captions, [negative] * len(captions), start=start)
 
   def edits(
     self,
@@ -361,12 +377,15 @@ class Painter:
 
   def in_batches(self, draw, *texts: Sequence[str]) -> np.ndarray:
     """uint8 of draw(indices, captions, ...) for N texts of each kind, in batches."""
+    return np.concatenate(list(self._batches(draw, *texts)))
+
+  def _batches(self, draw, *texts: Sequence[str], start: int = 0):
+    """Yields the batches of `in_batches` from image `start` on."""
     for kind in texts:
       self.caption(kind)  # refuses before anything is drawn
     num = len(texts[0])
-    images, size = [], min(self.batch_size, num)
-    for first in range(0, num, size):
+    size = min(self.batch_size, num)
+    for first in range(start, num, size):
       index = np.minimum(np.arange(first, first + size), num - 1)
       given = (self.place(self.caption([kind[i] for i in index])) for kind in texts)
-      images.append(tree.fetch(draw(index, *given))[: num - first])
-    return to_uint8(np.concatenate(images))
+      yield to_uint8(tree.fetch(draw(index, *given))[: num - first])

@@ -94,16 +94,17 @@ def run(args) -> dict:
   painter, captions = opened.experiment.painter(), [prompt] * args.num
   keys = prompting.keys(args.seed, args.num)
   given = (opened.weights, opened.experiment.frozen)
-  if args.invert is None:
-    images = painter.edits(
-      *given, captions, keys, picture, change, strength, args.negative
-    )
-  else:
-    how = (strength, args.vary, args.negative)
-    images = repainting.redrawn(
-      painter, *given, args.invert, captions, keys, picture, *how
-    )
-  folder = workdir.out_folder(args.out, directory / "edits")
+
+  def draw(start):
+    del start
+    if args.invert is None:
+      change_here = (picture, change, strength, args.negative)
+      yield painter.edits(*given, captions, keys, *change_here)
+    else:
+      how = (strength, args.vary, args.negative)
+      how = (args.invert, captions, keys, picture, *how)
+      yield repainting.redrawn(painter, *given, *how)
+
   digest = hashlib.sha256(pathlib.Path(args.image).read_bytes()).hexdigest()
   how = {
     **opened.experiment.config["sampling"],
@@ -115,20 +116,24 @@ def run(args) -> dict:
     "invert": args.invert,
     "vary": args.vary,
     "negative": args.negative,
-    "step": opened.step,
-    "weights": opened.kind,
+    **opened.provenance(),
   }
   index = list(range(args.num))
-  before = np.concatenate([picture[None], images])
-  result = sample.write_pictures(
-    folder, images, captions, args.seed, index, args.num, how
-  )
+  with workdir.out_folder(args.out, directory / "edits") as folder:
+    result = sample.write_images(
+      folder, draw, args.num, captions, args.seed, index, args.num, how
+    )
+  paths = [pathlib.Path(one["path"]) for one in result["samples"]]
+  before = np.stack([picture, *map(sample.open_own, paths)])
   zoom = max(1, 64 // picture.shape[0])
-  sample.save_picture(
-    folder / "before_after.png", sample.grid_picture(before, len(before)), zoom
+  sample.save_image(
+    folder / "before_after.png", sample.grid_image(before, len(before)), zoom
   )
-  kept = int((images == picture).all(-1).sum(0).min())
-  print(f"before and after: {folder / 'before_after.png'}; {kept} pixels as before")
+  kept, total = int((before[1:] == picture).all((0, -1)).sum()), picture[..., 0].size
+  print(
+    f"before and after: {folder / 'before_after.png'}; {kept} of {total} pixels as"
+    " before"
+  )
   return {**result, "strength": strength, "step": opened.step, "weights": opened.kind}
 
 

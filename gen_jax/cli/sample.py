@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import sys
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 from PIL import Image
 
-from gen_jax import prompting, repainting
+from gen_jax import files, progress, prompting, repainting
 from gen_jax.cli import config_args, hosts, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import int8
@@ -110,14 +112,9 @@ def _draw(args, directory: pathlib.Path, config: dict) -> dict:
     return _talk(args, opened)
   if args.autoencoder:
     opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
-  folder = workdir.out_folder(args.out, directory / "samples")
   draw = _text if config["task"]["name"] == "language_model" else _pictures
-  try:
+  with workdir.out_folder(args.out, directory / "samples") as folder:
     result = draw(args, opened, args.prompt or [""], folder)
-  except InputError:
-    with contextlib.suppress(OSError):  # a folder with something in it stays
-      folder.rmdir()
-    raise
   if jax.process_index() == 0:
     print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
   return {"step": opened.step, "weights": opened.kind, **result}
@@ -142,28 +139,79 @@ def _reader(args, experiment):
 
 
 def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
+  """Continues every prompt; what an interrupted command of these words drew, stands."""
   writer, read = opened.experiment.writer(piece=4), _reader(args, opened.experiment)
   weights = _weights(args, opened)
   keys = prompting.keys(args.seed, args.num)
-  samples, sampling = [], dataclasses.asdict(writer.sampling)
-  path = folder / "text.jsonl"
-  try:
-    for prompt in prompts:
-      given = read(prompt)
-      for first in range(0, args.num, BATCH_SIZE):
-        some = keys[first : first + BATCH_SIZE]
+  how = {"seed": args.seed, "sampling": dataclasses.asdict(writer.sampling)}
+  how["flags"] = [name for name in SWITCHES if getattr(args, name)]
+  how = json.loads(json.dumps({**how, "model": opened.provenance()}))  # as it is read
+  samples, path = [], folder / "text.jsonl"
+  done = _drawn_before(path, how) if how["model"]["sha256"] else {}
+  groups = [
+    (prompt, range(first, min(first + BATCH_SIZE, args.num)))
+    for prompt in prompts
+    for first in range(0, args.num, BATCH_SIZE)
+  ]
+  with _appending(path) as write:
+    for prompt, group in progress.lines(groups, len(groups), "groups of samples"):
+      found = [done.get((prompt, i)) for i in group]
+      if None in found:
         show = _stream(prompt) if args.num == 1 else lambda texts: None
-        drawn = writer.samples(weights, [given] * len(some), some, show)
-        for i, sample in enumerate(drawn, first):
-          print("\n" if args.num == 1 else f"{prompt}{sample.text}\n", flush=True)
-          if args.logprobs:
-            _show_logprobs(sample, writer.tokenizer)
-          record = _record(prompt, sample, args.seed, i, args.logprobs)
-          samples.append({**record, "sampling": sampling})
-  finally:  # what is drawn is kept, whatever stops the rest
-    if samples and jax.process_index() == 0:
-      path.write_text("".join(json.dumps(s) + "\n" for s in samples))
+        given = [read(prompt)] * len(group)
+        drawn = writer.samples(weights, given, keys[np.array(group)], show)
+        found = [
+          {**_record(prompt, sample, i, args.logprobs), **how}
+          for i, sample in zip(group, drawn, strict=True)
+        ]
+        if args.num == 1:
+          print("\n", flush=True)
+      elif args.num == 1:
+        print(f"{prompt}{found[0]['text']}\n", flush=True)
+      for record in found:
+        if args.num > 1:
+          print(f"{prompt}{record['text']}\n", flush=True)
+        if args.logprobs:
+          _show_logprobs(record, writer.tokenizer)
+        write(record)
+        samples.append(record)
   return {"samples": samples, "path": str(path)}
+
+
+def _drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
+  """{(prompt, index): record} of what was drawn just so; damaged files hold nothing."""
+  found = {}
+  for file in (path, path.with_name(f"{path.name}.partial")):
+    with contextlib.suppress(InputError):
+      for _, record in files.records(file):
+        if isinstance(record.get("text"), str) and how.items() <= record.items():
+          found[record.get("prompt"), record.get("index")] = record
+  return found
+
+
+@contextlib.contextmanager
+def _appending(path: pathlib.Path) -> Iterator[Callable[[dict], None]]:
+  """Yields what writes a line of JSON to a partial file, which takes the path's place.
+
+  It does so however the body ends, if there is a line; a killed process leaves the
+  partial file, of whose lines the last may be torn.
+  """
+  if jax.process_index():
+    yield lambda record: None
+    return
+  partial, count = path.with_name(f"{path.name}.partial"), itertools.count()
+  with partial.open("w") as file:
+
+    def write(record: dict) -> None:
+      next(count)
+      file.write(json.dumps(record) + "\n")
+      file.flush()
+
+    try:
+      yield write
+    finally:
+      file.close()
+      partial.replace(path) if next(count) else partial.unlink()
 
 
 def _stream(prompt: str):
@@ -177,16 +225,14 @@ def _stream(prompt: str):
   return show
 
 
-def _show_logprobs(sample: prompting.Sample, tokenizer) -> None:
-  for token, logprob in zip(sample.tokens.tolist(), sample.logprobs, strict=True):
+def _show_logprobs(record: dict, tokenizer) -> None:
+  for token, logprob in zip(record["tokens"], record["logprobs"], strict=True):
     print(f"  {logprob:9.4f}  {''.join(tokenizer.stream([token]))!r}")
   print()
 
 
-def _record(
-  prompt: str, sample: prompting.Sample, seed: int, index: int, logprobs: bool
-) -> dict:
-  record = {"prompt": prompt, "text": sample.text, "seed": seed, "index": index}
+def _record(prompt: str, sample: prompting.Sample, index: int, logprobs: bool) -> dict:
+  record = {"prompt": prompt, "text": sample.text, "index": index}
   record["logprob"] = float(sample.logprobs.sum())
   if logprobs:
     record["tokens"] = sample.tokens.tolist()
@@ -239,8 +285,8 @@ def _history(writer: prompting.Writer, messages: list[dict]) -> list[int]:
     del messages[:2]
 
 
-def grid_picture(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
-  """uint8 [N, H, W, C] -> one picture, row by row, white lines in between."""
+def grid_image(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
+  """uint8 [N, H, W, C] -> one image, row by row, white lines in between."""
   rows = -(-len(images) // columns)
   n, height, width, channels = images.shape
   cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
@@ -256,7 +302,7 @@ def save_sheet(path: pathlib.Path, images: np.ndarray) -> None:
   """Writes uint8 [rows, columns, H, W, C] as one PNG, each at least 64 wide."""
   columns, height = images.shape[1:3]
   flat = images.reshape(-1, *images.shape[2:])
-  save_picture(path, grid_picture(flat, columns), max(1, 64 // height))
+  save_image(path, grid_image(flat, columns), max(1, 64 // height))
 
 
 def save_figure(
@@ -270,12 +316,13 @@ def save_figure(
   return path
 
 
-def save_picture(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
+def save_image(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
   """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide."""
   pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-  picture = Image.fromarray(pixels)
-  size = (picture.width * zoom, picture.height * zoom)
-  picture.resize(size, Image.Resampling.NEAREST).save(path)
+  image = Image.fromarray(pixels)
+  size = (image.width * zoom, image.height * zoom)
+  with files.replacing(path) as partial:
+    image.resize(size, Image.Resampling.NEAREST).save(partial, format="png")
 
 
 def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
@@ -286,55 +333,96 @@ def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
     captions = [prompt for prompt in prompts for _ in range(args.num)]
     index = [i for _ in prompts for i in range(args.num)]
     keys = prompting.keys(args.seed, args.num)[np.array(index)]
-    images = painter.images(*given, captions, keys, negative)
+    size = min(painter.batch_size, len(captions))
+
+    def draw(start):
+      return painter.batches(*given, captions, keys, negative, start)
+
   else:
     captions, index = [" to ".join(prompts)] * columns, list(range(columns))
-    keys = prompting.keys(args.seed, 2)
-    images = repainting.between(
-      painter, *given, tuple(prompts), keys, columns, negative
-    )
-  how = {
-    **opened.experiment.config["sampling"],
-    "negative": args.negative or "",
-    "step": opened.step,
-    "weights": opened.kind,
+    keys, size = prompting.keys(args.seed, 2), columns
+
+    def draw(start):
+      del start
+      how = (tuple(prompts), keys, columns, negative)
+      yield repainting.between(painter, *given, *how)
+
+  how = {**opened.experiment.config["sampling"], "negative": negative}
+  how |= {"num": columns, **opened.provenance()}
+  return write_images(folder, draw, size, captions, args.seed, index, columns, how)
+
+
+def _paths(folder, captions: list[str], seed: int, index: list[int]):
+  """A file for each image, named after its prompt, seed and place."""
+  prompts = list(dict.fromkeys(captions))
+  slugs = {
+    prompt: "".join(c if c.isalnum() else "_" for c in prompt)[:40] or "empty"
+    for prompt in prompts
   }
-  return write_pictures(folder, images, captions, args.seed, index, columns, how)
+  if len(set(slugs.values())) < len(slugs):  # one file per image all the same
+    slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
+  pairs = zip(captions, index, strict=True)
+  return [folder / f"{slugs[caption]}_{seed}_{i}.png" for caption, i in pairs]
 
 
-def write_pictures(
+def write_images(
   folder: pathlib.Path,
-  images: np.ndarray,
+  draw: Callable[[int], Iterable[np.ndarray]],
+  size: int,
   captions: list[str],
   seed: int,
   index: list[int],
   columns: int,
   how: dict,
 ) -> dict:
-  """Writes each picture, all of them in grid.png, and how they were made.
+  """Writes each image as it is drawn, all of them in grid.png, and how they were made.
+
+  An interrupted command goes on with the first batch that is not complete: where
+  prompts.json says that images were drawn just so, those that are there stand.
 
   Args:
-    images: uint8 [N, H, W, C].
-    index: of each picture among those of its prompt.
-    how: goes into prompts.json beside the prompts.
+    draw: image number -> batches uint8 [n, H, W, C] from there on.
+    size: of a batch, but for the last.
+    index: of each image among those of its prompt.
+    how: goes into prompts.json next to the prompts.
   """
+  paths = _paths(folder, captions, seed, index)
   prompts = list(dict.fromkeys(captions))
-  slugs = {
-    prompt: "".join(c if c.isalnum() else "_" for c in prompt)[:40] or "empty"
-    for prompt in prompts
-  }
-  if len(set(slugs.values())) < len(slugs):  # one file per picture all the same
-    slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
-  samples, writes = [], jax.process_index() == 0
-  for image, caption, i in zip(images, captions, index, strict=True):
-    path = folder / f"{slugs[caption]}_{seed}_{i}.png"
-    if writes:
-      save_picture(path, image)
-    samples.append({"prompt": caption, "path": str(path), "seed": seed, "index": i})
-  record = {"prompts": prompts, "seed": seed, **how}
+  record = {"prompts": prompts, "seed": seed, **how, "images": [p.name for p in paths]}
+  record = json.loads(json.dumps(record))  # as it will be read
+  writes, about = jax.process_index() == 0, folder / "prompts.json"
+  done = 0
+  with contextlib.suppress(InputError):
+    if how.get("sha256") and files.read_json(about) == record:
+      done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
+  start = done // size * size if done < len(paths) else done
+  is_begun = start > 0
+  at, batches = start, draw(start) if start < len(paths) else ()
+  left = -(-len(paths) // size)
+  for images in progress.track(batches, left, "batches drawn", start // size):
+    if writes and not is_begun:  # names may be those of other images
+      for path in paths:
+        path.unlink(missing_ok=True)
+      files.write_json(about, record)
+    is_begun = True
+    for image, path in zip(images, paths[at:], strict=False):
+      if writes:
+        save_image(path, image)
+    at += len(images)
   if writes:
+    images = np.stack([open_own(path) for path in paths])
     zoom = max(1, 64 // images.shape[1])
-    save_picture(folder / "grid.png", grid_picture(images, columns), zoom)
-    (folder / "prompts.json").write_text(json.dumps(record, indent=2) + "\n")
-  print(f"{len(images)} pictures in {folder}, all of them in {folder / 'grid.png'}")
+    save_image(folder / "grid.png", grid_image(images, columns), zoom)
+  print(f"{len(paths)} images in {folder}, all of them in {folder / 'grid.png'}")
+  samples = [
+    {"prompt": caption, "path": str(path), "seed": seed, "index": i}
+    for caption, path, i in zip(captions, paths, index, strict=True)
+  ]
   return {"samples": samples, "grid": str(folder / "grid.png")}
+
+
+def open_own(path: pathlib.Path) -> np.ndarray:
+  """uint8 [H, W, C] of an image that `save_image` has written."""
+  with Image.open(path) as image:
+    pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -35,6 +35,16 @@ class Opened:
   step: int
   kind: str  # 'ema' or 'raw'
 
+  def provenance(self) -> dict[str, Any]:
+    """What says by which model something was drawn; equal iff it was the same one.
+
+    `sha256` is of the weights and of the autoencoder that they work in; None in a run
+    of several processes, none of which has them all.
+    """
+    whole = jax.process_count() == 1
+    digest = tree.sha256((self.weights, self.experiment.frozen)) if whole else None
+    return {"step": self.step, "weights": self.kind, "sha256": digest}
+
 
 def _which(which: str, manager) -> dict[str, Any]:
   """What a checkpoint's name means to `checkpoint.restore`."""

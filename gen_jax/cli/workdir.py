@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from gen_jax import experiment as experiments
+from gen_jax import files
 from gen_jax.cli import config_args
 from gen_jax.types import InputError
 
@@ -148,20 +149,28 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     raise
 
 
-def out_folder(given: str | None, usual: pathlib.Path) -> pathlib.Path:
-  """The folder that --out names, or the usual one; it is there then.
+@contextlib.contextmanager
+def out_folder(given: str | None, usual: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the folder that --out names, or the usual one.
+
+  It is there in the body, and gone again if the body fails and has left nothing in it.
 
   Raises:
     InputError: it cannot be written to.
   """
-  folder = pathlib.Path(given) if given else usual
+  folder = files.path(given, "--out") if given else usual
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
       f"cannot write to {folder}: {error.strerror}; give another --out"
     ) from None
-  return folder
+  try:
+    yield folder
+  except BaseException:
+    with contextlib.suppress(OSError):  # a folder with something in it stays
+      folder.rmdir()
+    raise
 
 
 def _revision() -> str | None:

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
   examples = sources.Digits().examples("train")
   images = np.stack([examples[i]["image"] for i in range(30)])
   for i, image in enumerate(images):
-    sample.save_picture(path / f"{i}.png", image)
+    sample.save_image(path / f"{i}.png", image)
   sample.save_sheet(path / "grid.png", images[None])
   return path
 

@@ -1,11 +1,13 @@
 """`gen-jax sample` for text: what is printed, kept and refused."""
 
+import dataclasses
 import io
 import json
 import math
 
 import pytest
 
+from gen_jax import experiment, prompting
 from gen_jax.decoding import generate
 
 SHORT = ("--max_tokens", "6", "--seed", "3")
@@ -96,3 +98,63 @@ def test_a_prompt_over_the_context_leaves_nothing(refuse, text_workdir):
 
 def test_switches_of_text_are_refused_for_pictures(refuse, image_workdir):
   refuse("sample", "--workdir", image_workdir, "--int8", says=["--int8 is for text"])
+
+
+def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
+  """What an interrupted command drew stands; another seed draws all."""
+  words = ("sample", "--workdir", text_workdir, "--prompt", "a", "--num", "20")
+  path = text_workdir / "samples" / "text.jsonl"
+  whole = call(*words, *SHORT)
+  assert whole.code == 0, whole
+  content = path.read_bytes()
+  drawn, samples, stop_after = [], prompting.Writer.samples, 1
+
+  def counting(self, weights, prompts, *args):
+    drawn.append(len(prompts))
+    if len(drawn) > stop_after:
+      raise KeyboardInterrupt
+    return samples(self, weights, prompts, *args)
+
+  monkeypatch.setattr(prompting.Writer, "samples", counting)
+  path.unlink()
+  assert call(*words, *SHORT).code == 130
+  kept = path.read_text().split("\n")
+  assert len(kept) == 9  # a batch of 8, and the last line's end
+  path.rename(path.with_name("text.jsonl.partial"))  # as a process that is killed
+  with path.with_name("text.jsonl.partial").open("a") as file:
+    file.write('{"prompt": "a", "te')
+  drawn.clear()
+  stop_after = 9
+  assert call(*words, *SHORT).out == whole.out
+  assert drawn == [8, 4] and path.read_bytes() == content
+  drawn.clear()
+  assert call(*words, "--max_tokens", "6", "--seed", "4").code == 0
+  assert drawn == [8, 8, 4]
+
+
+def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatch):
+  make = experiment.Experiment.painter
+  monkeypatch.setattr(
+    experiment.Experiment,
+    "painter",
+    lambda self: dataclasses.replace(make(self), batch_size=2),
+  )
+  words = ("sample", "--workdir", digits_workdir, "--num_steps", "2", "--num", "5")
+  words = (*words, "--prompt", "one", "--out", tmp_path)
+  assert call(*words).code == 0
+  names = [f"one_0_{i}.png" for i in range(5)]
+  whole = {name: (tmp_path / name).read_bytes() for name in (*names, "grid.png")}
+  starts, batches = [], prompting.Painter.batches
+
+  def watched(self, *args):
+    starts.append(args[-1])
+    return batches(self, *args)
+
+  monkeypatch.setattr(prompting.Painter, "batches", watched)
+  (tmp_path / names[3]).unlink()
+  assert call(*words).code == 0
+  assert call(*words).code == 0  # nothing is left to draw
+  assert starts == [2]
+  assert whole == {name: (tmp_path / name).read_bytes() for name in whole}
+  assert call(*words, "--guidance_scale", "3").code == 0  # the same names, other images
+  assert starts == [2, 0]
