@@ -1,10 +1,9 @@
 """`gen-jax encode`: an autoencoder's latents, measured and kept on disk."""
 
 import contextlib
-import itertools
+import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,14 +11,16 @@ import jax
 import numpy as np
 
 from gen_jax import experiment as experiments
-from gen_jax import tree
+from gen_jax import files, progress, tree
 from gen_jax.cli import config_args, trained, workdir
-from gen_jax.data import datasets, latents, pipeline
+from gen_jax.data import latents, pipeline
 from gen_jax.tasks import autoencoder
 from gen_jax.types import InputError
 
 SPLITS = ("train", "validation")
 BATCH_SIZE = 32
+ABOUT = "encode.json"  # what the pieces of an interrupted command are of
+PIECE = 16 * BATCH_SIZE  # examples that are kept when the command is interrupted
 
 
 def add_arguments(parser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser) -> None:
     "--to", metavar="DIR", help="new folder for the codes of all data"
   )
   parser.add_argument(
-    "--flip", action="store_true", help="encode each picture mirrored as well"
+    "--flip", action="store_true", help="encode each image mirrored as well"
   )
   parser.epilog = (
     "Measures mean and standard deviation of each channel over the training split and\n"
@@ -40,8 +41,8 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> dict:
-  """Measures, and with --to writes the codes; nothing is left of what breaks off."""
-  directory = pathlib.Path(args.workdir)
+  """Measures, and with --to writes the codes; given again, it goes on where it was."""
+  directory = files.path(args.workdir, "--workdir")
   for key, _ in args.overrides:
     if key.split(".")[0] not in ("data", "mesh"):
       raise InputError(
@@ -49,7 +50,7 @@ def run(args) -> dict:
         " mesh"
       )
   config = config_args.apply(workdir.read_config(directory), args.overrides)
-  target = pathlib.Path(args.to) if args.to else None
+  target = files.path(args.to, "--to") if args.to else None
   if target and target.exists():
     raise InputError(f"--to {target} is there already; take another folder")
   experiment = experiments.make(config, None)
@@ -58,101 +59,134 @@ def run(args) -> dict:
   opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
   weights = opened.weights["autoencoder"]
   found = {split: experiment.data.examples(split) for split in SPLITS}
-  encoder = _Encoder(experiment, weights, args.flip)
-  statistics = _Statistics()
   notes = {
     "sha256": tree.sha256(weights),
     "step": opened.step,
     "weights": opened.kind,
     "data": config["data"]["source"],
   }
-  if target:
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+  home = target or directory / "latents"
+  home = home.with_name(f"{home.name}.partial")
+  sizes = {split: len(examples) for split, examples in found.items()}
+  about = {**notes, "data": config["data"], "flip": args.flip, "sizes": sizes}
+  with _going_on(home, about):
+    encode = _encoder(experiment, weights, args.flip)
+    moments = _pieces(home, "train", encode, found["train"], keep=target is not None)
+    notes = {**notes, **_statistics(moments)}
+    if target:
+      _pieces(home, "validation", encode, found["validation"], keep=True)
       for split in SPLITS:
-        codes = encoder.codes(found[split])
-        codes = statistics.watching(codes) if split == "train" else codes
-        latents.write(partial / f"{split}.array_record", codes)
-      notes = {**notes, **statistics.found()}
-      workdir.write_json(partial / latents.NAME, notes)
-      partial.rename(target)
-    except BaseException:
-      shutil.rmtree(partial, ignore_errors=True)
-      raise
-  else:
-    for _ in statistics.watching(encoder.codes(found["train"])):
-      pass
-    notes = {**notes, **statistics.found()}
+        latents.join(home, split)
+      workdir.write_json(home / latents.NAME, notes)
+      for piece in (home / ABOUT, *home.glob("*.0*")):
+        piece.unlink()
+      home.rename(target)
+    else:
+      shutil.rmtree(home)
   workdir.write_json(directory / latents.NAME, notes)
   for name in ("mean", "std"):
     print(f"{name} of each channel: {', '.join(f'{v:.4f}' for v in notes[name])}")
   print(
-    f"over {notes['num_images']} pictures, by the {opened.kind} weights of step"
+    f"over {notes['num_images']} images, by the {opened.kind} weights of step"
     f" {opened.step}: {directory / latents.NAME}"
     + (f"; codes in {target}" if target else "")
   )
   return {"workdir": str(directory), "to": args.to, **notes}
 
 
-class _Encoder:
-  """Pictures to the moments of their codes, in batches of one size."""
+@contextlib.contextmanager
+def _going_on(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
+  """A folder of pieces: those of an equal command that was interrupted, or none.
 
-  def __init__(self, experiment, weights, flip: bool):
-    self.data: datasets.ImageData = experiment.data
-    self.flip, self.weights = flip, weights
-    model = experiment.task.autoencoder
+  Should the body fail, the pieces stay; a folder without any goes.
+  """
+  path, about = home / ABOUT, json.loads(json.dumps(about))
+  with contextlib.suppress(InputError):
+    if files.read_json(path) != about:
+      shutil.rmtree(home)
+  if not path.exists():
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    workdir.write_json(path, about)
+  try:
+    yield
+  except BaseException:
+    if not any(home.glob("*.0*.json")):
+      shutil.rmtree(home, ignore_errors=True)
+    raise
 
-    def encode(weights, x):
-      moments = model.apply({"params": weights}, x, method="encode")
-      return jax.numpy.concatenate(moments, -1)
 
-    self._encode = jax.jit(encode)
+def _pieces(
+  home: pathlib.Path, split: str, encode, examples: Sequence, *, keep: bool
+) -> list[dict[str, Any]]:
+  """Encodes what is missing of a split, a piece at a time; returns sums of each.
 
-  def codes(self, examples: Sequence) -> Iterator[tuple[np.ndarray, str]]:
-    """Codes [F, h, w, 2 Z] and caption of each example."""
-    sides = (1, -1) if self.flip else (1,)
-    indices = iter(range(len(examples)))
-    while some := list(itertools.islice(indices, BATCH_SIZE)):
-      batch = [examples[i] for i in some]
-      size, channels = self.data.image_size, self.data.channels
+  Args:
+    encode: examples -> (moments float32 [F, h, w, 2 Z], caption) of each.
+    keep: whether the codes are written, and not their sums alone.
+  """
+  firsts = range(0, len(examples), PIECE)
+  paths = [home / f"{split}.{i:05}.json" for i in range(len(firsts))]
+  missing = [
+    (f, path) for f, path in zip(firsts, paths, strict=True) if not path.exists()
+  ]
+  done = len(firsts) - len(missing)
+  what = f"pieces of {split} encoded"
+  for first, path in progress.track(missing, len(firsts), what, done):
+    some = range(first, min(first + PIECE, len(examples)))
+    codes = list(encode([examples[i] for i in some]))
+    if keep:
+      latents.write(path.with_suffix(".array_record"), codes)
+    workdir.write_json(path, _sums(codes))  # last: the piece is complete
+  return [files.read_json(path) for path in paths]
+
+
+def _encoder(experiment, weights, flip: bool):
+  """Examples to the moments of their codes, in batches of one size."""
+  model, data = experiment.task.autoencoder, experiment.data
+  sides = (1, -1) if flip else (1,)
+
+  def encode(weights, x):
+    moments = model.apply({"params": weights}, x, method="encode")
+    return jax.numpy.concatenate(moments, -1)
+
+  compiled = jax.jit(encode)
+
+  def codes(examples: Sequence[dict]) -> Iterator[tuple[np.ndarray, str]]:
+    for first in range(0, len(examples), BATCH_SIZE):
+      batch = examples[first : first + BATCH_SIZE]
+      size, channels = data.image_size, data.channels
       pixels = [pipeline.to_square(e["image"], size, channels) for e in batch]
       pixels += pixels[:1] * (BATCH_SIZE - len(batch))
       x = np.stack(pixels).astype(np.float32) / 127.5 - 1.0
-      found = [np.asarray(self._encode(self.weights, x[:, :, ::s])) for s in sides]
+      found = [np.asarray(compiled(weights, x[:, :, ::s])) for s in sides]
       if not all(np.isfinite(f).all() for f in found):
-        raise InputError("the autoencoder gives codes that are not finite; train anew")
+        raise InputError(
+          "the autoencoder gives codes that are not finite; train another one"
+        )
       for i, example in enumerate(batch):
         yield np.stack([f[i] for f in found]), example["caption"]
-      with contextlib.suppress(OSError):
-        done = some[-1] + 1
-        if sys.stderr.isatty():
-          print(f"\r{done} of {len(examples)} encoded", end="", file=sys.stderr)
+
+  return codes
 
 
-class _Statistics:
-  """Mean and variance of draws from posteriors, in float64."""
+def _sums(codes: Sequence[tuple[np.ndarray, str]]) -> dict[str, Any]:
+  """Sums over draws from posteriors, in float64: of values and of their squares."""
+  mean, std = np.split(np.stack([m for m, _ in codes]).astype(np.float64), 2, -1)
+  axes = tuple(range(mean.ndim - 1))
+  return {
+    "num_images": len(codes),
+    "count": mean[..., 0].size,
+    "sums": [mean.sum(axes).tolist(), (mean**2 + std**2).sum(axes).tolist()],
+  }
 
-  def __init__(self):
-    self.num_images, self.count, self.sums = 0, 0, np.zeros((2, 1))
 
-  def watching(self, codes) -> Iterator[tuple[np.ndarray, str]]:
-    """Passes codes on."""
-    for moments, caption in codes:
-      mean, std = np.split(moments.astype(np.float64), 2, -1)
-      flat = mean.reshape(-1, mean.shape[-1])
-      second = (mean**2 + std**2).reshape(flat.shape)
-      self.sums = self.sums + np.stack([flat.sum(0), second.sum(0)])
-      self.count, self.num_images = self.count + len(flat), self.num_images + 1
-      yield moments, caption
-
-  def found(self) -> dict[str, Any]:
-    """mean and std per channel."""
-    if not self.count:
-      raise InputError("the data set has no images; look at its source and split")
-    mean, second = self.sums / self.count
-    std = np.sqrt(np.maximum(second - mean**2, 1e-12))
-    return {
-      "mean": mean.tolist(), "std": std.tolist(), "num_images": self.num_images
-    }  # fmt: skip
+def _statistics(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """mean and std per channel, and the number of images, from sums of pieces."""
+  if not pieces:
+    raise InputError("the data set has no images; look at its source and split")
+  count = sum(piece["count"] for piece in pieces)
+  mean, second = np.sum([piece["sums"] for piece in pieces], 0) / count
+  std = np.sqrt(np.maximum(second - mean**2, 1e-12))
+  num = sum(piece["num_images"] for piece in pieces)
+  return {"mean": mean.tolist(), "std": std.tolist(), "num_images": num}

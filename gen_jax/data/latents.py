@@ -49,6 +49,19 @@ def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int
   return num
 
 
+def join(folder: pathlib.Path, split: str) -> None:
+  """Makes one file of the pieces SPLIT.00000.array_record, ... that `write` wrote."""
+  pieces = sorted(folder.glob(f"{split}.0*.array_record"))
+  examples = (
+    (record["codes"], record["caption"])
+    for piece in pieces
+    for record in map(
+      serialization.msgpack_restore, grain.sources.ArrayRecordDataSource([str(piece)])
+    )
+  )
+  write(folder / f"{split}.array_record", examples)
+
+
 def read_statistics(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `gen-jax encode` has measured of an autoencoder; None if it has not."""
   path = folder / NAME

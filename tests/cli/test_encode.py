@@ -1,0 +1,53 @@
+"""`gen-jax encode`: what an interrupted command has done stands."""
+
+import json
+
+import pytest
+
+from gen_jax.cli import encode
+
+
+@pytest.mark.parametrize("to", [True, False], ids=["codes", "statistics alone"])
+def test_encoding_goes_on_where_it_was(call, vae_workdir, tmp_path, monkeypatch, to):
+  """Piece by piece, and byte for byte what an unbroken command writes."""
+  monkeypatch.setattr(encode, "BATCH_SIZE", 100)
+  monkeypatch.setattr(encode, "PIECE", 400)
+  words = ("encode", "--workdir", vae_workdir)
+  flags = [("--to", tmp_path / name) if to else () for name in ("whole", "broken")]
+  whole = call(*words, *flags[0], "--json")
+  assert whole.code == 0, whole
+  pieces, sums = [], encode._sums
+
+  def counting(codes):
+    pieces.append(len(codes))
+    if len(pieces) == 3:
+      raise KeyboardInterrupt
+    return sums(codes)
+
+  monkeypatch.setattr(encode, "_sums", counting)
+  assert call(*words, *flags[1]).code == 130
+  assert not (tmp_path / "broken").exists()
+  again = call(*words, *flags[1], "--json")
+  assert again.code == 0, again
+  # 1,438 digits of training, 359 of validation; the third piece is encoded twice.
+  assert pieces == [400, 400, 400, 400, 238, *([359] if to else [])]
+  found = [json.loads(outcome.out.splitlines()[-1]) for outcome in (whole, again)]
+  assert {**found[0], "to": None} == {**found[1], "to": None}
+  assert not list(tmp_path.glob("*.partial")) + list(vae_workdir.glob("*.partial"))
+  if to:
+    files = [
+      {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+      for name in ("whole", "broken")
+    ]
+    names = {"latents.json", "train.array_record", "validation.array_record"}
+    assert files[0] == files[1] and files[0].keys() == names
+
+
+def test_pieces_of_another_command_are_not_taken(call, vae_workdir, tmp_path):
+  home = tmp_path / "codes.partial"
+  home.mkdir()
+  (home / "encode.json").write_text('{"sha256": "another"}')
+  (home / "train.00000.json").write_text('{"num_images": 1, "count": 1, "sums": []}')
+  done = call("encode", "--workdir", vae_workdir, "--to", tmp_path / "codes", "--json")
+  assert done.code == 0, done
+  assert json.loads(done.out.splitlines()[-1])["num_images"] == 1438
