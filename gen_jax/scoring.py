@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from gen_jax import tree
+from gen_jax import progress, tree
 from gen_jax.data import tokenizer as tokenizers
 from gen_jax.models import transformer
 from gen_jax.types import InputError, Params
@@ -88,18 +88,20 @@ class Scorer:
     buckets = collections.defaultdict(list)
     for i, row in enumerate(rows):
       buckets[self._width(len(row.tokens) - 1)].append(i)
-    results: list[Any] = [None] * len(rows)
+    batches = []
     for width, members in buckets.items():
       most = max(1, self.batch_tokens // width)
       size = min(most, 1 << (len(members) - 1).bit_length())
-      for start in range(0, len(members), size):
-        chosen = members[start : start + size]
-        batch = np.zeros((size, width + 1), np.int32)  # what follows a row, it ignores
-        for line, i in zip(batch, chosen, strict=False):
-          line[: len(rows[i].tokens)] = rows[i].tokens
-        scores = tree.fetch(self._score(params, batch))
-        for line, i in zip(scores, chosen, strict=False):
-          results[i] = line[rows[i].first - 1 : len(rows[i].tokens) - 1]
+      firsts = range(0, len(members), size)
+      batches += [(width, size, members[first : first + size]) for first in firsts]
+    results: list[Any] = [None] * len(rows)
+    for width, size, chosen in progress.lines(batches, len(batches), "batches scored"):
+      batch = np.zeros((size, width + 1), np.int32)  # what follows a row, it ignores
+      for line, i in zip(batch, chosen, strict=False):
+        line[: len(rows[i].tokens)] = rows[i].tokens
+      scores = tree.fetch(self._score(params, batch))
+      for line, i in zip(scores, chosen, strict=False):
+        results[i] = line[rows[i].first - 1 : len(rows[i].tokens) - 1]
     return results
 
 

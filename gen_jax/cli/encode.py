@@ -1,9 +1,6 @@
 """`gen-jax encode`: an autoencoder's latents, measured and kept on disk."""
 
-import contextlib
-import json
 import pathlib
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +16,6 @@ from gen_jax.types import InputError
 
 SPLITS = ("train", "validation")
 BATCH_SIZE = 32
-ABOUT = "encode.json"  # what the pieces of an interrupted command are of
 PIECE = 16 * BATCH_SIZE  # examples that are kept when the command is interrupted
 
 
@@ -69,7 +65,7 @@ def run(args) -> dict:
   home = home.with_name(f"{home.name}.partial")
   sizes = {split: len(examples) for split, examples in found.items()}
   about = {**notes, "data": config["data"], "flip": args.flip, "sizes": sizes}
-  with _going_on(home, about):
+  with workdir.unfinished(home, about):
     encode = _encoder(experiment, weights, args.flip)
     moments = _pieces(home, "train", encode, found["train"], keep=target is not None)
     notes = {**notes, **_statistics(moments)}
@@ -78,11 +74,9 @@ def run(args) -> dict:
       for split in SPLITS:
         latents.join(home, split)
       workdir.write_json(home / latents.NAME, notes)
-      for piece in (home / ABOUT, *home.glob("*.0*")):
+      for piece in (home / workdir.ABOUT, *home.glob("*.0*")):
         piece.unlink()
       home.rename(target)
-    else:
-      shutil.rmtree(home)
   workdir.write_json(directory / latents.NAME, notes)
   for name in ("mean", "std"):
     print(f"{name} of each channel: {', '.join(f'{v:.4f}' for v in notes[name])}")
@@ -92,28 +86,6 @@ def run(args) -> dict:
     + (f"; codes in {target}" if target else "")
   )
   return {"workdir": str(directory), "to": args.to, **notes}
-
-
-@contextlib.contextmanager
-def _going_on(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
-  """A folder of pieces: those of an equal command that was interrupted, or none.
-
-  Should the body fail, the pieces stay; a folder without any goes.
-  """
-  path, about = home / ABOUT, json.loads(json.dumps(about))
-  with contextlib.suppress(InputError):
-    if files.read_json(path) != about:
-      shutil.rmtree(home)
-  if not path.exists():
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    workdir.write_json(path, about)
-  try:
-    yield
-  except BaseException:
-    if not any(home.glob("*.0*.json")):
-      shutil.rmtree(home, ignore_errors=True)
-    raise
 
 
 def _pieces(

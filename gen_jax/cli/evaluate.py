@@ -11,7 +11,7 @@ import pathlib
 import jax
 
 import gen_jax
-from gen_jax import scoring
+from gen_jax import files, scoring
 from gen_jax.cli import config_args, evaluate_pictures, hosts, trained, workdir
 from gen_jax.decoding import int8
 from gen_jax.models import transformer
@@ -52,7 +52,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
-  directory = pathlib.Path(args.workdir)
+  directory = files.path(args.workdir, "--workdir")
   is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
   given = [n for n in ("text", "stride", "choices", "int8") if is_given(n)]
   is_pictures = args.baseline or any(map(is_given, evaluate_pictures.FLAGS))
@@ -78,15 +78,33 @@ def _on_its_own(args, directory: pathlib.Path, config: dict, roll: hosts.Roll) -
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   with roll.first():
     evals = opened.experiment.evaluators()
-  result = {"step": opened.step, "weights": opened.kind}
   print(f"step {opened.step}, {opened.kind} weights")
-  for evaluator in evals:
-    for name, value in evaluator(opened.weights, opened.experiment.frozen):
-      if isinstance(value, float):
-        print(f"{name:32} {value:.4f}", flush=True)
-        result[name] = value
-  result["sampling"] = config["sampling"]
-  return result
+  result, provenance = {}, opened.provenance()
+  names = [name for name, block in config["evaluators"].items() if block is not None]
+  about = {**provenance, **{k: config[k] for k in ("evaluators", "data", "sampling")}}
+  if provenance["sha256"] is None:  # of several processes none has pieces of its own
+    found = (_numbers(e, opened) for e in evals)
+  else:
+    found = _kept(directory / "evaluation.partial", about, names, evals, opened)
+  for numbers in found:
+    result |= _show(numbers)
+  return {**provenance, **result, "sampling": config["sampling"]}
+
+
+def _numbers(evaluator, opened: trained.Opened) -> dict[str, float]:
+  """What an evaluator measures, without its images."""
+  pairs = evaluator(opened.weights, opened.experiment.frozen)
+  return {name: value for name, value in pairs if isinstance(value, float)}
+
+
+def _kept(home: pathlib.Path, about: dict, names: list[str], evals, opened):
+  """Yields the numbers of each evaluator, those of an interrupted command first."""
+  with workdir.unfinished(home, about):
+    for name, evaluator in zip(names, evals, strict=True):
+      path = home / f"{name}.json"
+      if not path.exists():
+        workdir.write_json(path, _numbers(evaluator, opened))
+      yield files.read_json(path)
 
 
 def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:

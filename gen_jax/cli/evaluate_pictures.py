@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 import gen_jax
-from gen_jax import build, fidelity, pictures
+from gen_jax import build, fidelity, pictures, progress
 from gen_jax import experiment as experiments
 from gen_jax.cli import sample, trained
 from gen_jax.data import sources
@@ -108,6 +108,8 @@ def _drawn(args, opened, gallery):
     )
   captions = gallery.captions(args.pictures)
   made = pictures.drawn(painter, opened.weights, frozen, captions, args.seed)
+  num = -(-len(captions) // min(painter.batch_size, len(captions)))
+  made = progress.lines(made, num, "batches drawn")
   sampling = opened.experiment.config["sampling"]
   how = {"weights": opened.kind, "seed": args.seed, "sampling": sampling}
   return made, {"num": args.pictures, **how}

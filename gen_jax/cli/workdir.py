@@ -32,6 +32,7 @@ MAY_CHANGE = (
   "task.unet.attention.attend",
   "task.codec.autoencoder.attend",
 )
+ABOUT = "about.json"  # what the pieces of an unfinished command are of
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -171,6 +172,33 @@ def out_folder(given: str | None, usual: pathlib.Path) -> Iterator[pathlib.Path]
     with contextlib.suppress(OSError):  # a folder with something in it stays
       folder.rmdir()
     raise
+
+
+@contextlib.contextmanager
+def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
+  """A folder for pieces of work, which an equal command finds if this one is cut off.
+
+  It is empty in the body, or holds the pieces of an equal command. Should the body
+  fail, the pieces stay; if it ends well, or there are none, the folder goes.
+
+  Args:
+    about: what makes a command equal: all that its pieces depend on.
+  """
+  about = json.loads(json.dumps(about))
+  with contextlib.suppress(InputError):
+    if files.read_json(home / ABOUT) != about:
+      shutil.rmtree(home)
+  if not (home / ABOUT).exists():
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    write_json(home / ABOUT, about)
+  try:
+    yield
+  except BaseException:
+    if [path.name for path in home.iterdir()] == [ABOUT]:
+      shutil.rmtree(home, ignore_errors=True)
+    raise
+  shutil.rmtree(home, ignore_errors=True)
 
 
 def _revision() -> str | None:

@@ -46,7 +46,7 @@ def test_encoding_goes_on_where_it_was(call, vae_workdir, tmp_path, monkeypatch,
 def test_pieces_of_another_command_are_not_taken(call, vae_workdir, tmp_path):
   home = tmp_path / "codes.partial"
   home.mkdir()
-  (home / "encode.json").write_text('{"sha256": "another"}')
+  (home / "about.json").write_text('{"sha256": "another"}')
   (home / "train.00000.json").write_text('{"num_images": 1, "count": 1, "sums": []}')
   done = call("encode", "--workdir", vae_workdir, "--to", tmp_path / "codes", "--json")
   assert done.code == 0, done

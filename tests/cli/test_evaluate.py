@@ -5,6 +5,9 @@ import json
 
 import pytest
 
+from gen_jax.cli import workdir
+from gen_jax.train import evaluators
+
 
 def test_text_and_choices(call, text_workdir, tmp_path):
   """All parameters of that model are 0: perplexity is V = 300, int8 changes nothing."""
@@ -40,3 +43,34 @@ def test_text_and_choices(call, text_workdir, tmp_path):
 def test_bad_flags(refuse, text_workdir, flags, says):
   refuse("evaluate", "--workdir", text_workdir, *flags.split(), says=says)
   assert not (text_workdir / "evaluation.json").exists()
+
+
+def test_evaluators_that_ended_are_not_run_again(call, text_workdir, monkeypatch):
+  """Those of a command that was cut off stand, if it was the same one."""
+  words = ("evaluate", "--workdir", text_workdir, "--json")
+  config = workdir.read_config(text_workdir)
+  blocks = {**config["evaluators"], "gzip": {"name": "gzip", "every": 0}}
+  config = {**config, "evaluators": blocks}
+  monkeypatch.setattr(workdir, "read_config", lambda *args: config)
+  whole = call(*words)
+  assert whole.code == 0, whole
+  ran, interrupt = [], [True]
+
+  def baseline(self, weights, frozen):
+    if interrupt:
+      raise KeyboardInterrupt
+    yield "gzip/bits_per_byte", 8.0 * len(self.documents)
+
+  loss = evaluators.LossEvaluator.__call__
+  monkeypatch.setattr(
+    evaluators.LossEvaluator, "__call__", lambda *args: ran.append(1) or loss(*args)
+  )
+  monkeypatch.setattr(evaluators.GzipBaseline, "__call__", baseline)
+  assert call(*words).code == 130
+  interrupt.clear()
+  again = call(*words)
+  assert again.code == 0 and len(ran) == 1
+  first, second = (json.loads(o.out.splitlines()[-1]) for o in (whole, again))
+  assert first.pop("gzip/bits_per_byte") != second.pop("gzip/bits_per_byte")
+  assert first == second and call(*words).code == 0
+  assert len(ran) == 2  # nothing was left
