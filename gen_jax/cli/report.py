@@ -110,7 +110,7 @@ def curves(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> b
   for axis, (title, lines) in zip(axes.flat, frames.items(), strict=False):
     for label, key in lines.items():
       points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
-      marker = "o" if "/" in key else None
+      marker = "o" if "/" in key or len(points) == 1 else None
       axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
     axis.set_xlabel("step")
     axis.set_title(title)
