@@ -147,11 +147,10 @@ class Writer:
     self._unstack = jax.jit(transformer.unstack)
 
   def _ids(self, prompt: Prompt) -> list[int]:
-    """Tokens of a prompt, opened by bos; ids are taken as they are."""
+    """Tokens of a prompt as its tokenizer opens it; ids are taken as they are."""
     ids = list(prompt)
     if isinstance(prompt, str):
-      opening = [] if self.tokenizer.bos is None else [self.tokenizer.bos]
-      ids = [*opening, *self.tokenizer.encode(prompt)]
+      ids = [*self.tokenizer.opens(prompt), *self.tokenizer.encode(prompt)]
     context = self.model.config.max_length
     if not ids:
       raise InputError("the prompt is empty; this model needs at least one character")

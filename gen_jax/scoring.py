@@ -111,7 +111,8 @@ class TextScore(NamedTuple):
   Attributes:
     nats: negative log-likelihood of all scored tokens.
     num_tokens: how many they are ...
-    num_bytes: ... and the UTF-8 bytes of text that they stand for.
+    num_bytes: ... and the UTF-8 bytes of text that they stand for: of the text as the
+      tokenizer's normaliser has it, where it has one.
   """
 
   nats: float
@@ -138,21 +139,22 @@ def score_texts(
 ) -> TextScore:
   """Scores texts, each on its own, see `windows`.
 
-  The tokenizer's bos opens each, unscored; without one, the first token of the text is
-  what cannot be scored, and its bytes do not count. No eos is asked for.
+  What the tokenizer puts before texts opens each, unscored; where that is nothing, the
+  first token of the text is what cannot be scored, and its bytes do not count. No eos
+  is asked for.
 
   Raises:
     InputError: see `windows`; or there is no token to score.
   """
   context = scorer.model.config.max_length
-  opening = [] if tokenizer.bos is None else [tokenizer.bos]
+  opening = tokenizer.opening
   rows, num_bytes = [], 0
   for text in texts:
     ids = tokenizer.encode(text)
-    num_bytes += len(text.encode())
+    num_bytes += len(tokenizer.decode(ids).encode())
     if ids and not opening:
       unseen = tokenizer.encoding.pieces[ids[0]]
-      num_bytes -= len(unseen) - len(tokenizer.encoding.prefix.encode())
+      num_bytes -= len(unseen.removeprefix(tokenizer.prefix.encode()))
     rows += windows([*opening, *ids], context, stride)
   if not rows:
     raise InputError(
@@ -167,7 +169,7 @@ class Question(NamedTuple):
   """A text and what may follow it, as it is written: spaces between them included.
 
   Attributes:
-    context: may be empty where the tokenizer has a bos.
+    context: may be empty where the tokenizer has a bos, which then stands for it.
     choices: at least two, none of them empty.
     label: index of the right one.
     where: 'FILE:LINE', for messages.
@@ -249,7 +251,7 @@ def choice_rows(
   Raises:
     InputError: nothing is left to predict a choice from, or it is too long.
   """
-  opening = [] if tokenizer.bos is None else [tokenizer.bos]
+  opening = tokenizer.opens(question.context)
   texts = (question.context, *(question.context + c for c in question.choices))
   alone, *whole = ([*opening, *ids] for ids in tokenizer.encode_batch(texts))
   same = (len(set(ids)) == 1 for ids in zip(alone, *whole, strict=False))

@@ -17,7 +17,7 @@ import numpy as np
 
 from gen_jax.data import chat, conversations, sources, tokenizers
 
-_FORMAT = 2  # of the files and of how documents become ids
+_FORMAT = 3  # of the files and of how documents become ids
 _CHUNK = 1024  # documents tokenised at once
 
 
@@ -26,8 +26,8 @@ class Stream:
   """Documents one after another.
 
   Attributes:
-    ids: uint16 or int32 [N], each document as bos, text, eos; where one token is both,
-      the next document's bos is this one's eos.
+    ids: uint16 or int32 [N], each document as the tokenizer's opening, text, its end;
+      where one token is both, the next document's opening is this one's end.
     starts: int64 [number of documents], the place of each one's first token, rising.
     is_answer: bool [N], of conversations: which tokens answer.
   """
@@ -53,9 +53,7 @@ def _joined(pieces: Iterable[Sequence[int]], tokenizer: tokenizers.Tokenizer) ->
 
 def tokenize(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Stream:
   """The stream of the documents; those without any token are left out."""
-  bos, eos = tokenizer.bos, tokenizer.eos
-  before = [] if bos is None else [bos]
-  after = [] if eos in (None, bos) else [eos]
+  before, after = tokenizer.opening, tokenizer.ends()
 
   def pieces():
     for first in range(0, len(documents), _CHUNK):

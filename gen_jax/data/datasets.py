@@ -124,7 +124,7 @@ class PackedText(TextData):
 
   def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
     """What becomes of a window."""
-    shared = tokenizer.bos is not None and tokenizer.bos == tokenizer.eos
+    shared = tokenizer.shares_marks
     return functools.partial(pipeline.packed_window, shared_marks=shared)
 
 

@@ -40,9 +40,8 @@ class Infill:
     self, prefix: Sequence[int], suffix: Sequence[int], tokenizer: tokenizers.Tokenizer
   ) -> list[int]:
     """What a model continues with the middle."""
-    bos = [] if tokenizer.bos is None else [tokenizer.bos]
     marks = [tokenizer.encode_special(mark) for mark in self.marks]
-    return [*bos, *marks[0], *prefix, *marks[1], *suffix, *marks[2]]
+    return [*tokenizer.opening, *marks[0], *prefix, *marks[1], *suffix, *marks[2]]
 
   def around(self, text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
     """The prompt for a text with one HOLE in it."""
@@ -89,7 +88,7 @@ class Infill:
     pieces = []
     for first, last in itertools.pairwise(bounds):
       ids = stream.ids[first:last].tolist()
-      if last < stop and tokenizer.bos == tokenizer.eos:
+      if last < stop and tokenizer.shares_marks:
         ids.append(tokenizer.eos)  # which opens the next document
       if generator.random() < self.rate:
         # At the window's edges characters may be cut in two.

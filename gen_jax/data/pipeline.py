@@ -271,7 +271,7 @@ def text(
 
 
 def caption_ids(caption: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
-  """Tokens of a caption, eos at its end; before it bos, where that is another token.
+  """Tokens of a caption, eos at its end; before it what opens texts, but not eos.
 
   Raises:
     InputError: the tokenizer has no eos.
@@ -280,7 +280,7 @@ def caption_ids(caption: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
     raise InputError(
       "captions need a tokenizer with a token that ends texts; take bytes or bpe"
     )
-  opening = [] if tokenizer.bos in (None, tokenizer.eos) else [tokenizer.bos]
+  opening = () if tokenizer.shares_marks else tokenizer.opening
   return [*opening, *tokenizer.encode(caption), tokenizer.eos]
 
 

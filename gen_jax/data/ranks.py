@@ -11,10 +11,23 @@ from collections.abc import Mapping, Sequence
 
 import tiktoken
 
-from gen_jax.types import unknown
+from gen_jax.data import encoding
+from gen_jax.types import InputError, unknown
 
 END_OF_TEXT = "<|endoftext|>"
-_GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_R50K_WORDS = (
+  r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+)
+_CL100K_WORDS = (
+  r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+  r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_AROUND = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K_WORDS = (
+  f"{_AROUND[0]}{_UPPER}*{_LOWER}+{_AROUND[1]}|{_AROUND[0]}{_UPPER}+{_LOWER}*{_AROUND[1]}"
+  r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _LLAMA3_WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,6 +47,30 @@ _LLAMA3_SPECIALS = (
   "<|python_tag|>",
   *(f"<|reserved_special_token_{i}|>" for i in range(2, 247)),
 )
+_FIM = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+_HARMONY = {
+  199_998: "<|startoftext|>",
+  199_999: END_OF_TEXT,
+  200_002: "<|return|>",
+  200_003: "<|constrain|>",
+  200_005: "<|channel|>",
+  200_006: "<|start|>",
+  200_007: "<|end|>",
+  200_008: "<|message|>",
+  200_012: "<|call|>",
+  200_018: "<|endofprompt|>",
+}
+
+
+def _numbered(names: Sequence[str], start: int) -> dict[str, int]:
+  return {name: i for i, name in enumerate(names, start)}
+
+
+def _harmony() -> dict[str, int]:
+  """Control tokens of o200k_harmony. 200,018 is reserved as well, by a second name."""
+  reserved = {i: f"<|reserved_{i}|>" for i in range(200_000, 201_088)}
+  ids = {name: i for i, name in ({**reserved, **_HARMONY}).items()}
+  return {**ids, reserved[200_018]: 200_018}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +79,44 @@ class Layout:
 
   Attributes:
     words: the pattern that cuts text into words.
-    specials: names of the control tokens, which follow the ranks.
+    num_ranks: of the published file.
+    specials: {name: id} of the control tokens.
+    opening: name of the one that opens texts.
   """
 
   words: str
-  specials: tuple[str, ...]
+  num_ranks: int
+  specials: Mapping[str, int]
+  opening: str | None = None
 
 
+_GPT2 = Layout(_R50K_WORDS, 50_256, {END_OF_TEXT: 50_256})
+# Source: tiktoken_ext/openai_public.py of tiktoken 0.14; Meta's llama3/tokenizer.py.
+# Where several have as many ranks, the first one is taken for a file.
 LAYOUTS = {
-  "gpt2": Layout(_GPT2_WORDS, (END_OF_TEXT,)),
-  "llama3": Layout(_LLAMA3_WORDS, _LLAMA3_SPECIALS),
+  "r50k_base": _GPT2,
+  "gpt2": _GPT2,
+  "p50k_base": Layout(_R50K_WORDS, 50_280, {END_OF_TEXT: 50_256}),
+  "p50k_edit": Layout(
+    _R50K_WORDS, 50_280, {END_OF_TEXT: 50_256, **_numbered(_FIM, 50_281)}
+  ),
+  "cl100k_base": Layout(
+    _CL100K_WORDS,
+    100_256,
+    {**_numbered((END_OF_TEXT, *_FIM), 100_257), "<|endofprompt|>": 100_276},
+  ),
+  "o200k_base": Layout(
+    _O200K_WORDS, 199_998, {END_OF_TEXT: 199_999, "<|endofprompt|>": 200_018}
+  ),
+  "o200k_harmony": Layout(_O200K_WORDS, 199_998, _harmony()),
+  "llama3": Layout(
+    _LLAMA3_WORDS, 128_000, _numbered(_LLAMA3_SPECIALS, 128_000), "<|begin_of_text|>"
+  ),
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ranks:
+class Ranks(encoding.Plain):
   """A ranks file of the `tiktoken` library. See `read`."""
 
   source: bytes
@@ -64,8 +124,7 @@ class Ranks:
   backend: tiktoken.Encoding
   pieces: Sequence[bytes]
   specials: Mapping[str, int]
-
-  prefix = inner_prefix = ""
+  opening: tuple[int, ...]
 
   def encode(self, text: str) -> list[int]:
     return self.backend.encode_ordinary(text)
@@ -78,34 +137,56 @@ class Ranks:
     return {"tokenizer.model": self.source, "ranks.json": layout}
 
 
-def read(source: bytes, layout: str | None = None) -> Ranks:
-  """Reads the content of a ranks file: on each line a piece in base64 and its id.
+def _published(num_ranks: int) -> str:
+  """The layout that is published for so many ranks."""
+  for name, layout in LAYOUTS.items():
+    if layout.num_ranks == num_ranks:
+      return name
+  known = ", ".join(f"{name} ({each.num_ranks})" for name, each in LAYOUTS.items())
+  raise InputError(
+    f"its {num_ranks} ranks are of no published encoding, and how to cut words the file"
+    f" does not say: name a layout (data.tokenizer.layout), one of {known}"
+  )
 
-  Args:
-    layout: a name of LAYOUTS; None takes llama3 where there are as many ranks as in
-      Llama 3, else gpt2.
 
-  Raises:
-    ValueError: not such a file.
-    InputError: unknown layout.
-  """
+def _table(source: bytes) -> dict[bytes, int]:
   table = {}
   for line in source.split(b"\n"):
     if line:
       piece, rank = line.split()
       table[base64.b64decode(piece, validate=True)] = int(rank)
-  size = len(table)
-  if sorted(table.values()) != list(range(size)):
-    raise ValueError("its ranks are not 0, 1, 2, ...")
+  return table
+
+
+def read(source: bytes, layout: str | None = None) -> Ranks:
+  """Reads the content of a ranks file: on each line a piece in base64 and its id.
+
+  Args:
+    layout: a name of LAYOUTS; None takes the one that is published for as many ranks.
+      Of another number of ranks, the control tokens follow the ranks all the same.
+
+  Raises:
+    ValueError: not such a file.
+    InputError: unknown layout, or one that must be named.
+  """
+  table = _table(source)
   if not table.keys() >= {bytes([byte]) for byte in range(256)}:
     raise ValueError("some of the 256 bytes have no rank")
-  layout = layout or ("llama3" if size == 128_000 else "gpt2")
+  layout = _published(len(table)) if layout is None else layout
   if layout not in LAYOUTS:
     raise unknown("layout (of tokenizer ranks)", layout, LAYOUTS)
-  words, names = LAYOUTS[layout].words, LAYOUTS[layout].specials
-  specials = {name: size + i for i, name in enumerate(names)}
+  chosen = LAYOUTS[layout]
+  shift = len(table) - chosen.num_ranks
+  specials = {name: id_ + shift for name, id_ in chosen.specials.items()}
+  ranks, taken = sorted(table.values()), set(specials.values())
+  encoding.check_ids(ranks)
+  if ranks != [i for i in range(ranks[-1] + 1) if i not in taken]:
+    raise ValueError(f"its ranks are not 0, 1, 2, ... as in layout {layout}")
   backend = tiktoken.Encoding(
-    layout, pat_str=words, mergeable_ranks=table, special_tokens=specials
+    layout, pat_str=chosen.words, mergeable_ranks=table, special_tokens=specials
   )
-  pieces = [*sorted(table, key=table.__getitem__), *(b"" for _ in names)]
-  return Ranks(source, layout, backend, pieces, specials)
+  pieces = [b""] * (max(ranks[-1], *taken) + 1)
+  for piece, rank in table.items():
+    pieces[rank] = piece
+  opening = (specials[chosen.opening],) if chosen.opening else ()
+  return Ranks(source, layout, backend, pieces, specials, opening)

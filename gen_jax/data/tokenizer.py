@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax.data import chat, encodings
+from gen_jax.data import chat, encoding
 from gen_jax.types import InputError
 
 Messages = Sequence[chat.Message]
@@ -25,20 +25,27 @@ _GUARD = "\ufdd0"  # not a character: keeps what users write from being a contro
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-  """Any Unicode text survives the round trip (but see `characters`).
+  """Text to ids and back.
+
+  Any Unicode text survives the round trip, but for what the format's own normaliser
+  does to it (NFC, lower case, spaces), and see `characters`.
 
   Attributes:
     encoding: text to ids.
-    bos: opens every document and prompt; None if the format has no such token.
+    bos: the token that is called so; None if the format has none.
     eos: ends a document; the same as bos for GPT-2's END_OF_TEXT.
+    opening: ids that the tokenizer puts before every text ...
+    closing: ... and after it, as its own library does.
     stops: ids that end what a model writes: eos, and ends of a turn.
     chat_template: of the model that the tokenizer came with.
     pad: fills captions up; None: eos does.
   """
 
-  encoding: encodings.Encoding
+  encoding: encoding.Encoding
   bos: int | None = None
   eos: int | None = None
+  opening: tuple[int, ...] = ()
+  closing: tuple[int, ...] = ()
   stops: tuple[int, ...] = ()
   chat_template: str | None = None
   pad: int | None = None
@@ -52,6 +59,33 @@ class Tokenizer:
     """{name: id} of the control tokens."""
     return self.encoding.specials
 
+  @property
+  def prefix(self) -> str:
+    """What is written before every text: SentencePiece's space, or nothing."""
+    return self.encoding.prefix
+
+  @property
+  def shares_marks(self) -> bool:
+    """Whether one token ends a document and opens the next one, as in GPT-2's data."""
+    return self.eos is not None and self.opening == (self.eos,)
+
+  def opens(self, text: str) -> tuple[int, ...]:
+    """What stands before a text that is to be continued or scored.
+
+    What the tokenizer puts there; before no text at all, where that is nothing, bos.
+    """
+    alone = () if text or self.bos is None else (self.bos,)
+    return self.opening or alone
+
+  def ends(self) -> tuple[int, ...]:
+    """What ends a document for training: `closing`, else eos.
+
+    Nothing where the next document's opening is this one's end.
+    """
+    return self.closing or (
+      () if self.eos is None or self.shares_marks else (self.eos,)
+    )
+
   def encode(self, text: str) -> list[int]:
     """Tokens of `text`, nothing added; '<s>' in the text is plain text.
 
@@ -59,18 +93,18 @@ class Tokenizer:
       InputError: text that is not Unicode (half of a surrogate pair).
     """
     check_unicode(text)
-    return self.encoding.encode(self.encoding.prefix + text) if text else []
+    return self.encoding.encode(text) if text else []
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` for many texts, in parallel where the format's library can."""
     for text in texts:
       check_unicode(text)
-    prefix = self.encoding.prefix
-    return self.encoding.encode_batch([prefix + text if text else "" for text in texts])
+    found = self.encoding.encode_batch(texts)
+    return [ids if text else [] for text, ids in zip(texts, found, strict=True)]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, control tokens left out; broken UTF-8 becomes U+FFFD."""
-    return "".join(self.stream(ids)).removeprefix(self.encoding.prefix)
+    return "".join(self.stream(ids)).removeprefix(self.prefix)
 
   def stream(self, ids: Iterable[int]) -> Iterator[str]:
     """Text of ids that continue others, each piece as soon as its characters are whole.
@@ -95,7 +129,13 @@ class Tokenizer:
   @functools.cached_property
   def _special_names(self) -> re.Pattern:
     names = sorted(self.specials, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+    return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+  @functools.cached_property
+  def _controls(self) -> re.Pattern:
+    names = sorted(self.specials, key=len, reverse=True)
+    patterns = (self.encoding.patterns.get(name, re.escape(name)) for name in names)
+    return re.compile(f"({'|'.join(patterns) or '(?!)'})")
 
   def encode_special(self, text: str, after: str = "") -> list[int]:
     """Tokens of text in which the names of control tokens stand for them.
@@ -103,23 +143,23 @@ class Tokenizer:
     Only for text that the program wrote: a chat template, never its messages.
 
     Args:
-      after: what the text continues; its end decides whether a prefix is due.
+      after: what the text continues; its end decides whether a space goes before it.
     """
     return self._encode_special(text, after, "")
 
   def _encode_special(self, text: str, after: str, guard: str) -> list[int]:
     """`encode_special`, with `guard` taken out of what is not a control token."""
     check_unicode(text)
-    ids, before = [], re.split(self._special_names, after)[-1]
-    lead = self.encoding.inner_prefix if after else self.encoding.prefix
+    ids, before = [], re.split(self._controls, after)[-1]
+    encode = self.encoding.encode_inner if after else self.encoding.encode
     if before:
-      lead = ""
-    for i, part in enumerate(re.split(self._special_names, text)):
+      encode = self.encoding.encode_rest
+    for i, part in enumerate(re.split(self._controls, text)):
       if i % 2:
-        ids.append(self.specials[part])
-        lead = self.encoding.inner_prefix
+        ids.append(self.specials[part if part in self.specials else part.strip()])
+        encode = self.encoding.encode_inner
       elif part := part.replace(guard, ""):
-        ids += self.encoding.encode(lead + part)
+        ids += encode(part)
     return ids
 
   def chat(self, messages: Messages, add_generation_prompt: bool = True) -> str:
@@ -202,6 +242,12 @@ class Tokenizer:
     }
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
+    for key, ids, own in (
+      ("add_bos_token", self.opening, self.encoding.opening),
+      ("add_eos_token", self.closing, self.encoding.closing),
+    ):
+      if ids != own:  # else the vocabulary's own file says so
+        config[key] = bool(ids)
     stops = {"eos_token_id": list(self.stops)}
     return {
       "tokenizer_config.json": json.dumps(config, indent=2).encode(),
@@ -212,7 +258,8 @@ class Tokenizer:
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of everything that decides which ids a document has."""
-    digest = hashlib.sha256(f"{self.bos} {self.eos}".encode())
+    marks = f"{self.bos} {self.eos} {self.opening} {self.closing}"
+    digest = hashlib.sha256(marks.encode())
     for name, content in sorted(self.encoding.files().items()):
       digest.update(f"\n{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

@@ -3,14 +3,14 @@
 `Tokenizer` itself is in `data.tokenizer`, the formats in `data.encodings`.
 """
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tokenizers
 
-from gen_jax.data import encodings, ranks, tokenizer
+from gen_jax import files
+from gen_jax.data import encodings, ranks, tokenizer, tokenizer_json
 from gen_jax.types import InputError
 
 Tokenizer = tokenizer.Tokenizer
@@ -23,40 +23,72 @@ _MARKS = (
   ("<s>", "</s>"),
 )
 _END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
-# What a tokenizer must bring back unchanged.
-_PROBES = (f"e\u0301\r\n\t  A\x00 日本 🙂{END_OF_TEXT}<s>", "  \u2581x ", "x")
 
 
-def _marked(encoding: encodings.Encoding) -> Tokenizer:
-  """A tokenizer whose marks are those that such control tokens usually are."""
-  ids = encoding.specials
-  known = (pair for pair in _MARKS if ids.keys() >= set(pair))
-  bos, eos = next(known, (None, None))
-  return _tokenizer(encoding, bos, eos, (), None)
+def _usual(encoding: encodings.Encoding) -> tuple[str | None, str | None]:
+  """Names of the control tokens that usually open and end a document."""
+  known = (pair for pair in _MARKS if encoding.specials.keys() >= set(pair))
+  return next(known, (None, None))
 
 
-def _tokenizer(encoding, bos, eos, stops, template, pad=None) -> Tokenizer:
-  """From names of tokens to their ids; `stops` are ids beside those that are known."""
-  ids = encoding.specials
-  for name in (bos, eos):
-    if name is not None and name not in ids:
-      raise InputError(
-        f"{name!r} is said to open or end texts, but is no control token"
-      )
-  stops = (ids.get(eos), *stops, *(ids.get(name) for name in _END_OF_TURN))
+def _id(encoding: encodings.Encoding, name: str | None) -> int | None:
+  if name is not None and name not in encoding.specials:
+    raise InputError(f"{name!r} is said to open or end texts, but is no control token")
+  return encoding.specials.get(name)
+
+
+def _made(encoding: encodings.Encoding) -> Tokenizer:
+  """A tokenizer of which no files say more than its encoding does."""
+  return _described(encoding, {}, {}, None)
+
+
+def _described(
+  encoding: encodings.Encoding,
+  config: Mapping[str, Any],
+  generation: Mapping[str, Any],
+  template: str | None,
+) -> Tokenizer:
+  """A tokenizer with what the files next to its vocabulary say.
+
+  Args:
+    config: of tokenizer_config.json and special_tokens_map.json.
+    generation: generation_config.json.
+  """
+  bos, eos = (
+    _id(encoding, tokenizer_json.token_name(config[key]) if key in config else usual)
+    for key, usual in zip(("bos_token", "eos_token"), _usual(encoding), strict=True)
+  )
+  marks = []  # what the file says in so many words goes before its post-processor
+  for key, mark, own in (
+    ("add_bos_token", bos, encoding.opening),
+    ("add_eos_token", eos, encoding.closing),
+  ):
+    is_added = config.get(key)
+    own = own if is_added is None else (mark,) * (bool(is_added) and mark is not None)
+    marks.append(tuple(own))
+  more = generation.get("eos_token_id")
+  more = (more,) if isinstance(more, int) else tuple(more or ())
+  stops = (eos, *more, *map(encoding.specials.get, _END_OF_TURN))
   stops = tuple(dict.fromkeys(stop for stop in stops if stop is not None))
-  if pad not in ids:  # it may be an ordinary token
-    pieces, name = encoding.pieces, (pad or "").encode()
-    pad = pieces.index(name) if name and name in pieces else None
-  else:
-    pad = ids[pad]
-  return Tokenizer(encoding, ids.get(bos), ids.get(eos), stops, template, pad)
+  for stop in stops:
+    if type(stop) is not int or stop < 0:
+      raise InputError(f"generation_config.json: eos_token_id {stop!r} is not an id")
+  pad = tokenizer_json.token_name(config.get("pad_token"))
+  return Tokenizer(encoding, bos, eos, *marks, stops, template, _pad(encoding, pad))
+
+
+def _pad(encoding: encodings.Encoding, name: str | None) -> int | None:
+  """The id of a padding token, which may be an ordinary one."""
+  if name in encoding.specials:
+    return encoding.specials[name]
+  pieces, piece = encoding.pieces, (name or "").encode()
+  return pieces.index(piece) if piece and piece in pieces else None
 
 
 def plain_bytes(texts: Iterable[str] = ()) -> Tokenizer:
   """Id = byte, and END_OF_TEXT = 256; `texts` is not looked at."""
   del texts
-  return _marked(encodings.plain_bytes())
+  return _made(encodings.plain_bytes())
 
 
 def characters(texts: Iterable[str]) -> Tokenizer:
@@ -67,7 +99,7 @@ def characters(texts: Iterable[str]) -> Tokenizer:
     alphabet.update(text)
   if not alphabet:
     raise InputError("there is no text to take characters from; give other files")
-  return _marked(encodings.Characters("".join(sorted(alphabet))))
+  return _made(encodings.Characters("".join(sorted(alphabet))))
 
 
 def train_bpe(
@@ -94,11 +126,8 @@ def train_bpe(
     show_progress=False,
   )
   backend.train_from_iterator(texts, trainer)
-  return _marked(encodings.hugging_face(backend.to_str().encode()))
-
-
-def _name_of_token(value: Any) -> str | None:
-  return value["content"] if isinstance(value, dict) else value
+  tokenizer_json.opened(backend, END_OF_TEXT)
+  return _made(tokenizer_json.read(backend.to_str().encode()))
 
 
 def _template(config: Mapping[str, Any]) -> str | None:
@@ -110,30 +139,11 @@ def _template(config: Mapping[str, Any]) -> str | None:
   return template
 
 
-def _described(encoding: encodings.Encoding, files: Mapping[str, bytes]) -> Tokenizer:
-  """A tokenizer whose marks are those that the files beside it name."""
-  names = "special_tokens_map.json", "tokenizer_config.json", "generation_config.json"
-  parsed = [json.loads(files.get(name, b"{}")) for name in names]
-  config, generation = {**parsed[0], **parsed[1]}, parsed[2]
-  template = _template(config)
-  if "chat_template.jinja" in files:
-    template = files["chat_template.jinja"].decode()
-  usual = _marked(encoding)
-  by_id = {id_: name for name, id_ in encoding.specials.items()}
-  bos, eos = (
-    _name_of_token(config[key]) if key in config else by_id.get(usual_id)
-    for key, usual_id in (("bos_token", usual.bos), ("eos_token", usual.eos))
-  )
-  stops = generation.get("eos_token_id") or ()
-  stops = (stops,) if isinstance(stops, int) else tuple(stops)
-  pad = _name_of_token(config.get("pad_token"))
-  return _tokenizer(encoding, bos, eos, stops, template, pad)
-
-
 _BESIDE = (
   "special_tokens_map.json",
   "tokenizer_config.json",
   "generation_config.json",
+  "added_tokens.json",
   "chat_template.jinja",
 )
 _FILES = (
@@ -159,22 +169,33 @@ def _read_files(path: pathlib.Path) -> dict[str, bytes]:
     home, wanted = path.parent, (*_BESIDE, path.name, partner)
   else:
     home, wanted = path.parent, _BESIDE
-  files = {
-    name: (home / name).read_bytes() for name in wanted if (home / name).exists()
-  }
-  if not path.is_dir() and path.name not in files:
+  found = {name: home / name for name in wanted if (home / name).exists()}
+  if not path.is_dir() and path.name not in found:
     name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
-    files[name] = path.read_bytes()
-  return files
+    found[name] = path
+  return {name: file.read_bytes() for name, file in found.items()}
 
 
-def _check_lossless(made: Tokenizer) -> None:
-  for text in _PROBES:
-    if made.decode(made.encode(text)) != text:
-      raise InputError(
-        f"it does not give back {text!r} as it was; one with all 256 bytes and without"
-        " normalisation is needed"
-      )
+def _settings(contents: Mapping[str, bytes]) -> dict[str, Any]:
+  """What the JSON files next to a vocabulary say of its tokens."""
+  named, config, added = (
+    files.parse_json(contents.get(name, b"{}"), name)
+    for name in (
+      "special_tokens_map.json",
+      "tokenizer_config.json",
+      "added_tokens.json",
+    )
+  )
+  config = {**named, **config}
+  known = {} if config.get("added_tokens_decoder") else added
+  if known:  # of older files: control tokens are those that the others name
+    pad = tokenizer_json.token_name(config.get("pad_token"))
+    control = [*tokenizer_json.named(config), pad]
+    config["added_tokens_decoder"] = {
+      i: {"content": name, "special": name in control, "normalized": False}
+      for name, i in known.items()
+    }
+  return config
 
 
 def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
@@ -182,24 +203,30 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
 
   Understood are tokenizer.json, GPT-2's encoder.json and vocab.bpe (or vocab.json and
   merges.txt), SentencePiece's and tiktoken's tokenizer.model, and what `save` writes.
-  tokenizer_config.json, special_tokens_map.json, generation_config.json and
-  chat_template.jinja beside them say which tokens open and end texts.
+  tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+  generation_config.json and chat_template.jinja beside them say which tokens open and
+  end texts. Texts are read as the format's own library reads them, normalisation
+  included.
 
   Args:
     layout: of a tiktoken file, see `ranks.LAYOUTS`.
 
   Raises:
-    InputError: unreadable, none of these, or one that loses text.
+    InputError: unreadable, none of these, or one that has no tokens for some text.
   """
   try:
-    files = _read_files(path)
+    contents = _read_files(path)
+    config = _settings(contents)
     if layout is not None:
-      encoding = ranks.read(files["tokenizer.model"], layout)
+      encoding = ranks.read(contents["tokenizer.model"], layout)
     else:
-      encoding = encodings.read(files)
-    made = _described(encoding, files)
-    if not isinstance(encoding, encodings.Characters | encodings.Clip):
-      _check_lossless(made)
+      encoding = encodings.read(contents, config)
+    template = _template(config)
+    if "chat_template.jinja" in contents:
+      template = files.decode(contents["chat_template.jinja"], "chat_template.jinja")
+    content = contents.get("generation_config.json", b"{}")
+    generation = files.parse_json(content, "generation_config.json")
+    made = _described(encoding, config, generation, template)
   except OSError as error:
     raise InputError(f"cannot read tokenizer {path}: {error.strerror}") from None
   except Exception as error:  # the libraries raise many kinds, one a bare Exception
@@ -215,4 +242,4 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
 def from_file(texts: Iterable[str], path: str, layout: str | None = None) -> Tokenizer:
   """A tokenizer made elsewhere, see `load`; `texts` is not looked at."""
   del texts
-  return load(pathlib.Path(path).expanduser(), layout)
+  return load(files.path(path, "data.tokenizer.path"), layout)

@@ -140,10 +140,12 @@ def test_documents_open_and_end():
   assert made.ids.dtype == np.uint16 and shared.decode(made.ids) == "abc"
   assert np.flatnonzero(made.ids == shared.eos).tolist() == [0, 3, 4]
   assert made.starts.tolist() == [0, 3, 4]
-  own = dataclasses.replace(shared, bos=300, eos=301)
+  own = dataclasses.replace(shared, bos=300, eos=301, opening=(300,))
   a, b, c = shared.encode("abc")
   made = cache.tokenize(["ab", "c"], own)
   assert made.ids.tolist() == [300, a, b, 301, 300, c, 301]
+  own = dataclasses.replace(own, opening=())  # bos is not put where it is not asked for
+  assert cache.tokenize(["ab", "c"], own).ids.tolist() == [a, b, 301, c, 301]
   made = cache.tokenize(["ab", "", "c"], tokenizers.characters(["abc"]))
   assert (made.ids.tolist(), made.starts.tolist()) == ([0, 1, 2], [0, 2])
 

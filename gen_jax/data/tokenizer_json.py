@@ -1,0 +1,293 @@
+"""tokenizer.json of Hugging Face, through the `tokenizers` library.
+
+What the file says of normalisation, words and added tokens, the library does; the ids
+are its own. Here stand the bytes of each token, what opens and closes a text, and how
+text goes on after a control token or other text.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+
+from gen_jax import files
+from gen_jax.data import encoding
+
+_SPACE = "\u2581"
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+Config = Mapping[str, Any]  # of tokenizer_config.json and special_tokens_map.json
+
+
+def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+  return backend.encode(text, add_special_tokens=False).ids
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HuggingFace:
+  """tokenizer.json through the `tokenizers` library. See `read`.
+
+  Attributes:
+    inner: reads text that follows a control token.
+    rest: reads text that continues other text: puts no space before it.
+  """
+
+  source: bytes
+  backend: tokenizers.Tokenizer
+  inner: tokenizers.Tokenizer
+  rest: tokenizers.Tokenizer
+  pieces: Sequence[bytes]
+  specials: Mapping[str, int]
+  patterns: Mapping[str, str]
+  prefix: str
+  opening: tuple[int, ...]
+  closing: tuple[int, ...]
+
+  def encode(self, text: str) -> list[int]:
+    return _ids(self.backend, text)
+
+  def encode_inner(self, text: str) -> list[int]:
+    return _ids(self.inner, text)
+
+  def encode_rest(self, text: str) -> list[int]:
+    return _ids(self.rest, text)
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    found = self.backend.encode_batch(list(texts), add_special_tokens=False)
+    return [encoded.ids for encoded in found]
+
+  def files(self) -> dict[str, bytes]:
+    return {"tokenizer.json": self.source}
+
+
+def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
+  """The parts of a pipeline of tokenizer.json, sequences opened."""
+  if part is None:
+    return []
+  if part["type"] != "Sequence":
+    return [part]
+  return [leaf for child in part[inner] for leaf in _flat(child, inner)]
+
+
+def _without_prefix(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+  """A tokenizer.json that puts no space before texts.
+
+  Returns:
+    It, and whether the given one puts its space before the first text alone.
+  """
+  config, is_first = json.loads(json.dumps(config)), False
+  normalizers = _flat(config["normalizer"], "normalizers")
+  kept = [part for part in normalizers if part["type"] != "Prepend"]
+  if len(kept) < len(normalizers):
+    config["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+  for part in _flat(config["pre_tokenizer"], "pretokenizers"):
+    if part["type"] == "Metaspace":
+      is_first |= part["prepend_scheme"] == "first"
+      part["prepend_scheme"] = "never"
+    elif part["type"] == "ByteLevel":
+      part["add_prefix_space"] = False
+  return config, is_first
+
+
+def _with_prefix(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A tokenizer.json that puts a space before texts, where it can."""
+  config = json.loads(json.dumps(config))
+  for part in _flat(config["pre_tokenizer"], "pretokenizers"):
+    if part["type"] == "ByteLevel":
+      part["add_prefix_space"] = True
+    elif part["type"] == "Metaspace" and part["prepend_scheme"] == "never":
+      part["prepend_scheme"] = "first"
+  return config
+
+
+def byte_values() -> dict[str, int]:
+  """{character: byte}: GPT-2's alphabet, which writes each byte as a character."""
+  visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in visible]
+  return {
+    **{chr(byte): byte for byte in visible},
+    **{chr(256 + i): byte for i, byte in enumerate(others)},
+  }
+
+
+def _byte_level_piece(token: str, values: Mapping[str, int]) -> bytes:
+  if not values.keys() >= set(token):
+    raise ValueError(f"token {token!r} is not byte-level")
+  return bytes(values[c] for c in token)
+
+
+def marked_piece(token: str) -> bytes:
+  """The bytes of a SentencePiece-style token: U+2581 is a space, <0x0A> a byte."""
+  byte = _BYTE.fullmatch(token)
+  return bytes([int(byte[1], 16)]) if byte else token.replace(_SPACE, " ").encode()
+
+
+def _canonical(source: bytes) -> dict[str, Any]:
+  """A tokenizer.json as its library writes it today; lengths are the caller's choice.
+
+  Raises:
+    ValueError: added tokens have other ids than the library gives them.
+    Exception: of many kinds, by the library, for what it cannot read.
+  """
+  given = files.parse_json(source, "tokenizer.json")
+  backend = tokenizers.Tokenizer.from_str(json.dumps(given))
+  for token in given.get("added_tokens") or ():
+    have = backend.token_to_id(token["content"])
+    if have != token["id"]:
+      raise ValueError(f"added token {token['content']!r} has id {token['id']}: {have}")
+  config = json.loads(backend.to_str())
+  config.update(truncation=None, padding=None)
+  config["model"].update({"dropout": None} if "dropout" in config["model"] else {})
+  return config
+
+
+def named(config: Config) -> list[str]:
+  """Names of the control tokens in a tokenizer_config.json (but for padding)."""
+  keys = (f"{kind}_token" for kind in ("bos", "eos", "unk", "cls", "sep", "mask"))
+  listed = config.get("additional_special_tokens") or ()
+  names = (token_name(token) for token in (*map(config.get, keys), *listed))
+  return [name for name in dict.fromkeys(names) if name]
+
+
+def token_name(value: Any) -> str | None:
+  """The name of a token in tokenizer_config.json: text, or an object around it."""
+  return value["content"] if isinstance(value, dict) else value
+
+
+def added_tokens(settings: Config) -> dict[int, dict[str, Any]]:
+  """{id: token} of added_tokens_decoder in a tokenizer_config.json."""
+  keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+  found = settings.get("added_tokens_decoder") or {}
+  return {
+    int(i): {key: token[key] for key in keys if key in token}
+    for i, token in found.items()
+  }
+
+
+def _backend(config: Mapping[str, Any], names: Sequence[str]) -> tokenizers.Tokenizer:
+  backend = tokenizers.Tokenizer.from_str(json.dumps(config))
+  added = backend.get_added_tokens_decoder()
+  for name in names:
+    i = backend.token_to_id(name)
+    if i is not None and not (i in added and added[i].special):
+      backend.add_special_tokens([name])
+  backend.encode_special_tokens = True
+  return backend
+
+
+def _check_complete(config: Mapping[str, Any], is_byte_level: bool) -> None:
+  """Raises ValueError where some text has no tokens, and would be lost in silence."""
+  model = config["model"]
+  if model["type"] not in ("BPE", "Unigram"):
+    raise ValueError(f"its model is {model['type']}; BPE or Unigram is needed")
+  if model.get("continuing_subword_prefix"):
+    raise ValueError(
+      f"continuing_subword_prefix={model['continuing_subword_prefix']!r} is not read"
+    )
+  vocab = model["vocab"]
+  known = vocab.keys() if isinstance(vocab, dict) else {piece for piece, _ in vocab}
+  suffix = model.get("end_of_word_suffix") or ""
+  if is_byte_level:  # 0xC0, 0xC1 and those after 0xF4 are in no text
+    bytes_ = (c for c, b in byte_values().items() if b < 0xC0 or 0xC1 < b < 0xF5)
+    needed = {word for c in bytes_ for word in (c, c + suffix)}
+  else:
+    needed = {f"<0x{byte:02X}>" for byte in range(256)}
+  if not needed <= set(known) or not (is_byte_level or model.get("byte_fallback")):
+    raise ValueError("some of the 256 bytes have no token: text would be lost")
+
+
+def _pattern(token: tokenizers.AddedToken) -> str:
+  """What a control token takes of a template's text."""
+  space = r"[^\S\x1c-\x1f]*"  # as the library has it
+  word = re.escape(token.content)
+  if token.single_word:
+    word = rf"(?<!\w){word}(?!\w)"
+  return f"{space * token.lstrip}{word}{space * token.rstrip}"
+
+
+def _marks(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """What the post-processor puts before and after a text.
+
+  Raises:
+    ValueError: it does something else as well.
+  """
+  body, whole = _ids(backend, "a"), backend.encode("a").ids
+  for start in range(len(whole) - len(body) + 1):
+    if whole[start : start + len(body)] == body:
+      return tuple(whole[:start]), tuple(whole[start + len(body) :])
+  raise ValueError("its post_processor does more than open and close a text")
+
+
+def read(source: bytes, settings: Config | None = None) -> HuggingFace:
+  """Reads the content of a tokenizer.json, byte-level or SentencePiece-style.
+
+  Control tokens in a text are plain text. Truncation and padding are not done: lengths
+  are the caller's. BPE dropout is off.
+
+  Args:
+    settings: its tokenizer_config.json: further names of control tokens, and
+      add_prefix_space.
+
+  Raises:
+    Exception: of many kinds, by the library, for what it cannot read.
+  """
+  settings, config = settings or {}, _canonical(source)
+  bare, is_first = _without_prefix(config)
+  spaced = settings.get("add_prefix_space")
+  if spaced is not None:
+    config = _with_prefix(config) if spaced else bare
+  names = named(settings)
+  backend, rest = _backend(config, names), _backend(bare, names)
+  for i, token in added_tokens(settings).items():
+    if (have := backend.token_to_id(token["content"])) != i:
+      raise ValueError(
+        f"tokenizer_config.json adds {token['content']!r} as {i}; tokenizer.json has"
+        f" {'no such token' if have is None else have}"
+      )
+  inside = {
+    part["type"]
+    for key, inner in (
+      ("normalizer", "normalizers"),
+      ("pre_tokenizer", "pretokenizers"),
+      ("decoder", "decoders"),
+    )
+    for part in _flat(config[key], inner)
+  }
+  is_byte_level = "ByteLevel" in inside or not inside & {"ByteFallback", "Metaspace"}
+  vocab, added = backend.get_vocab(), backend.get_added_tokens_decoder()
+  encoding.check_ids(vocab.values())
+  pieces = [b""] * (max(vocab.values()) + 1)
+  suffix, values = config["model"].get("end_of_word_suffix") or "", byte_values()
+  for token, i in vocab.items():
+    if i in added:
+      pieces[i] = b"" if added[i].special else token.encode()
+    elif is_byte_level:
+      word = token.removesuffix(suffix)
+      pieces[i] = _byte_level_piece(word, values) + b" " * (word != token)
+    else:
+      pieces[i] = marked_piece(token)
+  _check_complete(config, is_byte_level)
+  control = {token.content: (i, token) for i, token in added.items() if token.special}
+  return HuggingFace(
+    source,
+    backend,
+    rest if is_first else backend,
+    rest,
+    pieces,
+    {name: i for name, (i, _) in control.items()},
+    {name: _pattern(token) for name, (_, token) in control.items()},
+    encoding.prefix(functools.partial(_ids, backend), pieces),
+    *_marks(backend),
+  )
+
+
+def opened(backend: tokenizers.Tokenizer, name: str) -> None:
+  """Has a control token put before every text."""
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+    single=f"{name} $A",
+    pair=f"{name} $A {name} $B",
+    special_tokens=[(name, backend.token_to_id(name))],
+  )
