@@ -206,7 +206,7 @@ class Instructions(PackedText):
     questions = []
     for messages in self.source.conversations(split):
       last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-      prompt = tokenizer.encode_chat(messages[:last])
+      prompt = tokenizer.encode_chat(messages[:last], now=chat.TRAINING_DAY)
       if len(prompt) <= room:
         questions.append(Question(prompt, messages[last]["content"]))
       if len(questions) == num:

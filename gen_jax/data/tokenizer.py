@@ -6,6 +6,7 @@ and the chat methods write them.
 
 import codecs
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -20,7 +21,6 @@ from gen_jax.data import chat, encoding
 from gen_jax.types import InputError
 
 Messages = Sequence[chat.Message]
-_GUARD = "\ufdd0"  # not a character: keeps what users write from being a control token
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +133,8 @@ class Tokenizer:
 
   @functools.cached_property
   def _controls(self) -> re.Pattern:
-    names = sorted(self.specials, key=len, reverse=True)
+    # A name of one character cannot be broken up in a message: it stays text.
+    names = sorted((n for n in self.specials if len(n) > 1), key=len, reverse=True)
     patterns = (self.encoding.patterns.get(name, re.escape(name)) for name in names)
     return re.compile(f"({'|'.join(patterns) or '(?!)'})")
 
@@ -162,70 +163,109 @@ class Tokenizer:
         ids += encode(part)
     return ids
 
+  def _rendered(
+    self,
+    messages: Messages,
+    add_generation_prompt: bool,
+    now: datetime.datetime | None = None,
+  ) -> list[tuple[str, bool]]:
+    if self.chat_template is None:
+      raise InputError(
+        "the tokenizer has no chat template; take one of a chat model, or put"
+        " chat_template.jinja beside its files"
+      )
+    names = {id_: name for name, id_ in self.specials.items()}
+    marks = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+    return chat.render(
+      self.chat_template,
+      messages,
+      add_generation_prompt,
+      now,
+      **{key: names[id_] for key, id_ in marks.items() if id_ in names},
+    )
+
   def chat(self, messages: Messages, add_generation_prompt: bool = True) -> str:
     """The messages as one text, by the tokenizer's own template.
 
     Raises:
       InputError: there is no template, or it refuses the messages.
     """
-    if self.chat_template is None:
-      raise InputError(
-        "the tokenizer has no chat template; take one of a chat model, or put"
-        " chat_template.jinja beside its files"
-      )
     chat.check(messages)
-    names = {id_: name for name, id_ in self.specials.items()}
-    return chat.render(
-      self.chat_template,
-      messages,
-      add_generation_prompt,
-      bos_token=names.get(self.bos, ""),
-      eos_token=names.get(self.eos, ""),
-    )
+    return "".join(part for part, _ in self._rendered(messages, add_generation_prompt))
 
   def encode_chat(
-    self, messages: Messages, add_generation_prompt: bool = True
+    self,
+    messages: Messages,
+    add_generation_prompt: bool = True,
+    now: datetime.datetime | None = None,
   ) -> list[int]:
     """Tokens of `chat`; control tokens are the template's, never the messages'.
 
     Whether bos is among them is the template's business as well.
+
+    Args:
+      now: see `chat.render`.
     """
-    text = self.chat(self._guarded(messages), add_generation_prompt)
-    return self._encode_special(text, "", _GUARD)
+    parts = self._rendered(self._guarded(messages), add_generation_prompt, now)
+    return self._encode_special("".join(part for part, _ in parts), "", chat.GUARD)
 
   def encode_turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
     """Tokens of a conversation up to its last answer, and which of them answer.
 
-    What stands before an answer is encoded as a prompt on its own, as it is when the
-    model is asked: tokens never reach over the border.
+    A template may say with {% generation %} what an answer is. Else it is what an
+    assistant's message adds to the prompt before it. What stands before an answer is
+    encoded as a prompt on its own, as it is when the model is asked: tokens never reach
+    over the border. The date in it is `chat.TRAINING_DAY`.
 
     Raises:
-      InputError: see `chat`; or the template writes earlier turns anew in later ones.
+      InputError: see `chat`; the template marks nothing, or writes earlier turns in
+        another way in later ones.
     """
     messages = self._guarded(messages)
+    is_marked = chat.marks_answers(self.chat_template or "")
+    parts = self._marked_parts(messages) if is_marked else self._turns(messages)
     ids, is_answer, done = [], [], ""
+    for part, answers in parts:
+      new = self._encode_special(part, done, chat.GUARD)
+      ids += new
+      is_answer += [answers] * len(new)
+      done += part
+    return ids, is_answer
+
+  def _marked_parts(self, messages: Messages) -> list[tuple[str, bool]]:
+    last = max(
+      (i for i, m in enumerate(messages) if m["role"] == "assistant"), default=0
+    )
+    parts = self._rendered(messages[: last + 1], False, chat.TRAINING_DAY)
+    if not any(answers for _, answers in parts):
+      raise InputError(
+        f"the chat template marks no answer in {len(messages)} messages, and with"
+        " {% generation %} it should"
+      )
+    return parts
+
+  def _turns(self, messages: Messages) -> Iterator[tuple[str, bool]]:
+    done = ""
     for i, message in enumerate(messages):
       if message["role"] != "assistant":
         continue
       turns = ((messages[:i], True), (messages[: i + 1], False))
-      for answers, (turn, add_generation_prompt) in enumerate(turns):
-        text = self.chat(turn, add_generation_prompt) if turn else ""
+      for answers, (turn, is_prompt) in enumerate(turns):
+        parts = self._rendered(turn, is_prompt, chat.TRAINING_DAY) if turn else []
+        text = "".join(part for part, _ in parts)
         if not text.startswith(done):
           raise InputError(
             f"the chat template writes what stands before message {i + 1} in another"
             " way once the message is there: answers cannot be told from prompts"
           )
-        new = self._encode_special(text[len(done) :], done, _GUARD)
-        ids += new
-        is_answer += [bool(answers)] * len(new)
+        yield text[len(done) :], bool(answers)
         done = text
-    return ids, is_answer
 
   def _guarded(self, messages: Messages) -> list[dict[str, str]]:
-    """The messages, names of control tokens in them broken up by _GUARD."""
+    """The messages, names of control tokens in them broken up by GUARD."""
 
     def guard(text: str) -> str:
-      return self._special_names.sub(lambda m: m[0][0] + _GUARD + m[0][1:], text)
+      return self._special_names.sub(lambda m: m[0][0] + chat.GUARD + m[0][1:], text)
 
     chat.check(messages)
     return [

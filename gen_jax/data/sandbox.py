@@ -1,0 +1,226 @@
+"""Jinja templates of strangers: they reach nothing, and end soon in bounded memory.
+
+Jinja's immutable sandbox keeps a template from the machine, but not from its time and
+memory: `'a' * 10**9`, loops in loops, a value that holds itself twice, again and again.
+So one meter runs along. Every value that an expression makes and everything written
+counts by its size, every turn of a loop and call of a macro by the text in it; what
+could make a huge value in one go is measured before it does.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Set, ValuesView
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import jinja2.utils
+import jinja2.visitor
+from jinja2 import nodes
+
+SECONDS = 1.0  # of processor time
+CHARACTERS = 2**26  # made in all, and 64 times what is given
+OUTPUT = 2**22  # characters of the text, and 16 times what is given
+SOURCE = 2**18  # characters of the template
+_TURN = 128  # what a turn of a loop, a call or a container counts, in characters
+# No template can name these: there is a space in them.
+_METER, _CHARGE, _MEASURE = "the meter", "the charge", "the measure"
+_GONE = ("urlize", "striptags", "pprint", "xmlattr", "random")  # costly, or random
+
+Spend = Callable[[int], None]
+
+
+def _meter(limit: int) -> Spend:
+  """Takes what is spent; raises once it is too much, or too late."""
+  left, end = [limit], time.thread_time() + SECONDS
+
+  def spend(size: int) -> None:
+    left[0] -= size
+    if left[0] < 0:
+      raise jinja2.TemplateError(f"it makes more than {limit} characters, or steps")
+    if time.thread_time() > end:
+      raise jinja2.TemplateError(f"it takes more than {SECONDS:g} s")
+
+  return spend
+
+
+def size(value: Any, limit: int = CHARACTERS) -> int:
+  """About how many characters a value has, whatever it holds counted each time."""
+  total, rest = 0, [value]
+  while rest and total <= limit:
+    item = rest.pop()
+    if isinstance(item, str | bytes):
+      total += len(item)
+    elif isinstance(item, int):
+      total += item.bit_length() // 3
+    elif isinstance(item, jinja2.utils.Namespace):
+      rest.append(item._Namespace__attrs)
+      total += _TURN
+    elif isinstance(item, Mapping):
+      rest += [*item.keys(), *item.values()]
+      total += _TURN
+    elif isinstance(item, list | tuple | Set | ValuesView):
+      rest += item
+      total += _TURN
+  return total
+
+
+def _format_size(text: str, values: tuple) -> int:
+  """An upper bound for `text % values` and `text.format(*values)`."""
+  if re.search(r"%[^a-zA-Z%]*\*|\{[^}]*\{", text):
+    raise jinja2.TemplateError("a width in a format is not written out")
+  widths = sum(int(n[:12]) for n in re.findall(r"\d+", text))
+  return len(text) + widths + (text.count("%") + text.count("{")) * size(values)
+
+
+def _reach(name: str, value: Any, given: tuple) -> int:
+  """An upper bound for what a method or filter makes of a value in one go, or 0."""
+  widths = sum(abs(x) for x in given if isinstance(x, int))
+  others = tuple(x for x in given if not isinstance(x, int))
+  match name:
+    case "replace" if isinstance(value, str) and all(
+      isinstance(x, str) for x in others
+    ):
+      old, new = (*others, "", "")[:2]
+      return len(value) + value.count(old) * len(new)
+    case "join":
+      pair = value, *others[:1]  # a generator: as long as a range may be
+      lengths = (len(x) if hasattr(x, "__len__") else 10**5 for x in pair)
+      items, separator = (*lengths, 0)[:2]
+      return size(value) + size(others) + items * separator
+    case "format" | "format_map":
+      return _format_size(str(value), others)
+    case "center" | "ljust" | "rjust" | "zfill" | "to_bytes" | "round":
+      return size(value) + widths
+    case "indent" | "expandtabs" | "wordwrap" | "batch" | "slice" | "tojson":
+      return (size(value) + _TURN) * (widths + size(others) + 1)
+    case "translate":
+      return (size(value) + 1) * (size(others) + 1)
+    case "sum" if any(isinstance(x, list | tuple) for x in others):
+      raise jinja2.TemplateError("lists are not summed")
+  return 0
+
+
+def _operation_size(operator: str, left: Any, right: Any) -> int:
+  """An upper bound for what an operation on two values makes, or 0."""
+  if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+    long = right if operator == "**" else right.bit_length()
+    if left.bit_length() * long > 2**20:
+      raise jinja2.TemplateError(f"it makes a number of more than {2**20} bits")
+    return 0
+  if operator == "*":
+    pair = (left, right) if isinstance(right, int) else (right, left)
+    return size(pair[0]) * max(pair[1], 0) if isinstance(pair[1], int) else 0
+  if operator == "%" and isinstance(left, str):
+    return _format_size(left, right if isinstance(right, tuple) else (right,))
+  return size(left) + size(right) if operator in "+*" else 0
+
+
+def _metered(name: str, function: Callable) -> Callable:
+  """A filter that is measured before and after."""
+  passed = jinja2.utils._PassArg.from_obj(function)
+
+  @jinja2.pass_context
+  def run(context, value, *args, **kwargs):
+    spend = context.parent[_METER]
+    spend(_TURN + _reach(name, value, (*args, *kwargs.values())))
+    own = {
+      jinja2.utils._PassArg.context: (context,),
+      jinja2.utils._PassArg.eval_context: (context.eval_ctx,),
+      jinja2.utils._PassArg.environment: (context.environment,),
+    }.get(passed, ())
+    made = function(*own, value, *args, **kwargs)
+    spend(size(made))
+    return made
+
+  return run
+
+
+@jinja2.pass_context
+def _measure(context, value):
+  context.parent[_METER](size(value))
+  return value
+
+
+@jinja2.pass_context
+def _charge(context, cost):
+  context.parent[_METER](cost)
+  return ""
+
+
+class _Metering(jinja2.visitor.NodeTransformer):
+  """Has a template's loops, macros and values counted while it runs."""
+
+  def _charged(self, node):
+    text = node.find_all((nodes.TemplateData, nodes.Const))
+    cost = _TURN + sum(len(str(each.as_const())) for each in text)
+    node = self.generic_visit(node)
+    charge = nodes.Filter(nodes.Const(cost), _CHARGE, [], [], None, None)
+    node.body.insert(0, nodes.Output([charge]))
+    return node
+
+  def _measured(self, node):
+    node = self.generic_visit(node)
+    return nodes.Filter(node, _MEASURE, [], [], None, None, lineno=node.lineno)
+
+  visit_For = visit_Macro = visit_CallBlock = _charged
+  visit_Concat = visit_List = visit_Dict = _measured
+
+  def visit_Tuple(self, node):
+    return self._measured(node) if node.ctx == "load" else self.generic_visit(node)
+
+  def visit_Getitem(self, node):
+    is_slice = isinstance(node.arg, nodes.Slice)
+    return self._measured(node) if is_slice else self.generic_visit(node)
+
+
+class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+  """Jinja's immutable sandbox with a meter."""
+
+  intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+  def __init__(self, filters: Mapping[str, Callable], extensions: list):
+    super().__init__(
+      trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_measure
+    )
+    known = {**self.filters, **filters}
+    kept = {name: known[name] for name in known if name not in _GONE}
+    self.filters = {name: _metered(name, kept[name]) for name in kept}
+    self.filters |= {_MEASURE: _measure, _CHARGE: _charge}
+    del self.globals["lipsum"]
+
+  def _parse(self, source, name, filename):
+    if len(source) > SOURCE:
+      raise jinja2.TemplateError(f"it has {len(source)} characters, more than {SOURCE}")
+    return _Metering().visit(super()._parse(source, name, filename))
+
+  def call_binop(self, context, operator, left, right):
+    """See Jinja's sandbox; what is made is measured before."""
+    context.parent[_METER](_operation_size(operator, left, right))
+    return super().call_binop(context, operator, left, right)
+
+  def call(__self, __context, __obj, *args, **kwargs):
+    """See Jinja's sandbox; what is made is measured before and after."""
+    spend, method = __context.parent[_METER], getattr(__obj, "__wrapped__", __obj)
+    owner = getattr(method, "__self__", None)
+    spend(
+      _TURN + _reach(getattr(method, "__name__", ""), owner, (*args, *kwargs.values()))
+    )
+    made = super().call(__context, __obj, *args, **kwargs)
+    spend(size(made))
+    return made
+
+
+def render(template: jinja2.Template, given: Mapping[str, Any]) -> str:
+  """The text of a template of an `Environment`.
+
+  Raises:
+    jinja2.TemplateError: it takes too long, or makes too much.
+    Exception: whatever the template raises.
+  """
+  amount = size(given)
+  text = template.render({**given, _METER: _meter(CHARACTERS + 64 * amount)})
+  if len(text) > OUTPUT + 16 * amount:
+    raise jinja2.TemplateError(f"its text has {len(text)} characters")
+  return text
