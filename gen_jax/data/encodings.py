@@ -82,7 +82,10 @@ def _rules(merges: bytes) -> list[tuple[str, str]]:
 
 
 _END_OF_WORD = "</w>"
-_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_CLIP_WORDS = (
+  r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+  r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
 
 def clip(vocab: bytes, merges: bytes, settings: Config) -> HuggingFace:
@@ -100,7 +103,7 @@ def clip(vocab: bytes, merges: bytes, settings: Config) -> HuggingFace:
   )
   space = rules.Replace(tokenizers.Regex(r"\s+"), " ")
   backend.normalizer = rules.Sequence([rules.NFC(), space, rules.Lowercase()])
-  level = kinds.ByteLevel(add_prefix_space=False, use_regex=False)
+  level = kinds.ByteLevel(add_prefix_space=False)
   backend.pre_tokenizer = kinds.Sequence([split, level])
   backend.decoder = tokenizers.decoders.ByteLevel()
   names = [name for name in ids if name.startswith("<|") and name.endswith("|>")]

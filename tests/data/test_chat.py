@@ -123,11 +123,12 @@ def test_what_the_template_marks_is_learned():
     _with("{% generation %}{% endgeneration %}x").encode_turns(MESSAGES)
 
 
+words = strategies.text(
+  strategies.characters(codec="utf-8", exclude_characters="\ufdd0\ufdd1\ufdd2")
+)
 values = strategies.recursive(
-  strategies.none() | strategies.booleans() | strategies.integers() | strategies.text(),
-  lambda inner: (
-    strategies.lists(inner) | strategies.dictionaries(strategies.text(), inner)
-  ),
+  strategies.none() | strategies.booleans() | strategies.integers() | words,
+  lambda inner: strategies.lists(inner) | strategies.dictionaries(words, inner),
   max_leaves=5,
 )
 
