@@ -21,7 +21,7 @@ from gen_jax.types import InputError
 
 END_OF_TEXT = ranks.END_OF_TEXT
 Encoding = encoding.Encoding
-Config, HuggingFace = tokenizer_json.Config, tokenizer_json.HuggingFace
+HuggingFace, Settings = tokenizer_json.HuggingFace, tokenizer_json.Settings
 
 
 def byte_level(
@@ -36,12 +36,10 @@ def byte_level(
   return backend
 
 
-def gpt2(vocab: bytes, merges: bytes, settings: Config) -> HuggingFace:
+def gpt2(vocab: bytes, merges: bytes, settings: Settings) -> HuggingFace:
   """Reads GPT-2's own two files. Source: Radford et al. 2019."""
   ids = _vocabulary(vocab)
-  names = [name for name in tokenizer_json.named(settings) if name in ids] or [
-    END_OF_TEXT
-  ]
+  names = [name for name in settings.control if name in ids] or [END_OF_TEXT]
   backend = byte_level(ids, _rules(merges), names)
   return _with_added(backend, settings)
 
@@ -57,9 +55,9 @@ def _vocabulary(content: bytes) -> dict[str, int]:
   return ids
 
 
-def _with_added(backend: tokenizers.Tokenizer, settings: Config) -> HuggingFace:
+def _with_added(backend: tokenizers.Tokenizer, settings: Settings) -> HuggingFace:
   """The encoding, with the tokens that files beside the vocabulary add to it."""
-  for i, token in sorted(tokenizer_json.added_tokens(settings).items()):
+  for i, token in sorted(settings.added.items()):
     made = tokenizers.AddedToken(**token)
     add = backend.add_special_tokens if made.special else backend.add_tokens
     add([made])
@@ -88,7 +86,7 @@ _CLIP_WORDS = (
 )
 
 
-def clip(vocab: bytes, merges: bytes, settings: Config) -> HuggingFace:
+def clip(vocab: bytes, merges: bytes, settings: Settings) -> HuggingFace:
   """Reads CLIP's two files: lower case, words apart.
 
   Source: Radford et al. 2021 (arXiv:2103.00020) section 2.4.
@@ -158,12 +156,12 @@ class SentencePiece(encoding.Plain):
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-def sentence_piece(source: bytes, settings: Config) -> SentencePiece:
+def sentence_piece(source: bytes, settings: Settings) -> SentencePiece:
   """Reads the content of a SentencePiece .model, whose bos opens texts.
 
   Args:
-    settings: of tokenizer_config.json: `add_prefix_space` false takes the space before
-      texts away, `legacy` false the one after control tokens.
+    settings: `add_prefix_space` false takes the space before texts away, `legacy` false
+      the one after control tokens.
 
   Raises:
     ValueError, RuntimeError: not such a model.
@@ -173,8 +171,8 @@ def sentence_piece(source: bytes, settings: Config) -> SentencePiece:
   make = sentencepiece.SentencePieceProcessor
   theirs = make(model_proto=source)
   rest = make(model_proto=source + _NO_DUMMY_PREFIX)
-  backend = rest if settings.get("add_prefix_space") is False else theirs
-  inner = rest if settings.get("legacy") is False else backend
+  backend = rest if settings.flags.get("add_prefix_space") is False else theirs
+  inner = rest if settings.flags.get("legacy") is False else backend
   size = theirs.get_piece_size()
   if sum(map(theirs.is_byte, range(size))) < 256:
     raise ValueError("some of the 256 bytes have no token: text would be lost")
@@ -186,7 +184,7 @@ def sentence_piece(source: bytes, settings: Config) -> SentencePiece:
       pieces.append(b"")
     else:
       pieces.append(tokenizer_json.marked_piece(name))
-  for i, token in sorted(tokenizer_json.added_tokens(settings).items()):
+  for i, token in sorted(settings.added.items()):
     name = token["content"]
     if i == len(pieces) and token.get("special"):
       specials[name] = i
@@ -240,21 +238,25 @@ def characters(source: bytes) -> Characters:
   return Characters(alphabet)
 
 
-def _model(contents: Mapping[str, bytes], settings: Config) -> Encoding:
+def _model(contents: Mapping[str, bytes], settings: Settings) -> Encoding:
   """A .model file: SentencePiece's, or ranks by the same name (Llama 3)."""
   source = contents["tokenizer.model"]
   first = source.split(b"\n", 1)[0]
   if not re.fullmatch(rb"[A-Za-z0-9+/=]+ [0-9]+\r?", first):
     return sentence_piece(source, settings)
   described = files.parse_json(contents.get("ranks.json", b"{}"), "ranks.json")
-  return ranks.read(source, described.get("layout"))
+  if not isinstance(described, dict) or not isinstance(
+    layout := described.get("layout"), str | None
+  ):
+    raise ValueError('ranks.json is not {"layout": name}')
+  return ranks.read(source, layout)
 
 
-def read(contents: Mapping[str, bytes], settings: Config) -> Encoding:
+def read(contents: Mapping[str, bytes], settings: Settings) -> Encoding:
   """The encoding that the files of a folder hold.
 
   Args:
-    settings: of tokenizer_config.json and special_tokens_map.json.
+    settings: of the files next to it.
 
   Raises:
     Exception: of many kinds, for files that are not what their names say.

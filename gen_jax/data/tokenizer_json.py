@@ -15,11 +15,12 @@ from typing import Any
 import tokenizers
 
 from gen_jax import files
-from gen_jax.data import encoding
+from gen_jax.data import encoding, token_settings
 
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-Config = Mapping[str, Any]  # of tokenizer_config.json and special_tokens_map.json
+Settings = token_settings.Settings
+_NOTHING = Settings()
 
 
 def _ids(backend: tokenizers.Tokenizer, text: str) -> list[int]:
@@ -144,29 +145,6 @@ def _canonical(source: bytes) -> dict[str, Any]:
   return config
 
 
-def named(config: Config) -> list[str]:
-  """Names of the control tokens in a tokenizer_config.json (but for padding)."""
-  keys = (f"{kind}_token" for kind in ("bos", "eos", "unk", "cls", "sep", "mask"))
-  listed = config.get("additional_special_tokens") or ()
-  names = (token_name(token) for token in (*map(config.get, keys), *listed))
-  return [name for name in dict.fromkeys(names) if name]
-
-
-def token_name(value: Any) -> str | None:
-  """The name of a token in tokenizer_config.json: text, or an object around it."""
-  return value["content"] if isinstance(value, dict) else value
-
-
-def added_tokens(settings: Config) -> dict[int, dict[str, Any]]:
-  """{id: token} of added_tokens_decoder in a tokenizer_config.json."""
-  keys = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-  found = settings.get("added_tokens_decoder") or {}
-  return {
-    int(i): {key: token[key] for key in keys if key in token}
-    for i, token in found.items()
-  }
-
-
 def _backend(config: Mapping[str, Any], names: Sequence[str]) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer.from_str(json.dumps(config))
   added = backend.get_added_tokens_decoder()
@@ -221,30 +199,28 @@ def _marks(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, .
   raise ValueError("its post_processor does more than open and close a text")
 
 
-def read(source: bytes, settings: Config | None = None) -> HuggingFace:
+def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
   """Reads the content of a tokenizer.json, byte-level or SentencePiece-style.
 
   Control tokens in a text are plain text. Truncation and padding are not done: lengths
   are the caller's. BPE dropout is off.
 
   Args:
-    settings: its tokenizer_config.json: further names of control tokens, and
-      add_prefix_space.
+    settings: further names of control tokens, and add_prefix_space.
 
   Raises:
     Exception: of many kinds, by the library, for what it cannot read.
   """
-  settings, config = settings or {}, _canonical(source)
+  config = _canonical(source)
   bare, is_first = _without_prefix(config)
-  spaced = settings.get("add_prefix_space")
+  spaced = settings.flags.get("add_prefix_space")
   if spaced is not None:
     config = _with_prefix(config) if spaced else bare
-  names = named(settings)
-  backend, rest = _backend(config, names), _backend(bare, names)
-  for i, token in added_tokens(settings).items():
+  backend, rest = (_backend(each, settings.control) for each in (config, bare))
+  for i, token in settings.added.items():
     if (have := backend.token_to_id(token["content"])) != i:
       raise ValueError(
-        f"tokenizer_config.json adds {token['content']!r} as {i}; tokenizer.json has"
+        f"{token['content']!r} is added as {i}; tokenizer.json has"
         f" {'no such token' if have is None else have}"
       )
   inside = {

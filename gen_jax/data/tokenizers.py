@@ -4,17 +4,17 @@
 """
 
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import tokenizers
 
 from gen_jax import files
-from gen_jax.data import encodings, ranks, tokenizer, tokenizer_json
+from gen_jax.data import encodings, ranks, token_settings, tokenizer, tokenizer_json
 from gen_jax.types import InputError
 
 Tokenizer = tokenizer.Tokenizer
 END_OF_TEXT = encodings.END_OF_TEXT
+_NOTHING = token_settings.Settings()
 # What opens and ends a document, where the files do not say.
 _MARKS = (
   ("<|startoftext|>", END_OF_TEXT),
@@ -37,44 +37,26 @@ def _id(encoding: encodings.Encoding, name: str | None) -> int | None:
   return encoding.specials.get(name)
 
 
-def _made(encoding: encodings.Encoding) -> Tokenizer:
-  """A tokenizer of which no files say more than its encoding does."""
-  return _described(encoding, {}, {}, None)
-
-
-def _described(
-  encoding: encodings.Encoding,
-  config: Mapping[str, Any],
-  generation: Mapping[str, Any],
-  template: str | None,
+def _made(
+  encoding: encodings.Encoding, settings: token_settings.Settings = _NOTHING
 ) -> Tokenizer:
-  """A tokenizer with what the files next to its vocabulary say.
-
-  Args:
-    config: of tokenizer_config.json and special_tokens_map.json.
-    generation: generation_config.json.
-  """
+  """A tokenizer with what the files next to its vocabulary say."""
   bos, eos = (
-    _id(encoding, tokenizer_json.token_name(config[key]) if key in config else usual)
-    for key, usual in zip(("bos_token", "eos_token"), _usual(encoding), strict=True)
+    _id(encoding, settings.names.get(kind, usual))
+    for kind, usual in zip(("bos", "eos"), _usual(encoding), strict=True)
   )
-  marks = []  # what the file says in so many words goes before its post-processor
+  marks = []  # what is said in so many words goes before the post-processor
   for key, mark, own in (
     ("add_bos_token", bos, encoding.opening),
     ("add_eos_token", eos, encoding.closing),
   ):
-    is_added = config.get(key)
-    own = own if is_added is None else (mark,) * (bool(is_added) and mark is not None)
-    marks.append(tuple(own))
-  more = generation.get("eos_token_id")
-  more = (more,) if isinstance(more, int) else tuple(more or ())
-  stops = (eos, *more, *map(encoding.specials.get, _END_OF_TURN))
+    is_added = settings.flags.get(key)
+    given = (mark,) if is_added and mark is not None else ()
+    marks.append(own if is_added is None else given)
+  stops = (eos, *settings.stops, *map(encoding.specials.get, _END_OF_TURN))
   stops = tuple(dict.fromkeys(stop for stop in stops if stop is not None))
-  for stop in stops:
-    if type(stop) is not int or stop < 0:
-      raise InputError(f"generation_config.json: eos_token_id {stop!r} is not an id")
-  pad = tokenizer_json.token_name(config.get("pad_token"))
-  return Tokenizer(encoding, bos, eos, *marks, stops, template, _pad(encoding, pad))
+  pad = _pad(encoding, settings.names.get("pad"))
+  return Tokenizer(encoding, bos, eos, *marks, stops, settings.template, pad)
 
 
 def _pad(encoding: encodings.Encoding, name: str | None) -> int | None:
@@ -130,22 +112,6 @@ def train_bpe(
   return _made(tokenizer_json.read(backend.to_str().encode()))
 
 
-def _template(config: Mapping[str, Any]) -> str | None:
-  """The chat template of a tokenizer_config.json; of several, the default one."""
-  template = config.get("chat_template")
-  if isinstance(template, list):
-    named = {entry["name"]: entry["template"] for entry in template}
-    template = named.get("default")
-  return template
-
-
-_BESIDE = (
-  "special_tokens_map.json",
-  "tokenizer_config.json",
-  "generation_config.json",
-  "added_tokens.json",
-  "chat_template.jinja",
-)
 _FILES = (
   "tokenizer.json",
   "tokenizer.model",
@@ -161,41 +127,19 @@ _FILES = (
 def _read_files(path: pathlib.Path) -> dict[str, bytes]:
   """The files of a tokenizer, by the names that they have in a folder of their own."""
   if path.is_dir():
-    home, wanted = path, (*_BESIDE, *_FILES)
+    home, wanted = path, (*token_settings.FILES, *_FILES)
   elif path.name in _FILES:
     pair = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
     pair |= {value: key for key, value in pair.items()}
     partner = pair.get(path.name, "ranks.json")
-    home, wanted = path.parent, (*_BESIDE, path.name, partner)
+    home, wanted = path.parent, (*token_settings.FILES, path.name, partner)
   else:
-    home, wanted = path.parent, _BESIDE
+    home, wanted = path.parent, token_settings.FILES
   found = {name: home / name for name in wanted if (home / name).exists()}
   if not path.is_dir() and path.name not in found:
     name = "tokenizer.json" if path.suffix == ".json" else "tokenizer.model"
     found[name] = path
   return {name: file.read_bytes() for name, file in found.items()}
-
-
-def _settings(contents: Mapping[str, bytes]) -> dict[str, Any]:
-  """What the JSON files next to a vocabulary say of its tokens."""
-  named, config, added = (
-    files.parse_json(contents.get(name, b"{}"), name)
-    for name in (
-      "special_tokens_map.json",
-      "tokenizer_config.json",
-      "added_tokens.json",
-    )
-  )
-  config = {**named, **config}
-  known = {} if config.get("added_tokens_decoder") else added
-  if known:  # of older files: control tokens are those that the others name
-    pad = tokenizer_json.token_name(config.get("pad_token"))
-    control = [*tokenizer_json.named(config), pad]
-    config["added_tokens_decoder"] = {
-      i: {"content": name, "special": name in control, "normalized": False}
-      for name, i in known.items()
-    }
-  return config
 
 
 def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
@@ -216,20 +160,17 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
   """
   try:
     contents = _read_files(path)
-    config = _settings(contents)
+    settings = token_settings.read(contents)
     if layout is not None:
       encoding = ranks.read(contents["tokenizer.model"], layout)
     else:
-      encoding = encodings.read(contents, config)
-    template = _template(config)
-    if "chat_template.jinja" in contents:
-      template = files.decode(contents["chat_template.jinja"], "chat_template.jinja")
-    content = contents.get("generation_config.json", b"{}")
-    generation = files.parse_json(content, "generation_config.json")
-    made = _described(encoding, config, generation, template)
+      encoding = encodings.read(contents, settings)
+    made = _made(encoding, settings)
   except OSError as error:
     raise InputError(f"cannot read tokenizer {path}: {error.strerror}") from None
-  except Exception as error:  # the libraries raise many kinds, one a bare Exception
+  except BaseException as error:  # the libraries raise many kinds; Rust's panic is one
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+      raise
     reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
       f"cannot read tokenizer {path}: {reason}; needed is a folder or file of Hugging"
