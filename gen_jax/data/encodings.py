@@ -36,8 +36,17 @@ def byte_level(
   return backend
 
 
+# Classes whose words and marks are GPT-2's.
+_LIKE_GPT2 = (None, "GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer")
+
+
 def gpt2(vocab: bytes, merges: bytes, settings: Settings) -> HuggingFace:
   """Reads GPT-2's own two files. Source: Radford et al. 2019."""
+  if settings.kind not in _LIKE_GPT2:
+    raise ValueError(
+      f"{settings.kind} cuts words in its own way, which its vocabulary and merges do"
+      " not say; save it as tokenizer.json"
+    )
   ids = _vocabulary(vocab)
   names = [name for name in settings.control if name in ids] or [END_OF_TEXT]
   backend = byte_level(ids, _rules(merges), names)

@@ -34,6 +34,7 @@ class Settings:
     added: {id: keywords of `tokenizers.AddedToken`}.
     flags: those of add_bos_token, add_eos_token, add_prefix_space and legacy that
       are given.
+    kind: the class that the tokenizer was written by, without Fast.
     template: of chats.
     stops: ids that end what a model writes.
   """
@@ -42,6 +43,7 @@ class Settings:
   more: tuple[str, ...] = ()
   added: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   flags: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+  kind: str | None = None
   template: str | None = None
   stops: tuple[int, ...] = ()
 
@@ -150,4 +152,8 @@ def read(contents: Mapping[str, bytes]) -> Settings:
   stops = generation.get("eos_token_id")
   stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
   stops = tuple(_id(stop, "generation_config.json: eos_token_id") for stop in stops)
-  return Settings(names, more, tokens, flags, template, stops)
+  kind = config.get("tokenizer_class")
+  if kind is not None and not isinstance(kind, str):
+    raise _wrong("tokenizer_class", kind, "a name")
+  kind = kind and kind.removesuffix("Fast")
+  return Settings(names, more, tokens, flags, kind, template, stops)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -186,17 +186,20 @@ def _pattern(token: tokenizers.AddedToken) -> str:
   return f"{space * token.lstrip}{word}{space * token.rstrip}"
 
 
-def _marks(backend: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _marks(
+  backend: tokenizers.Tokenizer, control: Collection[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """What the post-processor puts before and after a text.
 
   Raises:
-    ValueError: it does something else as well.
+    ValueError: it does something else as well, or writes what is no control token.
   """
   body, whole = _ids(backend, "a"), backend.encode("a").ids
   for start in range(len(whole) - len(body) + 1):
-    if whole[start : start + len(body)] == body:
-      return tuple(whole[:start]), tuple(whole[start + len(body) :])
-  raise ValueError("its post_processor does more than open and close a text")
+    opening, closing = whole[:start], whole[start + len(body) :]
+    if [*opening, *body, *closing] == whole and {*opening, *closing} <= set(control):
+      return tuple(opening), tuple(closing)
+  raise ValueError("its post_processor does more than put control tokens around a text")
 
 
 def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
@@ -256,7 +259,7 @@ def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
     {name: i for name, (i, _) in control.items()},
     {name: _pattern(token) for name, (_, token) in control.items()},
     encoding.prefix(functools.partial(_ids, backend), pieces),
-    *_marks(backend),
+    *_marks(backend, [i for i, _ in control.values()]),
   )
 
 

@@ -19,7 +19,8 @@ class LanguageModel:
   Attributes:
     model: (tokens [B, T], read, also) -> (read(logits [B, T, V], *also), cache).
     token_bytes: int [V], bytes of text each token stands for, 0 for special tokens:
-      makes losses comparable across tokenizers as bits per byte.
+      makes losses comparable across tokenizers as bits per byte (of the text as the
+      tokenizer's normaliser has it).
     z_loss: weight of (log Z)^2 in what is minimised; the metrics leave it out.
   """
 

@@ -125,6 +125,17 @@ def test_tokens_that_files_add_to_a_vocabulary(tmp_path, decoder):
     tokenizers.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "RobertaTokenizerFast", "X"])
+def test_two_files_of_a_class_with_words_of_its_own(tmp_path, kind):
+  values = tokenizer_json.byte_values()
+  (tmp_path / "vocab.json").write_text(json.dumps({**values, END: 256}))
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+  assert tokenizers.load(tmp_path).eos == 256
+  (tmp_path / CONFIG).write_text(json.dumps({"tokenizer_class": kind}))
+  with pytest.raises(types.InputError, match="cuts words in its own way"):
+    tokenizers.load(tmp_path)
+
+
 def _pieces() -> bytes:
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(

@@ -214,6 +214,25 @@ def _added_backend() -> backends.Tokenizer:
   return made
 
 
+def _template(names, id_) -> dict:
+  """A post-processor that puts these before a text, `id_` where it is no text."""
+  parts = [
+    {"Sequence": {"id": "A", "type_id": 0}}
+    if name == "$A"
+    else {"SpecialToken": {"id": name, "type_id": 0}}
+    for name in [*names, "$A"]
+  ]
+  tokens = {
+    name: {"id": name, "ids": [id_], "tokens": [name]} for name in names if name != "$A"
+  }
+  return {
+    "type": "TemplateProcessing",
+    "single": parts,
+    "pair": parts,
+    "special_tokens": tokens,
+  }
+
+
 @pytest.mark.parametrize(
   "change, says",
   [
@@ -232,6 +251,9 @@ def _added_backend() -> backends.Tokenizer:
     ),
     (lambda c: c["model"].update(continuing_subword_prefix="##", merges=[]), "'##'"),
     (lambda c: c["model"].update(continuing_subword_prefix="##"), "slice index"),
+    (lambda c: c.update(post_processor=_template(["a"], 5)), "does more than put"),
+    (lambda c: c.update(post_processor=_template(["<s>"], 300_000_000)), "does more"),
+    (lambda c: c.update(post_processor=_template(["<s>", "$A"], 297)), "does more"),
     (lambda c: c.update(padding={"strategy": "x"}), "unknown variant"),
   ],
 )
