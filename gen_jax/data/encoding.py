@@ -1,7 +1,7 @@
 """How text becomes ids: what every format of `data.encodings` gives."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Encoding(Protocol):
@@ -44,6 +44,10 @@ class Encoding(Protocol):
     """What `read` makes this encoding of, by file name."""
     ...
 
+  def settings(self) -> dict[str, Any]:
+    """What tokenizer_config.json must say next to these files."""
+    ...
+
 
 def prefix(encode: Callable[[str], list[int]], pieces: Sequence[bytes]) -> str:
   """What a format writes before every text: a space, or nothing."""
@@ -55,6 +59,9 @@ class Plain:
 
   patterns: Mapping[str, str] = {}
   prefix, opening, closing = "", (), ()
+
+  def settings(self) -> dict[str, Any]:
+    return {}
 
   def encode_inner(self, text: str) -> list[int]:
     return self.encode(text)

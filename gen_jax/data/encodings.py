@@ -11,6 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -144,6 +145,7 @@ class SentencePiece(encoding.Plain):
   rest: sentencepiece.SentencePieceProcessor
   pieces: Sequence[bytes]
   specials: Mapping[str, int]
+  given: Settings
   prefix: str
   opening: tuple[int, ...]
 
@@ -158,6 +160,10 @@ class SentencePiece(encoding.Plain):
 
   def files(self) -> dict[str, bytes]:
     return {"tokenizer.model": self.source}
+
+  def settings(self) -> dict[str, Any]:
+    flags = {key: self.given.flags.get(key) for key in ("add_prefix_space", "legacy")}
+    return {**flags, "added_tokens_decoder": dict(self.given.added)}
 
 
 # Protocol buffers that follow one another merge; this says
@@ -205,7 +211,9 @@ def sentence_piece(source: bytes, settings: Settings) -> SentencePiece:
       )
   opening = (theirs.bos_id(),) if theirs.bos_id() >= 0 else ()
   before = encoding.prefix(backend.encode, pieces)
-  return SentencePiece(source, backend, inner, rest, pieces, specials, before, opening)
+  return SentencePiece(
+    source, backend, inner, rest, pieces, specials, settings, before, opening
+  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -279,7 +279,11 @@ class Tokenizer:
     config: dict[str, Any] = {
       "bos_token": names.get(self.bos),
       "eos_token": names.get(self.eos),
+      **self.encoding.settings(),
     }
+    if self.pad is not None:
+      piece = self.encoding.pieces[self.pad]
+      config["pad_token"] = names.get(self.pad) or piece.decode()
     if self.chat_template is not None:
       config["chat_template"] = self.chat_template
     for key, ids, own in (
@@ -299,6 +303,7 @@ class Tokenizer:
   def fingerprint(self) -> str:
     """A hash of everything that decides which ids a document has."""
     marks = f"{self.bos} {self.eos} {self.opening} {self.closing}"
+    marks += json.dumps(self.encoding.settings(), sort_keys=True)
     digest = hashlib.sha256(marks.encode())
     for name, content in sorted(self.encoding.files().items()):
       digest.update(f"\n{name} {len(content)}\n".encode() + content)

@@ -63,6 +63,9 @@ class HuggingFace:
   def files(self) -> dict[str, bytes]:
     return {"tokenizer.json": self.source}
 
+  def settings(self) -> dict[str, Any]:
+    return {}
+
 
 def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
   """The parts of a pipeline of tokenizer.json, sequences opened."""
@@ -93,8 +96,10 @@ def _without_prefix(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
   return config, is_first
 
 
-def _with_prefix(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A tokenizer.json that puts a space before texts, where it can."""
+def _spaced(config: Mapping[str, Any], is_spaced: bool | None) -> Mapping[str, Any]:
+  """A tokenizer.json that puts a space before texts or none, where that is said."""
+  if not is_spaced:
+    return config if is_spaced is None else _without_prefix(config)[0]
   config = json.loads(json.dumps(config))
   for part in _flat(config["pre_tokenizer"], "pretokenizers"):
     if part["type"] == "ByteLevel":
@@ -146,12 +151,10 @@ def _canonical(source: bytes) -> dict[str, Any]:
 
 
 def _backend(config: Mapping[str, Any], names: Sequence[str]) -> tokenizers.Tokenizer:
+  """The library's, with the named tokens of the vocabulary as control tokens."""
   backend = tokenizers.Tokenizer.from_str(json.dumps(config))
-  added = backend.get_added_tokens_decoder()
-  for name in names:
-    i = backend.token_to_id(name)
-    if i is not None and not (i in added and added[i].special):
-      backend.add_special_tokens([name])
+  known = [name for name in names if backend.token_to_id(name) is not None]
+  backend.add_special_tokens(known)
   backend.encode_special_tokens = True
   return backend
 
@@ -214,18 +217,42 @@ def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
   Raises:
     Exception: of many kinds, by the library, for what it cannot read.
   """
-  config = _canonical(source)
+  given = _canonical(source)
+  config = _spaced(given, settings.flags.get("add_prefix_space"))
   bare, is_first = _without_prefix(config)
-  spaced = settings.flags.get("add_prefix_space")
-  if spaced is not None:
-    config = _with_prefix(config) if spaced else bare
-  backend, rest = (_backend(each, settings.control) for each in (config, bare))
+  control = {token["content"] for token in config["added_tokens"] if token["special"]}
+  named = [name for name in settings.control if name not in control]
+  backend, rest = (_backend(each, named) for each in (config, bare))
   for i, token in settings.added.items():
     if (have := backend.token_to_id(token["content"])) != i:
       raise ValueError(
         f"{token['content']!r} is added as {i}; tokenizer.json has"
         f" {'no such token' if have is None else have}"
       )
+  if named or config != given:  # kept with what was said next to it
+    source = backend.to_str().encode()
+  pieces = _pieces(config, backend)
+  added = backend.get_added_tokens_decoder()
+  control = {token.content: (i, token) for i, token in added.items() if token.special}
+  return HuggingFace(
+    source,
+    backend,
+    rest if is_first else backend,
+    rest,
+    pieces,
+    {name: i for name, (i, _) in control.items()},
+    {name: _pattern(token) for name, (_, token) in control.items()},
+    encoding.prefix(functools.partial(_ids, backend), pieces),
+    *_marks(backend, [i for i, _ in control.values()]),
+  )
+
+
+def _pieces(config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[bytes]:
+  """The bytes of text that each id stands for.
+
+  Raises:
+    ValueError: it cannot be told, ids with huge gaps, or bytes without a token.
+  """
   inside = {
     part["type"]
     for key, inner in (
@@ -249,18 +276,7 @@ def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
     else:
       pieces[i] = marked_piece(token)
   _check_complete(config, is_byte_level)
-  control = {token.content: (i, token) for i, token in added.items() if token.special}
-  return HuggingFace(
-    source,
-    backend,
-    rest if is_first else backend,
-    rest,
-    pieces,
-    {name: i for name, (i, _) in control.items()},
-    {name: _pattern(token) for name, (_, token) in control.items()},
-    encoding.prefix(functools.partial(_ids, backend), pieces),
-    *_marks(backend, [i for i, _ in control.values()]),
-  )
+  return pieces
 
 
 def opened(backend: tokenizers.Tokenizer, name: str) -> None:

@@ -38,6 +38,9 @@ def test_a_token_of_the_vocabulary_that_is_named_becomes_a_control_token(tmp_pat
   made = _bytes_folder(tmp_path, tokenizer_config=config)
   assert (made.specials["z"], made.specials["y"], made.pad) == (122, 121, 120)
   assert "x" not in made.specials and made.decode([119, 120, 121, 122]) == "wx"
+  made.save(tmp_path / "again")
+  again = tokenizers.load(tmp_path / "again")
+  assert (again.specials, again.pad) == (made.specials, made.pad)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +175,10 @@ def test_spaces_of_sentencepiece(tmp_path, settings, first, inner):
   def written(ids):
     return "".join(theirs.id_to_piece(i) for i in ids)
 
+  made.save(tmp_path / "again")
+  again = tokenizers.load(tmp_path / "again")
+  assert again.fingerprint == made.fingerprint
+  assert again.encode_special("<s>cat") == made.encode_special("<s>cat")
   assert written(made.encode("cat")) == f"{first}cat"
   assert written(made.encode_special("<s>cat</s>")) == f"<s>{inner}cat</s>"
   assert written(made.encode_special("cat", after="<s>the ")) == "cat"
@@ -188,6 +195,9 @@ def test_control_tokens_added_to_sentencepiece(tmp_path):
   (tmp_path / CONFIG).write_text(json.dumps({"pad_token": "<pad>"}))
   made = tokenizers.load(tmp_path)
   assert (made.pad, made.vocab_size) == (285, 286)
+  made.save(tmp_path / "again")
+  again = tokenizers.load(tmp_path / "again")
+  assert (again.pad, again.specials) == (made.pad, made.specials)
   (tmp_path / ADDED).write_text(json.dumps({"<pad>": 300_000_000}))
   with pytest.raises(types.InputError, match="with id 300000000 is not read"):
     tokenizers.load(tmp_path)

@@ -160,6 +160,24 @@ def test_what_opens_and_closes_a_text(tmp_path, processor, settings, opening, cl
   assert tokenizer.opens("") == alone and tokenizer.opens("a") == tokenizer.opening
 
 
+@pytest.mark.parametrize("spaced", [True, False])
+@pytest.mark.parametrize("had", [True, False])
+def test_a_space_before_texts_is_what_the_settings_say(tmp_path, had, spaced):
+  wanted = _trained()
+  wanted.pre_tokenizer = kinds.ByteLevel(add_prefix_space=had)
+  wanted.save(str(tmp_path / "tokenizer.json"))
+  wanted.pre_tokenizer = kinds.ByteLevel(add_prefix_space=spaced)
+  (tmp_path / "tokenizer_config.json").write_text(
+    json.dumps({"add_prefix_space": spaced})
+  )
+  made = tokenizers.load(tmp_path)
+  made.save(tmp_path / "again")
+  for each in (made, tokenizers.load(tmp_path / "again")):
+    assert each.encode("cat") == wanted.encode("cat", add_special_tokens=False).ids
+    assert each.encode_special("<s>cat")[1:] == each.encode("cat")
+    assert each.decode(each.encode("cat")) == "cat"
+
+
 ADDED = [
   backends.AddedToken("<l>", lstrip=True, special=True, normalized=False),
   backends.AddedToken("<r>", rstrip=True, special=True, normalized=False),
