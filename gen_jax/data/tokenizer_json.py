@@ -222,7 +222,8 @@ def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
   bare, is_first = _without_prefix(config)
   control = {token["content"] for token in config["added_tokens"] if token["special"]}
   named = [name for name in settings.control if name not in control]
-  backend, rest = (_backend(each, named) for each in (config, bare))
+  backend = _backend(config, named)
+  rest = backend if bare == config else _backend(bare, named)
   for i, token in settings.added.items():
     if (have := backend.token_to_id(token["content"])) != i:
       raise ValueError(
