@@ -1,14 +1,16 @@
 """Scoring: every token once, and closed forms of what is summed."""
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers as backends
 
 from gen_jax import scoring, sharding
-from gen_jax.data import tokenizers
+from gen_jax.data import tokenizer_json, tokenizers
 from gen_jax.models import transformer
 from gen_jax.types import InputError
 
@@ -52,6 +54,34 @@ def test_a_model_that_knows_nothing(model, params):
   assert (score.num_tokens, score.num_bytes) == (11, 11)
   assert score.perplexity == pytest.approx(260, rel=1e-5)
   assert score.bits_per_byte == pytest.approx(math.log2(260), rel=1e-5)
+
+
+def test_nothing_is_scored_after_a_token_that_the_tokenizer_does_not_put(model, params):
+  """GPT-2's own tokenizer names a bos and puts none: the first token has no score."""
+  zeros, texts = jax.tree.map(jnp.zeros_like, params), ["some text", "ab"]
+  bare = dataclasses.replace(tokenizers.plain_bytes(), opening=())
+  score = scoring.score_texts(scoring.Scorer(model), zeros, bare, texts, 4)
+  assert (score.num_tokens, score.num_bytes) == (9, 9)
+  rows, _ = scoring.choice_rows(
+    scoring.Question("ab", ("c", "de"), 0, "f:1"), bare, CONTEXT
+  )
+  assert [row.tokens.tolist() for row in rows] == [list(b"abc"), list(b"abde")]
+  rows, _ = scoring.choice_rows(  # but something must stand before an answer to nothing
+    scoring.Question("", ("c", "de"), 0, "f:1"), bare, CONTEXT
+  )
+  assert [row.tokens.tolist() for row in rows] == [[256, *b"c"], [256, *b"de"]]
+
+
+def test_bytes_are_those_of_what_is_encoded(model, params):
+  backend = backends.Tokenizer.from_str(
+    tokenizers.plain_bytes().encoding.source.decode()
+  )
+  backend.normalizer = backends.normalizers.NFC()
+  made = tokenizers.Tokenizer(tokenizer_json.read(backend.to_str().encode()))
+  made = dataclasses.replace(made, opening=(256,))
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  score = scoring.score_texts(scoring.Scorer(model), zeros, made, ["e\u0301x"], 4)
+  assert (score.num_tokens, score.num_bytes) == (3, 3)  # as U+00E9, not as it was
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 64])
