@@ -9,6 +9,7 @@ Sources: Kingma et al. 2021 (arXiv:2107.00630) appendix I.1 (stratified); Esser 
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 from gen_jax import rng
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
+
+TimeSampler = Callable[[schedules.Schedule, Array], Array]
 
 
 def corrupt(schedule: schedules.Schedule, t: Array, x0: Array, eps: Array) -> Array:
@@ -55,6 +58,19 @@ class StratifiedTime:
     offset = jax.random.uniform(keys[0])
     u = (offset + jnp.arange(batch_size) / batch_size) % 1.0
     return self.t_min + (self.t_max - self.t_min) * u
+
+
+def by_example(sampler: TimeSampler) -> TimeSampler:
+  """The same law with each time drawn for its example alone.
+
+  What is evaluated must not depend on which examples share a batch.
+
+  >>> by_example(StratifiedTime(0.1))
+  UniformTime(t_min=0.1, t_max=1.0)
+  """
+  if isinstance(sampler, StratifiedTime):
+    return UniformTime(sampler.t_min, sampler.t_max)
+  return sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Diffusion:
   schedule: schedules.Schedule
   target: param.Target
   weighting: Callable[[schedules.Schedule, param.Target, Array], Array]
-  time_sampler: Callable[[schedules.Schedule, Array], Array]
+  time_sampler: corrupt.TimeSampler
   codec: codecs.Codec
   null_caption: Caption
   caption_drop_prob: float = 0.1
@@ -149,7 +149,8 @@ class Diffusion:
       x0 = self.codec.stored(frozen, batch["latent"], codec_keys)
     else:
       x0 = self.codec.encode(frozen, batch["image"], codec_keys)
-    t = self.time_sampler(self.schedule, time_keys)
+    draw = self.time_sampler if train else corrupt.by_example(self.time_sampler)
+    t = draw(self.schedule, time_keys)
     eps = rng.normal(noise_keys, x0.shape[1:])
     x_t = corrupt.corrupt(self.schedule, t, x0, eps)
 

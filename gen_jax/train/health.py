@@ -61,10 +61,7 @@ class Health:
         f"gradient in twice as many microbatches differs by {self.microbatch_error:.1e}"
       )
       if self.microbatch_error > self.tolerance:
-        line += (
-          "  <- WARNING: right only where times are stratified over the batch; else"
-          " sums and means are mixed up"
-        )
+        line += "  <- WARNING: sums and means are mixed up"
       yield line
     norms = "  ".join(f"{name} {norm:.3g}" for name, norm in self.grad_norm.items())
     yield f"gradient norm by block: {norms}"
@@ -72,8 +69,8 @@ class Health:
     if num:
       shown = ", ".join(self.without_gradient[:4]) + (", ..." if num > 4 else "")
       yield (
-        f"no gradient reaches {num} of {self.num_arrays} arrays ({shown}); right only"
-        " behind a layer that starts at zero"
+        f"{num} of {self.num_arrays} arrays have no gradient yet ({shown}): right where"
+        " a later layer starts at zero"
       )
     questions = ""
     if self.unlearned > self.padding:

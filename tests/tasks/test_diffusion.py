@@ -10,7 +10,7 @@ import pytest
 
 from gen_jax import flops, prompting, sharding
 from gen_jax.data import tokenizers
-from gen_jax.diffusion import parameterisation, samplers, schedule
+from gen_jax.diffusion import corrupt, parameterisation, samplers, schedule
 from gen_jax.tasks import diffusion
 from tests import tiny
 
@@ -158,3 +158,19 @@ def test_all_targets_train(setup, target):
   task = tiny.diffusion_task(target=target, schedule=schedule.VPLinear())
   out = run(task, params, batch, tiny.keys(), True)
   assert np.isfinite(out.loss.total) and out.loss.total > 0
+
+
+@pytest.mark.parametrize(
+  "sampler", [corrupt.UniformTime(), corrupt.StratifiedTime(0.1, 0.9)], ids=repr
+)
+def test_in_evaluation_an_example_does_not_know_its_batch(sampler):
+  """Sums over halves of a batch are those over the whole, also of stratified times."""
+  task, batch = tiny.diffusion_task(time_sampler=sampler), tiny.image_batch()
+  params = tiny.weights(task.init, batch)
+
+  def total(rows):
+    some, keys = jax.tree.map(lambda x: x[rows], (batch, tiny.keys()))
+    return float(task.loss(params, {}, some, keys, train=False).loss.total)
+
+  halves = total(slice(0, 4)) + total(slice(4, 8))
+  assert halves == pytest.approx(total(slice(0, 8)), rel=1e-5)
