@@ -5,6 +5,7 @@ byte-order mark, a torn file or a nesting of a million brackets means the same
 everywhere. Each failure is one clear line (`InputError`).
 """
 
+import concurrent.futures
 import contextlib
 import glob
 import hashlib
@@ -18,6 +19,8 @@ from typing import Any
 
 from gen_jax.types import InputError, unknown
 
+SEAL = "file_sha256"
+HASHES = "hashes.json"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
@@ -75,6 +78,44 @@ def sha256(path: pathlib.Path) -> str:
   """SHA-256 of a file's bytes, in hexadecimal."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def names(folder: pathlib.Path) -> list[str]:
+  """All files in a folder and below, relative to it, but for its own `HASHES`."""
+  found = (path for path in folder.rglob("*") if not path.is_dir())
+  return sorted({path.relative_to(folder).as_posix() for path in found} - {HASHES})
+
+
+def hashes(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
+  """{name: SHA-256} of files in a folder; several are read at once."""
+  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    digests = pool.map(lambda name: sha256(folder / name), names)
+    return dict(zip(names, digests, strict=True))
+
+
+def write_hashes(folder: pathlib.Path) -> None:
+  """Notes the hash of every file, for `check_hashes`; done when all is written."""
+  write_json(folder / HASHES, {"files": hashes(folder, names(folder))})
+
+
+def check_hashes(folder: pathlib.Path) -> None:
+  """Raises InputError for a file that is gone or not as `write_hashes` has found it.
+
+  Files that came later are not looked at; a folder without hashes passes.
+  """
+  noted = folder / HASHES
+  if not noted.exists():
+    return
+  want = read_json(noted).get("files", {})
+  have = [name for name in want if (folder / name).is_file()]
+  found = hashes(folder, have)
+  for name, digest in want.items():
+    if found.get(name) != digest:
+      state = "is not as it was written" if name in found else "is missing"
+      raise InputError(
+        f"{folder / name} {state}: put it back from a copy, or delete {noted} if you"
+        " changed it yourself"
+      )
 
 
 def decode(content: bytes, where: str) -> str:
@@ -177,6 +218,38 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file, whole or not at all."""
   with replacing(path) as partial:
     partial.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def value_sha256(value: Any) -> str:
+  """SHA-256 of a JSON value, however it is laid out in its file.
+
+  >>> value_sha256({"a": 1, "b": [2]}) == value_sha256({"b": [2], "a": 1})
+  True
+  """
+  text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+  """The object with a hash of itself, by which `read_sealed` knows damage."""
+  plain = json.loads(json.dumps(finite(value)))
+  return {**plain, SEAL: value_sha256(plain)}
+
+
+def read_sealed(path: pathlib.Path) -> dict[str, Any]:
+  """The object of a JSON file that holds `sealed`; earlier versions wrote no seal.
+
+  Raises:
+    InputError: see `read_json`; the object is not the one that was written.
+  """
+  value = read_json(path)
+  seal = value.pop(SEAL, None)
+  if seal is not None and seal != value_sha256(value):
+    raise InputError(
+      f"{path} is damaged: it is not as it was written ({SEAL} does not fit); put it"
+      f" back from a copy, or take {SEAL} out if you changed it yourself"
+    )
+  return value
 
 
 def records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -73,11 +73,11 @@ def run(args) -> dict:
       _pieces(home, "validation", encode, found["validation"], keep=True)
       for split in SPLITS:
         latents.join(home, split)
-      workdir.write_json(home / latents.NAME, notes)
+      workdir.write_sealed(home / latents.NAME, notes)
       for piece in (home / workdir.ABOUT, *home.glob("*.0*")):
         piece.unlink()
       home.rename(target)
-  workdir.write_json(directory / latents.NAME, notes)
+  workdir.write_sealed(directory / latents.NAME, notes)
   for name in ("mean", "std"):
     print(f"{name} of each channel: {', '.join(f'{v:.4f}' for v in notes[name])}")
   print(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import build, tree
+from gen_jax import build, files, tree
 from gen_jax import experiment as experiments
 from gen_jax.cli import trained, workdir
 from gen_jax.convert import (
@@ -23,6 +23,7 @@ from gen_jax.data import tokenizers
 from gen_jax.tasks import diffusion, lm
 from gen_jax.types import InputError, unknown
 
+_NOT_FOREIGN = shutil.ignore_patterns(files.HASHES)
 _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -67,7 +68,7 @@ def run(args) -> dict:
     if tokenizer is None:
       partial.mkdir()
     else:
-      shutil.copytree(home, partial)
+      shutil.copytree(home, partial, ignore=_NOT_FOREIGN)
       _name_tokenizer(partial)
     safetensors.write_folder(partial, plan, _DTYPES[args.dtype])
     ids = _ids(tokenizer)
@@ -103,7 +104,7 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
   if "autoencoder" not in frozen:
     raise InputError(f"{directory} draws pixels; only latent diffusion is exported")
   path = directory / "import.json"
-  origin = json.loads(path.read_text()) if path.exists() else {}
+  origin = files.read_sealed(path) if path.exists() else {}
   is_linear = origin.get("is_linear", False)
   vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
   latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
@@ -131,7 +132,7 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
     else:
       partial.mkdir()
       if (home := directory / "tokenizer").exists():
-        shutil.copytree(home, partial / "tokenizer")
+        shutil.copytree(home, partial / "tokenizer", ignore=_NOT_FOREIGN)
       diffusers.write_folder(partial, described, plans, dtype)
   print(
     f"{target}: Stable Diffusion, {args.dtype}, the {opened.kind} weights of step"

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from gen_jax import experiment as experiments
-from gen_jax import tree
+from gen_jax import files, tree
 from gen_jax.cli import config_args, trained, workdir
 from gen_jax.convert import (
   diffusers,
@@ -203,7 +203,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   }
 
   def beside():
-    workdir.write_json(directory / latents.NAME, statistics)
+    workdir.write_sealed(directory / latents.NAME, statistics)
 
   params = {"autoencoder": weights}
   _write(directory, config, params, source.folder, [], origin, beside)
@@ -323,11 +323,12 @@ def _write(
   try:
     with workdir.claim(directory, config):
       # First of all: without it, a workdir whose writing broke off could be trained.
-      workdir.write_json(directory / "import.json", origin)
+      workdir.write_sealed(directory / "import.json", origin)
       if tokenizer:
         (directory / "tokenizer").mkdir()
         for name in tokenizer:
           shutil.copyfile(folder / name, directory / "tokenizer" / name)
+        files.write_hashes(directory / "tokenizer")
       beside()
       with checkpoint.open_manager(directory) as manager:
         state = states.of_weights(params)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import shutil
 import sys
@@ -13,7 +12,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
-from gen_jax import tree
+from gen_jax import files, tree
 from gen_jax.cli import workdir as workdirs
 from gen_jax.data import latents
 from gen_jax.train import checkpoint, init_from
@@ -176,7 +175,7 @@ def load_base(
     InputError: they cannot be read, or are no longer the ones that were noted.
   """
   path, source = workdir / "init_from.json", experiment.source
-  noted = json.loads(path.read_text()) if path.exists() else None
+  noted = files.read_sealed(path) if path.exists() else None
   if noted:
     source = dataclasses.replace(
       source, checkpoint=str(noted["step"]), weights=noted["weights"]
@@ -184,7 +183,7 @@ def load_base(
   loaded = _load(source, experiment)
   if noted is None:
     noted = {"step": loaded.step, "weights": loaded.weights, "sha256": loaded.sha256}
-    workdirs.write_json(path, {"workdir": str(source.directory.absolute()), **noted})
+    workdirs.write_sealed(path, {"workdir": str(source.directory.absolute()), **noted})
   elif noted["sha256"] != loaded.sha256:
     raise InputError(
       f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
@@ -349,9 +348,9 @@ def save_autoencoder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
   multihost_utils.sync_global_devices("the autoencoder's folder is there")
-  workdirs.write_json(partial / "config.json", config)
+  workdirs.write_config(partial, config)
   lists = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in statistics.items()}
-  workdirs.write_json(partial / latents.NAME, lists)
+  workdirs.write_sealed(partial / latents.NAME, lists)
   state = states.of_weights({"autoencoder": weights})
   with checkpoint.open_manager(partial) as manager:
     checkpoint.save(manager, 0, state, checkpoint.Progress())

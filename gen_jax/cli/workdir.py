@@ -68,11 +68,6 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
     yield
     return
   _check_owner(workdir, config)
-  run = {
-    "code_revision": _revision(),
-    "python": platform.python_version(),
-    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
   folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
   names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
   paths = [workdir / name for name in names]
@@ -80,8 +75,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
   try:
     try:
       workdir.mkdir(parents=True, exist_ok=True)
-      write_json(workdir / "config.json", config)
-      write_json(workdir / "run.json", run)
+      write_config(workdir, config)
     except OSError as error:
       raise InputError(
         f"cannot write to --workdir {workdir}: {error.strerror}; take another one"
@@ -148,6 +142,33 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   except OSError:
     partial.unlink(missing_ok=True)
     raise
+
+
+def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """`write_json` with a hash, for `files.read_sealed`."""
+  write_json(path, files.sealed(value))
+
+
+def write_config(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  """Writes config.json, and run.json: by what code, and the config's hash.
+
+  The hash comes first, next to that of the config there is: a kill in between leaves a
+  workdir that opens.
+  """
+  run = {
+    "code_revision": _revision(),
+    "python": platform.python_version(),
+    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "config_sha256": [*_noted(workdir)[-1:], files.value_sha256(config)],
+  }
+  write_sealed(workdir / "run.json", run)
+  write_json(workdir / "config.json", config)
+
+
+def _noted(workdir: pathlib.Path) -> list[str]:
+  """Hashes that config.json may have; none where an earlier version wrote it."""
+  path = workdir / "run.json"
+  return files.read_sealed(path).get("config_sha256", []) if path.exists() else []
 
 
 @contextlib.contextmanager
@@ -243,6 +264,11 @@ def read_config(
     experiments.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
+  if (noted := _noted(workdir)) and files.value_sha256(config) not in noted:
+    raise InputError(
+      f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
+      " back from a copy, or delete run.json if you changed it yourself"
+    )
   return config_args.apply(config, overrides)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
+from gen_jax import files
 from gen_jax.data import (
   cache,
   chat,
@@ -354,10 +355,12 @@ def tokenizer_for(
   folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
   if not folder.exists():
     if source and (source / "tokenizer").is_dir():
+      files.check_hashes(source / "tokenizer")
       shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
     else:
       data.tokenizer(data.texts()).save(partial)
     if data.template is not None:
       (partial / "chat_template.jinja").write_text(data.template)
+    files.write_hashes(partial)
     partial.replace(folder)
   return tokenizers.load(folder)

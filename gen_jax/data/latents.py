@@ -8,7 +8,6 @@ been encoded as well), and the caption.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from array_record.python import array_record_module
 from flax import serialization
 
+from gen_jax import files
 from gen_jax.data import sources
 from gen_jax.types import InputError
 
@@ -68,11 +68,11 @@ def read_statistics(folder: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   try:
-    found = json.loads(path.read_text())
+    found = files.read_sealed(path)
     mean, std = (np.asarray(found[key], np.float32) for key in ("mean", "std"))
     if mean.shape != std.shape or mean.ndim != 1 or not (std > 0).all():
       raise ValueError("mean and std must be one number per channel, std above 0")
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, InputError) as error:
     raise InputError(
       f"{path} is damaged ({error}); write it anew with gen-jax encode"
     ) from None

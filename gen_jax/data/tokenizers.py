@@ -156,8 +156,13 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
     layout: of a tiktoken file, see `ranks.LAYOUTS`.
 
   Raises:
-    InputError: unreadable, none of these, or one that has no tokens for some text.
+    InputError: unreadable, damaged, none of these, or one that has no tokens for some
+      text.
   """
+  try:
+    files.check_hashes(path)
+  except InputError as error:
+    raise InputError(f"cannot read tokenizer: {error}") from None
   try:
     contents = _read_files(path)
     settings = token_settings.read(contents)

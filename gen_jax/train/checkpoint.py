@@ -1,12 +1,14 @@
 """Checkpoints through orbax: asynchronous, the latest two and the best one.
 
-A step's folder holds 'state' (sharded arrays) and 'progress' (JSON). Restoring checks
-names and shapes against the abstract state and walks back over steps that cannot be
-read, newest first, so that a damaged disk costs an interval and not the run.
+A step's folder holds 'state' (sharded arrays), 'progress' (JSON) and a hash of every
+file, see `train.proof`. Restoring checks the hashes, then names and shapes against the
+abstract state, and walks back over steps that cannot be read, newest first, so that a
+damaged disk costs an interval and not the run.
 """
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import pathlib
@@ -21,7 +23,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gen_jax import tree
+from gen_jax import files, tree
+from gen_jax.train import proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params, PyTree
 
@@ -35,6 +38,7 @@ _ARRAYS = ocp.type_handlers.create_type_handler_registry(
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
   )
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
 
@@ -64,9 +68,11 @@ class _Manager(ocp.CheckpointManager):
 
   def metrics(self, step: int):
     try:
-      return super().metrics(step)
+      found = super().metrics(step)
     except ValueError:
       return None
+    folder = pathlib.Path(self.directory) / str(step)
+    return found if proof.is_as_written(folder, "metrics/metrics") else None
 
 
 @contextlib.contextmanager
@@ -80,9 +86,11 @@ def open_manager(
     read_only: nothing is written, cleaned up or deleted.
 
   Raises:
-    InputError: the file system refused a write (a full disk).
+    InputError: the file system refused a write (a full disk), or what was written
+      cannot be read back.
   """
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
+  proof.check_path(directory)
   policy = policies.AnyPreservationPolicy(
     [
       policies.LatestN(keep),
@@ -100,11 +108,12 @@ def open_manager(
     create=not read_only,
     cleanup_tmp_directories=not read_only,
     read_only=read_only,
+    temporary_path_class=proof.ProvenPath,
   )
   handlers = {
     # Compressed chunks are a second copy in memory until all are written; weights,
     # which look like noise, get hardly smaller by it.
-    "state": ocp.PyTreeCheckpointHandler(
+    "state": proof.StateHandler(
       use_compression=False, type_handler_registry=_ARRAYS
     ),
     "progress": ocp.JsonCheckpointHandler(),
@@ -112,12 +121,19 @@ def open_manager(
   try:
     with _Manager(directory, options=options, item_handlers=handlers) as manager:
       yield manager
-  except ValueError as error:  # tensorstore's, from the thread that writes
-    code = re.search(r"os.error\D*(\d+)", str(error), re.IGNORECASE)
-    if code is None:
+  except (ValueError, OSError) as error:
+    reason = _refused(error)
+    if reason is None:
       raise
-    reason = os.strerror(int(code[1]))
     raise InputError(f"cannot write to {directory}: {reason}; {_MAKE_ROOM}") from error
+
+
+def _refused(error: Exception) -> str | None:
+  """Why the file system refused a write, if that is what the error says."""
+  if isinstance(error, OSError):
+    return error.strerror if error.errno in _NO_ROOM else None
+  code = re.search(r"os.error\D*(\d+)", str(error), re.IGNORECASE)  # tensorstore's
+  return os.strerror(int(code[1])) if code else None
 
 
 def save(
@@ -142,7 +158,7 @@ def save(
   manager.save(
     step,
     args=ocp.args.Composite(
-      state=ocp.args.PyTreeSave(state),
+      state=proof.StateSave(state),
       progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
     ),
     metrics=None if monitored is None else {"monitored": monitored},
@@ -224,6 +240,7 @@ def _newest(
   damaged: dict[int, str] = {}
   for candidate in newest_first if step is None else [step]:
     try:
+      is_proven = proof.verify(pathlib.Path(manager.directory) / str(candidate), candidate)
       result = read(candidate)
     except InputError:
       raise
@@ -233,6 +250,11 @@ def _newest(
       continue
     for other, reason in damaged.items():
       warn(f"step {other} cannot be read ({reason}); going back to step {candidate}")
+    if not is_proven:
+      warn(
+        f"step {candidate} has no {files.HASHES} (earlier versions wrote none): its"
+        " values are not verified"
+      )
     return result
   if damaged:
     raise InputError(
@@ -242,9 +264,9 @@ def _newest(
   return None
 
 
-def _restoring(goal: PyTree, **options) -> ocp.args.PyTreeRestore:
+def _restoring(goal: PyTree, **options) -> proof.StateRestore:
   """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
-  return ocp.args.PyTreeRestore(
+  return proof.StateRestore(
     item=goal, restore_args=ocp.checkpoint_utils.construct_restore_args(goal), **options
   )
 
