@@ -4,9 +4,11 @@ import pathlib
 
 import jax
 
+from gen_jax import experiment as experiments
 from gen_jax import plan, tree
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.cli import batches, config_args, sample, trained, workdir
 from gen_jax.train import checkpoint
+from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
@@ -15,15 +17,21 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--checkpoint", default="latest", help="latest (default), best, or a step"
   )
+  parser.add_argument(
+    "--step", type=int, metavar="N", help="show the batch of training step N instead"
+  )
 
 
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
   directory = pathlib.Path(args.workdir)
   config = workdir.read_config(directory, args.overrides)
+  if args.step is not None:
+    return _batch(directory, config, args.step)
   state = trained.open_state(directory, config, args.checkpoint)
   with checkpoint.open_manager(directory, read_only=True) as manager:
-    steps, best = sorted(manager.all_steps()), checkpoint.best_step(manager)
+    steps = sorted(manager.all_steps())
+    best = checkpoint.find_step(manager, "best", trained.warn)
   step = int(state.step)
   parts = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
   result = {
@@ -46,3 +54,25 @@ def run(args) -> dict:
   for name, digest in result["sha256"].items():
     print(f"sha256 {name:10} {digest}")
   return result
+
+
+def _batch(directory: pathlib.Path, config: dict, step: int) -> dict:
+  """Prints the examples of a training step's batch; images go on a sheet as well."""
+  if step < 0:
+    raise InputError(f"--step {step} must be at least 0")
+  if not (directory / "tokenizer").exists():
+    raise InputError(f"{directory} has not begun to train: it has no tokenizer")
+  experiment = experiments.make(config, directory)
+  examples = experiment.pipeline("train")
+  found = batches.rows(experiment, examples, step)
+  print(f"batch of step {step}, of {config['data']['source']}")
+  for row in found:
+    print(f"  {batches.line(row)}")
+  sheet = batches.sheet(examples.batch(step))
+  path = directory / f"batch_{step:08}.png"
+  if sheet is not None:
+    sample.save_sheet(path, sheet)
+    print(path)
+  return {
+    "step": step, "examples": found, "sheet": str(path) if sheet is not None else None
+  }  # fmt: skip

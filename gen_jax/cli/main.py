@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from gen_jax import types
+from gen_jax import files, types
 from gen_jax.cli import config_args
 
 COMMANDS = {
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     print("gen-jax: stopped at once", file=sys.stderr, flush=True)
     _exit(128 + signal.SIGINT)
   if "--json" in argv:
-    print(json.dumps(result), flush=True)
+    print(json.dumps(files.finite(result)), flush=True)
   if result.get("reason") == "interrupted":
     sys.exit(os.EX_TEMPFAIL)  # not finished: the same command goes on
 

@@ -9,7 +9,7 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import flops, plan, sharding, tree
-from gen_jax.cli import config_args, hosts, sample, trained, workdir
+from gen_jax.cli import batches, config_args, hosts, sample, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -133,7 +133,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
         tick=roll.tick,
       )
     except loop.NotFiniteError as error:
-      raise InputError(str(error)) from error
+      raise InputError(_not_finite(error, experiment, examples, directory)) from error
     finally:
       for sink in sinks:
         sink.close()
@@ -143,6 +143,19 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
   step = int(result.state.step)
   print(f"{result.reason} at step {step}", flush=True)
   return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+
+
+def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
+  """What went wrong, at which step, and with which examples, in one line."""
+  found = batches.rows(experiment, examples, error.step)
+  shown = ", ".join(str(row["index"]) for row in found[:8])
+  return (
+    f"{error}; the state before it is saved. Its batch holds the examples {shown}"
+    f"{', ...' if len(found) > 8 else ''} of {experiment.config['data']['source']},"
+    f" {batches.line(batches.oddest(found))}: `gen-jax inspect --workdir {directory}"
+    f" --step {error.step}` shows them all. Mend the data, or begin again with a lower"
+    " learning rate"
+  )
 
 
 def _health(

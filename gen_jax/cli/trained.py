@@ -45,12 +45,18 @@ class Opened:
     return {"step": self.step, "weights": self.kind, "sha256": digest}
 
 
+def warn(text: str) -> None:
+  """Says a line that is no part of a command's result."""
+  print(f"gen-jax: {text}", file=sys.stderr)
+
+
 def _which(which: str, manager) -> dict[str, Any]:
   """What a checkpoint's name means to `checkpoint.restore`."""
+  is_best = which == "best" and manager.all_steps()
   return {
     "step": int(which) if which.isdecimal() else None,
-    "prefer": checkpoint.best_step(manager) if which == "best" else None,
-    "warn": lambda text: print(f"gen-jax: {text}", file=sys.stderr),
+    "prefer": checkpoint.find_step(manager, which, warn) if is_best else None,
+    "warn": warn,
   }
 
 
@@ -202,13 +208,13 @@ def _load(
   home = source.directory
   config = workdirs.read_config(home) if (home / "config.json").exists() else {}
   if not config.get("adapter"):
-    return init_from.load(source, experiment.forms())
+    return init_from.load(source, experiment.forms(), warn)
   here = {"mesh": experiment.config["mesh"]}
   here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
   here["train"] = {**config["train"], "num_microbatches": 1}
   other = experiments.make({**config, **here}, None)
   goal = other.abstract_state(optax.identity()).params
-  adapters = init_from.load(source, [init_from.Form(goal, lambda params: params)])
+  adapters = init_from.load(source, [init_from.Form(goal, lambda params: params)], warn)
   base = load_base(home, other)
   merged = jax.jit(other.learner.merged)(
     adapters.params, other.learner_frozen(base.params)

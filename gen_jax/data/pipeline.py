@@ -53,12 +53,19 @@ class Pipeline:
         f"rows {rows.start}..{rows.stop} of a batch of {self.batch_size}: hosts must"
         " share the batch evenly"
       )
-    # Without end, for all purposes; grain's own endless repeat overflows when sliced.
-    epochs = max(1, 2**48 // len(self.examples))
-    dataset = grain.MapDataset.source(self.examples).seed(self.seed).shuffle()
-    dataset = dataset.repeat(epochs)
-    dataset = dataset.random_map(self.transform).batch(num)
+    dataset = self._shuffled(self.examples).random_map(self.transform).batch(num)
     return dataset[rows.start // num :: self.batch_size // num]
+
+  def _shuffled(self, examples: Sequence) -> grain.MapDataset:
+    # Without end, for all purposes; grain's own endless repeat overflows when sliced.
+    epochs = max(1, 2**48 // len(examples))
+    return grain.MapDataset.source(examples).seed(self.seed).shuffle().repeat(epochs)
+
+  def indices(self, step: int) -> list[int]:
+    """Which of `examples` are in the step's global batch, row by row."""
+    dataset = self._shuffled(range(len(self.examples)))
+    rows = range(step * self.batch_size, (step + 1) * self.batch_size)
+    return [int(dataset[row]) for row in rows]
 
   def batch(self, step: int, rows: slice | None = None) -> Features:
     """Rows of the step's global batch (default: all), each array [rows, ...]."""

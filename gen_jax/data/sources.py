@@ -76,6 +76,15 @@ class Mapped(Sequence):
     return self.fn(self.source[int(i if self.indices is None else self.indices[i])])
 
 
+def file_of(examples: Sequence, i: int) -> str | None:
+  """The file that an example was read from, where each has one of its own."""
+  while isinstance(examples, Mapped):
+    i = int(i if examples.indices is None else examples.indices[i])
+    examples = examples.source
+  item = examples[i] if isinstance(examples, list) else None
+  return str(item) if isinstance(item, str | pathlib.Path) else None
+
+
 def _check_fraction(fraction: float) -> None:
   if not 0 <= fraction < 1:
     raise InputError(f"validation_fraction={fraction} must be in [0, 1)")

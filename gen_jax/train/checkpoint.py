@@ -15,7 +15,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import jax
@@ -38,6 +38,7 @@ _ARRAYS = ocp.type_handlers.create_type_handler_registry(
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
   )
 )
+_METRICS = "metrics/metrics"  # what orbax calls the monitored value
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
@@ -72,7 +73,7 @@ class _Manager(ocp.CheckpointManager):
     except ValueError:
       return None
     folder = pathlib.Path(self.directory) / str(step)
-    return found if proof.is_as_written(folder, "metrics/metrics") else None
+    return found if found and proof.is_as_written(folder, _METRICS) else None
 
 
 @contextlib.contextmanager
@@ -165,14 +166,20 @@ def save(
   )
 
 
-def saved_shapes(
-  manager: ocp.CheckpointManager, step: int
-) -> dict[str, tuple[int, ...]]:
+def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   """{path: shape} of a checkpoint's state: 'params/...', 'ema/...', 'step', ...
 
   Raises:
-    ValueError: the checkpoint is damaged.
+    InputError: no such step, or it is damaged.
   """
+  return _newest(manager, lambda s: _shapes(manager, s), step, None, _unheard)
+
+
+def _unheard(text: str) -> None:
+  """The weights are read next, which says the same."""
+
+
+def _shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   saved = manager.item_metadata(step)["state"]
   saved = getattr(saved, "tree", saved)
   if saved is None:
@@ -180,7 +187,7 @@ def saved_shapes(
   return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
 
 
-def check(where: str, have: dict[str, tuple[int, ...]], goal: PyTree) -> None:
+def check(where: str, have: proof.Shapes, goal: PyTree) -> None:
   """Raises InputError where {path: shape} are not those of `goal`."""
   want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
   wrong = [
@@ -195,8 +202,13 @@ def check(where: str, have: dict[str, tuple[int, ...]], goal: PyTree) -> None:
     )
 
 
-def find_step(manager: ocp.CheckpointManager, which: str) -> int:
+def find_step(
+  manager: ocp.CheckpointManager, which: str, warn: Callable[[str], None] = print
+) -> int:
   """The step that 'best', 'latest' or a number stands for.
+
+  Args:
+    warn: told when 'best' has to be the latest, and of measurements that are damaged.
 
   Raises:
     InputError: there is none.
@@ -206,12 +218,29 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
     raise InputError(f"there is no checkpoint in {manager.directory}")
   if which == "latest":
     return steps[-1]
-  step = best_step(manager) if which == "best" else int(which)
-  if step not in steps:
+  if which == "best":
+    return _best(manager, steps, warn)
+  if int(which) not in steps:
     raise InputError(
-      f"no checkpoint at step {step} in {manager.directory}; there are: {steps}"
+      f"no checkpoint at step {which} in {manager.directory}; there are: {steps}"
     )
-  return step
+  return int(which)
+
+
+def _best(manager, steps: Sequence[int], warn: Callable[[str], None]) -> int:
+  """The trained step of the lowest monitored value; what is at step 0 is not trained."""
+  values = {step: manager.metrics(step) for step in steps}
+  for step in steps:
+    folder = pathlib.Path(manager.directory) / str(step)
+    if not proof.is_as_written(folder, _METRICS):
+      warn(f"what was measured at step {step} is damaged: it cannot be the best")
+  values = {s: m["monitored"] for s, m in values.items() if m and s > 0}
+  values = {s: value for s, value in values.items() if math.isfinite(value)}
+  if values:
+    return min(values, key=values.get)
+  if len(steps) > 1 or steps[-1] > 0:
+    warn(f"no trained step was evaluated: instead of the best the latest, {steps[-1]}")
+  return steps[-1]
 
 
 def _newest(
@@ -291,7 +320,7 @@ def restore(
 
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
     where = f"{manager.directory}/{candidate}"
-    check(where, saved_shapes(manager, candidate), goal)
+    check(where, _shapes(manager, candidate), goal)
     args = ocp.args.Composite(state=_restoring(goal), progress=ocp.args.JsonRestore())
     restored = manager.restore(candidate, args=args)
     # Orbax's buffers may be shared with its own caches: own them before donation.
@@ -323,7 +352,7 @@ def restore_weights(
   wanted = {part: goal}
 
   def read(candidate: int) -> tuple[Params, int]:
-    have = saved_shapes(manager, candidate)
+    have = _shapes(manager, candidate)
     have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
     check(f"{manager.directory}/{candidate}", have, wanted)
     args = ocp.args.Composite(state=_restoring(wanted, partial_restore=True))
@@ -346,10 +375,3 @@ def set_aside_after(manager: ocp.CheckpointManager, step: int) -> None:
   if newer:
     multihost_utils.sync_global_devices("damaged checkpoints are set aside")
     manager.reload()
-
-
-def best_step(manager: ocp.CheckpointManager) -> int | None:
-  """The step with the lowest monitored value, or the latest where none was measured."""
-  values = {step: manager.metrics(step) for step in manager.all_steps()}
-  measured = {step: m["monitored"] for step, m in values.items() if m}
-  return min(measured, key=measured.get) if measured else manager.latest_step()

@@ -67,11 +67,14 @@ class Loaded:
   sha256: str
 
 
-def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
+def load(
+  source: InitFrom, forms: Sequence[Form], warn: Callable[[str], None] = print
+) -> Loaded:
   """Reads the weights in whichever of `forms` they are stored.
 
   Args:
     forms: the first one is what is asked for; its `convert` is the identity.
+    warn: see `checkpoint.find_step`.
 
   Raises:
     InputError: no such workdir or step, names or shapes that differ in either
@@ -84,7 +87,7 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
       " trained or imported model"
     )
   with checkpoint.open_manager(source.directory, read_only=True) as manager:
-    step = checkpoint.find_step(manager, source.checkpoint)
+    step = checkpoint.find_step(manager, source.checkpoint, warn)
     saved = checkpoint.saved_shapes(manager, step)
     has_average = any(path.startswith("ema/") for path in saved)
     part = "ema" if source.weights == "ema" and has_average else "params"
@@ -94,7 +97,9 @@ def load(source: InitFrom, forms: Sequence[Form]) -> Loaded:
       if path.startswith(f"{part}/")
     }
     form = _matching(forms, shapes)
-    restored = checkpoint.restore_weights(manager, form.goal, step=step, part=part)
+    restored = checkpoint.restore_weights(
+      manager, form.goal, step=step, part=part, warn=warn
+    )
     params = jax.tree.map(lambda x: x.copy(), restored[0])  # owned: it is donated
   if form is not forms[0]:
     params = _convert(params, form, forms[0].goal)

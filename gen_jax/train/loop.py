@@ -7,7 +7,10 @@
     final save
 
 What is saved at step i has been evaluated at step i if an evaluation was due, so a run
-that is killed and started again does exactly what an unbroken one does.
+that is killed and started again does exactly what an unbroken one does. Before either,
+the previous step's metrics are waited for: after a step i that is not finite nothing is
+evaluated, saved or applied. The state before it is saved as step i, and a run that is
+started again comes to the same batch and stops there.
 """
 
 import contextlib
@@ -29,7 +32,13 @@ from gen_jax.types import Batch, InputError, Mean, PyTree, unknown
 
 
 class NotFiniteError(RuntimeError):
-  """Loss or gradient is not finite; the last finite state has been saved."""
+  """Loss or gradient of step `step` is not finite; the state before it is saved."""
+
+  def __init__(self, step: int, metrics: Mapping[str, Mean]):
+    self.step = step
+    names = ("loss", "grad_norm")
+    values = ", ".join(f"{name}={metrics[name].value:g}" for name in names)
+    super().__init__(f"{values} at step {step}, which has changed nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +127,14 @@ def _interrupts() -> Iterator[Callable[[int], bool]]:
       signal.signal(number, handler)
 
 
+def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
+  """Metrics of a step on the host, once they are there; or NotFiniteError."""
+  metrics = jax.device_get(metrics)
+  if not all(math.isfinite(metrics[name].value) for name in ("loss", "grad_norm")):
+    raise NotFiniteError(step, metrics)
+  return metrics
+
+
 class _Window:
   """Sums of training metrics since the last row, and how fast they came.
 
@@ -130,13 +147,7 @@ class _Window:
     self._steps, self._began = 0, time.monotonic()
 
   def add(self, step: int, metrics: steps.Metrics) -> None:
-    metrics = jax.device_get(metrics)
-    for name in ("loss", "grad_norm"):
-      if not math.isfinite(metrics[name].value):
-        raise NotFiniteError(
-          f"{name}={metrics[name].value} at step {step}: lower the learning rate, or"
-          " look at the batch; the last finite state is saved"
-        )
+    metrics = _finite(step, metrics)
     for name, mean in metrics.items():
       self._sums[name] = self._sums[name] + mean if name in self._sums else mean
     self._steps += 1
@@ -196,21 +207,24 @@ def run(
     for sink in sinks:
       sink.write(i, values)
 
-  def evaluate(i, final=False):
+  def due(i):
+    return [e for e in evals if e.every and i % e.every == 0]
+
+  def evaluate(i, some):
     nonlocal progress
     values = {}
-    for evaluator in evals:
-      if final or (evaluator.every and i % evaluator.every == 0):
-        with window.paused(state):
-          values.update(evaluator(state.weights, frozen))
+    for evaluator in some:
+      with window.paused(state):
+        values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
     if config.patience and values and config.monitor not in values:
       raise unknown("metric (train.monitor)", config.monitor, values)
     value = values.get(config.monitor)
-    if value is not None:
-      progress = progress.update(i, value)
-    return value
+    if value is None or i == 0:  # what is not trained is not the best of a training
+      return None
+    progress = progress.update(i, value)
+    return value if math.isfinite(value) else None
 
   def save(i, value=None):
     nonlocal saved_at
@@ -231,8 +245,10 @@ def run(
     batches = stream(first)
     try:
       for i in range(first, num_steps):
+        if pending is not None and (due(i) or i % config.save_every == 0):
+          _finite(*pending)
         if not (resumed and i == first):
-          value = evaluate(i)
+          value = evaluate(i, due(i))
           improved = value is not None and progress.best_step == i
           if improved or i % config.save_every == 0:
             save(i, value)
@@ -255,10 +271,11 @@ def run(
     except (NotFiniteError, InputError) as error:  # data can be bad at any time,
       # and of several processes in one, which cannot save alone.
       if isinstance(error, NotFiniteError) or jax.process_count() == 1:
+        state = states.standing(state)
         save(int(state.step))
       raise
     last = int(state.step)
     if reason == "finished" and last != saved_at:
-      value = evaluate(last, final=True)
+      value = evaluate(last, evals)
     save(last, value if reason != "interrupted" else None)
   return Result(state, progress, reason)

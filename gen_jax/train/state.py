@@ -17,7 +17,7 @@ class TrainState:
   """Everything a step reads and writes, and everything a checkpoint holds.
 
   Attributes:
-    step: int32 [], steps taken.
+    step: int32 [], steps taken; ~i, which is negative, once step i was not finite.
     params: float32 nested dict.
     ema: exponential moving average of params, or None where none is kept.
     opt_state: of the optax transformation.
@@ -129,6 +129,16 @@ def start_from(
     out_shardings=jax.tree.map(lambda x: x.sharding, goal),
   )
   return make(params, jax.random.key(seed))
+
+
+def standing(state: TrainState) -> TrainState:
+  """The state with the number of steps that it has taken, also after one went wrong.
+
+  >>> state = of_weights({})
+  >>> int(standing(dataclasses.replace(state, step=~jnp.int32(7))).step)
+  7
+  """
+  return dataclasses.replace(state, step=jnp.maximum(state.step, ~state.step))
 
 
 def of_weights(params: Params) -> TrainState:

@@ -8,6 +8,7 @@ Because sums travel and every example has its own key, the number of microbatche
 and devices does not change the result, whatever the examples weigh.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -91,8 +92,9 @@ def make_step(
 ) -> Step:
   """Returns the step; jit it with `compile_step`.
 
-  A step whose loss or gradient norm is not finite leaves the state as it was; its
-  metrics say so.
+  A step i whose loss or gradient norm is not finite leaves the state as it was, but for
+  its `step`, which becomes ~i: the steps after it, which are on their way before its
+  metrics are known, change nothing. See `states.standing`.
 
   Args:
     decay: of the moving average, in [0, 1); None where the state keeps none.
@@ -114,8 +116,9 @@ def make_step(
       kept = ema_decay(decay, state.step)
       ema = jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, ema, params)
     new = states.TrainState(state.step + 1, params, ema, opt_state, state.key)
-    finite = jnp.isfinite(out.loss.total) & jnp.isfinite(norm)
-    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+    finite = jnp.isfinite(out.loss.total) & jnp.isfinite(norm) & (state.step >= 0)
+    stopped = dataclasses.replace(state, step=jnp.minimum(state.step, ~state.step))
+    new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, stopped)
     metrics = {"loss": out.loss, **out.metrics}
     return new, {**metrics, "grad_norm": Mean(norm, jnp.float32(1.0))}
 

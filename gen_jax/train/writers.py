@@ -5,7 +5,7 @@ Pictures that an evaluator yields go into samples/ and nowhere else.
 
 import contextlib
 import json
-import os
+import math
 import pathlib
 import sys
 import time
@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import rich.console
 import rich.progress
+
+from gen_jax import files
 
 
 class Writer(Protocol):
@@ -30,13 +32,17 @@ class Writer(Protocol):
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-  """All rows of a workdir's metrics.jsonl, in order; torn lines are left out."""
+  """All rows of a workdir's metrics.jsonl, in order; torn lines are left out.
+
+  What was not finite is NaN.
+  """
   path = pathlib.Path(workdir) / "metrics.jsonl"
   rows = []
   for line in path.read_bytes().splitlines() if path.exists() else []:
     with contextlib.suppress(ValueError):
       rows.append(json.loads(line))
-  return [row for row in rows if isinstance(row, dict) and "step" in row]
+  rows = [row for row in rows if isinstance(row, dict) and "step" in row]
+  return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
 def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
@@ -89,17 +95,21 @@ class JsonLines:
   def __init__(self, workdir: pathlib.Path, start_step: int):
     path = workdir / "metrics.jsonl"
     rows = [r for r in read_metrics(workdir) if r["step"] <= start_step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    os.replace(partial, path)
-    self._file = path.open("a")
+    with files.replacing(path) as partial:
+      partial.write_text("".join(map(_line, rows)))
+    self._path = path
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    self._file.write(json.dumps({"step": step, **numbers(values)}) + "\n")
-    self._file.flush()
+    with self._path.open("a") as file:  # also where somebody has deleted it
+      file.write(_line({"step": step, **numbers(values)}))
 
   def close(self) -> None:
-    self._file.close()
+    """Nothing is open."""
+
+
+def _line(row: Mapping[str, float]) -> str:
+  """JSON, in which NaN and infinities are null."""
+  return json.dumps(files.finite(row), allow_nan=False) + "\n"
 
 
 class TensorBoard:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import math
 import os
 import signal
 
@@ -43,10 +45,10 @@ class Spy:
       os.kill(os.getpid(), signal.SIGINT)
     value = np.nan if batch == self.bad_at else 1.0
     mean = types.Mean(np.float32(value), np.float32(1.0))
-    new = (
-      state if batch == self.bad_at else dataclasses.replace(state, step=state.step + 1)
-    )
-    return new, {"loss": mean, "grad_norm": mean}
+    taken = state.step + 1
+    if batch == self.bad_at or state.step < 0:  # as `steps.make_step` says it
+      taken = jnp.minimum(state.step, ~state.step)
+    return dataclasses.replace(state, step=taken), {"loss": mean, "grad_norm": mean}
 
   def write(self, step, values):
     kind = "validation" if "validation/loss" in values else "training"
@@ -211,11 +213,52 @@ def test_second_signal_stops_at_once(manager, saves):
   assert "save 2" not in spy.events
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(manager, saves):
-  spy = saves(Spy(bad_at=2, every=0))
-  with pytest.raises(loop.NotFiniteError, match="at step 2"):
-    spy.run(manager, num_steps=100, save_every=50)
-  assert spy.events[-1].startswith("save")
+@pytest.mark.parametrize("every, save_every", [(0, 50), (1, 50), (0, 1), (3, 3), (2, 2)])
+@pytest.mark.parametrize("bad_at", [0, 2, 3])
+def test_a_loss_that_is_not_finite_stops_at_the_state_before_it(
+  manager, saves, every, save_every, bad_at
+):
+  """Saved under its own number; nothing is evaluated, saved or written after it."""
+  spy = saves(Spy(bad_at=bad_at, every=every))
+  with pytest.raises(loop.NotFiniteError, match=f"at step {bad_at}") as caught:
+    spy.run(manager, num_steps=100, save_every=save_every)
+  assert caught.value.step == bad_at
+  steps = {int(e.split()[-1]) for e in spy.events if e.split()[0] in ("save", "write")}
+  assert max(steps, default=0) <= bad_at
+  assert spy.events.count(f"save {bad_at}") == 1
+
+
+def test_what_is_not_trained_is_not_the_best(manager, saves):
+  """Step 0 is better than all that follow; a validation of NaN is never the best."""
+  spy = saves(Spy(values=[1.0, 5.0, 4.0, math.nan, 6.0], every=1))
+  result = spy.run(manager, num_steps=9, patience=2, save_every=100)
+  assert result.progress == checkpoint.Progress(4.0, 2, 2)
+  assert [e for e in spy.events if "save" in e] == [
+    "save 0", "save 1", "save 2", "save 4"
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "values, best, says",
+  [
+    ({0: 1.0, 5: 3.0, 9: 2.0}, 9, 0),
+    ({0: 1.0, 5: None, 9: None}, 9, 1),  # it stopped before its first evaluation
+    ({0: 1.0, 5: math.nan, 9: None}, 9, 1),
+    ({0: None}, 0, 0),  # imported
+    ({4: None}, 4, 1),
+  ],
+)
+def test_best_is_the_best_that_was_trained_or_the_latest_said_aloud(
+  values, best, says, tmp_path
+):
+  told = []
+  with checkpoint.open_manager(tmp_path, keep=9) as manager:
+    for step, value in values.items():
+      checkpoint.save(manager, step, fresh(), checkpoint.Progress(), value)
+    manager.wait_until_finished()
+    assert checkpoint.find_step(manager, "best", told.append) == best
+  assert len(told) == says
+  assert all(f"the latest, {best}" in line for line in told)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +279,7 @@ def test_latest_and_best_checkpoints_are_kept(tmp_path):
       checkpoint.save(manager, step, state, checkpoint.Progress(1.0, 1, 3), value)
     manager.wait_until_finished()
     assert sorted(manager.all_steps()) == [1, 3, 4]
-    assert checkpoint.best_step(manager) == 1
+    assert checkpoint.find_step(manager, "best") == 1
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   goal = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
@@ -263,3 +306,22 @@ def test_metrics_beyond_the_restored_step_are_dropped(tmp_path):
     file.write('{"step": 4, "lo')  # killed while writing
   writers.JsonLines(tmp_path, 2).close()
   assert [row["step"] for row in writers.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_metrics_stay_json_and_may_be_deleted_under_a_run(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  sink = writers.JsonLines(tmp_path, 0)
+  sink.write(1, {"loss": 1.0})
+  path.unlink()
+  sink.write(2, {"loss": math.nan, "grad_norm": math.inf, "rate": np.float64("nan")})
+  sink.close()
+
+  def refuse(word):
+    raise AssertionError(word)
+
+  (line,) = path.read_text().splitlines()
+  assert json.loads(line, parse_constant=refuse)["step"] == 2
+  (row,) = writers.read_metrics(tmp_path)
+  assert math.isnan(row["loss"])
+  writers.JsonLines(tmp_path, 5).close()  # a run that resumes writes it again
+  assert json.loads(path.read_text(), parse_constant=refuse)["loss"] is None

@@ -133,16 +133,27 @@ def test_second_step_neither_recompiles_nor_transfers():
   assert step._cache_size() == 1
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+def test_a_step_that_is_not_finite_changes_nothing_nor_do_those_after_it():
+  """Steps are on their way before the loss of the one before them is known."""
   task = tiny.language_model()
   layout, state, step = make(task, tiny.text_batch())
   poisoned = jax.tree.map(lambda x: x, state.params)
   poisoned["final_norm"]["scale"] = poisoned["final_norm"]["scale"].at[0].set(jnp.nan)
   state = dataclasses.replace(state, params=poisoned)
+  good = jax.device_get(state.params)
+  good["final_norm"]["scale"] = np.ones_like(good["final_norm"]["scale"])
   before = tree.sha256(jax.device_get(state))
   state, metrics = step(state, {}, layout.put(tiny.text_batch(), tiny.BATCH))
   assert not np.isfinite(metrics["loss"].value)
-  assert tree.sha256(state) == before
+  assert tree.sha256(jax.device_get(states.standing(state))) == before
+  good = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), good, state.params)
+  state = dataclasses.replace(state, params=good)
+  before = tree.sha256(jax.device_get(state))
+  for i in range(2):
+    state, metrics = step(state, {}, layout.put(tiny.text_batch(i), tiny.BATCH))
+    assert np.isfinite(metrics["loss"].value)
+  assert tree.sha256(jax.device_get(state)) == before
+  assert int(states.standing(state).step) == 0 > int(state.step)
 
 
 def test_one_sgd_step_is_the_gradient_of_the_mean():
