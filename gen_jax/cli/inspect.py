@@ -29,9 +29,10 @@ def run(args) -> dict:
   if args.step is not None:
     return _batch(directory, config, args.step)
   state = trained.open_state(directory, config, args.checkpoint)
+  told: list[str] = []
   with checkpoint.open_manager(directory, read_only=True) as manager:
     steps = sorted(manager.all_steps())
-    best = checkpoint.find_step(manager, "best", trained.warn)
+    best = checkpoint.find_step(manager, "best", told.append)
   step = int(state.step)
   parts = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
   result = {
@@ -51,6 +52,8 @@ def run(args) -> dict:
     print(f"  {path:56} {leaf.dtype!s:8} {tuple(leaf.shape)!s:20} {leaf.size:>12,}")
   print(f"  {'all':56} {'':29} {result['params']:>12,}")
   print(f"\ncheckpoints {steps}, latest {steps[-1]}, best {best}; shown: {step}")
+  for text in told:
+    print(text)
   for name, digest in result["sha256"].items():
     print(f"sha256 {name:10} {digest}")
   return result

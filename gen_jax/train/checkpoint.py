@@ -114,9 +114,7 @@ def open_manager(
   handlers = {
     # Compressed chunks are a second copy in memory until all are written; weights,
     # which look like noise, get hardly smaller by it.
-    "state": proof.StateHandler(
-      use_compression=False, type_handler_registry=_ARRAYS
-    ),
+    "state": proof.StateHandler(use_compression=False, type_handler_registry=_ARRAYS),
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:
@@ -147,8 +145,13 @@ def save(
   """Starts an asynchronous save; `monitored` is this step's own value, if measured.
 
   Raises:
-    InputError: there is not room enough, which is better known before than halfway.
+    InputError: there is not room enough, which is better known before than halfway; the
+      workdir is gone.
   """
+  try:
+    pathlib.Path(manager.directory).mkdir(exist_ok=True)  # who deleted it may do so
+  except OSError as error:
+    raise InputError(f"cannot write to {manager.directory}: {error.strerror}") from None
   needed = tree.num_bytes(state) / jax.process_count()
   free = shutil.disk_usage(manager.directory).free
   if free < needed:
@@ -228,7 +231,7 @@ def find_step(
 
 
 def _best(manager, steps: Sequence[int], warn: Callable[[str], None]) -> int:
-  """The trained step of the lowest monitored value; what is at step 0 is not trained."""
+  """The trained step of the lowest monitored value; step 0 is not trained."""
   values = {step: manager.metrics(step) for step in steps}
   for step in steps:
     folder = pathlib.Path(manager.directory) / str(step)
@@ -269,7 +272,9 @@ def _newest(
   damaged: dict[int, str] = {}
   for candidate in newest_first if step is None else [step]:
     try:
-      is_proven = proof.verify(pathlib.Path(manager.directory) / str(candidate), candidate)
+      is_proven = proof.verify(
+        pathlib.Path(manager.directory) / str(candidate), candidate
+      )
       result = read(candidate)
     except InputError:
       raise

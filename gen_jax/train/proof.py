@@ -1,10 +1,10 @@
 """Proof that a checkpoint is what was written: a hash of every file, in hashes.json.
 
-    write    each process hashes its own files as soon as they are written, in the thread
-             that wrote them; the first process hashes what all share, reads back which
-             arrays there are, and writes hashes.json. Only then does the folder get
-             its name: a step that is there is whole.
-    read     every file has its hash, and there is no other file, or the step is damaged.
+    write    each process hashes its own files as soon as they are written, in the
+             thread that wrote them; the first process hashes what all share, reads back
+             which arrays there are, and writes hashes.json. Only then does the folder
+             get its name: a step that is there is whole.
+    read     every file has its hash and there is no other, or the step is damaged.
 
 The arrays' own format finds damage in its index alone: without compression, another
 value is a value.
@@ -24,7 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from gen_jax import files, tree
-from gen_jax.types import InputError, PyTree
+from gen_jax.types import InputError
 
 Shapes = dict[str, tuple[int, ...]]
 

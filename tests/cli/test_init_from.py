@@ -87,10 +87,14 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   noted = tmp_path / "a" / "init_from.json"
   text = noted.read_text()
   noted.write_text(json.dumps({**json.loads(text), "sha256": "0"}))
-  refuse("sample", "--workdir", tmp_path / "a", says=["are not those that"])
+  sample = ("sample", "--checkpoint", "latest", "--workdir", tmp_path / "a")
+  refuse(*sample, says=["init_from.json is damaged", "file_sha256"])
+  changed = {k: v for k, v in json.loads(text).items() if k != "file_sha256"}
+  noted.write_text(json.dumps({**changed, "sha256": "0"}))
+  refuse(*sample, says=["are not those that"])
   noted.write_text(text)
   home.rename(tmp_path / "moved")
-  refuse("sample", "--workdir", tmp_path / "a", says=[f"{home} has no checkpoints"])
+  refuse(*sample, says=[f"{home} has no checkpoints"])
   at = f"--config.init_from.workdir={tmp_path / 'moved'}"
   assert call("sample", "--workdir", tmp_path / "a", at).code == 0
 
@@ -119,9 +123,12 @@ def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, re
   config = tmp_path / "a" / "config.json"
   text = config.read_text()
   config.write_text(text.replace('"alpha": 40.0', '"alpha": 41.0'))
-  refuse("sample", "--workdir", tmp_path / "again", says=["are not those that"])
+  sample = ("sample", "--checkpoint", "latest", "--workdir", tmp_path / "again")
+  refuse(*sample, says=[f"{config} is damaged", "run.json"])
+  (tmp_path / "a" / "run.json").unlink()  # as earlier versions left it
+  refuse(*sample, says=["are not those that"])
   config.write_text(text)
-  wide = words(tmp_path / "b", f"{start}{tmp_path / 'a'}", mlp_width=12)
+  wide = words(tmp_path / "b", f"{start}{tmp_path / 'a'}", latest, mlp_width=12)
   refuse(*wide, says=[f"{tmp_path / 'a'} belongs to another model: block_0/mlp"])
   assert not (tmp_path / "b").exists()
 

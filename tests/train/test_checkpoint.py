@@ -1,6 +1,10 @@
 """What a checkpoint holds on disk, and those that earlier versions wrote."""
 
 import dataclasses
+import errno
+import os
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -8,9 +12,10 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from gen_jax import sharding, tree
-from gen_jax.train import checkpoint
+from gen_jax import files, sharding, tree
+from gen_jax.train import checkpoint, proof
 from gen_jax.train import state as states
+from gen_jax.types import InputError
 from tests import tiny
 
 
@@ -68,3 +73,192 @@ def test_all_or_the_weights_alone_come_back(is_older, made, tmp_path):
   for got, want in ((everything, goal), (average, goal.ema)):
     same = jax.tree.map(lambda x, y: x.sharding == y.sharding, got, want)
     assert all(jax.tree.leaves(same))
+
+
+STEPS = (3, 6)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  """Two steps of one small state, 6 the better one; (folder, abstract state)."""
+  folder = tmp_path_factory.mktemp("steps")
+  at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  made = lambda x: states.of_weights({"w": x + np.arange(300, dtype=np.float32)})  # noqa: E731
+  with checkpoint.open_manager(folder) as manager:
+    for step in STEPS:
+      state = jax.tree.map(lambda x: jax.device_put(x, at), made(step))
+      checkpoint.save(manager, step, state, checkpoint.Progress(), 1.0 / step)
+  goal = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state
+  )
+  return folder, goal
+
+
+def _files(step: pathlib.Path) -> list[pathlib.Path]:
+  return [step / name for name in (*files.names(step), files.HASHES)]
+
+
+def _flip(path, draw):
+  content = bytearray(path.read_bytes())
+  content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
+  path.write_bytes(content)
+
+
+def _zero_tail(path, draw):
+  content = path.read_bytes()
+  kept = int(draw.integers(len(content)))
+  tail = content[kept:]
+  path.write_bytes(content[:kept] + bytes(len(tail) if any(tail) else len(tail) + 1))
+
+
+def _truncate(path, draw):
+  os.truncate(path, draw.integers(path.stat().st_size))
+
+
+def _swap(path, draw):
+  """With a file of the other step: of the same name, or else any other."""
+  del draw
+  other = next(p for p in path.parents if p.name == str(STEPS[1])).with_name(
+    str(STEPS[0])
+  )
+  by_name = sorted(_files(other), key=lambda p: p.name == path.name, reverse=True)
+  different = (p for p in by_name if p.read_bytes() != path.read_bytes())
+  shutil.copyfile(next(different), path)
+
+
+def _delete(path, draw):
+  del draw
+  path.unlink()
+
+
+def _add(path, draw):
+  del draw
+  shutil.copyfile(path, path.with_name(f"{path.name}-more"))
+
+
+@pytest.mark.parametrize("damage", [_flip, _zero_tail, _truncate, _swap, _delete, _add])
+def test_no_damage_to_any_file_of_a_step_is_silent(damage, written, tmp_path, subtests):
+  folder, goal = written
+  draw = np.random.default_rng(0)
+  names = [
+    p.relative_to(folder) for p in _files(folder / "checkpoints" / str(STEPS[1]))
+  ]
+  for number, name in enumerate(names):
+    with subtests.test(name=str(name)):
+      copy = shutil.copytree(folder, tmp_path / str(number))
+      damage(copy / name, draw)
+      told = []
+      with checkpoint.open_manager(copy, read_only=True) as manager:
+        prefer = checkpoint.find_step(manager, "best", told.append)
+        restored, _ = checkpoint.restore(manager, goal, prefer=prefer, warn=told.append)
+        average, step = checkpoint.restore_weights(
+          manager, goal.params, prefer=prefer, warn=told.append
+        )
+      assert told
+      assert float(restored.params["w"][0]) == float(average["w"][0]) == step
+      if name.name != files.HASHES or damage is not _delete:
+        assert step == STEPS[0]
+
+
+def test_a_step_under_another_name_is_refused(written, tmp_path):
+  folder, goal = written
+  copy = shutil.copytree(folder, tmp_path / "run") / "checkpoints"
+  (copy / "6").rename(copy / "9")
+  told = []
+  with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
+    checkpoint.restore(manager, goal, warn=told.append)
+  assert told == ["step 9 cannot be read (it holds step 6); going back to step 3"]
+
+
+NAMES = (
+  "lr[1e-3]",
+  "a*b?",
+  "[!x]",
+  "{a,b}",
+  "a b",
+  "50%25",
+  "new\nline",
+  "größe",
+  "#1",
+)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "gs:x", "~", "-x", "'\"", "x" * 200])
+def test_a_workdir_may_have_any_name(name, written, tmp_path):
+  _, goal = written
+  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), goal)
+  with checkpoint.open_manager(tmp_path / name) as manager:
+    checkpoint.save(manager, 1, state, checkpoint.Progress(), 1.0)
+  with checkpoint.open_manager(tmp_path / name, read_only=True) as manager:
+    restored, _ = checkpoint.restore(manager, goal)
+  assert restored.params["w"].all()
+
+
+@pytest.mark.parametrize("name", ["a\\b", "\udcff"])
+def test_but_not_one_that_the_arrays_would_not_be_found_under(name, tmp_path):
+  with pytest.raises(InputError, match="take another name"):
+    with checkpoint.open_manager(tmp_path / name):
+      pass
+  assert not list(tmp_path.iterdir())
+
+
+def _lose_a_piece(folder):
+  """As if one process's part had not been seen on a network file system."""
+  shutil.rmtree(folder / "d")
+  (folder / "manifest.ocdbt").unlink()
+
+
+def _lose_the_note(folder):
+  (folder / "hashes.process_0.json").unlink()
+
+
+def _no_room(folder):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+  "fault, says",
+  [
+    (_lose_a_piece, "cannot be read back"),
+    (_lose_the_note, "hashes.process_0.json"),
+    (_no_room, "No space left.*make room"),
+  ],
+)
+def test_a_step_counts_when_it_has_been_read_back(
+  fault, says, written, tmp_path, monkeypatch
+):
+  """Until then it has no name, the one before it stays, and nobody lists it."""
+  folder, goal = written
+  copy = shutil.copytree(folder, tmp_path / "run")
+  write = proof._write
+
+  def faulty(folder, step):
+    fault(folder / "state")
+    write(folder, step)
+
+  monkeypatch.setattr(proof, "_write", faulty)
+  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), goal)
+  with pytest.raises(InputError, match=says):
+    with checkpoint.open_manager(copy, keep=1) as manager:
+      checkpoint.save(manager, 9, state, checkpoint.Progress(), 0.01)
+      try:
+        manager.wait_until_finished()
+      finally:
+        assert 9 not in manager.all_steps()
+  with checkpoint.open_manager(copy, read_only=True) as manager:
+    assert manager.all_steps() == list(STEPS)
+    assert checkpoint.restore_weights(manager, goal.params)[1] == STEPS[1]
+
+
+def test_steps_may_be_deleted_under_a_run(written, tmp_path):
+  folder, goal = written
+  copy = shutil.copytree(folder, tmp_path / "run")
+  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), goal)
+  with checkpoint.open_manager(copy, keep=1) as manager:
+    shutil.rmtree(copy / "checkpoints" / "3")
+    checkpoint.save(manager, 9, state, checkpoint.Progress(), 0.01)
+    manager.wait_until_finished()
+    shutil.rmtree(copy / "checkpoints")
+    checkpoint.save(manager, 12, state, checkpoint.Progress(), 0.02)
+  with checkpoint.open_manager(copy, read_only=True) as manager:
+    assert manager.all_steps() == [12]

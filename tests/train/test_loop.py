@@ -213,7 +213,9 @@ def test_second_signal_stops_at_once(manager, saves):
   assert "save 2" not in spy.events
 
 
-@pytest.mark.parametrize("every, save_every", [(0, 50), (1, 50), (0, 1), (3, 3), (2, 2)])
+@pytest.mark.parametrize(
+  "every, save_every", [(0, 50), (1, 50), (0, 1), (3, 3), (2, 2)]
+)
 @pytest.mark.parametrize("bad_at", [0, 2, 3])
 def test_a_loss_that_is_not_finite_stops_at_the_state_before_it(
   manager, saves, every, save_every, bad_at

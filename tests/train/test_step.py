@@ -146,7 +146,9 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_do_those_after_it():
   state, metrics = step(state, {}, layout.put(tiny.text_batch(), tiny.BATCH))
   assert not np.isfinite(metrics["loss"].value)
   assert tree.sha256(jax.device_get(states.standing(state))) == before
-  good = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), good, state.params)
+  good = jax.tree.map(
+    lambda x, old: jax.device_put(x, old.sharding), good, state.params
+  )
   state = dataclasses.replace(state, params=good)
   before = tree.sha256(jax.device_get(state))
   for i in range(2):
