@@ -150,9 +150,10 @@ def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
   found = batches.rows(experiment, examples, error.step)
   shown = ", ".join(str(row["index"]) for row in found[:8])
   return (
-    f"{error}; the state before it is saved. Its batch holds the examples {shown}"
-    f"{', ...' if len(found) > 8 else ''} of {experiment.config['data']['source']},"
-    f" {batches.line(batches.oddest(found))}: `gen-jax inspect --workdir {directory}"
+    f"{error}; the state before it is saved as step {error.step}. Its batch holds the"
+    f" examples {shown}{', ...' if len(found) > 8 else ''} of"
+    f" {experiment.config['data']['source']}, {batches.line(batches.oddest(found))}:"
+    f" `gen-jax inspect --workdir {directory}"
     f" --step {error.step}` shows them all. Mend the data, or begin again with a lower"
     " learning rate"
   )

@@ -175,3 +175,12 @@ def test_pictures_are_cropped_in_the_middle_and_scaled():
   ).batch(0)
   assert made["image"].shape == (1, 2, 2, 1)
   np.testing.assert_array_equal(made["image"], 1.0)
+
+
+@pytest.mark.parametrize("num, size", [(7, 4), (64, 8), (3, 8)])
+def test_the_examples_of_a_step_are_known_without_reading_them(num, size):
+  made = pipeline.Pipeline(
+    [f"{i}" for i in range(num)], lambda text, _: {"x": np.int32(text)}, size, seed=5
+  )
+  for step in (0, 1, 9, 1000):
+    assert made.indices(step) == made.batch(step)["x"].tolist()
