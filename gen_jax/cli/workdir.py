@@ -17,6 +17,7 @@ import jax
 from gen_jax import experiment as experiments
 from gen_jax import files
 from gen_jax.cli import config_args
+from gen_jax.train import proof
 from gen_jax.types import InputError
 
 # What may differ when a workdir is opened again: it does not change what is learned.
@@ -109,6 +110,7 @@ def _check_shared(
 
 
 def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+  proof.check_path(workdir.absolute())
   if not (workdir / "config.json").exists():
     for name in ("tokenizer", "checkpoints"):
       if (workdir / name).exists():

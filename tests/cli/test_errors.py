@@ -478,6 +478,13 @@ def test_folder_of_another_program(refuse, tmp_path):
   assert os.listdir(tmp_path) == ["tokenizer"]
 
 
+def test_a_workdir_that_checkpoints_could_not_be_read_from(refuse, tmp_path):
+  """Arrays under a backslash would be written to a folder, and read from none."""
+  path = tmp_path / "lr\\1e-3"
+  refuse("train", "--config", TEXT, "--workdir", path, says=["a backslash"])
+  assert not os.listdir(tmp_path)
+
+
 def test_a_failed_start_takes_away_its_own_files_alone(text_workdir, tmp_path):
   config = json.loads((text_workdir / "config.json").read_text())
   (tmp_path / "mine").mkdir()
