@@ -109,8 +109,8 @@ def _pieces(
     codes = list(encode([examples[i] for i in some]))
     if keep:
       latents.write(path.with_suffix(".array_record"), codes)
-    workdir.write_json(path, _sums(codes))  # last: the piece is complete
-  return [files.read_json(path) for path in paths]
+    workdir.write_sealed(path, _sums(codes))  # last: the piece is complete
+  return [files.read_sealed(path) for path in paths]
 
 
 def _encoder(experiment, weights, flip: bool):
