@@ -73,7 +73,10 @@ class _Manager(ocp.CheckpointManager):
     except ValueError:
       return None
     folder = pathlib.Path(self.directory) / str(step)
-    return found if found and proof.is_as_written(folder, _METRICS) else None
+    is_number = isinstance(found, dict) and isinstance(
+      found.get("monitored"), float | int
+    )
+    return found if is_number and proof.is_as_written(folder, _METRICS) else None
 
 
 @contextlib.contextmanager
@@ -171,6 +174,8 @@ def save(
 
 def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   """{path: shape} of a checkpoint's state: 'params/...', 'ema/...', 'step', ...
+
+  By what the arrays say of themselves: their values are verified when they are read.
 
   Raises:
     InputError: no such step, or it is damaged.
@@ -272,9 +277,6 @@ def _newest(
   damaged: dict[int, str] = {}
   for candidate in newest_first if step is None else [step]:
     try:
-      is_proven = proof.verify(
-        pathlib.Path(manager.directory) / str(candidate), candidate
-      )
       result = read(candidate)
     except InputError:
       raise
@@ -284,11 +286,6 @@ def _newest(
       continue
     for other, reason in damaged.items():
       warn(f"step {other} cannot be read ({reason}); going back to step {candidate}")
-    if not is_proven:
-      warn(
-        f"step {candidate} has no {files.HASHES} (earlier versions wrote none): its"
-        " values are not verified"
-      )
     return result
   if damaged:
     raise InputError(
@@ -296,6 +293,15 @@ def _newest(
       f" ({next(iter(damaged.values()))}); move that folder away to start again"
     )
   return None
+
+
+def _verify(manager, step: int, warn: Callable[[str], None]) -> None:
+  """Raises ValueError where a step's files are not those that were written."""
+  if not proof.verify(pathlib.Path(manager.directory) / str(step), step):
+    warn(
+      f"step {step} has no {files.HASHES} (earlier versions wrote none): its values are"
+      " not verified"
+    )
 
 
 def _restoring(goal: PyTree, **options) -> proof.StateRestore:
@@ -324,6 +330,7 @@ def restore(
   """
 
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
+    _verify(manager, candidate, warn)
     where = f"{manager.directory}/{candidate}"
     check(where, _shapes(manager, candidate), goal)
     args = ocp.args.Composite(state=_restoring(goal), progress=ocp.args.JsonRestore())
@@ -357,6 +364,7 @@ def restore_weights(
   wanted = {part: goal}
 
   def read(candidate: int) -> tuple[Params, int]:
+    _verify(manager, candidate, warn)
     have = _shapes(manager, candidate)
     have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
     check(f"{manager.directory}/{candidate}", have, wanted)

@@ -65,7 +65,9 @@ def test_all_or_the_weights_alone_come_back(is_older, made, tmp_path):
     with checkpoint.open_manager(tmp_path) as manager:
       checkpoint.save(manager, 3, state, checkpoint.Progress())
   with checkpoint.open_manager(tmp_path, read_only=True) as manager:
-    everything, progress = checkpoint.restore(manager, goal)
+    told = []
+    everything, progress = checkpoint.restore(manager, goal, warn=told.append)
+    assert [("not verified" in line) for line in told] == [True] * is_older
     average, step = checkpoint.restore_weights(manager, goal.ema, part="ema")
   assert (step, progress) == (3, checkpoint.Progress())
   assert tree.sha256(jax.device_get(everything)) == tree.sha256(jax.device_get(state))
