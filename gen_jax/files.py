@@ -106,7 +106,9 @@ def check_hashes(folder: pathlib.Path) -> None:
   noted = folder / HASHES
   if not noted.exists():
     return
-  want = read_json(noted).get("files", {})
+  want = read_json(noted).get("files")
+  if not isinstance(want, dict):
+    raise InputError(f"{noted} is damaged: it names no files; put it back from a copy")
   have = [name for name in want if (folder / name).is_file()]
   found = hashes(folder, have)
   for name, digest in want.items():
