@@ -163,7 +163,9 @@ def add_arguments(parser) -> None:
   """Flags of every command that opens a trained model."""
   parser.add_argument("--workdir", required=True, help="folder of a training run")
   parser.add_argument(
-    "--checkpoint", default="best", help="best (default), latest, or a step"
+    "--checkpoint",
+    default="best",
+    help="best (default; the latest if none was evaluated), latest, or a step",
   )
   parser.add_argument(
     "--weights", default="ema", help="ema (default; raw where none is kept) or raw"

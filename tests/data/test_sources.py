@@ -330,3 +330,11 @@ def test_every_phrase_is_in_both_splits_of_the_digits(tmp_path):
     examples = sources.Digits(str(tmp_path)).examples(split)
     captions = {examples[i]["caption"] for i in range(len(examples))}
     assert len(captions) == len(digits_dataset_builder.PHRASES) * 10
+
+
+def test_the_file_of_an_example_is_known_through_all_that_was_chosen():
+  paths = [pathlib.Path(name) for name in "abc"]
+  some = sources.Mapped(paths, str, np.array([2, 0]))
+  fewer = sources.Mapped(some, str.upper, np.array([1]))
+  assert fewer[0] == "A" and sources.file_of(fewer, 0) == "a"
+  assert sources.file_of(sources.Mapped(range(3), str), 1) is None
