@@ -1,6 +1,5 @@
 """`gen-jax import`: released weights in, a workdir out that samples and evaluates."""
 
-import hashlib
 import pathlib
 import shutil
 import sys
@@ -11,9 +10,10 @@ import jax
 import optax
 
 from gen_jax import experiment as experiments
-from gen_jax import tree
+from gen_jax import files, tree
 from gen_jax.cli import config_args, trained, workdir
 from gen_jax.convert import (
+  architectures,
   diffusers,
   hub,
   huggingface,
@@ -79,8 +79,7 @@ def run(args) -> dict:
     raise InputError("--lora is for Stable Diffusion")
   if taesd.is_here(source.folder):
     return _autoencoder(args, source, directory)
-  _, block, tensors, biasless = found = huggingface.open_model(source.folder)
-  architecture = found[0]
+  architecture, block, tensors, biasless = huggingface.open_model(source.folder)
   block = {**block, "scan_layers": args.scan_layers}
   tokenizer = _tokenizer(source.folder, block["vocab_size"], args.padded_vocab)
   config = _config(block, directory, args.text)
@@ -89,8 +88,12 @@ def run(args) -> dict:
   goal = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, goal, biasless)
   params = huggingface.load(places, goal)
-  files = [source.folder / name for name in ("config.json", *tokenizer)]
-  origin = _origin(source, architecture.name, source.folder, tensors.values(), files)
+  names = ("config.json", *tokenizer)
+  others = [source.folder / name for name in names]
+  origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
+  unused = architectures.passed_over(files.read_json(source.folder / "config.json"))
+  if unused:
+    print(f"gen-jax: config.json: not used: {', '.join(unused)}", file=sys.stderr)
   _write(directory, config, params, source.folder, tokenizer, origin)
   if not tokenizer:
     print(
@@ -136,11 +139,11 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   loaded = {name: huggingface.load(places[name], goal[name]) for name in models}
   vae = loaded.pop("autoencoder")
   tensors = [t for found in opened.tensors.values() for t in found.values()]
-  files = [folder / "tokenizer" / name for name in names]
+  others = [folder / "tokenizer" / name for name in names]
   origin = {
-    **_origin(source, "StableDiffusion", folder, tensors, files),
+    **_origin(source, "StableDiffusion", folder, tensors, others),
     "is_linear": opened.is_linear,
-    "lora": [[str(f), scale, _sha256(f)] for f, scale in loras.items()],
+    "lora": [[str(f), scale, files.sha256(f)] for f, scale in loras.items()],
   }
   statistics = {
     **opened.latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"
@@ -291,22 +294,28 @@ def _origin(
   architecture: str,
   folder: pathlib.Path,
   tensors: Collection[safetensors.Tensor],
-  files: Sequence[pathlib.Path] = (),
+  others: Sequence[pathlib.Path] = (),
 ) -> dict[str, Any]:
-  """Where weights come from, with the SHA-256 of all their files by name in folder."""
-  files = sorted({*files, *(tensor.file for tensor in tensors)})
+  """Where weights come from, with the SHA-256 of all their files by name in folder.
+
+  Raises:
+    InputError: a file is not the one that the hub's cache says it is.
+  """
+  hashes = {}
+  for file in sorted({*others, *(tensor.file for tensor in tensors)}):
+    hashes[str(file.relative_to(folder))] = found = files.sha256(file)
+    if (wanted := hub.expected_sha256(file)) not in (None, found):
+      raise InputError(
+        f"{file} is damaged: its SHA-256 is {found}, the hub's {wanted}; delete it and"
+        " fetch it again"
+      )
   return {
     "from": source.name,
     "revision": source.revision,
     "architecture": architecture,
     "dtypes": sorted({tensor.dtype for tensor in tensors}),
-    "sha256": {str(file.relative_to(folder)): _sha256(file) for file in files},
+    "sha256": hashes,
   }
-
-
-def _sha256(file: pathlib.Path) -> str:
-  with file.open("rb") as stream:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(

@@ -1,7 +1,11 @@
 """config.json to a config's model block and back, for GPT-2 and LLaMA.
 
-A key is understood, or known to change nothing at inference, or refused by its name: a
-model that computes something else is worse than none.
+A key is judged by what its value would change: it is honoured, or changes nothing
+whatever it says, or may only say what the model here does anyway. Of keys that nobody
+here knows, those that say nothing (null, false, empty) pass, and are named; others are
+refused by their names: a model that computes something else is worse than none.
+
+Source: the configs of transformers 2 to 5; of published models and of their trainers.
 """
 
 import dataclasses
@@ -9,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gen_jax import build
-from gen_jax.convert import names
+from gen_jax.convert import names, values
 from gen_jax.models import transformer
 from gen_jax.nn import embed, mlp, norms
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, unsupported
 
 Foreign = dict[str, Any]
 # Foreign name: ours. Of several for one of ours, the first is written.
@@ -24,26 +28,61 @@ _ACTIVATIONS = {
   "swish": "silu",
   "relu": "relu",
 }
-# What all configs may carry: labels, training, and how the library runs.
+# Whatever these say changes no logit: names and versions, control tokens (which the
+# tokenizer's files decide), labels, training, and how the library computes the same.
+# Keys that begin with _ are the library's own notes.
 _HARMLESS = frozenset(
-  """_name_or_path _commit_hash architectures auto_map model_type transformers_version
-  torch_dtype dtype bos_token_id eos_token_id pad_token_id sep_token_id use_cache
-  initializer_range task_specific_params summary_activation summary_first_dropout
-  summary_proj_to_labels summary_type summary_use_proj attention_dropout attn_pdrop
-  embd_pdrop resid_pdrop gradient_checkpointing output_attentions
-  output_hidden_states return_dict torchscript is_decoder is_encoder_decoder id2label
-  label2id problem_type finetuning_task pretraining_tp reorder_and_upcast_attn
-  _attn_implementation attn_implementation max_length min_length do_sample temperature
-  top_k top_p n_ctx unk_token_id chunk_size_feed_forward predict_special_tokens
-  mlp_dropout max_sequence_length""".split()
+  """architectures model_type transformers_version torch_dtype dtype model_name
+  unsloth_version unsloth_fixed is_llama_config tokenizer_class n_ctx afn
+  bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
+  decoder_start_token_id max_sequence_length model_max_length
+  summary_activation summary_first_dropout summary_proj_to_labels summary_type
+  summary_use_proj id2label label2id num_labels problem_type finetuning_task n_special
+  predict_special_tokens task_specific_params is_decoder
+  initializer_range attention_dropout attn_pdrop embd_pdrop resid_pdrop mlp_dropout
+  hidden_dropout classifier_dropout gradient_checkpointing neftune_noise_alpha
+  use_cache output_past output_attentions output_hidden_states return_dict torchscript
+  use_bfloat16 tf_legacy_loss attn_implementation pretraining_tp output_scores
+  reorder_and_upcast_attn chunk_size_feed_forward remove_invalid_values
+  use_flash_attention use_flash_attn use_flashattn return_dict_in_generate""".split()
 )
-# What may only have the value that the model here has.
+# How to sample, and what the library does without: other values are named, since
+# sampling is a choice of the run and not of the weights.
+_SAMPLING = {
+  "max_length": 20,
+  "min_length": 0,
+  "do_sample": False,
+  "early_stopping": False,
+  "num_beams": 1,
+  "num_beam_groups": 1,
+  "diversity_penalty": 0,
+  "temperature": 1,
+  "top_k": 50,
+  "top_p": 1,
+  "typical_p": 1,
+  "repetition_penalty": 1,
+  "length_penalty": 1,
+  "no_repeat_ngram_size": 0,
+  "encoder_no_repeat_ngram_size": 0,
+  "num_return_sequences": 1,
+}
+# What these may say, apart from null: what the model here does.
 _FIXED = {
-  "scale_attn_weights": True,
-  "scale_attn_by_inverse_layer_idx": False,
-  "add_cross_attention": False,
-  "partial_rotary_factor": 1.0,
-  "tie_encoder_decoder": False,
+  "scale_attn_weights": (True,),
+  "scale_attn_by_inverse_layer_idx": (False,),
+  "add_cross_attention": (False,),
+  "is_encoder_decoder": (False,),
+  "tie_encoder_decoder": (False,),
+  "rope_interleaved": (False,),
+  "use_sliding_window": (False,),
+  "pruned_heads": ({},),
+  "prefix": ("",),
+  "partial_rotary_factor": (1,),
+  **dict.fromkeys(
+    ("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)
+  ),
+  **dict.fromkeys(("sliding_window", "layer_types", "quantization_config"), ()),
+  **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ()),
 }
 
 
@@ -59,28 +98,48 @@ class _Reader:
       return default[0]
     if key not in self.left:
       raise InputError(f"config.json lacks {key}; fetch the file again")
-    return build.typed(self.left.pop(key), hint, f"config.json {key}")
+    return values.typed(self.left.pop(key), hint, f"config.json {key}")
 
-  def finish(self) -> None:
-    for key, value in _FIXED.items():
-      if self.left.pop(key, None) not in (None, value):
-        raise InputError(f"config.json {key} must be {value}: nothing else is known")
-    strange = {
-      key: value
-      for key, value in self.left.items()
-      if key not in _HARMLESS and value is not None
-    }
+  def same(self, key: str, value: Any) -> None:
+    """Another spelling of what was read."""
+    if (found := self.left.pop(key, None)) not in (None, value):
+      raise InputError(f"config.json {key}={found!r:.60} contradicts {value}")
+
+  def may_be(self, key: str, is_plain: Callable[[Any], bool]) -> None:
+    """A key that passes if its value changes nothing."""
+    if key in self.left and is_plain(self.left[key]):
+      del self.left[key]
+
+  def finish(self) -> list[str]:
+    """The keys that are not used: empty ones that nobody knows, and how to sample.
+
+    Raises:
+      InputError: a key that may change the model.
+    """
+    strange, unused = [], []
+    for key, value in self.left.items():
+      shown = f"{key}={value!r:.60}"
+      if key in _HARMLESS or key.startswith("_"):
+        continue
+      if key in _FIXED:
+        strange += [shown] * (value is not None and value not in _FIXED[key])
+      elif key in _SAMPLING:
+        unused += [shown] * (value is not None and value != _SAMPLING[key])
+      elif value is None or value is False or value in ("", [], {}):
+        unused.append(shown)
+      else:
+        strange.append(shown)
     if strange:
-      listed = ", ".join(f"{key}={value!r:.60}" for key, value in strange.items())
       raise InputError(
-        f"config.json has keys that are not understood and may change the model:"
-        f" {listed}; take a plain GPT-2 or LLaMA, or remove them if they do nothing"
+        "config.json has keys that are not understood and may change the model:"
+        f" {', '.join(strange):.400}; plain GPT-2 and LLaMA are supported"
       )
+    return unused
 
 
 def _activation(name: str) -> str:
   if name not in _ACTIVATIONS:
-    raise unknown("activation (of config.json)", name, _ACTIVATIONS)
+    raise unsupported("activation (of config.json)", name, _ACTIVATIONS)
   return _ACTIVATIONS[name]
 
 
@@ -89,10 +148,15 @@ def _read_gpt2(read: _Reader) -> Foreign:
   heads = read.take("n_head", int)
   eps = read.take("layer_norm_epsilon", float, 1e-5)
   activation = read.take("activation_function", str, "gelu_new")
+  length, layers = read.take("n_positions", int), read.take("n_layer", int)
+  read.same("hidden_size", width)
+  read.same("num_attention_heads", heads)
+  read.same("num_hidden_layers", layers)
+  read.same("max_position_embeddings", length)
   return {
     "vocab_size": read.take("vocab_size", int),
-    "max_length": read.take("n_positions", int),
-    "num_layers": read.take("n_layer", int),
+    "max_length": length,
+    "num_layers": layers,
     "width": width,
     "num_heads": heads,
     "num_kv_heads": None,
@@ -138,7 +202,8 @@ def _read_rope(read: _Reader) -> Foreign:
   elif kind == "linear":
     scaling = {"name": "linear", "factor": rope.take("factor", float)}
   elif kind != "default":
-    raise unknown("rope_type (of config.json)", kind, ("default", "llama3", "linear"))
+    kinds = ("default", "llama3", "linear")
+    raise unsupported("rope_type (of config.json)", kind, kinds)
   rope.finish()
   return {"name": "rotary", "base": base, "scaling": scaling}
 
@@ -147,10 +212,16 @@ def _read_llama(read: _Reader) -> Foreign:
   biases = [read.take(f"{name}_bias", bool, False) for name in ("attention", "mlp")]
   activation = read.take("hidden_act", str, "silu")
   eps = read.take("rms_norm_eps", float, 1e-6)
+  length, layers = (
+    read.take(key, int) for key in ("max_position_embeddings", "num_hidden_layers")
+  )
+  # A window as long as the context hides nothing.
+  read.may_be("sliding_window", lambda n: type(n) is int and n >= length)
+  read.may_be("layer_types", lambda kinds: kinds == ["full_attention"] * layers)
   return {
     "vocab_size": read.take("vocab_size", int),
-    "max_length": read.take("max_position_embeddings", int),
-    "num_layers": read.take("num_hidden_layers", int),
+    "max_length": length,
+    "num_layers": layers,
     "width": read.take("hidden_size", int),
     "num_heads": read.take("num_attention_heads", int),
     "num_kv_heads": read.take("num_key_value_heads", int | None, None),
@@ -307,12 +378,7 @@ ALL = (
 )
 
 
-def read(config: Any) -> tuple[Architecture, Foreign]:
-  """The family and the model block that a config.json stands for.
-
-  Raises:
-    InputError: another family, or a key that is missing, wrong or not understood.
-  """
+def _family(config: Any) -> Architecture:
   if not isinstance(config, dict):
     raise InputError(f"config.json must be a block, not {config!r:.60}")
   named = config.get("architectures")
@@ -321,14 +387,42 @@ def read(config: Any) -> tuple[Architecture, Foreign]:
   if name is None:
     found = [a for a in ALL if config.get("model_type") == a.model_type]
   if not found:
+    part = config.get("_class_name")
+    if name is None and part is not None:
+      raise InputError(
+        f"config.json is of {part!r:.60}, a part of an image model; give the folder"
+        " with model_index.json, which holds all its parts"
+      )
     shown = name if name is not None else config.get("model_type")
-    raise unknown("architecture (of config.json)", shown, (a.name for a in ALL))
-  reader = _Reader(config)
-  block = found[0].read(reader)
+    raise unsupported("architecture (of config.json)", shown, (a.name for a in ALL))
+  own = config.get("auto_map") or {}
+  if any(str(key).startswith("AutoModel") for key in own):
+    raise InputError(
+      f"config.json auto_map={own!r:.120}: the model brings code of its own, which is"
+      " never run; plain GPT-2 and LLaMA are supported"
+    )
+  return found[0]
+
+
+def read(config: Any) -> tuple[Architecture, Foreign]:
+  """The family and the model block that a config.json stands for.
+
+  Raises:
+    InputError: another family, or a key that is missing, wrong or not understood.
+  """
+  architecture, reader = _family(config), _Reader(config)
+  block = architecture.read(reader)
   reader.finish()
   block = {"name": "transformer", **block, "dropout": 0.0, "dtype": "float32"}
   build.build("model", block, "config.json")  # refuses sizes that do not fit
-  return found[0], block
+  return architecture, block
+
+
+def passed_over(config: Any) -> list[str]:
+  """What `read` passes over in a config.json: empty keys unknown here, sampling."""
+  reader = _Reader(config)
+  _family(config).read(reader)
+  return reader.finish()
 
 
 def fitting(config: transformer.Config) -> Architecture:

@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gen_jax import build, tree
+from gen_jax import build, files, tree
 from gen_jax.convert import diffusers_configs as configs
-from gen_jax.convert import safetensors
+from gen_jax.convert import huggingface, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.tasks import diffusion
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, unsupported
 
 Block = dict[str, Any]
 INDEX = "model_index.json"
@@ -112,15 +112,22 @@ def open_folder(folder: pathlib.Path) -> Opened:
   Raises:
     InputError: anything that is not understood, missing or damaged.
   """
-  index = safetensors.read_json(folder / INDEX)
-  name = index.get("_class_name") if isinstance(index, dict) else None
-  if name not in PIPELINES:
-    raise unknown("pipeline (of model_index.json)", name, PIPELINES)
-  read = lambda path: safetensors.read_json(folder / path)  # noqa: E731
+  name = files.read_json(folder / INDEX).get("_class_name")
+  if not isinstance(name, str) or name not in PIPELINES:
+    raise unsupported("pipeline (of model_index.json)", name, PIPELINES)
+  read = lambda path: files.read_json(folder / path)  # noqa: E731
   task, is_linear, latents = _read(read)
   tensors = {
     name: sd.open_weights(folder / part, STEMS[name]) for name, part in PARTS.items()
   }
+  for name, block in (
+    ("unet", task["unet"]),
+    ("autoencoder", task["codec"]["autoencoder"]),
+  ):
+    depth = len(block["multipliers"]) * block["num_blocks"]
+    huggingface.check_depth(depth, tensors[name], f"blocks of the {name}")
+  depth = task["text_encoder"]["num_layers"]
+  huggingface.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
   side = read(UNET).get("sample_size") or 64
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
   return Opened(task, is_linear, latents, tensors, sd.FOLDER, side * factor)

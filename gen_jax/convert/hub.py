@@ -44,6 +44,7 @@ _PICTURES = (
   "text_encoder/model*.safetensors*",
 )
 _OTHERS = ("*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -97,3 +98,14 @@ def locate(name: str, revision: str | None = None) -> Source:
       " fetch it elsewhere and name its folder"
     ) from None
   return Source(name, pathlib.Path(fetched), commit)
+
+
+def expected_sha256(file: pathlib.Path) -> str | None:
+  """The SHA-256 that a file should have; None where nobody says.
+
+  The hub's cache keeps large files under their SHA-256 in `blobs`, and a model's
+  folder links to them.
+  """
+  blob = file.resolve()
+  is_named = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
+  return blob.name if is_named else None

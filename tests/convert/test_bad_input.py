@@ -97,7 +97,7 @@ def _tokenizer(size):
     (_truncate, ["model.safetensors is truncated or corrupted", "fetch"]),
     (_write("model.safetensors", b"\x40" + b"\0" * 7 + b"[" * 64), ["bad header"]),
     (_write("model.safetensors", b"GARBAGE"), ["cannot hold its header"]),
-    (_write("config.json", b'{"n_emb'), ["config.json is damaged"]),
+    (_write("config.json", b'{"n_emb'), ["config.json is not JSON"]),
     (_set(architectures=["BertModel"]), ["'BertModel'", "LlamaForCausalLM"]),
     (_set(n_embd=32), ["wte.weight is [61, 16], config.json wants [61, 32]"]),
     (_set(n_layer=3), ["h.2.ln_1.weight is missing"]),
