@@ -15,6 +15,7 @@ from gen_jax.cli import config_args, trained, workdir
 from gen_jax.convert import (
   architectures,
   diffusers,
+  foreign,
   hub,
   huggingface,
   lora_files,
@@ -79,6 +80,7 @@ def run(args) -> dict:
     raise InputError("--lora is for Stable Diffusion")
   if taesd.is_here(source.folder):
     return _autoencoder(args, source, directory)
+  _check_contents(source.folder)
   architecture, block, tensors, biasless = huggingface.open_model(source.folder)
   block = {**block, "scan_layers": args.scan_layers}
   tokenizer = _tokenizer(source.folder, block["vocab_size"], args.padded_vocab)
@@ -104,6 +106,23 @@ def run(args) -> dict:
   num_params = tree.size(params)
   print(f"{directory}: {architecture.name}, {num_params:,} parameters of {source.name}")
   return {"workdir": str(directory), "params": num_params, "step": 0, **origin}
+
+
+def _check_contents(folder: pathlib.Path) -> None:
+  """Raises InputError for a folder without config.json, and says what is in it."""
+  if (folder / "config.json").is_file():
+    return
+  if (folder / "adapter_config.json").is_file():
+    what = "it is a LoRA adapter of PEFT: merge it into its base model first"
+  elif found := sorted(folder.glob("*.safetensors")):
+    kind = foreign.kind(safetensors.read_header(found[0]))
+    what = f"{found[0].name} is {kind}" if kind else f"it has {found[0].name} alone"
+  else:
+    what = safetensors.unopened(folder).removeprefix("; ") or "it has no weights"
+  raise InputError(
+    f"{folder} has no config.json, and no model_index.json; {what}; supported: folders"
+    " of GPT-2, LLaMA, Stable Diffusion and TAESD, and Stable Diffusion 1 in one file"
+  )
 
 
 def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
@@ -157,6 +176,9 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
     trained.save_autoencoder(
       directory / workdir.AUTOENCODER, {**config, "task": block}, vae, statistics
     )
+    written = {"autoencoder": vae}
+    home, digest = directory / workdir.AUTOENCODER, tree.sha256(written)
+    _check_written(home, _abstract(written), digest)
 
   _write(directory, config, loaded, folder / "tokenizer", names, origin, beside)
   if not names:
@@ -174,19 +196,21 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
 def _loras(args) -> dict[pathlib.Path, float]:
   """The scale of each file of --lora."""
-  files = [pathlib.Path(file).expanduser() for file in args.lora]
-  scales = args.lora_scale or [1.0] * len(files)
-  if len(scales) != len(files) or len(set(files)) < len(files):
+  paths = [files.path(file, "--lora") for file in args.lora]
+  scales = args.lora_scale or [1.0] * len(paths)
+  if not all(abs(scale) < 1e6 for scale in scales):  # NaN as well
+    raise InputError(f"--lora_scale {scales} must be finite numbers, about 1")
+  if len(scales) != len(paths) or len(set(paths)) < len(paths):
     raise InputError(
-      f"--lora_scale is given {len(scales)} times for {len(set(files))} files of"
+      f"--lora_scale is given {len(scales)} times for {len(set(paths))} files of"
       " --lora; give one for each file"
     )
-  return dict(zip(files, scales, strict=True))
+  return dict(zip(paths, scales, strict=True))
 
 
 def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   """TAESD: an autoencoder's workdir, its latents as Stable Diffusion wants them."""
-  tensors = taesd.open_folder(source.folder)
+  name, tensors = taesd.open_folder(source.folder)
   block = taesd.block(tensors)
   task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
   config = _picture_config(
@@ -195,7 +219,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   config = config_args.apply(config, args.overrides)
   goal = experiments.make(config, None).abstract_params()["autoencoder"]
   weights = huggingface.load(taesd.match(tensors, goal), goal)
-  origin = _origin(source, "TAESD", source.folder, tensors.values())
+  origin = _origin(source, name, source.folder, tensors.values())
   size = block["latent_channels"]
   statistics = {  # its latents have mean 0 and variance 1 as they are
     "mean": [0.0] * size,
@@ -329,6 +353,7 @@ def _write(
 ) -> None:
   """Writes a workdir; `beside` writes what belongs to it, before the checkpoint."""
   is_new = not directory.exists()
+  digest, goal = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
       # First of all: without it, a workdir whose writing broke off could be trained.
@@ -341,7 +366,26 @@ def _write(
       with checkpoint.open_manager(directory) as manager:
         state = states.of_weights(params)
         checkpoint.save(manager, 0, state, checkpoint.Progress())
+      jax.tree.map(lambda leaf: leaf.delete(), params)  # there is room for one copy
+      _check_written(directory, goal, digest)
   except BaseException:
     for path in [directory] if is_new else list(directory.glob("*")):
       shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
     raise
+
+
+def _abstract(params: Params) -> Params:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+  )
+
+
+def _check_written(directory: pathlib.Path, goal: Params, digest: str) -> None:
+  """Raises InputError unless the checkpoint reads back as what was saved."""
+  with checkpoint.open_manager(directory, read_only=True) as manager:
+    found = checkpoint.restore_weights(manager, goal)
+  if found is None or tree.sha256(found[0]) != digest:
+    raise InputError(
+      f"the weights in {directory} do not read back as they were written; check the"
+      " disk, or take another --workdir"
+    )

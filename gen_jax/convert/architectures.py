@@ -1,19 +1,11 @@
-"""config.json to a config's model block and back, for GPT-2 and LLaMA.
-
-A key is judged by what its value would change: it is honoured, or changes nothing
-whatever it says, or may only say what the model here does anyway. Of keys that nobody
-here knows, those that say nothing (null, false, empty) pass, and are named; others are
-refused by their names: a model that computes something else is worse than none.
-
-Source: the configs of transformers 2 to 5; of published models and of their trainers.
-"""
+"""config.json to a config's model block and back, for GPT-2 and LLaMA; see `keys`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen_jax import build
-from gen_jax.convert import names, values
+from gen_jax.convert import keys, names
 from gen_jax.models import transformer
 from gen_jax.nn import embed, mlp, norms
 from gen_jax.types import InputError, unsupported
@@ -28,113 +20,6 @@ _ACTIVATIONS = {
   "swish": "silu",
   "relu": "relu",
 }
-# Whatever these say changes no logit: names and versions, control tokens (which the
-# tokenizer's files decide), labels, training, and how the library computes the same.
-# Keys that begin with _ are the library's own notes.
-_HARMLESS = frozenset(
-  """architectures model_type transformers_version torch_dtype dtype model_name
-  unsloth_version unsloth_fixed is_llama_config tokenizer_class n_ctx afn
-  bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
-  decoder_start_token_id max_sequence_length model_max_length
-  summary_activation summary_first_dropout summary_proj_to_labels summary_type
-  summary_use_proj id2label label2id num_labels problem_type finetuning_task n_special
-  predict_special_tokens task_specific_params is_decoder
-  initializer_range attention_dropout attn_pdrop embd_pdrop resid_pdrop mlp_dropout
-  hidden_dropout classifier_dropout gradient_checkpointing neftune_noise_alpha
-  use_cache output_past output_attentions output_hidden_states return_dict torchscript
-  use_bfloat16 tf_legacy_loss attn_implementation pretraining_tp output_scores
-  reorder_and_upcast_attn chunk_size_feed_forward remove_invalid_values
-  use_flash_attention use_flash_attn use_flashattn return_dict_in_generate""".split()
-)
-# How to sample, and what the library does without: other values are named, since
-# sampling is a choice of the run and not of the weights.
-_SAMPLING = {
-  "max_length": 20,
-  "min_length": 0,
-  "do_sample": False,
-  "early_stopping": False,
-  "num_beams": 1,
-  "num_beam_groups": 1,
-  "diversity_penalty": 0,
-  "temperature": 1,
-  "top_k": 50,
-  "top_p": 1,
-  "typical_p": 1,
-  "repetition_penalty": 1,
-  "length_penalty": 1,
-  "no_repeat_ngram_size": 0,
-  "encoder_no_repeat_ngram_size": 0,
-  "num_return_sequences": 1,
-}
-# What these may say, apart from null: what the model here does.
-_FIXED = {
-  "scale_attn_weights": (True,),
-  "scale_attn_by_inverse_layer_idx": (False,),
-  "add_cross_attention": (False,),
-  "is_encoder_decoder": (False,),
-  "tie_encoder_decoder": (False,),
-  "rope_interleaved": (False,),
-  "use_sliding_window": (False,),
-  "pruned_heads": ({},),
-  "prefix": ("",),
-  "partial_rotary_factor": (1,),
-  **dict.fromkeys(
-    ("embedding_multiplier", "residual_multiplier", "logits_scaling"), (1,)
-  ),
-  **dict.fromkeys(("sliding_window", "layer_types", "quantization_config"), ()),
-  **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), ()),
-}
-
-
-class _Reader:
-  """Takes keys out of a config.json, checks types, and knows what is left."""
-
-  def __init__(self, config: Mapping[str, Any]):
-    self.left = dict(config)
-
-  def take(self, key: str, hint: Any, *default: Any) -> Any:
-    if self.left.get(key) is None and default:
-      self.left.pop(key, None)
-      return default[0]
-    if key not in self.left:
-      raise InputError(f"config.json lacks {key}; fetch the file again")
-    return values.typed(self.left.pop(key), hint, f"config.json {key}")
-
-  def same(self, key: str, value: Any) -> None:
-    """Another spelling of what was read."""
-    if (found := self.left.pop(key, None)) not in (None, value):
-      raise InputError(f"config.json {key}={found!r:.60} contradicts {value}")
-
-  def may_be(self, key: str, is_plain: Callable[[Any], bool]) -> None:
-    """A key that passes if its value changes nothing."""
-    if key in self.left and is_plain(self.left[key]):
-      del self.left[key]
-
-  def finish(self) -> list[str]:
-    """The keys that are not used: empty ones that nobody knows, and how to sample.
-
-    Raises:
-      InputError: a key that may change the model.
-    """
-    strange, unused = [], []
-    for key, value in self.left.items():
-      shown = f"{key}={value!r:.60}"
-      if key in _HARMLESS or key.startswith("_"):
-        continue
-      if key in _FIXED:
-        strange += [shown] * (value is not None and value not in _FIXED[key])
-      elif key in _SAMPLING:
-        unused += [shown] * (value is not None and value != _SAMPLING[key])
-      elif value is None or value is False or value in ("", [], {}):
-        unused.append(shown)
-      else:
-        strange.append(shown)
-    if strange:
-      raise InputError(
-        "config.json has keys that are not understood and may change the model:"
-        f" {', '.join(strange):.400}; plain GPT-2 and LLaMA are supported"
-      )
-    return unused
 
 
 def _activation(name: str) -> str:
@@ -143,7 +28,7 @@ def _activation(name: str) -> str:
   return _ACTIVATIONS[name]
 
 
-def _read_gpt2(read: _Reader) -> Foreign:
+def _read_gpt2(read: keys.Reader) -> Foreign:
   width = read.take("n_embd", int)
   heads = read.take("n_head", int)
   eps = read.take("layer_norm_epsilon", float, 1e-5)
@@ -171,7 +56,7 @@ def _read_gpt2(read: _Reader) -> Foreign:
   }
 
 
-def _read_rope(read: _Reader) -> Foreign:
+def _read_rope(read: keys.Reader) -> Foreign:
   """Old spelling: rope_theta and rope_scaling; newer: rope_parameters."""
   blocks = [read.take(k, Any, {}) for k in ("rope_scaling", "rope_parameters")]
   if not all(isinstance(block, dict) for block in blocks):
@@ -182,7 +67,7 @@ def _read_rope(read: _Reader) -> Foreign:
     raise InputError(
       f"config.json rope_scaling and rope_parameters contradict each other: {both}"
     )
-  rope = _Reader({**old, **new})
+  rope = keys.Reader({**old, **new})
   theta = read.take("rope_theta", float, None)
   base = rope.take("rope_theta", float, 1e4 if theta is None else theta)
   if theta not in (None, base):
@@ -208,7 +93,7 @@ def _read_rope(read: _Reader) -> Foreign:
   return {"name": "rotary", "base": base, "scaling": scaling}
 
 
-def _read_llama(read: _Reader) -> Foreign:
+def _read_llama(read: keys.Reader) -> Foreign:
   biases = [read.take(f"{name}_bias", bool, False) for name in ("attention", "mlp")]
   activation = read.take("hidden_act", str, "silu")
   eps = read.take("rms_norm_eps", float, 1e-6)
@@ -349,7 +234,7 @@ class Architecture:
   table: Sequence[names.Row]
   prefix: str
   buffers: tuple[str, ...]
-  read: Callable[[_Reader], Foreign]
+  read: Callable[[keys.Reader], Foreign]
   write: Callable[[transformer.Config], Foreign]
   misfits: Callable[[transformer.Config], list[str]]
 
@@ -410,7 +295,7 @@ def read(config: Any) -> tuple[Architecture, Foreign]:
   Raises:
     InputError: another family, or a key that is missing, wrong or not understood.
   """
-  architecture, reader = _family(config), _Reader(config)
+  architecture, reader = _family(config), keys.Reader(config)
   block = architecture.read(reader)
   reader.finish()
   block = {"name": "transformer", **block, "dropout": 0.0, "dtype": "float32"}
@@ -420,7 +305,7 @@ def read(config: Any) -> tuple[Architecture, Foreign]:
 
 def passed_over(config: Any) -> list[str]:
   """What `read` passes over in a config.json: empty keys unknown here, sampling."""
-  reader = _Reader(config)
+  reader = keys.Reader(config)
   _family(config).read(reader)
   return reader.finish()
 

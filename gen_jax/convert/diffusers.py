@@ -8,7 +8,7 @@ from typing import Any
 
 from gen_jax import build, files, tree
 from gen_jax.convert import diffusers_configs as configs
-from gen_jax.convert import huggingface, safetensors
+from gen_jax.convert import foreign, huggingface, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, unsupported
@@ -204,8 +204,10 @@ def open_file(file: pathlib.Path) -> Opened:
   if strange or not all(grouped.values()):
     lacks = [name for name, found in grouped.items() if not found]
     what = f"lacks {', '.join(lacks)}" if lacks else f"has {', '.join(strange[:4])}"
+    known = foreign.kind(tensors)
     raise InputError(
-      f"{file} is no Stable Diffusion 1 checkpoint: it {what}; give a diffusers folder"
+      f"{file} is {known or f'no Stable Diffusion 1 checkpoint: it {what}'};"
+      " supported: Stable Diffusion 1 in a single file, 1 and 2 in a diffusers folder"
     )
   first = grouped["unet"].get("model.diffusion_model.input_blocks.0.0.weight")
   inputs = first.shape[1] if first else 4

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen_jax import build
-from gen_jax.convert import values
+from gen_jax.convert import keys
 from gen_jax.diffusion import parameterisation, schedule
 from gen_jax.models import autoencoder, text_encoder, unet
 from gen_jax.nn import embed, mlp
@@ -32,7 +32,7 @@ class _Reader:
       if default:
         return default[0]
       raise InputError(f"{self.path} lacks {key}; fetch the file again")
-    return values.typed(self.left.pop(key), hint, f"{self.path} {key}")
+    return keys.typed(self.left.pop(key), hint, f"{self.path} {key}")
 
   def finish(self, fixed: Mapping[str, tuple]) -> None:
     """Args: fixed: {key: values it may have}; others may be None or False."""

@@ -6,6 +6,7 @@ import re
 
 import huggingface_hub
 
+from gen_jax.convert import safetensors
 from gen_jax.types import InputError
 
 # Any of these is a tokenizer; the others say more about it.
@@ -78,6 +79,10 @@ def locate(name: str, revision: str | None = None) -> Source:
     return Source(name, folder, None)
   if folder.is_file() and folder.suffix == ".safetensors":
     return Source(name, folder, None)
+  if folder.is_file():
+    what = safetensors.name_other(folder)
+    what = what or "no .safetensors file" + safetensors.unopened(folder.parent)
+    raise InputError(f"--from {name} is {what}")
   if folder.exists() or not _ID.fullmatch(name):
     raise InputError(f"--from {name} is neither a folder nor org/name of a hub's model")
   try:

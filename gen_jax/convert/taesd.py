@@ -1,6 +1,7 @@
 """TAESD's weights: two files, layers by their numbers in a sequence."""
 
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,9 +9,17 @@ from gen_jax import build, tree
 from gen_jax.convert import names, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.models import tiny_autoencoder
-from gen_jax.types import InputError, Params
+from gen_jax.types import InputError, Params, unsupported
 
-FILES = {"encoder": "taesd_encoder.safetensors", "decoder": "taesd_decoder.safetensors"}
+HALVES = ("encoder", "decoder")
+# Of the same layers, for the latents of other models; the others have other layers.
+VARIANTS = {
+  "taesd": "TAESD",
+  "taesdxl": "TAESDXL",
+  "taesd3": "TAESD3",
+  "taef1": "TAEF1",
+}
+_NAME = re.compile(r"(tae\w*)_(encoder|decoder)\.safetensors")
 _BLOCK = tuple(
   ((ours,), "conv", sd.same(f"conv.{i}"))
   for ours, i in (("conv_in", 0), ("conv", 2), ("conv_out", 4))
@@ -19,21 +28,31 @@ _BLOCK = tuple(
 
 def is_here(folder: pathlib.Path) -> bool:
   """Whether a folder holds TAESD; one of its files is enough to mean it."""
-  return any((folder / name).is_file() for name in FILES.values())
+  return folder.is_dir() and any(_NAME.fullmatch(f.name) for f in folder.iterdir())
 
 
-def open_folder(folder: pathlib.Path) -> dict[str, safetensors.Tensor]:
-  """The tensors of both files, as encoder.0.weight and the like.
+def open_folder(folder: pathlib.Path) -> tuple[str, dict[str, safetensors.Tensor]]:
+  """The variant, and the tensors of both files, as encoder.0.weight and the like.
 
   Raises:
-    InputError: one is missing or damaged.
+    InputError: a file is missing or damaged, or the variant is not supported.
   """
-  if missing := [name for name in FILES.values() if not (folder / name).is_file()]:
+  stems = {m[1] for f in folder.iterdir() if (m := _NAME.fullmatch(f.name))}
+  stem = min(stems)
+  if len(stems) > 1:
+    raise InputError(
+      f"{folder} holds {', '.join(sorted(stems))}; give a folder with the encoder and"
+      " decoder of one of them"
+    )
+  if stem not in VARIANTS:
+    raise unsupported("tiny autoencoder", stem, VARIANTS)
+  files = {half: folder / f"{stem}_{half}.safetensors" for half in HALVES}
+  if missing := [file.name for file in files.values() if not file.is_file()]:
     raise InputError(f"{folder} lacks {missing[0]}; fetch it")
-  return {
+  return VARIANTS[stem], {
     f"{half}.{name}": tensor
-    for half, file in FILES.items()
-    for name, tensor in safetensors.read_header(folder / file).items()
+    for half, file in files.items()
+    for name, tensor in safetensors.read_header(file).items()
   }
 
 

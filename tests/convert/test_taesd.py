@@ -97,11 +97,11 @@ def test_its_code_has_no_divergence_to_weigh():
 
 
 def _lose(folder):
-  (folder / taesd.FILES["encoder"]).unlink()
+  (folder / "taesd_encoder.safetensors").unlink()
 
 
 def _swap(folder):
-  one, two = (folder / name for name in taesd.FILES.values())
+  one, two = (folder / f"taesd_{half}.safetensors" for half in taesd.HALVES)
   shutil.copyfile(two, one)
 
 
