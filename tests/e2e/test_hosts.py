@@ -85,6 +85,7 @@ def whole(tmp_path_factory):
 SSH = """#!/bin/sh
 # A host is a folder; the first start on one of them finds it unreachable.
 while [ "$1" = -o ]; do shift 2; done
+[ "$1" = -- ] && shift
 mkdir -p "$HOSTS/$1" && cd "$HOSTS/$1" || exit 255
 case "$1 $2" in
   127.0.0.2*exec*) [ -e lost ] || { touch lost; exit 255; };;
