@@ -37,6 +37,8 @@ from gen_jax.types import InputError
 _BAD_INPUT = 2
 _PATIENCE = 6.0  # times --host_timeout, with a process that does not come on
 _GRACE_SECS = 5.0  # another process failed: may be of what this one is about to say
+_SHARED_SECS = 10.0  # network file systems show a file late
+_SHARED = "put it on a file system that all hosts share"
 _ALONE = "--num_processes=1 is for a run of its own"
 _NUMBERS = {  # Open MPI 5 no longer sets what JAX looks for
   "num_processes": ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
@@ -302,31 +304,33 @@ def _missing(processes: Sequence[int], place: Place, secs: float) -> str:
   host, port = place.coordinator
   return (
     f"process {', '.join(names)}{more} of {place.num_processes} did not come to"
-    f" {host}:{port} within {secs:g} s; start the command on every host; {_ALONE}"
+    f" {host}:{port} within {secs:g} s; start the command on every host, and if it runs"
+    f" there with the same --workdir, {_SHARED}; {_ALONE}"
   )
 
 
 def _report(place: Place, here: dict[str, Any], secs: float, workdir: pathlib.Path):
   """In the others: the connection to process 0, and its answer."""
   host, port = place.coordinator
-  deadline, token = time.monotonic() + secs, None
+  deadline, shared_by = time.monotonic() + secs, math.inf
   while (left := deadline - time.monotonic()) > 0:
     token = rendezvous.find_token(workdir)  # a new one, should process 0 start again
     with contextlib.suppress(OSError):
-      if token is not None:
-        connection = socket.create_connection((host, port), timeout=left)
+      connection = socket.create_connection((host, port), timeout=left)
+      if token is None:  # process 0 listens, so its token must appear
+        shared_by = min(shared_by, time.monotonic() + _SHARED_SECS)
+      else:
         link = rendezvous.Link(connection, secs + 5.0, token, is_first=False)
         link.send(here)
         if (answer := link.read()) is not None:
           return {0: link}, answer
-        connection.close()
+      connection.close()
+    if token is None and time.monotonic() > shared_by:
+      raise InputError(f"--workdir {workdir} is not that of process 0: {_SHARED}")
     time.sleep(0.2)
-  why = (
-    "" if token else f" (nor did it leave a token in --workdir {workdir}: all share it)"
-  )
   raise InputError(
     f"process 0 of {place.num_processes} did not answer at {host}:{port} within"
-    f" {secs:g} s{why}; start the command there too; {_ALONE}"
+    f" {secs:g} s; start the command there too; {_ALONE}"
   )
 
 

@@ -60,7 +60,7 @@ def _read_rope(read: keys.Reader) -> Foreign:
   """Old spelling: rope_theta and rope_scaling; newer: rope_parameters."""
   blocks = [read.take(k, Any, {}) for k in ("rope_scaling", "rope_parameters")]
   if not all(isinstance(block, dict) for block in blocks):
-    raise InputError(f"config.json rope_scaling={blocks[0]!r} must be a block")
+    raise InputError(f"config.json rope_scaling={blocks[0]!r:.60} must be a block")
   old, new = blocks
   both = [k for k in old.keys() & new.keys() if old[k] != new[k]]
   if both:

@@ -75,7 +75,7 @@ def check(
       wrong.append(f"{name} is {list(have.shape)}, config.json wants {list(shape)}")
     elif have.dtype not in safetensors.DTYPES:
       known = ", ".join(safetensors.DTYPES)
-      wrong.append(f"{name} is {have.dtype}, one of {known} is needed")
+      wrong.append(f"{name} is {have.dtype:.20}, one of {known} is needed")
   wrong += [f"{n} {list(found[n].shape)} is extra" for n in found if n not in expected]
   if wrong:
     raise InputError(f"config.json and {what} do not fit: {_several(wrong)}")

@@ -14,12 +14,13 @@ from typing import Any
 from gen_jax import build
 from gen_jax.types import InputError
 
+_MAX_LENGTH = 256  # of a list or a name
 _MAX_SIZE = 2**31  # no published number of layers, width or length comes near
 # Whatever these say changes no logit: names and versions, control tokens (which the
 # tokenizer's files decide), labels, training, and how the library computes the same.
 # Keys that begin with _ are the library's own notes.
 _HARMLESS = frozenset(
-  """architectures model_type transformers_version torch_dtype dtype model_name
+  """architectures auto_map model_type transformers_version torch_dtype dtype model_name
   unsloth_version unsloth_fixed is_llama_config tokenizer_class n_ctx afn
   bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
   decoder_start_token_id max_sequence_length model_max_length
@@ -82,6 +83,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
   Raises:
     InputError: another type, or a number that no model has.
   """
+  if isinstance(value, list | tuple | str) and len(value) > _MAX_LENGTH:
+    raise InputError(f"{where}={value!r:.60}... is too long")
   numbers = value if isinstance(value, list | tuple) else [value]
   for number in numbers:
     is_size = type(number) is int and float not in build.options(hint)

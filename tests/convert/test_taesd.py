@@ -119,3 +119,43 @@ def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, change, name
 def test_latents_are_used_as_they_are(imported):
   found = json.loads((imported / "latents.json").read_text())
   assert (found["mean"], found["std"]) == ([0.0] * 4, [1.0] * 4)
+
+
+def _rename(stem):
+  def change(folder):
+    for half in taesd.HALVES:
+      (folder / f"taesd_{half}.safetensors").rename(
+        folder / f"{stem}_{half}.safetensors"
+      )
+
+  return change
+
+
+def _both(folder):
+  shutil.copyfile(folder / "taesd_encoder.safetensors", folder / "taef1_x")
+  (folder / "taef1_x").rename(folder / "taef1_encoder.safetensors")
+
+
+@pytest.mark.parametrize("stem", taesd.VARIANTS)
+def test_variants_of_the_same_layers_are_named(tmp_path, stem):
+  folder = shutil.copytree(GOLDEN / "taesd", tmp_path / "model")
+  _rename(stem)(folder)
+  assert taesd.is_here(folder)
+  name, tensors = taesd.open_folder(folder)
+  assert name == taesd.VARIANTS[stem]
+  assert tensors.keys() == taesd.open_folder(GOLDEN / "taesd")[1].keys()
+
+
+@pytest.mark.parametrize(
+  "change, named",
+  [
+    (_rename("taef2"), "'taef2' is not supported; supported: taef1, taesd, taesd3"),
+    (_rename("taesana"), "'taesana' is not supported"),
+    (_both, "holds taef1, taesd; give a folder with"),
+  ],
+)
+def test_other_variants_are_refused_by_their_names(tmp_path, change, named):
+  folder = shutil.copytree(GOLDEN / "taesd", tmp_path / "model")
+  change(folder)
+  with pytest.raises(types.InputError, match=named):
+    taesd.open_folder(folder)
