@@ -54,7 +54,7 @@ def psnr(x: np.ndarray, y: np.ndarray) -> float:
 
 def main() -> None:
   """One line a picture, and the largest difference."""
-  _, tensors = taesd.open_folder(pathlib.Path(sys.argv[1]))
+  tensors = taesd.open_folder(pathlib.Path(sys.argv[1]))
   theirs, (module, weights) = peer(tensors), load(tensors)
   apply = lambda method: jax.jit(lambda x: module.apply(weights, x, method=method))  # noqa: E731
   encode, decode = apply("encode"), apply("decode")

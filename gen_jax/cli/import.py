@@ -210,7 +210,7 @@ def _loras(args) -> dict[pathlib.Path, float]:
 
 def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   """TAESD: an autoencoder's workdir, its latents as Stable Diffusion wants them."""
-  name, tensors = taesd.open_folder(source.folder)
+  tensors = taesd.open_folder(source.folder)
   block = taesd.block(tensors)
   task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
   config = _picture_config(
@@ -219,7 +219,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   config = config_args.apply(config, args.overrides)
   goal = experiments.make(config, None).abstract_params()["autoencoder"]
   weights = huggingface.load(taesd.match(tensors, goal), goal)
-  origin = _origin(source, name, source.folder, tensors.values())
+  origin = _origin(source, "TAESD", source.folder, tensors.values())
   size = block["latent_channels"]
   statistics = {  # its latents have mean 0 and variance 1 as they are
     "mean": [0.0] * size,

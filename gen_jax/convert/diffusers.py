@@ -8,13 +8,14 @@ from typing import Any
 
 from gen_jax import build, files, tree
 from gen_jax.convert import diffusers_configs as configs
-from gen_jax.convert import foreign, huggingface, safetensors
+from gen_jax.convert import foreign, huggingface, keys, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, unsupported
 
 Block = dict[str, Any]
 INDEX = "model_index.json"
+_MAX_SIDE = 1024  # of latents: images of 8192
 UNET, VAE, TEXT, SCHEDULER = (
   "unet/config.json",
   "vae/config.json",
@@ -128,9 +129,20 @@ def open_folder(folder: pathlib.Path) -> Opened:
     huggingface.check_depth(depth, tensors[name], f"blocks of the {name}")
   depth = task["text_encoder"]["num_layers"]
   huggingface.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
-  side = read(UNET).get("sample_size") or 64
+  side = _side(read(UNET).get("sample_size") or 64)
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
   return Opened(task, is_linear, latents, tensors, sd.FOLDER, side * factor)
+
+
+def _side(size: Any) -> int:
+  """Of the latents that a UNet was trained on; it may be given twice."""
+  sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+  side = keys.typed(sides[0], int, f"{UNET} sample_size")
+  if sides[1] != side or side > _MAX_SIDE:
+    raise InputError(
+      f"{UNET} sample_size={size!r:.60} must be a square, of at most {_MAX_SIDE}"
+    )
+  return side
 
 
 # What a single file cannot say: Stable Diffusion 1, by its own configuration.

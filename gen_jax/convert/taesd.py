@@ -9,15 +9,17 @@ from gen_jax import build, tree
 from gen_jax.convert import names, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.models import tiny_autoencoder
-from gen_jax.types import InputError, Params, unsupported
+from gen_jax.types import InputError, Params
 
 HALVES = ("encoder", "decoder")
-# Of the same layers, for the latents of other models; the others have other layers.
-VARIANTS = {
-  "taesd": "TAESD",
-  "taesdxl": "TAESDXL",
-  "taesd3": "TAESD3",
-  "taef1": "TAEF1",
+FILES = {half: f"taesd_{half}.safetensors" for half in HALVES}
+# Others of the family, of the same or other layers, by whose latents they decode.
+OTHERS = {
+  "taesdxl": "TAESDXL, for Stable Diffusion XL,",
+  "taesd3": "TAESD3, for Stable Diffusion 3,",
+  "taef1": "TAEF1, for FLUX.1,",
+  "taef2": "TAEF2, for FLUX.2,",
+  "taesana": "TAESANA, for SANA,",
 }
 _NAME = re.compile(r"(tae\w*)_(encoder|decoder)\.safetensors")
 _BLOCK = tuple(
@@ -31,28 +33,25 @@ def is_here(folder: pathlib.Path) -> bool:
   return folder.is_dir() and any(_NAME.fullmatch(f.name) for f in folder.iterdir())
 
 
-def open_folder(folder: pathlib.Path) -> tuple[str, dict[str, safetensors.Tensor]]:
-  """The variant, and the tensors of both files, as encoder.0.weight and the like.
+def open_folder(folder: pathlib.Path) -> dict[str, safetensors.Tensor]:
+  """The tensors of both files, as encoder.0.weight and the like.
 
   Raises:
-    InputError: a file is missing or damaged, or the variant is not supported.
+    InputError: one is missing or damaged, or they decode the latents of another model.
   """
-  stems = {m[1] for f in folder.iterdir() if (m := _NAME.fullmatch(f.name))}
-  stem = min(stems)
-  if len(stems) > 1:
+  stems = {found[1] for f in folder.iterdir() if (found := _NAME.fullmatch(f.name))}
+  if "taesd" not in stems:
+    what = OTHERS.get(min(stems), f"the tiny autoencoder {min(stems)!r}")
     raise InputError(
-      f"{folder} holds {', '.join(sorted(stems))}; give a folder with the encoder and"
-      " decoder of one of them"
+      f"{folder} holds {what} which is not supported; supported: TAESD, for Stable"
+      " Diffusion 1 and 2"
     )
-  if stem not in VARIANTS:
-    raise unsupported("tiny autoencoder", stem, VARIANTS)
-  files = {half: folder / f"{stem}_{half}.safetensors" for half in HALVES}
-  if missing := [file.name for file in files.values() if not file.is_file()]:
+  if missing := [name for name in FILES.values() if not (folder / name).is_file()]:
     raise InputError(f"{folder} lacks {missing[0]}; fetch it")
-  return VARIANTS[stem], {
+  return {
     f"{half}.{name}": tensor
-    for half, file in files.items()
-    for name, tensor in safetensors.read_header(file).items()
+    for half, file in FILES.items()
+    for name, tensor in safetensors.read_header(folder / file).items()
   }
 
 

@@ -22,6 +22,7 @@ from gen_jax.convert import diffusers, foreign, hub, safetensors
 from gen_jax.types import InputError
 from tests.convert import test_formats
 from tests.convert import test_huggingface as golden
+from tests.convert import test_stable_diffusion as images
 
 ODD = st.sampled_from(
   [
@@ -92,6 +93,57 @@ def test_configs(name, data):
     file.write_text(json.dumps(change(data, json.loads(file.read_text()))))
 
   holds(name, damage)
+
+
+IMAGE_CONFIGS = (diffusers.INDEX, diffusers.UNET, diffusers.VAE, diffusers.TEXT)
+
+
+@quick
+@hypothesis.given(data=st.data(), name=st.sampled_from(IMAGE_CONFIGS))
+def test_configs_of_images(data, name):
+  """Up to where a model is built: its shapes are held against the tensors' there."""
+  config = json.loads((images.GOLDEN / "v1" / name).read_text())
+  with tempfile.TemporaryDirectory() as home:
+    folder = shutil.copytree(images.GOLDEN / "v1", pathlib.Path(home) / "model")
+    (folder / name).write_text(json.dumps(change(data, config)))
+    begin = time.process_time()
+    try:
+      opened = diffusers.open_folder(folder)
+      opened.models()
+    except InputError as error:
+      assert "\n" not in str(error) and len(str(error)) < 1000
+    else:
+      assert 0 < opened.side <= 8192
+    assert time.process_time() - begin < 5.0
+
+
+@pytest.mark.parametrize(
+  "name, key, value, says",
+  [
+    (
+      diffusers.INDEX,
+      "_class_name",
+      "StableDiffusionXLPipeline",
+      "is not supported; s",
+    ),
+    (diffusers.INDEX, "_class_name", ["x"], "is not supported; supported: Stable"),
+    (diffusers.UNET, "layers_per_block", 2**31 - 1, "there are 208 tensors in all"),
+    (diffusers.VAE, "layers_per_block", 2**31 - 1, "do not fit the weights"),
+    (diffusers.TEXT, "num_hidden_layers", 2**31 - 1, "do not fit the weights"),
+    (diffusers.UNET, "sample_size", 2**30, "sample_size=1073741824 must be a square"),
+    (diffusers.UNET, "sample_size", [64, 32], "must be a square"),
+    (diffusers.UNET, "sample_size", -5, "must be a size"),
+    (diffusers.UNET, "norm_eps", float("nan"), "must be a finite number"),
+    (diffusers.UNET, "norm_num_groups", 0, "must be a size"),
+  ],
+)
+def test_an_image_model_that_cannot_be(name, key, value, says, tmp_path):
+  folder = shutil.copytree(images.GOLDEN / "v1", tmp_path / "model")
+  config = json.loads((folder / name).read_text())
+  (folder / name).write_text(json.dumps({**config, key: value}))
+  with pytest.raises(InputError, match=says) as error:
+    diffusers.open_folder(folder)
+  assert "did you mean" not in str(error.value)
 
 
 def split(content):
