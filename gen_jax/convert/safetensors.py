@@ -101,12 +101,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _head(file: pathlib.Path) -> tuple[dict[str, Any], int, int]:
   """The header as JSON, where the tensors begin, and how many bytes they have."""
-  if other := name_other(file):
-    raise InputError(f"{file} is {other}")
+  other = name_other(file)
   size = file.stat().st_size
   with file.open("rb") as stream:
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(_MAX_HEADER, size - 8):
+      if other:  # only then: 640 is how a pickle begins, and the length of a header
+        raise InputError(f"{file} is {other}")
       raise _damaged(file, f"its {size} bytes cannot hold its header of {length}")
     content = stream.read(length)
   try:

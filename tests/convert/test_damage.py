@@ -253,6 +253,16 @@ def test_another_format_is_named(content, name, tmp_path):
     safetensors.read_header(hub.locate(str(tmp_path / name)).folder)
 
 
+@pytest.mark.parametrize("size", [60, 640])
+def test_a_header_whose_length_reads_like_another_format(size, tmp_path):
+  """60 is <, as a web page begins; 640 is 80 02, as a pickle does."""
+  head = json.dumps({"a": one()}, separators=(",", ":")).encode()
+  assert len(head) <= 60
+  file = tmp_path / "x.safetensors"
+  file.write_bytes(size.to_bytes(8, "little") + head.ljust(size) + bytes(4))
+  assert safetensors.read_header(file)["a"].view() == np.zeros(1)
+
+
 def rewrite(folder, names, metadata):
   """The same tensors under other names, each written once."""
   tensors = safetensors.open_folder(folder)
