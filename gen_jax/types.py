@@ -31,6 +31,19 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
   return InputError(f"unknown {kind} {name!r}: {hint}There are: {listed}")
 
 
+def unsupported(kind: str, name: object, options: Iterable[str]) -> InputError:
+  """Returns the error for something that exists elsewhere but not here.
+
+  No nearest name is given: to rename a Qwen2 to the LLaMA that it resembles would give
+  wrong numbers.
+
+  >>> str(unsupported('architecture', 'Qwen2ForCausalLM', ['LlamaForCausalLM']))
+  "architecture 'Qwen2ForCausalLM' is not supported; supported: LlamaForCausalLM"
+  """
+  listed = ", ".join(sorted(options))
+  return InputError(f"{kind} {name!r:.60} is not supported; supported: {listed}")
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:

@@ -7,13 +7,19 @@ or sky that copy the code, start, follow and stop it. Nothing runs here.
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
-import tempfile
 from collections.abc import Sequence
 
 from gen_jax.types import InputError
 
 Command = tuple[str, ...]
+# Words that commands and shells take for nothing but names.
+_HOST = re.compile(r"([A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_PLACE = re.compile(r"[\w./~][\w./~+@ -]*", re.ASCII)
+_PROGRAM = re.compile(r"[\w./~][\w./~+-]*", re.ASCII)
+_BUCKET = re.compile(r"[a-z0-9]+://[\w./-]+", re.ASCII)
 _EXCLUDED = tuple(f"--exclude={n}" for n in (".git", ".venv", "runs", "__pycache__"))
 
 
@@ -33,6 +39,11 @@ class Job:
     setup: shell command, run in `directory` before every start.
     port: of process 0, reachable from the others.
     option: words for the engine itself.
+    scratch: private folder of this machine for what the commands need.
+
+  Raises:
+    InputError: a name, host or place that a command could take for a flag or a shell
+      for more than a word; a number out of its range.
   """
 
   words: Sequence[str]
@@ -46,6 +57,27 @@ class Job:
   setup: str | None = None
   port: int = 8476
   option: Sequence[str] = ()
+  scratch: str = "PRIVATE"
+
+  def __post_init__(self):
+    for flag, pattern, value in (
+      ("--name", _NAME, self.name),
+      ("--zone", _NAME, self.zone),
+      ("--bucket", _BUCKET, self.bucket),
+      ("--directory", _PLACE, self.directory),
+      ("--python", _PROGRAM, self.python),
+    ):
+      if value is not None and not pattern.fullmatch(value):
+        raise InputError(
+          f"{flag} {value!r:.80} must be a plain name: it may not begin with - or hold"
+          " what a shell reads as more than a word"
+        )
+    for flag, low, high, value in (
+      ("--num_hosts", 1, 2**16, self.num_hosts),
+      ("--port", 1, 2**16 - 1, self.port),
+    ):
+      if not low <= value <= high:
+        raise InputError(f"{flag} {value} must be in [{low}, {high}]")
 
   @property
   def program(self) -> str:
@@ -94,7 +126,7 @@ class Plan:
 
 def _copy(to: str) -> Command:
   """Copies the code; deletes nothing there."""
-  return ("rsync", "--archive", "--compress", *_EXCLUDED, "./", f"{to}/")
+  return ("rsync", "--archive", "--compress", *_EXCLUDED, "--", "./", f"{to}/")
 
 
 def ssh(job: Job) -> Plan:
@@ -102,6 +134,9 @@ def ssh(job: Job) -> Plan:
   hosts = (job.hosts or "").split(",")
   if not all(hosts):
     raise InputError("--on ssh needs --hosts: NAME,NAME,... the first is process 0")
+  for host in hosts:
+    if not _HOST.fullmatch(host):
+      raise InputError(f"--hosts: {host!r:.80} must be NAME or USER@NAME")
   alive = ("ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=3")
   flags = [word for option in ("BatchMode=yes", *alive) for word in ("-o", option)]
   names = [host.rpartition("@")[2] for host in hosts]
@@ -112,7 +147,7 @@ def ssh(job: Job) -> Plan:
   }
   prepare, start, stop = [], [], []
   for i, host in enumerate(hosts):
-    to, pid = ("ssh", *flags, *job.option, host), f"launch-{i}.pid"
+    to, pid = ("ssh", *flags, *job.option, "--", host), f"launch-{i}.pid"
     prepare += [(*to, job.make_room(pid)), _copy(f"{host}:{job.directory}")]
     prepare += [(*to, job.inside(job.setup))] if job.setup else []
     start.append((*to, job.start(pid, **everywhere, JAX_PROCESS_ID=str(i))))
@@ -136,7 +171,7 @@ def tpu_vm(job: Job) -> Plan:
     return gcloud("ssh", job.name, "--worker=all", f"--command={text}")
 
   pid, archive = "launch.pid", f"{job.name}.tar.gz"
-  here = f"{tempfile.gettempdir()}/{archive}"
+  here = f"{job.scratch}/{archive}"
   prepare = [
     ("tar", "-czf", here, *_EXCLUDED, "."),
     gcloud("scp", here, f"{job.name}:{archive}", "--worker=all"),
@@ -168,7 +203,7 @@ def slurm(job: Job) -> Plan:
     f"--wrap={f'{job.setup} && ' if job.setup else ''}{program}",
   )
   return Plan(
-    prepare=[("mkdir", "-p", f"{place}"), _copy(f"{place}")],
+    prepare=[("mkdir", "-p", "--", f"{place}"), _copy(f"{place}")],
     start=[submit],
     stop=[  # a signal reaches what runs, and nothing else what waits
       ("scancel", "--state=PENDING", f"--name={job.name}"),
@@ -201,7 +236,7 @@ def sky(job: Job) -> Plan:
     ' GEN_JAX_HOSTS="$(echo "$SKYPILOT_NODE_IPS" | paste -sd, -)"'
     f" {job.program}",
   }
-  path = f"{tempfile.gettempdir()}/{job.name}.yaml"
+  path = f"{job.scratch}/{job.name}.yaml"
   return Plan(
     prepare=[],
     start=[("sky", "jobs", "launch", "--yes", f"--name={job.name}", path)],

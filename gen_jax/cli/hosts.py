@@ -1,10 +1,8 @@
 """Several processes, one run: where each stands, whether all are there, who has gone.
 
 `jax.distributed` waits in silence and then aborts. So before it starts, process 0 calls
-the roll at the address its coordinator will have; lines of JSON over TCP:
-
-    i -> 0    process, host, facts: config, code, versions
-    0 -> i    the hosts, or what is wrong
+the roll at the address its coordinator will have; see `rendezvous` for what goes over
+the wire, and whom it believes.
 
 The connections stay open as long as the run lasts. One that breaks is a process that
 died, one that carries `ended` a process that failed or finished; either way the others
@@ -17,10 +15,10 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
+import re
 import socket
 import sys
 import threading
@@ -32,19 +30,23 @@ import jax
 from absl import flags
 from jax._src import clusters  # the detection behind jax.distributed.initialize
 
-from gen_jax.cli import workdir
+from gen_jax import files
+from gen_jax.cli import rendezvous, workdir
 from gen_jax.types import InputError
 
 _BAD_INPUT = 2
 _PATIENCE = 6.0  # times --host_timeout, with a process that does not come on
 _GRACE_SECS = 5.0  # another process failed: may be of what this one is about to say
+_SHARED_SECS = 10.0  # network file systems show a file late
+_SHARED = "put it on a file system that all hosts share"
 _ALONE = "--num_processes=1 is for a run of its own"
 _NUMBERS = {  # Open MPI 5 no longer sets what JAX looks for
   "num_processes": ("JAX_NUM_PROCESSES", "OMPI_COMM_WORLD_SIZE"),
   "process_id": ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK"),
 }
-# A silent host is gone after 20 + 3 x 10 s.
-_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+_WHOLE = re.compile(r"-?[0-9]{1,9}")
+_MAX_PROCESSES = 2**16
+_MAX_SECS = 86_400.0
 
 
 def add_arguments(parser) -> None:
@@ -83,8 +85,10 @@ def find_place(args, environ: Mapping[str, str] = os.environ) -> Place | None:
   Raises:
     InputError: a place that cannot be, or half of one.
   """
-  if args.host_timeout <= 0:
-    raise InputError(f"--host_timeout {args.host_timeout} must be more than 0")
+  if not 0 < args.host_timeout <= _MAX_SECS:  # NaN as well
+    raise InputError(
+      f"--host_timeout {args.host_timeout} must be more than 0, and at most a day"
+    )
   address = args.coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
   number, index = (_number(args, name, environ) for name in _NUMBERS)
   devices = None
@@ -108,6 +112,8 @@ def find_place(args, environ: Mapping[str, str] = os.environ) -> Place | None:
     raise InputError(
       f"{', '.join(found)} belong together; {' and '.join(missing)} not given; {_ALONE}"
     )
+  if number > _MAX_PROCESSES:
+    raise InputError(f"--num_processes {number} must be at most {_MAX_PROCESSES}")
   if not 0 <= index < number:
     raise InputError(f"--process_id {index} must be in [0, --num_processes {number})")
   host, _, port = address.rpartition(":")
@@ -120,8 +126,8 @@ def find_place(args, environ: Mapping[str, str] = os.environ) -> Place | None:
 def _number(args, name: str, environ: Mapping[str, str]) -> int | None:
   given = [getattr(args, name), *(environ.get(v) for v in _NUMBERS[name])]
   text = next((value for value in given if value is not None), None)
-  if text is not None and not str(text).removeprefix("-").isdecimal():
-    raise InputError(f"{_NUMBERS[name][0]}={text!r} must be a whole number")
+  if text is not None and not _WHOLE.fullmatch(str(text)):
+    raise InputError(f"{_NUMBERS[name][0]}={text!r:.60} must be a whole number")
   return None if text is None else int(text)
 
 
@@ -138,28 +144,6 @@ def _facts(place: Place, config: dict[str, Any]) -> dict[str, str]:
   }
 
 
-class _Link:
-  """A connection that carries objects; None is read where there is nothing sensible."""
-
-  def __init__(self, connection: socket.socket, secs: float):
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-      if hasattr(socket, name):
-        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    connection.settimeout(secs)
-    self.socket, self._lines = connection, connection.makefile("r", newline="\n")
-
-  def read(self) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-      message = json.loads(self._lines.readline(2**20))
-      return message if isinstance(message, dict) else None
-    return None
-
-  def send(self, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # whoever is gone, the reader notices
-      self.socket.sendall(json.dumps(message).encode() + b"\n")
-
-
 class Roll:
   """The processes of a run, each connected with process 0, and watched.
 
@@ -169,7 +153,11 @@ class Roll:
   """
 
   def __init__(
-    self, process_id: int, hosts: Sequence[str], links: dict[int, _Link], secs: float
+    self,
+    process_id: int,
+    hosts: Sequence[str],
+    links: dict[int, rendezvous.Link],
+    secs: float,
   ):
     self.process_id, self.hosts, self._links = process_id, hosts, links
     self._ticks, self._moved = [0] * len(hosts), time.monotonic()
@@ -181,7 +169,7 @@ class Roll:
     for watcher in self._watchers:
       watcher.start()
 
-  def _watch(self, other: int, link: _Link) -> None:
+  def _watch(self, other: int, link: rendezvous.Link) -> None:
     link.socket.settimeout(None)
     code, reason = os.EX_TEMPFAIL, "is gone"
     while (message := link.read()) is not None:
@@ -242,49 +230,48 @@ class Roll:
       link.send(message)
 
 
-def call_roll(place: Place, facts: dict[str, str], secs: float) -> Roll:
+def call_roll(
+  place: Place, facts: dict[str, str], secs: float, workdir: pathlib.Path
+) -> Roll:
   """Waits until all processes are there, and agree.
+
+  Args:
+    workdir: that the processes share; see `rendezvous.new_token`.
 
   Raises:
     InputError: names those that are missing after `secs`, or what differs.
   """
   here = {"process": place.process_id, "host": socket.gethostname(), "facts": facts}
-  links, answer = (_report if place.process_id else _gather)(place, here, secs)
+  links, answer = (_report if place.process_id else _gather)(place, here, secs, workdir)
   if answer["wrong"]:
     raise InputError(answer["wrong"])
   return Roll(place.process_id, answer["hosts"], links, _PATIENCE * secs)
 
 
-def _gather(place: Place, here: dict[str, Any], secs: float):
+def _gather(place: Place, here: dict[str, Any], secs: float, workdir: pathlib.Path):
   """In process 0: the connections by process, and what all are told."""
-  present, links = {0: here}, []
-  deadline, wrong = time.monotonic() + secs, None
-  both, port = socket.has_dualstack_ipv6(), place.coordinator[1]
-  family = socket.AF_INET6 if both else socket.AF_INET
-  try:
-    server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
-  except OSError as error:
-    raise InputError(
-      f"--coordinator: process 0 cannot listen on port {port} ({error.strerror}); take"
-      " another one"
-    ) from None
-  with server as listener:
+  present, links, wrong = {0: here}, [], None
+  deadline = time.monotonic() + secs
+  with contextlib.ExitStack() as stack:
+    token = stack.enter_context(rendezvous.new_token(workdir))
+    servers = rendezvous.listen(*place.coordinator)
+    for server in servers:
+      stack.enter_context(server)
+    coming = stack.enter_context(
+      contextlib.closing(rendezvous.arrivals(servers, token, deadline))
+    )
     while len(present) < place.num_processes and wrong is None:
-      listener.settimeout(max(deadline - time.monotonic(), 0.01))
-      try:
-        link = _Link(listener.accept()[0], 5.0)
-      except TimeoutError:
+      report, connection = next(coming, (None, None))
+      if report is None:
+        missing = sorted(set(range(place.num_processes)) - present.keys())
+        wrong = _missing(missing, place, secs)
         break
-      report = link.read()
-      if report is None or report.keys() != here.keys():
-        continue  # somebody else's
+      if report.keys() != here.keys():
+        continue
       other = report["process"]
       wrong = _disagreement(report, here, present.get(other))
-      links.append((other, link))
+      links.append((other, rendezvous.Link(connection, 5.0, token, is_first=True)))
       present[other] = report
-  if wrong is None and len(present) < place.num_processes:
-    missing = sorted(set(range(place.num_processes)) - present.keys())
-    wrong = _missing(missing, place, secs)
   answer = {"hosts": [present[i]["host"] for i in sorted(present)], "wrong": wrong}
   for _, link in links:
     link.send(answer)
@@ -317,20 +304,29 @@ def _missing(processes: Sequence[int], place: Place, secs: float) -> str:
   host, port = place.coordinator
   return (
     f"process {', '.join(names)}{more} of {place.num_processes} did not come to"
-    f" {host}:{port} within {secs:g} s; start the command on every host; {_ALONE}"
+    f" {host}:{port} within {secs:g} s; start the command on every host, and if it runs"
+    f" there with the same --workdir, {_SHARED}; {_ALONE}"
   )
 
 
-def _report(place: Place, here: dict[str, Any], secs: float):
+def _report(place: Place, here: dict[str, Any], secs: float, workdir: pathlib.Path):
   """In the others: the connection to process 0, and its answer."""
   host, port = place.coordinator
-  deadline = time.monotonic() + secs
+  deadline, shared_by = time.monotonic() + secs, math.inf
   while (left := deadline - time.monotonic()) > 0:
+    token = rendezvous.find_token(workdir)  # a new one, should process 0 start again
     with contextlib.suppress(OSError):
-      link = _Link(socket.create_connection((host, port), timeout=left), secs + 5.0)
-      link.send(here)
-      if (answer := link.read()) is not None:
-        return {0: link}, answer
+      connection = socket.create_connection((host, port), timeout=left)
+      if token is None:  # process 0 listens, so its token must appear
+        shared_by = min(shared_by, time.monotonic() + _SHARED_SECS)
+      else:
+        link = rendezvous.Link(connection, secs + 5.0, token, is_first=False)
+        link.send(here)
+        if (answer := link.read()) is not None:
+          return {0: link}, answer
+      connection.close()
+    if token is None and time.monotonic() > shared_by:
+      raise InputError(f"--workdir {workdir} is not that of process 0: {_SHARED}")
     time.sleep(0.2)
   raise InputError(
     f"process 0 of {place.num_processes} did not answer at {host}:{port} within"
@@ -356,14 +352,17 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
   if place is None:
     yield Roll(0, (socket.gethostname(),), {}, math.inf)
     return
-  roll = call_roll(place, _facts(place, config), args.host_timeout)
+  directory = files.path(args.workdir, "--workdir")
+  roll = call_roll(place, _facts(place, config), args.host_timeout, directory)
   if place.process_id:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   flags.FLAGS.mark_as_parsed()  # barriers that end, and say who is missing:
   flags.FLAGS.experimental_orbax_use_distributed_barrier = True
   host, port = place.coordinator
+  bound = None if place.process_id else rendezvous.own_address(host, port)
   jax.distributed.initialize(
-    coordinator_address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+    coordinator_address=rendezvous.address(host, port),
+    coordinator_bind_address=bound,
     num_processes=place.num_processes,
     process_id=place.process_id,
     local_device_ids=place.devices,

@@ -47,15 +47,28 @@ def run(args) -> dict:
   if min(args.steps) < 1:
     raise InputError(f"--steps {min(args.steps)} must be at least 1")
   opened = trained.open_pictures(directory, config, args)
-  gallery = opened.experiment.gallery("train")
+  codec, draws = _codec(opened), isinstance(opened.experiment.task, diffusion.Diffusion)
+  # What is missing is known before anything is drawn.
+  if workdir.is_imported(directory):
+    if not (draws and args.prompt):
+      what = "captions: give --prompt" if draws else "images to encode"
+      raise InputError(f"{directory} is an imported model, which has no {what}")
+    prompts, images = args.prompt, None
+  else:
+    gallery = opened.experiment.gallery("train")
+    prompts = args.prompt or (gallery.captions(3) if draws else [])
+    images = gallery.images(range(4)) if codec else None
   figures = {}
-  if isinstance(opened.experiment.task, diffusion.Diffusion):
-    canvas = _Canvas(opened, args.prompt or gallery.captions(3), args.seed)
+  if draws:
+    canvas = _Canvas(opened, prompts, args.seed)
+    has_words = canvas.has_words()
     figures["guidance_steps"] = canvas.by_guidance_and_steps(args.scales, args.steps)
     figures["samplers"] = canvas.by_sampler(samplers)
-    figures["attention"] = canvas.attention()
-  if codec := _codec(opened):
-    figures["latents"] = _latents(*codec, gallery.images(range(4)))
+    if has_words:
+      figures["attention"] = canvas.attention()
+  if codec:
+    images = canvas.images() if images is None else images
+    figures["latents"] = _latents(*codec, images)
   written = {
     name: str(sample.save_figure(directory, name, *figure))
     for name, figure in figures.items()
@@ -72,6 +85,9 @@ class _Canvas:
     self.params, self.frozen = opened.weights, opened.experiment.frozen
     self.prompts, self.caption = prompts, self.painter.caption(prompts)
     self.keys = prompting.keys(seed, len(prompts))
+    data, sampling = opened.experiment.data, opened.experiment.sampling
+    side = sampling.size or (data.image_size, data.image_size)
+    self.pixels = (*side, data.channels)
 
   def draw(self, **changes):
     """scale -> uint8 [N, H, W, C], one for each prompt; `changes` of how to draw."""
@@ -98,20 +114,32 @@ class _Canvas:
     rows = np.stack([self.draw(sampler=s)(scale) for s in samplers.values()])
     return rows, f"rows {_listed(samplers)}, {num} steps each; {_listed(self.prompts)}"
 
+  def images(self):
+    """uint8 [N, H, W, C], one for each prompt, as the model draws by itself."""
+    return self.draw()(self.painter.sampling.guidance_scale)
+
+  def _maps(self, params, frozen, x):
+    """float32 [N, H, W, S]: how much pixels of images in [-1, 1] look at each token."""
+    z = self.task.codec.encode(frozen, x, self.keys)
+    eps = rng.normal(self.keys, z.shape[1:])
+    times = (jnp.full(len(x), t) for t in _TIMES)
+    given = (self.task, params, self.caption, z, eps)
+    found = sum(attribution.attention_maps(*given, t) for t in times)
+    return jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "linear")
+
+  def has_words(self) -> bool:
+    """Whether pixels of this model look at words; nothing is computed."""
+    shape = (len(self.prompts), *self.pixels)
+    try:
+      jax.eval_shape(self._maps, self.params, self.frozen, jnp.zeros(shape))
+    except LookupError:
+      return False
+    return True
+
   def attention(self):
     """A row for each prompt: the picture, then what of it looks at each word."""
-
-    @jax.jit
-    def maps(params, frozen, x):
-      z = self.task.codec.encode(frozen, x, self.keys)
-      eps = rng.normal(self.keys, z.shape[1:])
-      times = (jnp.full(len(x), t) for t in _TIMES)
-      given = (self.task, params, self.caption, z, eps)
-      found = sum(attribution.attention_maps(*given, t) for t in times)
-      return jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "linear")
-
-    images = self.draw()(self.painter.sampling.guidance_scale)
-    found = np.asarray(maps(self.params, self.frozen, _pixels(images)))
+    images = self.images()
+    found = np.asarray(jax.jit(self._maps)(self.params, self.frozen, _pixels(images)))
     rows = []
     for image, heat, prompt in zip(images, found, self.prompts, strict=True):
       words = _by_word(heat, prompt, self.painter.tokenizer)

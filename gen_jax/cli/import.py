@@ -1,6 +1,5 @@
 """`gen-jax import`: released weights in, a workdir out that samples and evaluates."""
 
-import hashlib
 import pathlib
 import shutil
 import sys
@@ -14,7 +13,9 @@ from gen_jax import experiment as experiments
 from gen_jax import files, tree
 from gen_jax.cli import config_args, trained, workdir
 from gen_jax.convert import (
+  architectures,
   diffusers,
+  foreign,
   hub,
   huggingface,
   lora_files,
@@ -79,8 +80,8 @@ def run(args) -> dict:
     raise InputError("--lora is for Stable Diffusion")
   if taesd.is_here(source.folder):
     return _autoencoder(args, source, directory)
-  _, block, tensors, biasless = found = huggingface.open_model(source.folder)
-  architecture = found[0]
+  _check_contents(source.folder)
+  architecture, block, tensors, biasless = huggingface.open_model(source.folder)
   block = {**block, "scan_layers": args.scan_layers}
   tokenizer = _tokenizer(source.folder, block["vocab_size"], args.padded_vocab)
   config = _config(block, directory, args.text)
@@ -89,8 +90,12 @@ def run(args) -> dict:
   goal = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, goal, biasless)
   params = huggingface.load(places, goal)
-  files = [source.folder / name for name in ("config.json", *tokenizer)]
-  origin = _origin(source, architecture.name, source.folder, tensors.values(), files)
+  names = ("config.json", *tokenizer)
+  others = [source.folder / name for name in names]
+  origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
+  unused = architectures.passed_over(files.read_json(source.folder / "config.json"))
+  if unused:
+    print(f"gen-jax: config.json: not used: {', '.join(unused)}", file=sys.stderr)
   _write(directory, config, params, source.folder, tokenizer, origin)
   if not tokenizer:
     print(
@@ -101,6 +106,23 @@ def run(args) -> dict:
   num_params = tree.size(params)
   print(f"{directory}: {architecture.name}, {num_params:,} parameters of {source.name}")
   return {"workdir": str(directory), "params": num_params, "step": 0, **origin}
+
+
+def _check_contents(folder: pathlib.Path) -> None:
+  """Raises InputError for a folder without config.json, and says what is in it."""
+  if (folder / "config.json").is_file():
+    return
+  if (folder / "adapter_config.json").is_file():
+    what = "it is a LoRA adapter of PEFT: merge it into its base model first"
+  elif found := sorted(folder.glob("*.safetensors")):
+    kind = foreign.kind(safetensors.read_header(found[0]))
+    what = f"{found[0].name} is {kind}" if kind else f"it has {found[0].name} alone"
+  else:
+    what = safetensors.unopened(folder).removeprefix("; ") or "it has no weights"
+  raise InputError(
+    f"{folder} has no config.json, and no model_index.json; {what}; supported: folders"
+    " of GPT-2, LLaMA, Stable Diffusion and TAESD, and Stable Diffusion 1 in one file"
+  )
 
 
 def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
@@ -136,11 +158,11 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   loaded = {name: huggingface.load(places[name], goal[name]) for name in models}
   vae = loaded.pop("autoencoder")
   tensors = [t for found in opened.tensors.values() for t in found.values()]
-  files = [folder / "tokenizer" / name for name in names]
+  others = [folder / "tokenizer" / name for name in names]
   origin = {
-    **_origin(source, "StableDiffusion", folder, tensors, files),
+    **_origin(source, "StableDiffusion", folder, tensors, others),
     "is_linear": opened.is_linear,
-    "lora": [[str(f), scale, _sha256(f)] for f, scale in loras.items()],
+    "lora": [[str(f), scale, files.sha256(f)] for f, scale in loras.items()],
   }
   statistics = {
     **opened.latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"
@@ -154,6 +176,9 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
     trained.save_autoencoder(
       directory / workdir.AUTOENCODER, {**config, "task": block}, vae, statistics
     )
+    written = {"autoencoder": vae}
+    home, digest = directory / workdir.AUTOENCODER, tree.sha256(written)
+    _check_written(home, _abstract(written), digest)
 
   _write(directory, config, loaded, folder / "tokenizer", names, origin, beside)
   if not names:
@@ -171,14 +196,16 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
 def _loras(args) -> dict[pathlib.Path, float]:
   """The scale of each file of --lora."""
-  files = [pathlib.Path(file).expanduser() for file in args.lora]
-  scales = args.lora_scale or [1.0] * len(files)
-  if len(scales) != len(files) or len(set(files)) < len(files):
+  paths = [files.path(file, "--lora") for file in args.lora]
+  scales = args.lora_scale or [1.0] * len(paths)
+  if not all(abs(scale) < 1e6 for scale in scales):  # NaN as well
+    raise InputError(f"--lora_scale {scales} must be finite numbers, about 1")
+  if len(scales) != len(paths) or len(set(paths)) < len(paths):
     raise InputError(
-      f"--lora_scale is given {len(scales)} times for {len(set(files))} files of"
+      f"--lora_scale is given {len(scales)} times for {len(set(paths))} files of"
       " --lora; give one for each file"
     )
-  return dict(zip(files, scales, strict=True))
+  return dict(zip(paths, scales, strict=True))
 
 
 def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
@@ -291,22 +318,28 @@ def _origin(
   architecture: str,
   folder: pathlib.Path,
   tensors: Collection[safetensors.Tensor],
-  files: Sequence[pathlib.Path] = (),
+  others: Sequence[pathlib.Path] = (),
 ) -> dict[str, Any]:
-  """Where weights come from, with the SHA-256 of all their files by name in folder."""
-  files = sorted({*files, *(tensor.file for tensor in tensors)})
+  """Where weights come from, with the SHA-256 of all their files by name in folder.
+
+  Raises:
+    InputError: a file is not the one that the hub's cache says it is.
+  """
+  hashes = {}
+  for file in sorted({*others, *(tensor.file for tensor in tensors)}):
+    hashes[str(file.relative_to(folder))] = found = files.sha256(file)
+    if (wanted := hub.expected_sha256(file)) not in (None, found):
+      raise InputError(
+        f"{file} is damaged: its SHA-256 is {found}, the hub's {wanted}; delete it and"
+        " fetch it again"
+      )
   return {
     "from": source.name,
     "revision": source.revision,
     "architecture": architecture,
     "dtypes": sorted({tensor.dtype for tensor in tensors}),
-    "sha256": {str(file.relative_to(folder)): _sha256(file) for file in files},
+    "sha256": hashes,
   }
-
-
-def _sha256(file: pathlib.Path) -> str:
-  with file.open("rb") as stream:
-    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(
@@ -320,6 +353,7 @@ def _write(
 ) -> None:
   """Writes a workdir; `beside` writes what belongs to it, before the checkpoint."""
   is_new = not directory.exists()
+  digest, goal = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
       # First of all: without it, a workdir whose writing broke off could be trained.
@@ -333,7 +367,26 @@ def _write(
       with checkpoint.open_manager(directory) as manager:
         state = states.of_weights(params)
         checkpoint.save(manager, 0, state, checkpoint.Progress())
+      jax.tree.map(lambda leaf: leaf.delete(), params)  # there is room for one copy
+      _check_written(directory, goal, digest)
   except BaseException:
     for path in [directory] if is_new else list(directory.glob("*")):
       shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
     raise
+
+
+def _abstract(params: Params) -> Params:
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+  )
+
+
+def _check_written(directory: pathlib.Path, goal: Params, digest: str) -> None:
+  """Raises InputError unless the checkpoint reads back as what was saved."""
+  with checkpoint.open_manager(directory, read_only=True) as manager:
+    found = checkpoint.restore_weights(manager, goal)
+  if found is None or tree.sha256(found[0]) != digest:
+    raise InputError(
+      f"the weights in {directory} do not read back as they were written; check the"
+      " disk, or take another --workdir"
+    )

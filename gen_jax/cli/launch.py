@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ ENGINES = {
   "sky": engines.sky,
 }
 _BAD_INPUT = 2  # the exit code of what starting again does not mend
+_MAX_RETRIES = 1000
 _GRACE_SECS = 120.0  # to save and stop, before the connections are cut
 
 
@@ -56,10 +58,18 @@ def run(args) -> dict:
     )
   if args.on not in ENGINES:
     raise unknown("engine (--on)", args.on, ENGINES)
+  if not 0 <= args.retries <= _MAX_RETRIES:
+    raise InputError(f"--retries {args.retries} must be in [0, {_MAX_RETRIES}]")
   fields = [field.name for field in dataclasses.fields(engines.Job)]
-  plan = ENGINES[args.on](engines.Job(**{n: getattr(args, n) for n in fields}))
+  given = {name: getattr(args, name) for name in fields if name != "scratch"}
   if args.dry_run:
-    return _show(plan)
+    return _show(ENGINES[args.on](engines.Job(**given)))
+  with tempfile.TemporaryDirectory(prefix="gen-jax-") as scratch:  # for this user alone
+    return _run(args, ENGINES[args.on](engines.Job(**given, scratch=scratch)))
+
+
+def _run(args, plan: engines.Plan) -> dict:
+  """Starts, and again what failed, until it has ended or the user stops it."""
   programs = {command[0] for command in (*plan.prepare, *plan.start)}
   missing = sorted(name for name in programs if shutil.which(name) is None)
   if missing:

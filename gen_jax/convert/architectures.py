@@ -1,18 +1,14 @@
-"""config.json to a config's model block and back, for GPT-2 and LLaMA.
-
-A key is understood, or known to change nothing at inference, or refused by its name: a
-model that computes something else is worse than none.
-"""
+"""config.json to a config's model block and back, for GPT-2 and LLaMA; see `keys`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gen_jax import build
-from gen_jax.convert import names
+from gen_jax.convert import keys, names
 from gen_jax.models import transformer
 from gen_jax.nn import embed, mlp, norms
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, unsupported
 
 Foreign = dict[str, Any]
 # Foreign name: ours. Of several for one of ours, the first is written.
@@ -24,75 +20,28 @@ _ACTIVATIONS = {
   "swish": "silu",
   "relu": "relu",
 }
-# What all configs may carry: labels, training, and how the library runs.
-_HARMLESS = frozenset(
-  """_name_or_path _commit_hash architectures auto_map model_type transformers_version
-  torch_dtype dtype bos_token_id eos_token_id pad_token_id sep_token_id use_cache
-  initializer_range task_specific_params summary_activation summary_first_dropout
-  summary_proj_to_labels summary_type summary_use_proj attention_dropout attn_pdrop
-  embd_pdrop resid_pdrop gradient_checkpointing output_attentions
-  output_hidden_states return_dict torchscript is_decoder is_encoder_decoder id2label
-  label2id problem_type finetuning_task pretraining_tp reorder_and_upcast_attn
-  _attn_implementation attn_implementation max_length min_length do_sample temperature
-  top_k top_p n_ctx unk_token_id chunk_size_feed_forward predict_special_tokens
-  mlp_dropout max_sequence_length""".split()
-)
-# What may only have the value that the model here has.
-_FIXED = {
-  "scale_attn_weights": True,
-  "scale_attn_by_inverse_layer_idx": False,
-  "add_cross_attention": False,
-  "partial_rotary_factor": 1.0,
-  "tie_encoder_decoder": False,
-}
-
-
-class _Reader:
-  """Takes keys out of a config.json, checks types, and knows what is left."""
-
-  def __init__(self, config: Mapping[str, Any]):
-    self.left = dict(config)
-
-  def take(self, key: str, hint: Any, *default: Any) -> Any:
-    if self.left.get(key) is None and default:
-      self.left.pop(key, None)
-      return default[0]
-    if key not in self.left:
-      raise InputError(f"config.json lacks {key}; fetch the file again")
-    return build.typed(self.left.pop(key), hint, f"config.json {key}")
-
-  def finish(self) -> None:
-    for key, value in _FIXED.items():
-      if self.left.pop(key, None) not in (None, value):
-        raise InputError(f"config.json {key} must be {value}: nothing else is known")
-    strange = {
-      key: value
-      for key, value in self.left.items()
-      if key not in _HARMLESS and value is not None
-    }
-    if strange:
-      listed = ", ".join(f"{key}={value!r:.60}" for key, value in strange.items())
-      raise InputError(
-        f"config.json has keys that are not understood and may change the model:"
-        f" {listed}; take a plain GPT-2 or LLaMA, or remove them if they do nothing"
-      )
 
 
 def _activation(name: str) -> str:
   if name not in _ACTIVATIONS:
-    raise unknown("activation (of config.json)", name, _ACTIVATIONS)
+    raise unsupported("activation (of config.json)", name, _ACTIVATIONS)
   return _ACTIVATIONS[name]
 
 
-def _read_gpt2(read: _Reader) -> Foreign:
+def _read_gpt2(read: keys.Reader) -> Foreign:
   width = read.take("n_embd", int)
   heads = read.take("n_head", int)
   eps = read.take("layer_norm_epsilon", float, 1e-5)
   activation = read.take("activation_function", str, "gelu_new")
+  length, layers = read.take("n_positions", int), read.take("n_layer", int)
+  read.same("hidden_size", width)
+  read.same("num_attention_heads", heads)
+  read.same("num_hidden_layers", layers)
+  read.same("max_position_embeddings", length)
   return {
     "vocab_size": read.take("vocab_size", int),
-    "max_length": read.take("n_positions", int),
-    "num_layers": read.take("n_layer", int),
+    "max_length": length,
+    "num_layers": layers,
     "width": width,
     "num_heads": heads,
     "num_kv_heads": None,
@@ -107,18 +56,18 @@ def _read_gpt2(read: _Reader) -> Foreign:
   }
 
 
-def _read_rope(read: _Reader) -> Foreign:
+def _read_rope(read: keys.Reader) -> Foreign:
   """Old spelling: rope_theta and rope_scaling; newer: rope_parameters."""
   blocks = [read.take(k, Any, {}) for k in ("rope_scaling", "rope_parameters")]
   if not all(isinstance(block, dict) for block in blocks):
-    raise InputError(f"config.json rope_scaling={blocks[0]!r} must be a block")
+    raise InputError(f"config.json rope_scaling={blocks[0]!r:.60} must be a block")
   old, new = blocks
   both = [k for k in old.keys() & new.keys() if old[k] != new[k]]
   if both:
     raise InputError(
       f"config.json rope_scaling and rope_parameters contradict each other: {both}"
     )
-  rope = _Reader({**old, **new})
+  rope = keys.Reader({**old, **new})
   theta = read.take("rope_theta", float, None)
   base = rope.take("rope_theta", float, 1e4 if theta is None else theta)
   if theta not in (None, base):
@@ -138,19 +87,26 @@ def _read_rope(read: _Reader) -> Foreign:
   elif kind == "linear":
     scaling = {"name": "linear", "factor": rope.take("factor", float)}
   elif kind != "default":
-    raise unknown("rope_type (of config.json)", kind, ("default", "llama3", "linear"))
+    kinds = ("default", "llama3", "linear")
+    raise unsupported("rope_type (of config.json)", kind, kinds)
   rope.finish()
   return {"name": "rotary", "base": base, "scaling": scaling}
 
 
-def _read_llama(read: _Reader) -> Foreign:
+def _read_llama(read: keys.Reader) -> Foreign:
   biases = [read.take(f"{name}_bias", bool, False) for name in ("attention", "mlp")]
   activation = read.take("hidden_act", str, "silu")
   eps = read.take("rms_norm_eps", float, 1e-6)
+  length, layers = (
+    read.take(key, int) for key in ("max_position_embeddings", "num_hidden_layers")
+  )
+  # A window as long as the context hides nothing.
+  read.may_be("sliding_window", lambda n: type(n) is int and n >= length)
+  read.may_be("layer_types", lambda kinds: kinds == ["full_attention"] * layers)
   return {
     "vocab_size": read.take("vocab_size", int),
-    "max_length": read.take("max_position_embeddings", int),
-    "num_layers": read.take("num_hidden_layers", int),
+    "max_length": length,
+    "num_layers": layers,
     "width": read.take("hidden_size", int),
     "num_heads": read.take("num_attention_heads", int),
     "num_kv_heads": read.take("num_key_value_heads", int | None, None),
@@ -278,7 +234,7 @@ class Architecture:
   table: Sequence[names.Row]
   prefix: str
   buffers: tuple[str, ...]
-  read: Callable[[_Reader], Foreign]
+  read: Callable[[keys.Reader], Foreign]
   write: Callable[[transformer.Config], Foreign]
   misfits: Callable[[transformer.Config], list[str]]
 
@@ -307,12 +263,7 @@ ALL = (
 )
 
 
-def read(config: Any) -> tuple[Architecture, Foreign]:
-  """The family and the model block that a config.json stands for.
-
-  Raises:
-    InputError: another family, or a key that is missing, wrong or not understood.
-  """
+def _family(config: Any) -> Architecture:
   if not isinstance(config, dict):
     raise InputError(f"config.json must be a block, not {config!r:.60}")
   named = config.get("architectures")
@@ -321,14 +272,42 @@ def read(config: Any) -> tuple[Architecture, Foreign]:
   if name is None:
     found = [a for a in ALL if config.get("model_type") == a.model_type]
   if not found:
+    part = config.get("_class_name")
+    if name is None and part is not None:
+      raise InputError(
+        f"config.json is of {part!r:.60}, a part of an image model; give the folder"
+        " with model_index.json, which holds all its parts"
+      )
     shown = name if name is not None else config.get("model_type")
-    raise unknown("architecture (of config.json)", shown, (a.name for a in ALL))
-  reader = _Reader(config)
-  block = found[0].read(reader)
+    raise unsupported("architecture (of config.json)", shown, (a.name for a in ALL))
+  own = config.get("auto_map") or {}
+  if any(str(key).startswith("AutoModel") for key in own):
+    raise InputError(
+      f"config.json auto_map={own!r:.120}: the model brings code of its own, which is"
+      " never run; plain GPT-2 and LLaMA are supported"
+    )
+  return found[0]
+
+
+def read(config: Any) -> tuple[Architecture, Foreign]:
+  """The family and the model block that a config.json stands for.
+
+  Raises:
+    InputError: another family, or a key that is missing, wrong or not understood.
+  """
+  architecture, reader = _family(config), keys.Reader(config)
+  block = architecture.read(reader)
   reader.finish()
   block = {"name": "transformer", **block, "dropout": 0.0, "dtype": "float32"}
   build.build("model", block, "config.json")  # refuses sizes that do not fit
-  return found[0], block
+  return architecture, block
+
+
+def passed_over(config: Any) -> list[str]:
+  """What `read` passes over in a config.json: empty keys unknown here, sampling."""
+  reader = keys.Reader(config)
+  _family(config).read(reader)
+  return reader.finish()
 
 
 def fitting(config: transformer.Config) -> Architecture:

@@ -6,15 +6,16 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gen_jax import build, tree
+from gen_jax import build, files, tree
 from gen_jax.convert import diffusers_configs as configs
-from gen_jax.convert import safetensors
+from gen_jax.convert import foreign, huggingface, keys, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.tasks import diffusion
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, unsupported
 
 Block = dict[str, Any]
 INDEX = "model_index.json"
+_MAX_SIDE = 1024  # of latents: images of 8192
 UNET, VAE, TEXT, SCHEDULER = (
   "unet/config.json",
   "vae/config.json",
@@ -112,18 +113,36 @@ def open_folder(folder: pathlib.Path) -> Opened:
   Raises:
     InputError: anything that is not understood, missing or damaged.
   """
-  index = safetensors.read_json(folder / INDEX)
-  name = index.get("_class_name") if isinstance(index, dict) else None
-  if name not in PIPELINES:
-    raise unknown("pipeline (of model_index.json)", name, PIPELINES)
-  read = lambda path: safetensors.read_json(folder / path)  # noqa: E731
+  name = files.read_json(folder / INDEX).get("_class_name")
+  if not isinstance(name, str) or name not in PIPELINES:
+    raise unsupported("pipeline (of model_index.json)", name, PIPELINES)
+  read = lambda path: files.read_json(folder / path)  # noqa: E731
   task, is_linear, latents = _read(read)
   tensors = {
     name: sd.open_weights(folder / part, STEMS[name]) for name, part in PARTS.items()
   }
-  side = read(UNET).get("sample_size") or 64
+  for name, block in (
+    ("unet", task["unet"]),
+    ("autoencoder", task["codec"]["autoencoder"]),
+  ):
+    depth = len(block["multipliers"]) * block["num_blocks"]
+    huggingface.check_depth(depth, tensors[name], f"blocks of the {name}")
+  depth = task["text_encoder"]["num_layers"]
+  huggingface.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
+  side = _side(read(UNET).get("sample_size") or 64)
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
   return Opened(task, is_linear, latents, tensors, sd.FOLDER, side * factor)
+
+
+def _side(size: Any) -> int:
+  """Of the latents that a UNet was trained on; it may be given twice."""
+  sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+  side = keys.typed(sides[0], int, f"{UNET} sample_size")
+  if sides[1] != side or side > _MAX_SIDE:
+    raise InputError(
+      f"{UNET} sample_size={size!r:.60} must be a square, of at most {_MAX_SIDE}"
+    )
+  return side
 
 
 # What a single file cannot say: Stable Diffusion 1, by its own configuration.
@@ -197,8 +216,10 @@ def open_file(file: pathlib.Path) -> Opened:
   if strange or not all(grouped.values()):
     lacks = [name for name, found in grouped.items() if not found]
     what = f"lacks {', '.join(lacks)}" if lacks else f"has {', '.join(strange[:4])}"
+    known = foreign.kind(tensors)
     raise InputError(
-      f"{file} is no Stable Diffusion 1 checkpoint: it {what}; give a diffusers folder"
+      f"{file} is {known or f'no Stable Diffusion 1 checkpoint: it {what}'};"
+      " supported: Stable Diffusion 1 in a single file, 1 and 2 in a diffusers folder"
     )
   first = grouped["unet"].get("model.diffusion_model.input_blocks.0.0.weight")
   inputs = first.shape[1] if first else 4

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen_jax import build
+from gen_jax.convert import keys
 from gen_jax.diffusion import parameterisation, schedule
 from gen_jax.models import autoencoder, text_encoder, unet
 from gen_jax.nn import embed, mlp
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, unknown, unsupported
 
 Block = dict[str, Any]
 _TARGETS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -31,7 +32,7 @@ class _Reader:
       if default:
         return default[0]
       raise InputError(f"{self.path} lacks {key}; fetch the file again")
-    return build.typed(self.left.pop(key), hint, f"{self.path} {key}")
+    return keys.typed(self.left.pop(key), hint, f"{self.path} {key}")
 
   def finish(self, fixed: Mapping[str, tuple]) -> None:
     """Args: fixed: {key: values it may have}; others may be None or False."""
@@ -69,7 +70,7 @@ def read_unet(config: Any) -> tuple[Block, bool]:
   up = read.take("up_block_types", tuple[str, ...])
   for name in down:
     if name not in kinds:
-      raise unknown("block (of unet/config.json)", name, kinds)
+      raise unsupported("block (of unet/config.json)", name, kinds)
   levels = tuple(i for i, name in enumerate(down) if name == kinds[0])
   wanted = tuple(name.replace("Down", "Up") for name in reversed(down))
   if up != wanted or len(down) != len(channels):
@@ -184,7 +185,7 @@ def read_text_encoder(config: Any) -> Block:
   activation = read.take("hidden_act", str, "quick_gelu")
   known = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact"}
   if activation not in known:
-    raise unknown("activation (of text_encoder/config.json)", activation, known)
+    raise unsupported("activation (of text_encoder/config.json)", activation, known)
   if read.take("layer_norm_eps", float, 1e-5) != 1e-5:
     raise InputError("text_encoder/config.json layer_norm_eps must be 1e-5")
   width, hidden = read.take("hidden_size", int), read.take("intermediate_size", int)

@@ -6,6 +6,7 @@ import re
 
 import huggingface_hub
 
+from gen_jax.convert import safetensors
 from gen_jax.types import InputError
 
 # Any of these is a tokenizer; the others say more about it.
@@ -44,6 +45,7 @@ _PICTURES = (
   "text_encoder/model*.safetensors*",
 )
 _OTHERS = ("*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -77,6 +79,10 @@ def locate(name: str, revision: str | None = None) -> Source:
     return Source(name, folder, None)
   if folder.is_file() and folder.suffix == ".safetensors":
     return Source(name, folder, None)
+  if folder.is_file():
+    what = safetensors.name_other(folder)
+    what = what or "no .safetensors file" + safetensors.unopened(folder.parent)
+    raise InputError(f"--from {name} is {what}")
   if folder.exists() or not _ID.fullmatch(name):
     raise InputError(f"--from {name} is neither a folder nor org/name of a hub's model")
   try:
@@ -97,3 +103,14 @@ def locate(name: str, revision: str | None = None) -> Source:
       " fetch it elsewhere and name its folder"
     ) from None
   return Source(name, pathlib.Path(fetched), commit)
+
+
+def expected_sha256(file: pathlib.Path) -> str | None:
+  """The SHA-256 that a file should have; None where nobody says.
+
+  The hub's cache keeps large files under their SHA-256 in `blobs`, and a model's
+  folder links to them.
+  """
+  blob = file.resolve()
+  is_named = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
+  return blob.name if is_named else None

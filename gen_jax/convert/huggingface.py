@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import tree
+from gen_jax import files, tree
 from gen_jax.convert import architectures, names, safetensors
 from gen_jax.models import transformer
 from gen_jax.types import InputError, Params
@@ -75,10 +75,23 @@ def check(
       wrong.append(f"{name} is {list(have.shape)}, config.json wants {list(shape)}")
     elif have.dtype not in safetensors.DTYPES:
       known = ", ".join(safetensors.DTYPES)
-      wrong.append(f"{name} is {have.dtype}, one of {known} is needed")
+      wrong.append(f"{name} is {have.dtype:.20}, one of {known} is needed")
   wrong += [f"{n} {list(found[n].shape)} is extra" for n in found if n not in expected]
   if wrong:
     raise InputError(f"config.json and {what} do not fit: {_several(wrong)}")
+
+
+def check_depth(num: int, tensors: Mapping[str, Any], what: str) -> None:
+  """Refuses more layers than there are tensors, before a model of them is built.
+
+  Raises:
+    InputError: as it says.
+  """
+  if num > len(tensors):
+    raise InputError(
+      f"{what} do not fit the weights: {num} are wanted, and there are"
+      f" {len(tensors)} tensors in all"
+    )
 
 
 def match(
@@ -242,8 +255,9 @@ def open_model(
   Raises:
     InputError: anything that is not understood or damaged.
   """
-  config = safetensors.read_json(folder / "config.json")
+  config = files.read_json(folder / "config.json")
   architecture, block = architectures.read(config)
   tensors = safetensors.open_folder(folder)
+  check_depth(block["num_layers"], tensors, "config.json's layers")
   parts = absent_biases(config) if architecture.model_type == "llama" else ()
   return architecture, block, tensors, parts

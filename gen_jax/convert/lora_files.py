@@ -2,26 +2,32 @@
 
     W + scale * alpha / r * up down        down [r, in, ...], up [out, r, ...]
 
-M is a module of the UNet or of the text encoder, by its name in a folder of diffusers;
-files spell it in one of two ways, and alpha in one of three:
+M is a module of the UNet or of the text encoder, by its name in a folder of diffusers.
+Files spell it, and alpha, in several ways:
 
     lora_unet_M.lora_down.weight, lora_te_M...   dots of M as _; the tensor M.alpha
     unet.M.lora_A.weight, text_encoder.M...      lora_alpha in the file's metadata
-                                                 else alpha = r
+    unet.M.lora.down.weight                      the tensor unet.M.alpha
+    unet.X.processor.to_q_lora.down.weight       diffusers until 2023: M is X.to_q
+    text_encoder.X.to_q_lora.down.weight         M is X.q_proj
+    base_model.model.M.lora_A.weight             PEFT; alpha in adapter_config.json
 
-Source: Hu et al. 2021 (arXiv:2106.09685); files of kohya's scripts and of diffusers.
+and where nothing says alpha, it is r.
+
+Source: Hu et al. 2021 (arXiv:2106.09685); files of kohya's scripts, diffusers, PEFT.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from gen_jax.convert import names, safetensors
+from gen_jax import files
+from gen_jax.convert import foreign, names, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.types import InputError, Params
 
@@ -29,12 +35,44 @@ _NETWORKS = {
   "unet": ("lora_unet_", "unet."),
   "text_encoder": ("lora_te1_", "lora_te_", "text_encoder."),
 }
+_BARE = {  # how names begin that say no network
+  "unet": re.compile(r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding)\."),
+  "text_encoder": re.compile(r"text_model\."),
+}
+_PEFT = "base_model.model."
+_HALF = r"(?:\.lora_{0}|\.lora_{1}|[._]lora\.{0}|\.lora_linear_layer\.{0})"
 _ENDS = {
-  "alpha": r"\.alpha",
-  "down": r"\.(lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight",
-  "up": r"\.(lora_up|lora_B|lora\.up|lora_linear_layer\.up)\.weight",
+  "alpha": r"(?:[._]lora)?\.alpha",
+  "down": _HALF.format("down", "A") + r"(?:\.default)?\.weight",
+  "up": _HALF.format("up", "B") + r"(?:\.default)?\.weight",
+}
+# Parts of attention until 2023; of the text encoder, another library names them.
+_OLD = {
+  "unet": ((r"_processor_", "_"), (r"(_attn\d_to_out)$", r"\1_0")),
+  "text_encoder": (
+    (r"_self_attn_to_([qkv])$", r"_self_attn_\1_proj"),
+    (r"_self_attn_to_out$", "_self_attn_out_proj"),
+  ),
 }
 _METADATA = "lora_adapter_metadata"
+# What settings may say: that alpha / r is all there is to the scale, and that the
+# weights of the base are those that were published.
+_PLAIN = {
+  "peft_type": ("LORA",),
+  "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+  **dict.fromkeys(
+    (
+      "alpha_pattern",
+      "use_rslora",
+      "use_dora",
+      "use_qalora",
+      "use_bdlora",
+      "lora_bias",
+    ),
+    (False, {}),
+  ),
+  **dict.fromkeys(("fan_in_fan_out", "layer_replication"), (False, [])),
+}
 
 Places = dict[str, tuple[names.Row, safetensors.Tensor]]
 
@@ -70,29 +108,72 @@ class Adapted:
 
 def _split(name: str) -> tuple[str, str, str] | None:
   """('unet', module with _ for dots, 'down') of a tensor's name; None: not known."""
-  for network, prefixes in _NETWORKS.items():
-    for prefix in prefixes:
-      for part, end in _ENDS.items():
-        if found := re.fullmatch(f"{re.escape(prefix)}(.+){end}", name):
-          return network, found[1].replace(".", "_"), part
+  own = name.removeprefix(_PEFT)
+  given = [
+    (network, prefix)
+    for network, prefixes in _NETWORKS.items()
+    for prefix in prefixes
+    if own.startswith(prefix)
+  ]
+  given = given or [(network, "") for network in _BARE if _BARE[network].match(own)]
+  if not given:
+    return None
+  network, prefix = given[0]
+  own = own.removeprefix(prefix).removeprefix(_PEFT)
+  for part, end in _ENDS.items():
+    if found := re.fullmatch(f"(.+?){end}", own):
+      module = found[1].replace(".", "_")
+      for old, new in _OLD[network]:
+        module = re.sub(old, new, module)
+      return network, module, part
   return None
 
 
-def _alphas(file: pathlib.Path) -> dict[str, float]:
-  """The alpha that the file's metadata has for each network.
+def _settings(file: pathlib.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """What is said of each network: in the file's metadata, or by PEFT next to it.
 
   Raises:
-    InputError: metadata that asks for other scales.
+    InputError: it is not there, or asks for another scale.
   """
-  found = json.loads(safetensors.read_metadata(file).get(_METADATA, "{}"))
-  for key, value in found.items():
-    if value and key.endswith((".alpha_pattern", ".use_rslora", ".use_dora")):
-      raise InputError(f"{file}: {key}={value!r:.60} is not understood")
-  return {
-    network: float(found[f"{network}.lora_alpha"])
+  where = f"{file}: {_METADATA}"
+  found = files.parse_json(safetensors.read_metadata(file).get(_METADATA, "{}"), where)
+  if not isinstance(found, dict):
+    raise InputError(f"{where} does not hold an object as JSON")
+  settings = {
+    network: {
+      key.removeprefix(f"{network}."): value
+      for key, value in found.items()
+      if key.startswith(f"{network}.")
+    }
     for network in _NETWORKS
-    if f"{network}.lora_alpha" in found
   }
+  if not any(settings.values()) and any(_PEFT in name for name in names):
+    where = file.with_name("adapter_config.json")
+    settings = dict.fromkeys(_NETWORKS, files.read_json(where))
+  for own in settings.values():
+    for key, plain in _PLAIN.items():
+      if own.get(key) is not None and own[key] not in plain:
+        raise InputError(f"{where}: {key}={own[key]!r:.60} is not supported")
+  return settings
+
+
+def _scale(
+  pair: Mapping[str, safetensors.Tensor], settings: Mapping[str, Any]
+) -> float:
+  """alpha / r of one module.
+
+  Raises:
+    InputError: alpha is no number.
+  """
+  rank = pair["down"].shape[0]
+  alpha = settings.get("lora_alpha")
+  if "alpha" in pair:
+    values = pair["alpha"].view()
+    alpha = float(values.flat[0]) if values.size == 1 else values.tolist()
+  alpha = rank if alpha is None else alpha
+  if type(alpha) not in (int, float) or not abs(alpha) < 1e30:
+    raise InputError(f"{pair['down'].file}: alpha={alpha!r:.60} must be one number")
+  return alpha / rank
 
 
 def merge(
@@ -113,13 +194,17 @@ def merge(
     InputError: lists tensors that belong to no module here, lack a partner or do not
       fit.
   """
-  pairs, wrong, alphas = {}, [], _alphas(file)
-  for name, tensor in safetensors.read_header(file).items():
-    if (parts := _split(name)) and tensor.dtype in safetensors.DTYPES:
-      network, module, part = parts
-      pairs.setdefault((network, module), {})[part] = tensor
-    else:
+  pairs, wrong, tensors = {}, [], safetensors.read_header(file)
+  settings = _settings(file, tensors)
+  for name, tensor in tensors.items():
+    network, module, part = _split(name) or (None, name, None)
+    known = safetensors.NUMBERS if part == "alpha" else safetensors.DTYPES
+    pair = pairs.setdefault((network, module), {}) if part else {}
+    if part is None or tensor.dtype not in known:
       wrong.append(f"{name} ({tensor.dtype}) is not understood")
+    elif part in pair:
+      wrong.append(f"{name} is there twice, under another name as well")
+    pair[part] = tensor
   merged = {network: dict(own) for network, own in places.items()}
   for network in _NETWORKS:
     prefix = sd.PREFIXES[network][sd.FOLDER].replace(".", "_")
@@ -134,16 +219,15 @@ def merge(
         if not _fits(base.shape, pair):
           wrong.append(f"{row.foreign} {list(base.shape)} is not what up down changes")
           break
-        rank = pair["down"].shape[0]
-        alpha = alphas.get(network, rank)
-        alpha = float(pair["alpha"].view().flat[0]) if "alpha" in pair else alpha
-        change = Adapted(base, pair["down"], pair["up"], scale * alpha / rank)
+        size = scale * _scale(pair, settings[network])
+        change = Adapted(base, pair["down"], pair["up"], size)
         merged[network][path] = own, change
   wrong += [f"{network} {module} is no module" for network, module in pairs]
   if wrong:
+    other = foreign.lora_base(tensors)
     raise InputError(
-      f"{file} does not fit this Stable Diffusion, in {len(wrong)} places:"
-      f" {'; '.join(wrong[:4])}"
+      f"{file} does not fit this Stable Diffusion{other}, in {len(wrong)} places of"
+      f" {len(tensors)} tensors: {'; '.join(wrong[:4])}"
     )
   return merged
 
@@ -151,6 +235,8 @@ def merge(
 def _fits(shape: tuple[int, ...], pair: Mapping[str, safetensors.Tensor]) -> bool:
   """Whether both parts are there and their product has the shape of the kernel."""
   if not {"down", "up"} <= pair.keys():
+    return False
+  if not (pair["down"].shape and pair["up"].shape):
     return False
   (rank, *inputs), (outputs, *ranks) = pair["down"].shape, pair["up"].shape
   bare = lambda sides: [n for n in sides if n != 1]  # noqa: E731

@@ -18,15 +18,33 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from gen_jax import files
 from gen_jax.types import InputError
 
 STEM = "model"  # of file names; diffusers has another one
-DTYPES = {
+DTYPES = {  # of weights
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+NUMBERS = {  # of single numbers, such as a LoRA's alpha
+  **DTYPES,
+  "F64": np.dtype(np.float64),
+  **{f"I{8 * n}": np.dtype(f"i{n}") for n in (1, 2, 4, 8)},
+  **{f"U{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
+}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
+_MAX_RANK = 16
+# What is found in place of a safetensors file, by its first bytes.
+_OTHERS = {
+  b"version https://git-lfs": "a pointer of Git LFS; get the file: git lfs pull",
+  b"GGUF": "GGUF, quantised for llama.cpp; take the model's safetensors",
+  b"PK\x03\x04": "a pickle of PyTorch, which is never opened; take its safetensors",
+  b"\x80\x02": "a pickle, which is never opened; take its safetensors",
+  b"\x89HDF": "HDF5; take the model's safetensors",
+  b"<": "a web page; fetch the file itself",
+}
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,85 +65,133 @@ class Tensor:
 
   def view(self) -> np.ndarray:
     """The tensor, mapped into memory: only what is touched is read."""
-    return np.memmap(
-      self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape
-    )
+    dtype = NUMBERS[self.dtype]
+    if not math.prod(self.shape):
+      return np.zeros(self.shape, dtype)
+    return np.memmap(self.file, dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
 def _damaged(file: pathlib.Path, reason: str) -> InputError:
   return InputError(f"{file} is truncated or corrupted: {reason}; fetch the file again")
 
 
-def _head(file: pathlib.Path) -> bytes:
+def name_other(file: pathlib.Path) -> str | None:
+  """What a file is, by its first bytes, if it is a known format but not safetensors.
+
+  Raises:
+    InputError: it cannot be read.
+  """
   try:
-    size = file.stat().st_size
     with file.open("rb") as stream:
-      length = int.from_bytes(stream.read(8), "little")
-      if size < 8 or length > min(_MAX_HEADER, size - 8):
-        raise _damaged(file, f"its {size} bytes cannot hold its header of {length}")
-      return stream.read(length)
+      start = stream.read(32)
   except OSError as error:
     raise InputError(f"cannot read {file}: {error.strerror}") from None
+  return next(
+    (what for magic, what in _OTHERS.items() if start.startswith(magic)), None
+  )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """A JSON object; ValueError: a name stands twice."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError("a name stands twice")
+  return found
+
+
+def _head(file: pathlib.Path) -> tuple[dict[str, Any], int, int]:
+  """The header as JSON, where the tensors begin, and how many bytes they have."""
+  other = name_other(file)
+  size = file.stat().st_size
+  with file.open("rb") as stream:
+    length = int.from_bytes(stream.read(8), "little")
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
+      if other:  # only then: 640 is how a pickle begins, and the length of a header
+        raise InputError(f"{file} is {other}")
+      raise _damaged(file, f"its {size} bytes cannot hold its header of {length}")
+    content = stream.read(length)
+  try:
+    head = json.loads(content.decode(), object_pairs_hook=_once)
+  except (ValueError, RecursionError, MemoryError) as error:
+    raise _damaged(file, f"bad header ({error!s:.100})") from None
+  if not isinstance(head, dict):
+    raise _damaged(file, "bad header (no object)")
+  return head, 8 + length, size - 8 - length
+
+
+def _metadata(file: pathlib.Path, head: Mapping[str, Any]) -> dict[str, str]:
+  found = head.get("__metadata__", {})
+  if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    raise _damaged(file, "bad header (__metadata__ must hold texts by name)")
+  return found
 
 
 def read_metadata(file: pathlib.Path) -> dict[str, str]:
-  """What a file says of itself beside its tensors; see `read_header`."""
-  return json.loads(_head(file)).get("__metadata__", {})
+  """What a file says of itself next to its tensors; see `read_header`."""
+  return _metadata(file, _head(file)[0])
+
+
+def _placed(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+  """dtype, shape and offsets of a header's entry.
+
+  Raises:
+    ValueError: they are not sensible, or contradict each other.
+  """
+  if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    raise ValueError("is no dtype, shape and data_offsets")
+  dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
+  if not (
+    isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= _MAX_RANK
+  ):
+    raise ValueError(f"has dtype {dtype!r:.20} and shape {shape!r:.60}")
+  numbers = [*shape, *span] if isinstance(span, list) and len(span) == 2 else [None]
+  if not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+    raise ValueError(f"has shape {shape!r:.60} at {span!r:.60}")
+  start, end = span
+  if dtype in NUMBERS and end - start != math.prod(shape) * NUMBERS[dtype].itemsize:
+    raise ValueError(f"is {dtype} {shape} in {end - start} bytes")
+  return dtype, tuple(shape), (start, end)
 
 
 def read_header(file: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of one file.
+  """The tensors of one file; one that is shared stands under each of its names.
+
+  PyTorch's `save_model` writes a shared tensor once, and into the metadata {name that
+  was left out: name under which it is there}.
 
   Raises:
     InputError: damaged: every byte of the file must belong to the header or to
       exactly one tensor.
   """
-  size, head = file.stat().st_size, _head(file)
-  length = len(head)
-  try:
-    entries = json.loads(head)
-    entries.pop("__metadata__", None)
-    tensors, spans = {}, []
-    for name, entry in entries.items():
-      shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-      if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
-        raise ValueError(f"{name} has shape {shape} at {start}:{end}")
-      dtype = entry["dtype"]
-      if dtype in DTYPES and end - start != math.prod(shape) * DTYPES[dtype].itemsize:
-        raise ValueError(f"{name} is {dtype} {shape} in {end - start} bytes")
-      tensors[name] = Tensor(shape, dtype, file, 8 + length + start)
-      spans.append((start, end))
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise _damaged(file, f"bad header ({error})") from None
+  head, begin, size = _head(file)
+  shared, tensors, spans = _metadata(file, head), {}, []
+  for name, entry in head.items():
+    if name != "__metadata__":
+      try:
+        dtype, shape, span = _placed(entry)
+      except ValueError as error:
+        raise _damaged(file, f"bad header ({name:.60} {error})") from None
+      tensors[name] = Tensor(shape, dtype, file, begin + span[0])
+      spans.append(span)
   at = 0
   for start, end in sorted(spans):
     if start != at or end < start:
       raise _damaged(file, f"tensors leave a gap or overlap at byte {at}")
     at = end
-  if 8 + length + at != size:
-    raise _damaged(file, f"it has {size} bytes, its header wants {8 + length + at}")
-  return tensors
+  if at != size:
+    raise _damaged(file, f"it has {begin + size} bytes, its header wants {begin + at}")
+  others = {name: tensors[kept] for name, kept in shared.items() if kept in tensors}
+  return {**others, **tensors}
 
 
 def _index(file: pathlib.Path) -> Mapping[str, str]:
-  index = read_json(file)
-  names = index.get("weight_map") if isinstance(index, dict) else None
+  names = files.read_json(file).get("weight_map")
   if not isinstance(names, dict) or not names:
     raise InputError(f"{file} is damaged: it has no weight_map; fetch it again")
   for name in names.values():
     if not isinstance(name, str) or pathlib.PurePath(name).name != name:
-      raise InputError(f"{file} names {name!r}; files beside it are needed")
+      raise InputError(f"{file} names {name!r:.60}; files next to it are needed")
   return names
-
-
-def read_json(file: pathlib.Path) -> Any:
-  """Raises InputError for what is missing or no JSON."""
-  try:
-    return json.loads(file.read_bytes())
-  except OSError as error:
-    raise InputError(f"cannot read {file}: {error.strerror}") from None
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{file} is damaged ({error}); fetch the file again") from None
 
 
 def open_folder(folder: pathlib.Path, stem: str = STEM) -> dict[str, Tensor]:
@@ -141,14 +207,14 @@ def open_folder(folder: pathlib.Path, stem: str = STEM) -> dict[str, Tensor]:
   single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
   if (folder / index).exists():
     where = _index(folder / index)
-    files = sorted(set(where.values()))
-    if missing := [name for name in files if not (folder / name).is_file()]:
+    shards = sorted(set(where.values()))
+    if missing := [name for name in shards if not (folder / name).is_file()]:
       raise InputError(
-        f"{folder} lacks {len(missing)} of {len(files)} weight files:"
+        f"{folder} lacks {len(missing)} of {len(shards)} weight files:"
         f" {', '.join(missing)}; fetch them"
       )
-    found = {name: read_header(folder / name) for name in files}
-    tensors = {n: t for name in files for n, t in found[name].items()}
+    found = {name: read_header(folder / name) for name in shards}
+    tensors = {n: t for name in shards for n, t in found[name].items()}
     wrong = [n for n, name in where.items() if n not in found[name]]
     wrong += sorted(tensors.keys() - where.keys())
     if wrong or sum(map(len, found.values())) != len(tensors):
@@ -157,9 +223,19 @@ def open_folder(folder: pathlib.Path, stem: str = STEM) -> dict[str, Tensor]:
     return tensors
   if (folder / single).is_file():
     return read_header(folder / single)
-  pickled = sorted(p.name for p in folder.glob("*.bin"))
-  hint = f"; {pickled[0]} is a pickle, which is never opened" if pickled else ""
-  raise InputError(f"{folder} has no weights: {single} or {index} is needed{hint}")
+  raise InputError(
+    f"{folder} has no weights: {single} or {index} is needed{unopened(folder)}"
+  )
+
+
+def unopened(folder: pathlib.Path) -> str:
+  """A hint about weights in a folder that are of other formats; empty without."""
+  for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if file.suffix in PICKLES:
+      return f"; {file.name} is a pickle, which is never opened"
+    if file.suffix == ".gguf":
+      return f"; {file.name} is {_OTHERS[b'GGUF']}"
+  return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -356,6 +356,6 @@ def open_weights(
   for stem in stems:
     if any(folder.glob(f"{stem}.safetensors*")):
       return safetensors.open_folder(folder, stem)
-  pickled = sorted(p.name for p in folder.glob("*.bin"))
-  hint = f"; {pickled[0]} is a pickle, which is never opened" if pickled else ""
-  raise InputError(f"{folder} has no {stems[0]}.safetensors{hint}")
+  raise InputError(
+    f"{folder} has no {stems[0]}.safetensors{safetensors.unopened(folder)}"
+  )

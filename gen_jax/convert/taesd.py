@@ -1,6 +1,7 @@
 """TAESD's weights: two files, layers by their numbers in a sequence."""
 
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,17 @@ from gen_jax.convert import stable_diffusion as sd
 from gen_jax.models import tiny_autoencoder
 from gen_jax.types import InputError, Params
 
-FILES = {"encoder": "taesd_encoder.safetensors", "decoder": "taesd_decoder.safetensors"}
+HALVES = ("encoder", "decoder")
+FILES = {half: f"taesd_{half}.safetensors" for half in HALVES}
+# Others of the family, of the same or other layers, by whose latents they decode.
+OTHERS = {
+  "taesdxl": "TAESDXL, for Stable Diffusion XL,",
+  "taesd3": "TAESD3, for Stable Diffusion 3,",
+  "taef1": "TAEF1, for FLUX.1,",
+  "taef2": "TAEF2, for FLUX.2,",
+  "taesana": "TAESANA, for SANA,",
+}
+_NAME = re.compile(r"(tae\w*)_(encoder|decoder)\.safetensors")
 _BLOCK = tuple(
   ((ours,), "conv", sd.same(f"conv.{i}"))
   for ours, i in (("conv_in", 0), ("conv", 2), ("conv_out", 4))
@@ -19,15 +30,22 @@ _BLOCK = tuple(
 
 def is_here(folder: pathlib.Path) -> bool:
   """Whether a folder holds TAESD; one of its files is enough to mean it."""
-  return any((folder / name).is_file() for name in FILES.values())
+  return folder.is_dir() and any(_NAME.fullmatch(f.name) for f in folder.iterdir())
 
 
 def open_folder(folder: pathlib.Path) -> dict[str, safetensors.Tensor]:
   """The tensors of both files, as encoder.0.weight and the like.
 
   Raises:
-    InputError: one is missing or damaged.
+    InputError: one is missing or damaged, or they decode the latents of another model.
   """
+  stems = {found[1] for f in folder.iterdir() if (found := _NAME.fullmatch(f.name))}
+  if "taesd" not in stems:
+    what = OTHERS.get(min(stems), f"the tiny autoencoder {min(stems)!r}")
+    raise InputError(
+      f"{folder} holds {what} which is not supported; supported: TAESD, for Stable"
+      " Diffusion 1 and 2"
+    )
   if missing := [name for name in FILES.values() if not (folder / name).is_file()]:
     raise InputError(f"{folder} lacks {missing[0]}; fetch it")
   return {

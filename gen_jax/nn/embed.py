@@ -209,7 +209,9 @@ class Rotary:
   scaling: Callable[[Array], Array] | None = None
 
   def __call__(self, x: Array, positions: Array) -> Array:
-    """x [B, T, N, Dh], positions int [B, T] -> [B, T, N, Dh]."""
+    """x [B, T, N, Dh], positions int [B, T] -> [B, T, N, Dh]; Dh is even."""
+    if x.shape[-1] % 2:
+      raise InputError(f"rotary needs heads of an even size, not {x.shape[-1]}")
     rates = frequencies(x.shape[-1], self.base)
     rates = rates if self.scaling is None else self.scaling(rates)
     table = sinusoids(positions, rates)[:, :, None, :]

@@ -2,13 +2,15 @@
 
 import argparse
 import concurrent.futures
+import contextlib
+import pathlib
 import socket
 import time
 
 import pytest
 
 from gen_jax import types
-from gen_jax.cli import hosts, workdir
+from gen_jax.cli import hosts, rendezvous, workdir
 
 
 def place(environ, *words):
@@ -85,13 +87,18 @@ def port():
     return free.getsockname()[1]
 
 
-def roll(port, number, *reports, secs=10.0):
+@pytest.fixture(autouse=True)
+def token(monkeypatch):
+  monkeypatch.setenv(rendezvous.TOKEN, "of this run")
+
+
+def roll(port, number, *reports, secs=10.0, workdir=pathlib.Path("/none")):
   """What each of the processes that start gets to hear: a roll or an error."""
 
   def call(index, facts):
     try:
       return hosts.call_roll(
-        hosts.Place(("localhost", port), number, index), facts, secs
+        hosts.Place(("localhost", port), number, index), facts, secs, workdir
       )
     except types.InputError as error:
       return str(error)
@@ -130,20 +137,150 @@ def test_process_0_is_missed_by_its_address(port):
   assert text.startswith(f"process 0 of 2 did not answer at localhost:{port} within")
 
 
-def test_strangers_do_not_disturb(port):
-  def stranger():
-    for _ in range(50):
-      try:
-        with socket.create_connection(("localhost", port), timeout=1.0) as connection:
-          connection.sendall(b"GET / HTTP/1.1\r\n")
-          return
-      except OSError:
-        time.sleep(0.02)
+def connect(port):
+  """A connection, as soon as somebody listens."""
+  for _ in range(200):
+    try:
+      return socket.create_connection(("localhost", port), timeout=1.0)
+    except OSError:
+      time.sleep(0.02)
+  raise TimeoutError
+
+
+SIGNED = rendezvous.encode({"process": 1, "host": "x", "facts": {}}, "another", False)
+STRANGERS = {
+  "nothing": b"",
+  "a browser": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+  "TLS": bytes([0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3]) + bytes(range(256)),
+  "not UTF-8": b"\xff\xfe\n",
+  "JSON": b'{"process": 1, "host": "x", "facts": {}}\n',
+  "another run": SIGNED,
+  "two lines": SIGNED * 2,
+  "deep": b"[" * 100_000 + b"\n",
+  "endless": b"x" * 4_000_000,
+}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_strangers_are_not_believed_and_hold_up_nobody(port, kind, ends):
+  """Ten of a kind come first; some of them stay, as a half-open connection does."""
+  stay = []
+
+  def strangers():
+    for _ in range(10):
+      connection = connect(port)
+      stay.append(connection)
+      with contextlib.suppress(OSError):
+        connection.sendall(STRANGERS[kind])
+      if ends:
+        connection.close()
+    return roll(port, 2, (1, {}))
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    pool.submit(stranger)
-    told = roll(port, 2, (0, {}), secs=0.7)
-  assert told[0].startswith("process 1 of 2 did not come")
+    begin, other = time.monotonic(), pool.submit(strangers)
+    (first,) = roll(port, 2, (0, {}))
+    (second,) = other.result()
+  assert time.monotonic() - begin < 4.0
+  for r in (first, second):
+    assert [len(r.hosts), r.process_id] == [2, first is not r]
+    r.end()
+  for connection in stay:
+    connection.close()
+
+
+def test_a_flood_is_held_off(port):
+  """More connections than are kept; the oldest go, a process of the run is heard."""
+  with (
+    contextlib.ExitStack() as stack,
+    concurrent.futures.ThreadPoolExecutor(1) as pool,
+  ):
+    first = pool.submit(roll, port, 2, (0, {}))
+    for _ in range(300):
+      stack.enter_context(connect(port))
+    told = roll(port, 2, (1, {}))
+    for r in (*told, *first.result()):
+      assert len(r.hosts) == 2
+      r.end()
+
+
+def test_nobody_who_lacks_the_token_is_process_0(port):
+  """One that sends back what it hears, and one that signs with another token."""
+  wrong = {"hosts": ["x", "y"], "wrong": None}
+  heard = []
+
+  def impostor():
+    with socket.create_server(("localhost", port)) as server:
+      for i in range(2):
+        connection, _ = server.accept()
+        with connection:
+          heard.append(connection.makefile("rb").readline())
+          forged = rendezvous.encode(wrong, "another", True)
+          connection.sendall((heard[0], forged)[i])
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pool.submit(impostor)
+    (text,) = roll(port, 2, (1, {}), secs=1.5)
+  assert text.startswith("process 0 of 2 did not answer") and len(heard) == 2
+  assert b"of this run" not in b"".join(heard)  # the token itself is not sent
+
+
+def test_the_workdir_carries_the_token_for_as_long_as_it_is_needed(
+  port, tmp_path, monkeypatch
+):
+  monkeypatch.delenv(rendezvous.TOKEN)
+  workdir = tmp_path / "runs" / "new"
+  with rendezvous.new_token(workdir) as token:
+    assert rendezvous.find_token(workdir) == token and len(token) == 64
+    (file,) = workdir.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+  assert not any(tmp_path.iterdir())  # what it made is taken away
+  workdir.mkdir(parents=True)
+  (workdir / rendezvous._FILE).write_text("of a run that was killed")
+  rolls = roll(port, 3, (2, {}), (0, {}), (1, {}), workdir=workdir)
+  assert all(len(r.hosts) == 3 for r in rolls)
+  assert not any(workdir.iterdir())
+  for r in rolls:
+    r.end()
+
+
+def test_another_workdir_is_not_this_run(port, tmp_path, monkeypatch):
+  monkeypatch.delenv(rendezvous.TOKEN)
+  monkeypatch.setattr(hosts, "_SHARED_SECS", 0.3)
+
+  def call(index):
+    return roll(port, 2, (index, {}), secs=1.0, workdir=tmp_path / str(index))[0]
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first, second = pool.map(call, range(2))
+  assert first.startswith("process 1 of 2 did not come")
+  assert "is not that of process 0: put it on a file system" in second
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "host, bound",
+  [
+    ("127.0.0.1", {"127.0.0.1"}),
+    ("localhost", {"127.0.0.1", "::1"}),
+    ("192.0.2.1", {"::", "0.0.0.0"}),  # nobody's: another machine's, or behind a NAT
+    ("no-such-host.invalid", {"::", "0.0.0.0"}),
+  ],
+)
+def test_it_listens_where_the_others_come(port, host, bound):
+  servers = rendezvous.listen(host, port)
+  found = {server.getsockname()[0] for server in servers}
+  assert found and found <= bound
+  for server in servers:
+    server.close()
+
+
+def test_a_name_that_is_loopback_here_alone_is_not_where_others_come(port, monkeypatch):
+  at = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", port))]
+  monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: at)
+  (server,) = rendezvous.listen("node1", port)
+  with server:
+    assert server.getsockname()[0] in ("::", "0.0.0.0")
 
 
 def test_a_port_that_is_taken_is_named(port):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.cli import sample
+from gen_jax.cli import illustrate, main, sample
+from gen_jax.tasks import attribution
 from gen_jax.train import writers
+from tests.convert import test_stable_diffusion as tiny
 
 
 def sheet(path):
@@ -66,3 +68,48 @@ def test_bad_flags(refuse, image_workdir, flags, says):
 
 def test_a_text_model(refuse, text_workdir):
   refuse("illustrate", "--workdir", text_workdir, says=["this is a text model"])
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+  """A tiny Stable Diffusion, which came without data."""
+  home = tmp_path_factory.mktemp("imported") / "w"
+  words = ("import", "--from", tiny.GOLDEN / "v1", "--workdir", home, *tiny.MESH)
+  main.run([str(word) for word in words])
+  return home
+
+
+def test_an_imported_model_is_refused_before_it_draws(refuse, imported, monkeypatch):
+  monkeypatch.delattr(illustrate._Canvas, "draw")
+  words = ("illustrate", "--workdir", imported)
+  refuse(*words, says=["an imported model, which has no captions: give --prompt"])
+  assert not (imported / "figures").exists()
+
+
+def test_an_imported_model_shows_latents_of_what_it_draws(call, imported, monkeypatch):
+  """Its text encoder masks nothing: all tokens are looked at."""
+
+  def draw(self, **changes):
+    draw = np.random.default_rng(0).integers(0, 256, (1, *self.pixels), np.uint8)
+    return lambda scale: draw
+
+  monkeypatch.setattr(illustrate._Canvas, "draw", draw)
+  words = ("--prompt", "wow 42", "--steps", "1", "--scales", "1", "--samplers", "ddim")
+  outcome = call("illustrate", "--workdir", imported, *words, "--json")
+  assert outcome.code == 0, outcome
+  figures = json.loads(outcome.out.splitlines()[-1])["figures"]
+  assert figures.keys() == {"guidance_steps", "samplers", "attention", "latents"}
+
+
+def test_a_network_that_hears_no_words_has_no_such_figure(
+  call, digits_workdir, monkeypatch
+):
+  def none(*_):
+    raise LookupError("the UNet has no cross-attention to a text")
+
+  monkeypatch.setattr(attribution, "attention_maps", none)
+  words = ("--steps", "1", "--scales", "1", "--samplers", "ddim", "--prompt", "one")
+  outcome = call("illustrate", "--workdir", digits_workdir, *words, "--json")
+  assert outcome.code == 0, outcome
+  figures = json.loads(outcome.out.splitlines()[-1])["figures"]
+  assert figures.keys() == {"guidance_steps", "samplers"}

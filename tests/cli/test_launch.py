@@ -1,6 +1,7 @@
 """What `gen-jax launch` would run: one engine after another, word for word."""
 
 import json
+import pathlib
 import shlex
 
 import pytest
@@ -31,7 +32,8 @@ def test_ssh_gives_every_host_its_number_and_all_the_same_coordinator():
   plan = engines.ssh(job(hosts="me@a,b", port=99, option=["-p", "22"]))
   assert [command[-2] for command in plan.start] == ["me@a", "b"]
   for i, command in enumerate(plan.start):
-    assert command[0] == "ssh" and "BatchMode=yes" in command and command[-4] == "-p"
+    assert command[0] == "ssh" and "BatchMode=yes" in command and command[-5] == "-p"
+    assert command[-3] == "--"  # what follows is no flag
     place, env, program = command[-1].partition("exec env ")
     assert place == f"cd 'code dir' && echo $$ > launch-{i}.pid && " and env
     assert program.endswith(PROGRAM)
@@ -121,6 +123,22 @@ def test_sky_s_yaml_is_a_managed_spot_job_with_a_bucket():
     (["--on=slrum", "--", *WORDS], "did you mean 'slurm'"),
     (["--on=sky", "--option=A100", "--", *WORDS], "must be KEY=VALUE"),
     (["--on=sky", "--", *WORDS], "--on sky needs sky on this machine"),
+    (["--on=ssh", "--hosts=-oProxyCommand=x", "--", *WORDS], "NAME or USER@NAME"),
+    (["--on=ssh", "--hosts=a,b;reboot", "--", *WORDS], "'b;reboot' must be NAME"),
+    (["--on=ssh", "--hosts=a,-b@c", "--", *WORDS], "'-b@c' must be NAME"),
+    (["--on=ssh", "--hosts=$(id)", "--", *WORDS], "must be NAME"),
+    (["--on=ssh", "--hosts=a b", "--", *WORDS], "must be NAME"),
+    (["--on=ssh", "--hosts=a", "--port=0", "--", *WORDS], r"--port 0 must be in \[1"),
+    (["--on=ssh", "--hosts=a", "--port=65536", "--", *WORDS], "--port 65536 must"),
+    (["--on=ssh", "--hosts=a", "--retries=-1", "--", *WORDS], "--retries -1 must be"),
+    (["--on=ssh", "--hosts=a", "--python=x;y", "--", *WORDS], "--python 'x;y' must"),
+    (["--on=ssh", "--hosts=a", "--directory=-r", "--", *WORDS], "--directory '-r'"),
+    (["--on=ssh", "--hosts=a", "--directory=a`b`", "--", *WORDS], "--directory"),
+    (["--on=slurm", "--num_hosts=0", "--", *WORDS], "--num_hosts 0 must be in"),
+    (["--on=slurm", "--name=../x", "--", *WORDS], "--name '../x' must be a plain"),
+    (["--on=tpu-vm", "--name=--x", "--zone=z", "--", *WORDS], "--name '--x' must be"),
+    (["--on=tpu-vm", "--name=x", "--zone=z z", "--", *WORDS], "--zone 'z z' must"),
+    (["--on=sky", "--bucket=s3://b;x", "--", *WORDS], "--bucket 's3://b;x' must"),
   ],
 )
 def test_bad_input_is_one_line(words, message, monkeypatch, tmp_path):
@@ -136,3 +154,32 @@ def test_a_dry_run_prints_and_runs_nothing(capsys, monkeypatch, tmp_path):
   for part in ("prepare", "start", "stop"):
     assert all(shlex.join(command) in out for command in result[part])
   assert "'\"'\"'--config.data.source.pattern=a b'\"'\"'" in out
+
+
+@pytest.mark.parametrize("engine", ["ssh", "tpu_vm", "slurm", "sky"])
+def test_a_word_of_the_command_stays_one_word(engine):
+  """Whatever a shell would read in it: the text is split as a shell splits it."""
+  words = ["train", "--config=$(id) `id` 'x' \"y\" ; & | > *", "--a=\n"]
+  places = {"hosts": "a,b", "name": "pod", "zone": "z", "python": "python3"}
+  plan = getattr(engines, engine)(engines.Job(words, **places))
+  texts = [word for command in plan.start for word in command]
+  texts += plan.files.values()
+  text = next(text for text in texts if "gen_jax.cli.main" in text)
+  text = json.loads(text)["run"] if engine == "sky" else text
+  tail = text[text.index("python3 -m gen_jax.cli.main") :]
+  assert shlex.split(tail)[3:] == words
+
+
+def test_files_are_for_this_user_alone_and_gone_afterwards(monkeypatch, tmp_path):
+  """The archive or YAML stands in a folder that nobody else can write to or guess."""
+  seen = tmp_path / "seen"
+  program = tmp_path / "sky"
+  program.write_text(
+    f'#!/bin/sh\nfor f; do :; done; ls -ld "${{f%/*}}" "$f" > {seen}\n'
+  )
+  program.chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+  main.run(["launch", "--on=sky", "--name=job", "--", *WORDS])
+  folder, file = (line.split() for line in seen.read_text().splitlines())
+  assert folder[0] == "drwx------" and file[-1].endswith("/job.yaml")
+  assert not pathlib.Path(folder[-1]).exists()

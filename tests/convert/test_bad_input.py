@@ -1,5 +1,6 @@
 """Bad releases: one line, exit code 2, nothing written; nothing is ever unpickled."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 
 from gen_jax.convert import hub, safetensors
 from gen_jax.data import tokenizers
+from gen_jax.train import checkpoint
 from tests.cli import conftest
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -97,7 +99,7 @@ def _tokenizer(size):
     (_truncate, ["model.safetensors is truncated or corrupted", "fetch"]),
     (_write("model.safetensors", b"\x40" + b"\0" * 7 + b"[" * 64), ["bad header"]),
     (_write("model.safetensors", b"GARBAGE"), ["cannot hold its header"]),
-    (_write("config.json", b'{"n_emb'), ["config.json is damaged"]),
+    (_write("config.json", b'{"n_emb'), ["config.json is not JSON"]),
     (_set(architectures=["BertModel"]), ["'BertModel'", "LlamaForCausalLM"]),
     (_set(n_embd=32), ["wte.weight is [61, 16], config.json wants [61, 32]"]),
     (_set(n_layer=3), ["h.2.ln_1.weight is missing"]),
@@ -118,6 +120,80 @@ def test_releases(refuse, folder, tmp_path, damage, says):
   damage(folder)
   refuse("import", "--from", folder, "--workdir", tmp_path / "run", says=says)
   assert os.listdir(tmp_path) == ["model"]
+
+
+def _adapter(folder):
+  (folder / "config.json").unlink()
+  (folder / "adapter_config.json").write_text("{}")
+
+
+def _lfs(folder):
+  (folder / "model.safetensors").write_text(
+    "version https://git-lfs.github.com/spec/v1"
+  )
+
+
+def _gguf(folder):
+  (folder / "model.safetensors").unlink()
+  (folder / "model-q4.gguf").write_bytes(b"GGUF")
+
+
+@pytest.mark.parametrize(
+  "damage, says",
+  [
+    (_adapter, ["has no config.json", "a LoRA adapter of PEFT: merge it"]),
+    (_lfs, ["model.safetensors is a pointer of Git LFS", "git lfs pull"]),
+    (_gguf, ["model-q4.gguf is GGUF, quantised for llama.cpp"]),
+    (lambda f: (f / "config.json").unlink(), ["model.safetensors is a language model"]),
+    (
+      _set(architectures=["Qwen2ForCausalLM"]),
+      ["not supported; supported: GPT2LMHead"],
+    ),
+  ],
+)
+def test_what_a_folder_holds_instead_is_named(refuse, folder, tmp_path, damage, says):
+  damage(folder)
+  refuse("import", "--from", folder, "--workdir", tmp_path / "run", says=says)
+  assert os.listdir(tmp_path) == ["model"]
+
+
+def test_keys_that_are_not_used_are_named(call, folder, tmp_path):
+  _set(a_new_key=None, temperature=0.6)(folder)
+  done = call("import", "--from", folder, "--workdir", tmp_path / "run")
+  assert done.code == 0, done.err
+  assert "config.json: not used: a_new_key=None, temperature=0.6\n" in done.err
+
+
+def test_weights_that_do_not_read_back_are_no_import(
+  refuse, folder, tmp_path, monkeypatch
+):
+  """A disk that keeps other bytes than it was given."""
+  restore = checkpoint.restore_weights
+
+  def other(manager, goal):
+    params, step = restore(manager, goal)
+    params["embed"]["table"] = params["embed"]["table"].at[3, 3].multiply(-1.0)
+    return params, step
+
+  monkeypatch.setattr(checkpoint, "restore_weights", other)
+  says = ["do not read back as they were written"]
+  refuse("import", "--from", folder, "--workdir", tmp_path / "run", says=says)
+  assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_file_that_is_not_what_the_hubs_cache_says(refuse, folder, tmp_path):
+  weights, blobs = folder / "model.safetensors", folder.parent / "blobs"
+  blobs.mkdir()
+  blob = blobs / hashlib.sha256(weights.read_bytes()).hexdigest()
+  weights.rename(blob)
+  weights.symlink_to(blob)
+  run = tmp_path / "run"
+  content = bytearray(blob.read_bytes())
+  content[-1] ^= 1  # of the last number: nothing else can tell
+  blob.write_bytes(content)
+  says = ["model.safetensors is damaged: its SHA-256 is"]
+  refuse("import", "--from", folder, "--workdir", run, says=says)
+  assert not run.exists()
 
 
 def test_vocabulary_larger_than_the_tokenizers(refuse, folder, tmp_path):

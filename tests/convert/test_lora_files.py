@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import types
+from gen_jax import tree, types
 from gen_jax.cli import main
 from gen_jax.convert import (
   diffusers,
@@ -118,17 +118,138 @@ def test_what_does_not_fit_is_named_and_refused(base, tmp_path, change, named):
     load(base, file, 1.0)
 
 
-def test_metadata_that_asks_for_other_scales_is_refused(base, tmp_path):
-  content = (V1 / "lora_diffusers.safetensors").read_bytes()
-  size = int.from_bytes(content[:8], "little")
-  head = json.loads(content[8 : 8 + size])
-  key = "lora_adapter_metadata"
-  found = json.loads(head["__metadata__"][key])
-  head["__metadata__"][key] = json.dumps({**found, "unet.use_rslora": True})
+def write(file, tensors, metadata=()):
+  """A safetensors file, whatever its dtypes and metadata."""
+  head, at = ({"__metadata__": metadata} if metadata != () else {}), 0
+  for name, x in tensors.items():
+    dtype = next(k for k, v in safetensors.NUMBERS.items() if v == x.dtype)
+    span = [at, at + x.nbytes]
+    head[name] = {"dtype": dtype, "shape": x.shape, "data_offsets": span}
+    at += x.nbytes
+  content = b"".join(x.tobytes() for x in tensors.values())
   head = json.dumps(head).encode()
-  file = tmp_path / "lora.safetensors"
-  file.write_bytes(len(head).to_bytes(8, "little") + head + content[8 + size :])
-  with pytest.raises(types.InputError, match="use_rslora"):
+  file.write_bytes(len(head).to_bytes(8, "little") + head + content)
+  return file
+
+
+def arrays_of(name):
+  tensors = safetensors.read_header(V1 / f"{name}.safetensors")
+  return {key: np.array(t.view()) for key, t in tensors.items()}
+
+
+def same_weights(a, b):
+  return all(tree.sha256(a[network]) == tree.sha256(b[network]) for network in a)
+
+
+@pytest.mark.parametrize("dtype", safetensors.NUMBERS)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_alpha_may_be_a_number_of_any_dtype_and_shape(base, tmp_path, dtype, shape):
+  arrays = arrays_of("lora_kohya")
+  alpha = lambda dtype: {  # noqa: E731
+    k: np.full(shape, 3, dtype) if k.endswith(".alpha") else v
+    for k, v in arrays.items()
+  }
+  dtype = safetensors.NUMBERS[dtype]
+  one = write(tmp_path / "one.safetensors", alpha(np.float32))
+  two = write(tmp_path / "two.safetensors", alpha(dtype))
+  assert same_weights(load(base, one, 1.0), load(base, two, 1.0))
+
+
+@pytest.mark.parametrize("alpha", [np.zeros((0,)), np.ones(2), np.float64("nan")])
+def test_an_alpha_that_is_no_number_is_refused(base, tmp_path, alpha):
+  arrays = {**arrays_of("lora_kohya"), f"{KEY}.alpha": np.asarray(alpha)}
+  with pytest.raises(types.InputError, match="must be one number"):
+    load(base, write(tmp_path / "lora.safetensors", arrays), 1.0)
+
+
+def _processors(prefix):
+  """Names of diffusers until 2023; of attention alone, which is all there was then."""
+
+  def rename(name):
+    half = {"lora_A": "down", "lora_B": "up"}[name.split(".")[-2]]
+    network, _, module = name.rpartition(".lora_")[0].partition(".")
+    module, _, part = module.removesuffix(".0").rpartition(".")
+    prefixed = f"{network}." if prefix or network != "unet" else ""
+    if network == "unet":
+      return f"{prefixed}{module}.processor.{part}_lora.{half}.weight"
+    part = f"to_{part.removesuffix('_proj')}_lora"
+    return f"{prefixed}text_model.{module}.{part}.{half}.weight"
+
+  return rename
+
+
+def _linear_layers(name):
+  name = name.replace("lora_A", "lora_linear_layer.down")
+  return name.replace("lora_B", "lora_linear_layer.up")
+
+
+SPELLINGS = {
+  "lora.down": lambda name: name.replace("_A", ".down").replace("_B", ".up"),
+  "lora_linear_layer": _linear_layers,
+  "processors": _processors(True),
+  "bare processors": _processors(False),
+  "default": lambda name: name.replace(".weight", ".default.weight"),
+  "peft": lambda name: name.replace("unet.", "unet.base_model.model."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_all_spellings_are_the_same_change(base, tmp_path, spelling):
+  arrays = {
+    name: x
+    for name, x in arrays_of("lora_diffusers").items()
+    if ".attn" in name or ".self_attn" in name
+  }
+  renamed = {SPELLINGS[spelling](name): x for name, x in arrays.items()}
+  assert len(renamed) == len(arrays) and renamed.keys() != arrays.keys()
+  (tmp_path / "adapter_config.json").write_text("{}")
+  one = write(tmp_path / "one.safetensors", arrays)
+  two = write(tmp_path / "two.safetensors", renamed)
+  assert same_weights(load(base, one, 1.0), load(base, two, 1.0))
+
+
+def test_peft_keeps_alpha_in_a_file_of_its_own(base, tmp_path):
+  arrays = {
+    name: x for name, x in arrays_of("lora_diffusers").items() if "unet" in name
+  }
+  renamed = {f"base_model.model.{n.removeprefix('unet.')}": arrays[n] for n in arrays}
+  two = write(tmp_path / "two.safetensors", renamed)
+  with pytest.raises(types.InputError, match=r"adapter_config\.json"):
+    load(base, two, 1.0)
+  settings = tmp_path / "adapter_config.json"
+  settings.write_text('{"peft_type": "LORA", "lora_alpha": 5, "use_rslora": false}')
+  metadata = {"lora_adapter_metadata": '{"unet.lora_alpha": 5}'}
+  one = write(tmp_path / "one.safetensors", arrays, metadata)
+  assert same_weights(load(base, one, 1.0), load(base, two, 1.0))
+  assert not same_weights(load(base, one, 1.0), load(base, one, 0.0))
+  settings.write_text('{"lora_alpha": 5, "use_rslora": true}')
+  with pytest.raises(types.InputError, match="use_rslora=True"):
+    load(base, two, 1.0)
+
+
+@pytest.mark.parametrize(
+  "metadata, says",
+  [
+    ({"lora_adapter_metadata": '{"unet.use_rslora": true}'}, "use_rslora"),
+    ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"a": 1}}'}, "alpha_pattern"),
+    ({"lora_adapter_metadata": '{"unet.init_lora_weights": "pissa"}'}, "pissa"),
+    ({"lora_adapter_metadata": '{"unet.lora_alpha": "many"}'}, "alpha='many'"),
+    ({"lora_adapter_metadata": '{"unet.lora_alpha": true}'}, "alpha=True"),
+    ({"lora_adapter_metadata": '{"unet.lora_alpha": 1e999}'}, "alpha=inf"),
+    ({"lora_adapter_metadata": "[1]"}, "does not hold an object"),
+    ({"lora_adapter_metadata": "{"}, "is not JSON"),
+    ({"lora_adapter_metadata": "[" * 100_000}, "is not JSON"),
+    ({"lora_adapter_metadata": 3}, "__metadata__ must hold texts"),
+    ([1], "__metadata__ must hold texts"),
+    ("text", "__metadata__ must hold texts"),
+    (None, "__metadata__ must hold texts"),
+  ],
+)
+def test_odd_metadata_is_one_line(base, tmp_path, metadata, says):
+  file = write(
+    tmp_path / "lora.safetensors", arrays_of("lora_diffusers"), metadata=metadata
+  )
+  with pytest.raises(types.InputError, match=says):
     load(base, file, 1.0)
 
 

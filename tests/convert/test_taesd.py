@@ -97,11 +97,11 @@ def test_its_code_has_no_divergence_to_weigh():
 
 
 def _lose(folder):
-  (folder / taesd.FILES["encoder"]).unlink()
+  (folder / "taesd_encoder.safetensors").unlink()
 
 
 def _swap(folder):
-  one, two = (folder / name for name in taesd.FILES.values())
+  one, two = (folder / f"taesd_{half}.safetensors" for half in taesd.HALVES)
   shutil.copyfile(two, one)
 
 
@@ -119,3 +119,17 @@ def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, change, name
 def test_latents_are_used_as_they_are(imported):
   found = json.loads((imported / "latents.json").read_text())
   assert (found["mean"], found["std"]) == ([0.0] * 4, [1.0] * 4)
+
+
+@pytest.mark.parametrize("stem", [*taesd.OTHERS, "taehv"])
+def test_what_decodes_the_latents_of_other_models_is_named(tmp_path, stem):
+  """TAESDXL has the very same shapes: it would decode Stable Diffusion 1 wrongly."""
+  folder = shutil.copytree(GOLDEN / "taesd", tmp_path / "model")
+  for half, name in taesd.FILES.items():
+    (folder / name).rename(folder / f"{stem}_{half}.safetensors")
+  assert taesd.is_here(folder)
+  what = taesd.OTHERS.get(stem, f"'{stem}'")
+  with pytest.raises(
+    types.InputError, match=f"{what}.*not supported; supported: TAESD"
+  ):
+    taesd.open_folder(folder)
