@@ -61,6 +61,8 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       experiment = experiments.make(config, directory)
       examples = experiment.pipeline("train")
       evals = experiment.evaluators()
+      if not roll.process_id and (remark := experiment.data.remark()):
+        print(remark, flush=True)
     experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)

@@ -9,7 +9,6 @@ been encoded as well), and the caption.
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from array_record.python import array_record_module
 from flax import serialization
 
+from gen_jax import files
 from gen_jax.data import sources
 from gen_jax.types import InputError
 
@@ -87,7 +87,7 @@ class Latents:
 
   @property
   def folder(self) -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(self.directory))
+    return files.path(self.directory, "data.source.directory")
 
   def statistics(self) -> dict[str, Any]:
     """latents.json of the folder.

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gen_jax import fidelity
 from gen_jax.cli import sample
-from gen_jax.data import sources
+from gen_jax.data.digits import source as digits
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def evaluate(call):
 def folder(tmp_path_factory):
   """The first 30 digits of the training split, and a sheet of them that is no digit."""
   path = tmp_path_factory.mktemp("pictures")
-  examples = sources.Digits().examples("train")
+  examples = digits.Digits().examples("train")
   images = np.stack([examples[i]["image"] for i in range(30)])
   for i, image in enumerate(images):
     sample.save_image(path / f"{i}.png", image)
@@ -82,7 +82,7 @@ def test_a_folder_of_training_pictures(evaluate, call, digits_workdir, folder):
 def test_reconstructions(evaluate, vae_workdir):
   """An autoencoder of zeros draws 128 everywhere."""
   result = evaluate(vae_workdir, "--pictures", "1000")
-  examples = sources.Digits().examples("validation")
+  examples = digits.Digits().examples("validation")
   real = np.stack([examples[i]["image"] for i in range(len(examples))])
   grey = np.full_like(real, 128)
   assert result["psnr"] == pytest.approx(np.mean(fidelity.psnr(real, grey)))

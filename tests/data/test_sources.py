@@ -13,6 +13,7 @@ from PIL import Image
 from gen_jax import types
 from gen_jax.data import datasets, embedded, pipeline, sources, tokenizers
 from gen_jax.data.digits import digits_dataset_builder
+from gen_jax.data.digits import source as digits
 
 BYTES = tokenizers.train_bpe([], 257)
 
@@ -176,7 +177,7 @@ def test_tfds_with_other_fields_than_asked_for(notes, changes, says):
 
 
 def test_digits_are_prepared_on_first_use(tmp_path):
-  source = sources.Digits(str(tmp_path))
+  source = digits.Digits(str(tmp_path))
   train, validation = source.examples("train"), source.examples("validation")
   assert (len(train), len(validation)) == (1438, 359)
   example = train[0]
@@ -187,7 +188,7 @@ def test_digits_are_prepared_on_first_use(tmp_path):
 
 def test_the_exam_of_digits_asks_for_what_it_judges(tmp_path):
   """Pictures that the judge has learned are right for their own prompts alone."""
-  source = sources.Digits(str(tmp_path))
+  source = digits.Digits(str(tmp_path))
   exam, examples = source.exam(20, 8), source.examples("train")
   first = {e["label"]: e["image"] for e in (examples[i] for i in range(100))}
   names = digits_dataset_builder.NAMES
@@ -327,6 +328,6 @@ def test_held_out_examples_are_the_same_in_every_run(tmp_path):
 
 def test_every_phrase_is_in_both_splits_of_the_digits(tmp_path):
   for split in ("train", "validation"):
-    examples = sources.Digits(str(tmp_path)).examples(split)
+    examples = digits.Digits(str(tmp_path)).examples(split)
     captions = {examples[i]["caption"] for i in range(len(examples))}
     assert len(captions) == len(digits_dataset_builder.PHRASES) * 10
