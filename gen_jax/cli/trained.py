@@ -13,7 +13,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
-from gen_jax import tree
+from gen_jax import files, tree
 from gen_jax.cli import workdir as workdirs
 from gen_jax.data import latents
 from gen_jax.train import checkpoint, init_from
@@ -238,7 +238,7 @@ def with_frozen(
     named = experiment.config["task"]["codec"].get("workdir")
     if named is None:
       raise InputError("task.codec.workdir is needed: a trained autoencoder's folder")
-    _adopt(pathlib.Path(named).expanduser(), home, experiment)
+    _adopt(files.path(named, "task.codec.workdir"), home, experiment)
   weights, statistics = _open_autoencoder(home, experiment)
   source = experiment.data.source
   if hasattr(source, "statistics"):
