@@ -27,7 +27,7 @@ def attention_maps(
     t: float32 [B].
 
   Returns:
-    float32 [B, H, W, S], sums to 1 over the tokens; 0 at padding.
+    float32 [B, H, W, S], sums to 1 over the tokens; 0 at padding that is masked.
 
   Raises:
     LookupError: the UNet has no cross-attention.
@@ -69,11 +69,12 @@ def _cross_attentions(tree):
       yield from _cross_attentions(child)
 
 
-def _probabilities(layer, mask: Array, shape: tuple[int, ...]) -> Array:
+def _probabilities(layer, mask: Array | None, shape: tuple[int, ...]) -> Array:
   """Mean over heads of softmax(q k^T / sqrt(Dh)), spread to [B, H, W, S]."""
   query, key = (x.astype(jnp.float32) for x in layer)
   scores = jnp.einsum("btnd,bsnd->bnts", query, key) * query.shape[-1] ** -0.5
-  scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+  if mask is not None:  # CLIP's encoder has padding looked at as well
+    scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
   probs = jax.nn.softmax(scores, -1).mean(1)  # [B, T, S]
   batch, height, width, _ = shape
   factor = round((height * width / probs.shape[1]) ** 0.5)
