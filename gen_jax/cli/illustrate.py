@@ -35,7 +35,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(f"--{name}", help="to compare", **how)
   parser.epilog = (
     "Writes WORKDIR/figures, which `gen-jax report` shows: pictures by guidance and\n"
-    "steps, by sampler, which words pixels look at, and the latents of an autoencoder.\n"
+    "steps, by sampler, which words pixels look at, and an autoencoder's latents.\n"
     "An imported model has no data: --config.data.source.directory=DIR shows it some."
   )
 

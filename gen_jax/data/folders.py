@@ -7,13 +7,14 @@ validation/ (or valid, val, dev) at the top are the splits; test/ is left alone.
 that is there and not read is refused: the name of a folder never takes its place.
 """
 
+import collections
 import csv
 import io
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gen_jax import files
 from gen_jax.data import images
@@ -85,9 +86,19 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
   return sorted(paths)
 
 
-def splits(
-  root: pathlib.Path, paths: Sequence[pathlib.Path]
-) -> dict[str, list[pathlib.Path]]:
+class Layout(NamedTuple):
+  """Images of a folder by split.
+
+  Attributes:
+    tops: folders whose names say nothing of the images in them.
+    by_split: 'train', and 'validation' and 'test' where there are folders named so.
+  """
+
+  tops: set[pathlib.Path]
+  by_split: dict[str, list[pathlib.Path]]
+
+
+def layout(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Layout:
   """Images by split, if all lie in folders named so; else all of them are 'train'.
 
   Raises:
@@ -102,18 +113,21 @@ def splits(
     found: dict[str, list[pathlib.Path]] = {}
     for name, split in named.items():
       found.setdefault(split, []).extend(folders[name])
-    return found
+    return Layout({root, *(root / name for name in named)}, found)
   if len(named) > 1:
     listed = ", ".join(sorted(name or "images without a folder" for name in folders))
     raise InputError(
       f"{root} has folders of splits ({', '.join(sorted(named))}), but in all there are"
       f" {listed}; let there be train, validation and test alone, or give one folder"
     )
-  return {"train": list(paths)}
+  return Layout({root}, {"train": list(paths)})
 
 
 def captions(
-  root: pathlib.Path, paths: Sequence[pathlib.Path], field: str
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  tops: Container[pathlib.Path],
+  field: str,
 ) -> dict[pathlib.Path, list[str]]:
   """The captions of each of some images below a folder.
 
@@ -121,6 +135,7 @@ def captions(
   .txt; without these, it is the name of the folder that the image lies in.
 
   Args:
+    tops: folders that are no names, as `layout` finds them.
     field: of the tables, with the captions.
 
   Raises:
@@ -130,11 +145,10 @@ def captions(
   others = [path for path in _walk(root) if path.suffix.lower() not in images.SUFFIXES]
   tables = [path for path in others if path.name in TABLES]
   if not tables:
-    return _without_tables(root, paths, others)
-  homes = [path.parent for path in tables]
-  for home in homes:
-    if homes.count(home) > 1:
-      raise InputError(f"{home} has more than one of {', '.join(TABLES)}; leave one")
+    return _without_tables(root, paths, tops, others)
+  ((home, num),) = collections.Counter(path.parent for path in tables).most_common(1)
+  if num > 1:
+    raise InputError(f"{home} has more than one of {', '.join(TABLES)}; leave one")
   found: dict[str, list[str]] = {}
   for table in tables:
     for where, row in _rows(table, field):
@@ -157,7 +171,10 @@ def _missing(missing, paths, root, home: str) -> InputError:
 
 
 def _without_tables(
-  root: pathlib.Path, paths: Sequence[pathlib.Path], others: Sequence[pathlib.Path]
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  tops: Container[pathlib.Path],
+  others: Sequence[pathlib.Path],
 ) -> dict[pathlib.Path, list[str]]:
   missing = [p for p in paths if not p.with_suffix(".txt").exists()]
   if not missing:
@@ -179,8 +196,8 @@ def _without_tables(
         f" {', '.join(TABLES)} (columns file_name and text), or take it away: captions"
         " are names of folders then"
       )
-  tops = {root, *(root / name for name in os.listdir(root) if name.lower() in _SPLITS)}
-  name = lambda p: (root if p.parent in tops else p.parent).resolve().name  # noqa: E731
+  home = lambda p: root if p.parent in tops else p.parent  # noqa: E731
+  name = lambda p: os.path.basename(os.path.abspath(home(p)))  # noqa: E731
   return {path: [files.text(name(path), str(path))] for path in paths}
 
 

@@ -223,20 +223,28 @@ class ImageFolder:
   validation_fraction: float = 0.1
   caption_field: str = "text"
 
-  def paths(self, split: str) -> list[pathlib.Path]:
-    """The image files of a split."""
+  @property
+  def _root(self) -> pathlib.Path:
+    return files.path(self.directory, "data.source.directory")
+
+  def _layout(self) -> folders.Layout:
     found = folders.images_in(self.directory, "data.source.directory")
-    root = files.path(self.directory, "data.source.directory")
-    by_split = folders.splits(root, found)
-    if "validation" in by_split:
-      return by_split[split]
-    found = by_split["train"]
+    return folders.layout(self._root, found)
+
+  def _of_split(self, layout: folders.Layout, split: str) -> list[pathlib.Path]:
+    if "validation" in layout.by_split:
+      return layout.by_split[split]
+    found = layout.by_split["train"]
     return [found[i] for i in held_out(len(found), split, self.validation_fraction)]
 
+  def paths(self, split: str) -> list[pathlib.Path]:
+    """The image files of a split."""
+    return self._of_split(self._layout(), split)
+
   def examples(self, split: str) -> Sequence[Example]:
-    paths = self.paths(split)
-    root = files.path(self.directory, "data.source.directory")
-    captions = folders.captions(root, paths, self.caption_field)
+    layout = self._layout()
+    paths = self._of_split(layout, split)
+    captions = folders.captions(self._root, paths, layout.tops, self.caption_field)
     pairs = [(path, caption) for path in paths for caption in captions[path]]
     return Mapped(
       pairs, lambda pair: {"image": images.open_image(pair[0]), "caption": pair[1]}

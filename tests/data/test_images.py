@@ -1,4 +1,4 @@
-"""Image files are read as a viewer shows them, and masks mean one thing or are refused."""
+"""Image files are read as a viewer shows them, masks as they are meant."""
 
 import io
 import struct
