@@ -79,6 +79,20 @@ def test_a_folder_of_training_pictures(evaluate, call, digits_workdir, folder):
   assert again.code == 0 and "there" in again.out
 
 
+@pytest.mark.parametrize("more", ["before_after.png", "._0.png", "__MACOSX/0.png"])
+def test_what_commands_and_desktops_add_is_not_counted(
+  evaluate, digits_workdir, folder, tmp_path, more
+):
+  home = tmp_path / "[out]"
+  home.mkdir()
+  images = np.stack([np.asarray(Image.open(folder / f"{i}.png")) for i in range(4)])
+  drawn = lambda start: iter([images[start:, ..., None]])  # noqa: E731
+  sample.write_images(home, drawn, 4, ["a"] * 4, 0, list(range(4)), 2, {})
+  (home / more).parent.mkdir(exist_ok=True)
+  Image.new("L", (99, 33)).save(home / more)
+  assert evaluate(digits_workdir, "--folder", home)["protocol"]["num"] == 4
+
+
 def test_reconstructions(evaluate, vae_workdir):
   """An autoencoder of zeros draws 128 everywhere."""
   result = evaluate(vae_workdir, "--pictures", "1000")
