@@ -3,7 +3,6 @@
 A model that was trained on instructions (task.condition=instruction) needs no mask.
 """
 
-import hashlib
 import pathlib
 
 import numpy as np
@@ -107,12 +106,12 @@ def run(args) -> dict:
       how = (args.invert, captions, keys, picture, *how)
       yield repainting.redrawn(painter, *given, *how)
 
-  digest = hashlib.sha256(files.path(args.image, "--image").read_bytes()).hexdigest()
   how = {
     **opened.experiment.config["sampling"],
     "image": args.image,
-    "sha256": digest,
+    "image_sha256": files.sha256(files.path(args.image, "--image")),
     "mask": args.mask,
+    "mask_sha256": args.mask and files.sha256(files.path(args.mask, "--mask")),
     "outpaint": args.outpaint,
     "strength": strength,
     "invert": args.invert,
