@@ -13,7 +13,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gen_jax import files
@@ -149,18 +149,25 @@ def captions(
   ((home, num),) = collections.Counter(path.parent for path in tables).most_common(1)
   if num > 1:
     raise InputError(f"{home} has more than one of {', '.join(TABLES)}; leave one")
-  found: dict[str, list[str]] = {}
+  found, home = {}, os.path.join(os.path.abspath(root), "")
+  names = {}  # of rows that no image is found for
   for table in tables:
-    for where, row in _rows(table, field):
-      name = files.text(files.field(row, "file_name", where), where)
-      path = os.path.normpath(table.parent / name)
-      if path not in found and not os.path.isfile(path):
-        raise InputError(f"{where} names {name!r}, which is not there; complete it")
-      found.setdefault(path, []).append(files.text(row[field], where))
-  missing = [path for path in paths if os.path.normpath(path) not in found]
+    for where, name, caption in _rows(table, field):
+      path = os.path.abspath(table.parent / name)
+      if path not in found:
+        is_image = path.startswith(home) and path.lower().endswith(images.SUFFIXES)
+        if not (is_image and os.path.isfile(path)):
+          names.setdefault(where, name)
+      found.setdefault(path, []).append(caption)
+  missing = [path for path in paths if os.path.abspath(path) not in found]
   if missing:
     raise _missing(missing, paths, root, " or ".join(sorted({t.name for t in tables})))
-  return {path: found[os.path.normpath(path)] for path in paths}
+  for where, name in names.items():
+    raise InputError(
+      f"{where} names {name!r}, which is no image in {root} ({len(names)} such rows);"
+      " put it there, or take the row away"
+    )
+  return {path: found[os.path.abspath(path)] for path in paths}
 
 
 def _missing(missing, paths, root, home: str) -> InputError:
@@ -201,16 +208,18 @@ def _without_tables(
   return {path: [files.text(name(path), str(path))] for path in paths}
 
 
-def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """(where, row) of a table, each of which has the field with captions."""
+def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, str, str]]:
+  """(where, file_name, caption) of each row of a table."""
   read = {".jsonl": files.records, ".csv": _csv, ".parquet": _parquet}[table.suffix]
   for where, row in read(table):
-    if field not in row:
+    name = files.text(files.field(row, "file_name", where), where)
+    try:
+      caption = files.field(row, field, where)
+    except InputError as error:
       raise InputError(
-        f"{where} has no {field!r} for captions; set data.source.caption_field to one"
-        f" of: {', '.join(sorted(map(str, row)))}"
-      )
-    yield where, row
+        f"{error}; data.source.caption_field names the one with captions"
+      ) from None
+    yield where, name, files.text(caption, where)
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -60,13 +60,23 @@ def test_captions_of_a_table_wherever_it_lies(tmp_path, kind, home, below):
   assert read(root) == sorted(CAPTIONS.values())
 
 
+@pytest.mark.parametrize("directory", [".", "./", "../set", "../set/../set/"])
+def test_captions_of_a_folder_by_any_of_its_names(tmp_path, monkeypatch, directory):
+  for name in CAPTIONS:
+    image(tmp_path / "set" / name)
+  monkeypatch.chdir(tmp_path / "set")
+  assert read(directory) == ["set", "set"]
+  write_jsonl(tmp_path / "set" / "metadata.jsonl", rows())
+  assert read(directory) == sorted(CAPTIONS.values())
+
+
 @pytest.mark.parametrize("kind", WRITE)
 def test_captions_in_another_column(tmp_path, kind):
   for name in CAPTIONS:
     image(tmp_path / name)
   WRITE[kind](tmp_path / f"metadata.{kind}", rows(field="prompt"))
   assert read(tmp_path, caption_field="prompt") == sorted(CAPTIONS.values())
-  says = r"no 'text' for captions; set data\.source\.caption_field.*file_name, prompt"
+  says = r"'text': .*file_name, prompt; data\.source\.caption_field names the one"
   with pytest.raises(types.InputError, match=says):
     read(tmp_path)
 
@@ -128,7 +138,7 @@ ROW = '{"file_name": "a.png", "text": "x"}\n'
   "name, text, says",
   [
     ("metadata.jsonl", ROW, "1 of 2 images .* have no caption in metadata.jsonl"),
-    ("metadata.jsonl", ROW.replace("a.png", "z.png"), "names 'z.png', which is not"),
+    ("metadata.jsonl", ROW.replace("a.png", "z.png"), "2 of 2 images"),
     ("metadata.jsonl", ROW.replace("file_name", "image"), "'file_name'.*image, text"),
     ("metadata.jsonl", ROW.replace('"x"', "null"), "None is not text"),
     ("metadata.csv", "file_name,text\na.png,x\n", "no caption in metadata.csv"),
@@ -155,6 +165,16 @@ def test_a_table_is_read_or_refused(tmp_path, name, text, says):
   with pytest.raises(types.InputError, match=says) as error:
     read(tmp_path)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["z.png", "../b.png", "a.jxl", "/b.png", "."])
+def test_a_row_that_names_no_image_of_the_folder_is_refused(tmp_path, name):
+  image(tmp_path / "set" / "a.png")
+  image(tmp_path / "b.png")
+  table = [{"file_name": n, "text": "x"} for n in ("./a.png", name)]
+  write_jsonl(tmp_path / "set" / "metadata.jsonl", table)
+  with pytest.raises(types.InputError, match=f"jsonl:2 names '{name}', which is no"):
+    read(tmp_path / "set")
 
 
 def test_two_tables_in_one_folder_are_refused(tmp_path):
