@@ -31,6 +31,7 @@ from gen_jax.data import (
   sources,
   tokenizers,
 )
+from gen_jax.data.digits import source as digits
 from gen_jax.data.emoji import source as emoji
 from gen_jax.data.shapes import source as shapes
 from gen_jax.decoding import generate
@@ -261,7 +262,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "parallel": _plain(conversations.Parallel),
     "tfds_text": _plain(sources.TfdsText),
     "tfds_images": _plain(sources.TfdsImages),
-    "digits": _plain(sources.Digits),
+    "digits": _plain(digits.Digits),
     "emoji": _plain(emoji.Emoji),
     "dreambooth": _plain(dreambooth.DreamBooth),
     "shapes": _plain(shapes.Shapes),

@@ -6,15 +6,15 @@ alone, and figures in different features are never put side by side.
 
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 
+from gen_jax import files
 from gen_jax.convert import safetensors
-from gen_jax.data import pipeline, sources
-from gen_jax.data.digits import judge
+from gen_jax.data import pipeline
+from gen_jax.data.digits import judge, source
 from gen_jax.models import efficientnet
 from gen_jax.models import inception as inception_
 from gen_jax.types import InputError
@@ -65,7 +65,7 @@ def pixels(side: int = 16) -> Features:
 
 def digits() -> Features:
   """The last hidden layer of a network that reads the embedded digits, trained here."""
-  hidden, weights = judge.hidden(sources.Digits())
+  hidden, weights = judge.hidden(source.Digits())
   digest = hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
   return Features("digits_mlp", digest, hidden)
 
@@ -88,7 +88,7 @@ def _network(name: str, rows, weights: str) -> Features:
   Raises:
     InputError: no such file, or one of another network.
   """
-  file = pathlib.Path(weights).expanduser()
+  file = files.path(weights, f"features {name}: weights")
   if not file.is_file():
     raise InputError(
       f"features {name}: there is no file {weights}; tools/convert_features.py makes"

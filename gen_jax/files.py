@@ -43,7 +43,9 @@ def path(text: str | os.PathLike, name: str) -> pathlib.Path:
       f"{name} {text!r} is an address, and only local paths are read and written; mount"
       " the bucket (gcsfuse, s3fs), or copy what is needed"
     )
-  if not text or "\0" in text:
+  if not text.strip():  # an empty path would be the current folder
+    raise InputError(f"{name} is not set; give a file or folder")
+  if "\0" in text:
     raise InputError(f"{name} {text!r} is not a path; give a file or folder")
   return pathlib.Path(os.path.expanduser(text))
 

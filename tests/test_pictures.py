@@ -56,13 +56,13 @@ def test_features_of_batches_are_those_of_the_whole():
 
 def test_features_of_digits_tell_digits_apart():
   """Nearest neighbours in them are of the same digit far more often than by chance."""
-  from gen_jax.data import sources
+  from gen_jax.data.digits import source as digits
 
   seen, again = features.digits(), features.digits()
   assert seen.sha256 == again.sha256 and len(seen.sha256) == 64
   rows, labels = {}, {}
   for split in ("train", "validation"):
-    examples = sources.Digits().examples(split)
+    examples = digits.Digits().examples(split)
     found = [examples[i] for i in range(300)]
     rows[split] = seen.of([np.stack([e["image"] for e in found])])
     labels[split] = np.array([e["label"] for e in found])

@@ -18,8 +18,9 @@ dreambooth  every weight                2e-6   a few pictures of one thing, amon
 
 Rates and steps: Hu et al. 2021 (arXiv:2106.09685) and its use on Stable Diffusion; Ruiz
 et al. 2023 (2208.12242) section 4. --config.adapter.name=lora makes any variant train
-adapters alone. A model of another size wants --config.data.image_size and
---config.data.caption_length. Not yet run at full size.
+adapters alone. Size, channels and length of captions are those of the model that it
+starts from, where data.image_size, data.channels and data.caption_length are None. Not
+yet run at full size.
 """
 
 import ml_collections
@@ -54,9 +55,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "name": "images",
       "source": SOURCES[variant],
       "tokenizer": {"name": "bytes"},  # that of the model to start from is taken
-      "image_size": 512,
-      "channels": 3,
-      "caption_length": 77,
+      **dict.fromkeys(("image_size", "channels", "caption_length")),  # as it starts
       "batch_size": 2 if variant == "dreambooth" else 4,
       "flip": False,
     },

@@ -3,14 +3,13 @@
 A model that was trained on instructions (task.condition=instruction) needs no mask.
 """
 
-import hashlib
 import pathlib
 
 import numpy as np
-from PIL import Image
 
-from gen_jax import prompting, repainting
+from gen_jax import files, prompting, repainting
 from gen_jax.cli import config_args, sample, trained, workdir
+from gen_jax.data import images
 from gen_jax.types import InputError
 
 IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the picture
@@ -40,7 +39,9 @@ def add_arguments(parser) -> None:
     help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask, with"
     " --invert or for a model of instructions",
   )
-  parser.add_argument("--mask", metavar="FILE", help="white is drawn anew, black stays")
+  parser.add_argument(
+    "--mask", metavar="FILE", help="white, or a transparent hole, changes; black stays"
+  )
   parser.add_argument(
     "--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw"
   )
@@ -105,12 +106,12 @@ def run(args) -> dict:
       how = (args.invert, captions, keys, picture, *how)
       yield repainting.redrawn(painter, *given, *how)
 
-  digest = hashlib.sha256(pathlib.Path(args.image).read_bytes()).hexdigest()
   how = {
     **opened.experiment.config["sampling"],
     "image": args.image,
-    "sha256": digest,
+    "image_sha256": files.sha256(files.path(args.image, "--image")),
     "mask": args.mask,
+    "mask_sha256": args.mask and files.sha256(files.path(args.mask, "--mask")),
     "outpaint": args.outpaint,
     "strength": strength,
     "invert": args.invert,
@@ -148,21 +149,23 @@ def _check_inversion(args, is_partial: bool) -> None:
     )
 
 
-def _open(path: str, mode: str) -> np.ndarray:
-  try:
-    with Image.open(path) as image:
-      return np.asarray(image.convert(mode))
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    raise InputError(f"{path} is not a readable image ({error})") from None
-
-
 def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """uint8 [H, W, C], and bool [H, W], where it is to be drawn anew."""
-  picture = _open(args.image, "L" if channels == 1 else "RGB")
-  picture = picture.reshape(*picture.shape[:2], channels)
+  """uint8 [H, W, C], and bool [H, W], where it is to be drawn anew.
+
+  Raises:
+    InputError: files that cannot be read, of two sizes, or nothing is to be drawn.
+  """
+  picture = images.open_image(files.path(args.image, "--image"))
+  picture = images.in_channels(picture, channels)
   change = np.ones(picture.shape[:2], np.bool_)
   if args.mask:
-    change = _open(args.mask, "L") >= 128
+    change = images.open_mask(files.path(args.mask, "--mask"))
+    (height, width), (rows, columns) = picture.shape[:2], change.shape
+    if (height, width) != (rows, columns):
+      raise InputError(
+        f"--mask {args.mask} is {columns}x{rows} pixels, the image {width}x{height}:"
+        " give a mask of the same size"
+      )
   if args.outpaint:
     try:
       left, top, right, bottom = (int(word) for word in args.outpaint.split(","))
@@ -177,4 +180,10 @@ def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
     change = change if args.mask else np.zeros(picture.shape[:2], np.bool_)
     change = np.pad(change, around, constant_values=True)
     picture = np.pad(picture, (*around, (0, 0)), mode="edge")
+  if not change.any():
+    flags = " and ".join(f"--{n}" for n in ("mask", "outpaint") if getattr(args, n))
+    raise InputError(
+      f"{flags} keep all of the image, so that there is nothing to draw: white changes,"
+      " black stays"
+    )
   return picture, change

@@ -15,7 +15,7 @@ import gen_jax
 from gen_jax import build, fidelity, pictures, progress
 from gen_jax import experiment as experiments
 from gen_jax.cli import sample, trained
-from gen_jax.data import sources
+from gen_jax.data import folders, images, sources
 from gen_jax.types import InputError, unknown
 
 FLAGS = {
@@ -124,14 +124,14 @@ def _again(args, opened, gallery):
 
 
 def _in_folder(args, opened, gallery):
-  """All pictures of a folder but the sheet that `gen-jax sample` adds."""
+  """All images of a folder but the sheets that commands add."""
   del opened
-  found = sources.ImageFolder(args.folder, validation_fraction=0.0).examples("train")
-  own = [i for i, path in enumerate(found.source) if path.name != "grid.png"]
+  found = folders.images_in(args.folder, "--folder")
+  own = [path for path in found if path.name not in folders.SHEETS]
   if len(own) < 2:
     raise InputError(f"--folder {args.folder} needs two pictures at least")
-  found = dataclasses.replace(found, indices=np.array(own))
-  made = dataclasses.replace(gallery, examples=found)
+  read = lambda path: {"image": images.open_image(path)}  # noqa: E731
+  made = dataclasses.replace(gallery, examples=sources.Mapped(own, read))
   return made.batches(), {"num": len(own)}
 
 

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 
 from gen_jax import build, prompting, rng
-from gen_jax.cli import sample, trained, workdir
+from gen_jax.cli import config_args, sample, trained, workdir
 from gen_jax.data import pipeline
 from gen_jax.tasks import attribution, autoencoder, diffusion
 from gen_jax.types import InputError
@@ -35,14 +35,17 @@ def add_arguments(parser) -> None:
     parser.add_argument(f"--{name}", help="to compare", **how)
   parser.epilog = (
     "Writes WORKDIR/figures, which `gen-jax report` shows: pictures by guidance and\n"
-    "steps, by sampler, which words pixels look at, and the latents of an autoencoder."
+    "steps, by sampler, which words pixels look at, and an autoencoder's latents.\n"
+    "An imported model has no data: --config.data.source.directory=DIR shows it some."
   )
 
 
 def run(args) -> dict:
   """Draws everything that the model has."""
   directory = pathlib.Path(args.workdir)
-  config = workdir.read_config(directory, args.overrides)
+  data = [o for o in args.overrides if o[0].startswith("data.")]  # what it is shown
+  own = [o for o in args.overrides if o not in data]
+  config = config_args.apply(workdir.read_config(directory, own), data)
   samplers = {n: build.build("sampler", n, "--samplers") for n in args.samplers}
   if min(args.steps) < 1:
     raise InputError(f"--steps {min(args.steps)} must be at least 1")

@@ -61,6 +61,9 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       experiment = experiments.make(config, directory)
       examples = experiment.pipeline("train")
       evals = experiment.evaluators()
+      remarks = (workdir.unlike_start(config), experiment.data.remark())
+      if not roll.process_id and any(remarks):
+        print(*filter(None, remarks), sep="\n", flush=True)
     experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)

@@ -245,7 +245,7 @@ def with_frozen(
     named = experiment.config["task"]["codec"].get("workdir")
     if named is None:
       raise InputError("task.codec.workdir is needed: a trained autoencoder's folder")
-    _adopt(pathlib.Path(named).expanduser(), home, experiment)
+    _adopt(files.path(named, "task.codec.workdir"), home, experiment)
   weights, statistics = _open_autoencoder(home, experiment)
   source = experiment.data.source
   if hasattr(source, "statistics"):

@@ -34,6 +34,8 @@ MAY_CHANGE = (
   "task.codec.autoencoder.attend",
 )
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
+# What a model has learned to draw, and a run that starts from it takes over.
+OF_IMAGES = ("image_size", "channels", "caption_length")
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -279,6 +281,8 @@ def inherit_task(
 ) -> dict[str, Any]:
   """A config whose task is None gets that of the model it starts from.
 
+  So do size, channels and length of captions of its images, where they are None.
+
   Args:
     workdir: of the run itself: where it has begun already, its own task is taken.
 
@@ -293,17 +297,34 @@ def inherit_task(
   if home is None or not (home / "config.json").exists():
     if not start.get("workdir"):
       raise InputError("task=None needs a model: set init_from.workdir")
-    home = pathlib.Path(start["workdir"]).expanduser()
+    home = files.path(start["workdir"], "init_from.workdir")
     if not (home / "config.json").exists():
       raise InputError(
         f"init_from.workdir={start['workdir']} is not a workdir: name the folder of a"
         " trained or imported model"
       )
-  task = read_config(home)["task"]
+  there = read_config(home)
+  task, data = there["task"], dict(config["data"])
+  for key in (key for key in OF_IMAGES if key in data and data[key] is None):
+    if key not in there["data"]:
+      raise InputError(f"data.{key}=None, and {home} has none to take over; set it")
+    data[key] = there["data"][key]
   if (home / AUTOENCODER).exists():
     codec = {**task["codec"], "workdir": str(home / AUTOENCODER)}
     task = {**task, "codec": codec}
-  return {**config, "task": task}
+  return {**config, "task": task, "data": data}
+
+
+def unlike_start(config: dict[str, Any]) -> str | None:
+  """One line about images that are not like those of the model a run starts from."""
+  start = (config.get("init_from") or {}).get("workdir")
+  home = start and files.path(start, "init_from.workdir")
+  if not home or not (home / "config.json").exists():
+    return None
+  here, there = config["data"], read_config(home)["data"]
+  keys = [k for k in OF_IMAGES if k in here and here[k] != there.get(k, here[k])]
+  listed = ", ".join(f"data.{key}={here[key]} ({there[key]} there)" for key in keys)
+  return f"not as in {start}, which this starts from: {listed}" if keys else None
 
 
 def is_imported(workdir: pathlib.Path) -> bool:

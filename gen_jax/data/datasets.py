@@ -19,6 +19,7 @@ from gen_jax.data import (
   cache,
   chat,
   conversations,
+  images,
   infill,
   latents,
   pipeline,
@@ -50,6 +51,10 @@ class Data(Protocol):
 
   def texts(self) -> Iterable[str]:
     """The training texts, for the tokenizer."""
+    ...
+
+  def remark(self) -> str | None:
+    """What is worth a line before training; reads the data."""
     ...
 
   def abstract_batch(self) -> Batch:
@@ -89,6 +94,9 @@ class TextData:
 
   def texts(self) -> Iterable[str]:
     return self.source.documents("train")
+
+  def remark(self) -> str | None:
+    return None
 
   def abstract_batch(self) -> Batch:
     shape = (self.batch_size, self.length)
@@ -251,6 +259,16 @@ class ImageData:
   def texts(self) -> Iterable[str]:
     return (example["caption"] for example in self.examples("train"))
 
+  def remark(self) -> str | None:
+    if hasattr(self.source, "paths"):
+      found = self.source.paths("train")
+      sizes = [images.size(path) for path in images.evenly(found, 2000)]
+    else:
+      found = self.examples("train")
+      some = images.evenly(range(len(found)), 16)
+      sizes = [found[i]["image"].shape[1::-1] for i in some]
+    return images.cut_off(sizes, len(found))
+
   def abstract_batch(self) -> Batch:
     n, side = self.batch_size, self.image_size
     shape = jax.ShapeDtypeStruct
@@ -322,6 +340,9 @@ class LatentData:
 
   def texts(self) -> Iterable[str]:
     return (example["caption"] for example in self.source.codes("train"))
+
+  def remark(self) -> str | None:
+    return None
 
   def abstract_batch(self) -> Batch:
     n, side, shape = self.batch_size, self.latent_size, jax.ShapeDtypeStruct

@@ -11,11 +11,11 @@ prior_weight; there the sum is not divided by 1 + lambda.
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Sequence
 
-from gen_jax.data import sources
+from gen_jax import files
+from gen_jax.data import folders, images, sources
 from gen_jax.types import InputError
 
 
@@ -48,13 +48,22 @@ class DreamBooth:
         " prior_directory=None is without"
       )
 
+  def paths(self, split: str) -> list[pathlib.Path]:
+    """The image files of a split."""
+    instances = _paths(self.directory, "directory")
+    if self.prior_directory is None:
+      return instances
+    others = _paths(self.prior_directory, "prior_directory")
+    kind = [others[i] for i in sources.held_out(len(others), split, 0.1)]
+    return kind if split == "validation" else instances + kind
+
   def examples(self, split: str) -> Sequence[sources.Example]:
-    instances = _paths(self.directory)
+    instances = _paths(self.directory, "directory")
     if self.prior_directory is None:
       show = lambda path: _example(path, self.prompt, 1.0)  # noqa: E731
       return sources.Mapped(instances, show)
     known = lambda path: _example(path, self.prior_prompt, self.prior_weight)  # noqa: E731
-    others = _paths(self.prior_directory)
+    others = _paths(self.prior_directory, "prior_directory")
     kind = sources.Mapped(others, known, sources.held_out(len(others), split, 0.1))
     if split == "validation":
       return kind
@@ -68,18 +77,15 @@ class DreamBooth:
     return sources.Mapped(range(2 * max(len(instances), len(kind))), fn)
 
 
-def _paths(directory: str) -> list[pathlib.Path]:
-  """The pictures of a folder; the overview that `gen-jax sample` adds is none."""
-  root = pathlib.Path(os.path.expanduser(directory))
-  suffixes = sources.IMAGE_SUFFIXES
-  found = sorted(p for p in root.glob("*") if p.suffix.lower() in suffixes)
-  if (root / "prompts.json").exists():
-    found = [path for path in found if path.name != "grid.png"]
+def _paths(directory: str, key: str) -> list[pathlib.Path]:
+  """The images of a folder, without those of folders in it."""
+  root, name = files.path(directory, f"data.source.{key}"), f"data.source.{key}"
+  found = [p for p in folders.images_in(directory, name) if p.parent == root]
   if not found:
-    raise InputError(f"{directory!r} is no folder of pictures ({', '.join(suffixes)})")
+    raise InputError(f"{name} {directory!r} holds no images but in folders of its own")
   return found
 
 
 def _example(path: pathlib.Path, caption: str, weight: float) -> sources.Example:
-  image = sources.open_image(path)
+  image = images.open_image(path)
   return {"image": image, "caption": caption, "loss_weight": weight}

@@ -6,14 +6,13 @@ and `edit_judge(pairs)`, what it can tell of pictures drawn for such pairs.
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gen_jax import files
-from gen_jax.data import sources
+from gen_jax.data import images, sources
 from gen_jax.types import InputError
 
 Judge = Callable[[np.ndarray], dict[str, float]]
@@ -36,8 +35,9 @@ class EditFolder:
   after: str = "after"
   validation_fraction: float = 0.1
 
-  def edits(self, split: str) -> Sequence[sources.Example]:
-    root = pathlib.Path(os.path.expanduser(self.directory))
+  def _rows(self) -> tuple[pathlib.Path, list[list[str]]]:
+    """Where names begin; (before, instruction, after) of each edit."""
+    root = files.path(self.directory, "data.source.directory")
     fields = (self.before, self.instruction, self.after)
     rows = list(files.text_fields(root / self.table, *fields))
     names = [name for before, _, after in rows for name in (before, after)]
@@ -45,12 +45,22 @@ class EditFolder:
     if missing or not rows:
       what = f"names {missing[0]}, which is not there" if missing else "holds no edits"
       raise InputError(f"{root / self.table} {what}; complete it")
+    return root, rows
+
+  def paths(self, split: str) -> list[pathlib.Path]:
+    """The image files of a split, before their edits."""
+    root, rows = self._rows()
+    chosen = sources.held_out(len(rows), split, self.validation_fraction)
+    return [root / rows[i][0] for i in chosen]
+
+  def edits(self, split: str) -> Sequence[sources.Example]:
+    root, rows = self._rows()
 
     def fn(row):
       before, instruction, after = row
       pair = {
-        "before": sources.open_image(root / before),
-        "image": sources.open_image(root / after),
+        "before": images.open_image(root / before),
+        "image": images.open_image(root / after),
         "caption": instruction,
       }
       if pair["before"].shape != pair["image"].shape:

@@ -8,7 +8,6 @@ been encoded as well), and the caption.
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -87,7 +86,7 @@ class Latents:
 
   @property
   def folder(self) -> pathlib.Path:
-    return pathlib.Path(os.path.expanduser(self.directory))
+    return files.path(self.directory, "data.source.directory")
 
   def statistics(self) -> dict[str, Any]:
     """latents.json of the folder.

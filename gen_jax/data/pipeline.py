@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from gen_jax.data import cache, tokenizers
+from gen_jax.data import cache, images, tokenizers
 from gen_jax.types import InputError
 
 # Decoding and resizing pictures runs beside each other, the rest of Python does not.
@@ -305,10 +305,8 @@ def pad_caption(
 
 def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
   """Centre-crops and resizes uint8 [H, W, C] to [size, size, channels] (bilinear)."""
-  if image.ndim != 3 or image.shape[-1] not in (1, 3):
-    raise InputError(f"image of shape {image.shape}: [H, W, 1] or [H, W, 3] is needed")
-  picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-  picture = picture.convert("L" if channels == 1 else "RGB")
+  image = images.in_channels(image, channels)
+  picture = Image.fromarray(image[..., 0] if channels == 1 else image)
   side = min(picture.size)
   left, top = ((extent - side) // 2 for extent in picture.size)
   box = (left, top, left + side, top + side)

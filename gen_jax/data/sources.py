@@ -8,21 +8,19 @@ out, the same in every run.
 """
 
 import dataclasses
-import os
 import pathlib
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from gen_jax import files
+from gen_jax.data import folders, images, tfds
 from gen_jax.types import InputError, unknown
 
 Example = dict[str, Any]
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+open_image = images.open_image  # for who comes by way of the sources
 
 
 class TextSource(Protocol):
@@ -156,45 +154,6 @@ class JsonLines:
     return files.stamps(files.matching(self.pattern))
 
 
-def _tfds_builder(dataset: str, data_dir: str | None):
-  """A TFDS data set by directory or by name, prepared."""
-  import tensorflow_datasets as tfds  # imported here: most runs do not need it
-
-  directory = os.path.expanduser(dataset)
-  try:
-    if os.path.isdir(directory):
-      return tfds.builder_from_directory(directory)
-    builder = tfds.builder(
-      dataset, data_dir=data_dir, try_gcs=False, file_format="array_record"
-    )
-    builder.download_and_prepare()
-    return builder
-  except Exception as error:  # TFDS raises many kinds; the message is what matters
-    raise InputError(
-      f"cannot open TFDS data set {dataset!r}: {_first_line(error)}; give a prepared"
-      " directory (with dataset_info.json) or a name that TFDS knows"
-    ) from None
-
-
-def _tfds_source(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
-  """One split of a TFDS data set, by random access."""
-  builder = _tfds_builder(dataset, data_dir)
-  if re.split(r"[\[+]", split)[0] not in builder.info.splits:
-    raise unknown(f"split (of {dataset})", split, builder.info.splits)
-  try:
-    return builder.as_data_source(split)
-  except Exception as error:
-    raise InputError(
-      f"cannot read split {split!r} of TFDS data set {dataset!r}:"
-      f" {_first_line(error)}; there are: {', '.join(builder.info.splits)}, and the"
-      " files must be array_record"
-    ) from None
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
-
-
 @dataclasses.dataclass(frozen=True)
 class TfdsText:
   """Any TFDS data set with a text field, by name or prepared directory."""
@@ -207,13 +166,13 @@ class TfdsText:
 
   def documents(self, split: str) -> Sequence[str]:
     name = self.train_split if split == "train" else self.validation_split
-    source = _tfds_source(self.dataset, self.data_dir, name)
+    source = tfds.split_of(self.dataset, self.data_dir, name)
     where = f"{self.field} of {self.dataset}"
     fn = lambda e: files.text(files.field(e, self.field, self.dataset), where)  # noqa: E731
     return Mapped(source, fn)
 
   def identity(self) -> str:
-    folder = _tfds_builder(self.dataset, self.data_dir).data_path
+    folder = tfds.builder(self.dataset, self.data_dir).data_path
     return files.stamps(sorted(pathlib.Path(folder).iterdir()))
 
 
@@ -243,7 +202,7 @@ class TfdsImages:
 
   def examples(self, split: str) -> Sequence[Example]:
     name = self.train_split if split == "train" else self.validation_split
-    source = _tfds_source(self.dataset, self.data_dir, name)
+    source = tfds.split_of(self.dataset, self.data_dir, name)
 
     def fn(example):
       caption = files.field(example, self.caption_field, self.dataset)
@@ -261,98 +220,44 @@ class TfdsImages:
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits:
-  """The embedded handwritten digits, prepared on first use. See `data.digits`."""
-
-  data_dir: str | None = None
-
-  def examples(self, split: str) -> Sequence[Example]:
-    from gen_jax.data.digits import digits_dataset_builder
-
-    builder = digits_dataset_builder.Builder(
-      data_dir=self.data_dir, file_format="array_record"
-    )
-    builder.download_and_prepare()
-    source = builder.as_data_source("train" if split == "train" else "test")
-    return Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
-
-  def exam(self, num: int, image_size: int) -> Exam:
-    """ "a handwritten zero" to "... nine", in turn; see `data.digits.judge`."""
-    from gen_jax.data.digits import judge
-
-    return judge.exam(self, num, image_size)
-
-
-def open_image(path: pathlib.Path) -> np.ndarray:
-  """uint8 [H, W, 3]; transparent parts become white paper."""
-  try:
-    with Image.open(path) as image:
-      if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-      elif image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode}; 8 or 16 bits per channel are needed")
-      if image.has_transparency_data:
-        image = image.convert("RGBA")
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image)
-      return np.asarray(image.convert("RGB"))
-  # Pillow says SyntaxError of some broken PNGs.
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    raise InputError(
-      f"{path} is not a readable image ({error}); repair it or take it away"
-    ) from None
-
-
-@dataclasses.dataclass(frozen=True)
 class ImageFolder:
-  """A folder of pictures.
+  """A folder of images, in the layouts of `data.folders`.
 
-  The caption is the `text` of metadata.jsonl ({"file_name": ..., "text": ...}), else
-  the file of the same name with suffix .txt, else the name of the folder it lies in.
+  Attributes:
+    caption_field: of metadata.jsonl, .csv or .parquet, where there is one.
+    validation_fraction: held out, where there is no folder validation/.
   """
 
   directory: str
   validation_fraction: float = 0.1
+  caption_field: str = "text"
+
+  @property
+  def _root(self) -> pathlib.Path:
+    return files.path(self.directory, "data.source.directory")
+
+  def _layout(self) -> folders.Layout:
+    found = folders.images_in(self.directory, "data.source.directory")
+    return folders.layout(self._root, found)
+
+  def _of_split(self, layout: folders.Layout, split: str) -> list[pathlib.Path]:
+    if "validation" in layout.by_split:
+      return layout.by_split[split]
+    found = layout.by_split["train"]
+    return [found[i] for i in held_out(len(found), split, self.validation_fraction)]
+
+  def paths(self, split: str) -> list[pathlib.Path]:
+    """The image files of a split."""
+    return self._of_split(self._layout(), split)
 
   def examples(self, split: str) -> Sequence[Example]:
-    root = pathlib.Path(os.path.expanduser(self.directory))
-    if not root.is_dir():
-      raise InputError(f"image folder {self.directory!r} is not a folder")
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-      raise InputError(
-        f"image folder {self.directory!r} holds no images ({', '.join(IMAGE_SUFFIXES)})"
-      )
-    captions = _captions(root, paths)
-
-    def fn(path):
-      return {"image": open_image(path), "caption": captions(path)}
-
-    return Mapped(paths, fn, held_out(len(paths), split, self.validation_fraction))
-
-
-def _captions(
-  root: pathlib.Path, paths: Sequence[pathlib.Path]
-) -> Callable[[pathlib.Path], str]:
-  """How to look up an image's caption; checks that none is missing."""
-  table = root / "metadata.jsonl"
-  if table.exists():
-    texts = {
-      root / name: text for name, text in files.text_fields(table, "file_name", "text")
-    }
-    missing, home = [p for p in paths if p not in texts], str(table)
-  else:
-    missing, home = [p for p in paths if not p.with_suffix(".txt").exists()], ".txt"
-  if missing and (table.exists() or len(missing) < len(paths)):
-    raise InputError(
-      f"{len(missing)} of {len(paths)} images in {root} have no caption in {home}, the"
-      f" first is {missing[0]}; write the missing captions"
+    layout = self._layout()
+    paths = self._of_split(layout, split)
+    captions = folders.captions(self._root, paths, layout.tops, self.caption_field)
+    pairs = [(path, caption) for path in paths for caption in captions[path]]
+    return Mapped(
+      pairs, lambda pair: {"image": images.open_image(pair[0]), "caption": pair[1]}
     )
-  if table.exists():
-    return texts.__getitem__
-  if missing:
-    return lambda path: files.text(path.parent.name, str(path))
-  return lambda path: files.read(path.with_suffix(".txt")).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,7 +270,7 @@ class Npz:
   validation_fraction: float = 0.1
 
   def examples(self, split: str) -> Sequence[Example]:
-    path = os.path.expanduser(self.path)
+    path = files.path(self.path, "data.source.path")
     keys = self.image_key, self.caption_key
     try:
       with zipfile.ZipFile(path):  # np.load would take other formats as well
@@ -375,30 +280,30 @@ class Npz:
         arrays = [np.asarray(file[key]) for key in keys if key in names]
     except Exception as error:  # numpy and zipfile raise many kinds
       raise InputError(
-        f"cannot read {path}: {_first_line(error)}; an .npz file without pickled"
+        f"cannot read {path}: {tfds.first_line(error)}; an .npz file without pickled"
         " objects is needed"
       ) from None
     for key in keys:
       if key not in names:
         raise unknown(f"array (of {path})", key, names)
-    images, captions = arrays
-    shape = f"{images.dtype} {list(images.shape)}"
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    pixels, captions = arrays
+    is_uint8 = pixels.dtype == np.uint8 and pixels.ndim == 4 and 0 not in pixels.shape
+    if not is_uint8 or pixels.shape[-1] not in (1, 3):
       raise InputError(
-        f"{path}: {self.image_key} is {shape}; uint8 [N, H, W, C] with C of 1 or 3 is"
-        " needed"
+        f"{path}: {self.image_key} is {pixels.dtype} {list(pixels.shape)}; uint8 [N, H,"
+        " W, C] with C of 1 or 3 is needed"
       )
-    if captions.dtype.kind not in "US" or captions.shape != images.shape[:1]:
+    if captions.dtype.kind not in "US" or captions.shape != pixels.shape[:1]:
       raise InputError(
         f"{path}: {self.caption_key} is {captions.dtype} {list(captions.shape)}; one"
-        f" string for each of the {len(images)} images is needed"
+        f" string for each of the {len(pixels)} images is needed"
       )
 
     def fn(i):
       return {
-        "image": images[i],
+        "image": pixels[i],
         "caption": files.text(captions[i], f"{path}, caption {i}"),
       }
 
-    chosen = held_out(len(images), split, self.validation_fraction)
-    return Mapped(range(len(images)), fn, chosen)
+    chosen = held_out(len(pixels), split, self.validation_fraction)
+    return Mapped(range(len(pixels)), fn, chosen)

@@ -69,7 +69,7 @@ def _cross_attentions(tree):
       yield from _cross_attentions(child)
 
 
-def _probabilities(layer, mask: Array, shape: tuple[int, ...]) -> Array:
+def _probabilities(layer, mask: Array | None, shape: tuple[int, ...]) -> Array:
   """Mean over heads of softmax(q k^T / sqrt(Dh)), spread to [B, H, W, S]."""
   query, key = (x.astype(jnp.float32) for x in layer)
   scores = jnp.einsum("btnd,bsnd->bnts", query, key) * query.shape[-1] ** -0.5

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from gen_jax import tree
+from gen_jax import files, tree
 from gen_jax.train import checkpoint
 from gen_jax.types import InputError, Params, unknown
 
@@ -35,7 +35,7 @@ class InitFrom:
 
   @property
   def directory(self) -> pathlib.Path:
-    return pathlib.Path(self.workdir).expanduser()
+    return files.path(self.workdir, "init_from.workdir")
 
 
 class Form(NamedTuple):

@@ -181,8 +181,8 @@ def test_no_module_touches_a_device_or_tensorflow_when_imported():
 
 def test_digits_builder_imports_no_tensorflow(tmp_path):
   code = (
-    "import sys; from gen_jax.data import sources;"
-    f" examples = sources.Digits({str(tmp_path)!r}).examples('validation');"
+    "import sys; from gen_jax.data.digits import source;"
+    f" examples = source.Digits({str(tmp_path)!r}).examples('validation');"
     " e = examples[3]; print(len(examples), e['image'].shape, e['image'].dtype,"
     " 'tensorflow' in sys.modules)"
   )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gen_jax import fidelity
 from gen_jax.cli import sample
-from gen_jax.data import sources
+from gen_jax.data.digits import source as digits
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def evaluate(call):
 def folder(tmp_path_factory):
   """The first 30 digits of the training split, and a sheet of them that is no digit."""
   path = tmp_path_factory.mktemp("pictures")
-  examples = sources.Digits().examples("train")
+  examples = digits.Digits().examples("train")
   images = np.stack([examples[i]["image"] for i in range(30)])
   for i, image in enumerate(images):
     sample.save_image(path / f"{i}.png", image)
@@ -79,10 +79,24 @@ def test_a_folder_of_training_pictures(evaluate, call, digits_workdir, folder):
   assert again.code == 0 and "there" in again.out
 
 
+@pytest.mark.parametrize("more", ["before_after.png", "._0.png", "__MACOSX/0.png"])
+def test_what_commands_and_desktops_add_is_not_counted(
+  evaluate, digits_workdir, folder, tmp_path, more
+):
+  home = tmp_path / "[out]"
+  home.mkdir()
+  images = np.stack([np.asarray(Image.open(folder / f"{i}.png")) for i in range(4)])
+  drawn = lambda start: iter([images[start:, ..., None]])  # noqa: E731
+  sample.write_images(home, drawn, 4, ["a"] * 4, 0, list(range(4)), 2, {})
+  (home / more).parent.mkdir(exist_ok=True)
+  Image.new("L", (99, 33)).save(home / more)
+  assert evaluate(digits_workdir, "--folder", home)["protocol"]["num"] == 4
+
+
 def test_reconstructions(evaluate, vae_workdir):
   """An autoencoder of zeros draws 128 everywhere."""
   result = evaluate(vae_workdir, "--pictures", "1000")
-  examples = sources.Digits().examples("validation")
+  examples = digits.Digits().examples("validation")
   real = np.stack([examples[i]["image"] for i in range(len(examples))])
   grey = np.full_like(real, 128)
   assert result["psnr"] == pytest.approx(np.mean(fidelity.psnr(real, grey)))

@@ -6,8 +6,9 @@ import shutil
 import jax
 import pytest
 
+from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import trained, workdir
+from gen_jax.cli import config_args, trained, workdir
 from gen_jax.models import transformer
 from tests.cli import conftest
 
@@ -184,3 +185,37 @@ def test_a_config_without_a_task_takes_that_of_its_source(
   # The template came along: the run can be talked to.
   said = call("sample", "--workdir", tmp_path / "a", "--chat", "--prompt", "def f")
   assert said.code == 0, said
+
+
+def fine_tuned(digits_workdir, *more):
+  own = [("init_from.workdir", str(digits_workdir)), ("data.batch_size", "8"), *more]
+  config = config_args.load(f"{conftest.ROOT}/configs/diffusion/finetune.py:full")
+  return config_args.apply(workdir.inherit_task(config, own, None), own)
+
+
+def test_fine_tuning_takes_the_size_of_images_from_what_it_starts_from(digits_workdir):
+  """None is as there; what is given stays, and is said where it differs."""
+  there = workdir.read_config(digits_workdir)["data"]
+  config = fine_tuned(digits_workdir)
+  for key in workdir.OF_IMAGES:
+    assert config["data"][key] == there[key]
+  assert workdir.unlike_start(config) is None
+  assert experiments.make(config, None).data.channels == 1
+  given = ("data.image_size", "16"), ("data.caption_length", "10")
+  config = fine_tuned(digits_workdir, *given)
+  assert (config["data"]["image_size"], config["data"]["channels"]) == (16, 1)
+  said = workdir.unlike_start(config)
+  assert "data.image_size=16 (8 there)" in said and str(digits_workdir) in said
+  assert "data.caption_length=10 (12 there)" in said and "channels" not in said
+
+
+def test_an_imported_folder_of_images_that_is_not_set_is_refused(
+  digits_workdir, refuse, tmp_path
+):
+  """data.source.directory is empty in the config: never the current folder."""
+  words = ("train", "--config", "configs/diffusion/finetune.py:full")
+  start = f"--config.init_from.workdir={digits_workdir}"
+  words = (*words, "--config.data.batch_size=8")
+  says = ["data.source.directory is not set"]
+  refuse(*words, "--workdir", tmp_path / "w", start, says=says)
+  assert not (tmp_path / "w").exists()

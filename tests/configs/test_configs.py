@@ -7,7 +7,7 @@ import pytest
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import config_args, main
+from gen_jax.cli import config_args, main, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(
@@ -100,7 +100,10 @@ def test_full_size_builds_without_data(config, monkeypatch):
   blocks = config_args.load(config)
   if blocks["task"] is None:  # it is that of the model to start from
     if "/diffusion/" in config:
-      blocks["task"] = config_args.load("configs/diffusion/stable_diffusion.py")["task"]
+      start = config_args.load("configs/diffusion/stable_diffusion.py")
+      blocks["task"] = start["task"]
+      for key in workdir.OF_IMAGES:
+        blocks["data"][key] = start["data"][key]
     else:
       blocks["task"] = config_args.load(f"{config},smoke")["task"]
       blocks["task"]["model"]["max_length"] = 256

@@ -284,6 +284,28 @@ def test_a_masked_edit_changes_nothing_outside_the_mask(imported, picture, tmp_p
   assert record["strength"] == 1.0 and len(record["sha256"]) == 64
 
 
+def test_an_edit_of_a_changed_file_is_drawn_again(imported, picture, tmp_path):
+  """The names of image and mask are the same, what is in them is not."""
+  for name in ("picture.png", "mask.png"):
+    shutil.copyfile(picture / name, tmp_path / name)
+  words = edit_words(imported, tmp_path, "--mask", tmp_path / "mask.png")
+
+  def drawn():
+    path = run(*words, "--out", tmp_path / "out")["samples"][0]["path"]
+    return np.asarray(Image.open(path)), np.asarray(
+      Image.open(tmp_path / "picture.png")
+    )
+
+  drawn()
+  mask = Image.open(tmp_path / "mask.png").transpose(Image.Transpose.ROTATE_180)
+  mask.save(tmp_path / "mask.png")
+  after, before = drawn()
+  np.testing.assert_array_equal(after[:, 8:], before[:, 8:])
+  Image.fromarray(255 - before).save(tmp_path / "picture.png")
+  after, before = drawn()
+  np.testing.assert_array_equal(after[:, 8:], before[:, 8:])
+
+
 @pytest.mark.parametrize(
   "more, named",
   [

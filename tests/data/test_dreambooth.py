@@ -67,7 +67,7 @@ def test_a_batch_weighs_its_examples(folders):
 def test_what_cannot_be_is_refused(folders):
   with pytest.raises(types.InputError, match="prior_weight=0"):
     made(folders, prior_weight=0.0)
-  with pytest.raises(types.InputError, match="no folder of pictures"):
+  with pytest.raises(types.InputError, match="holds no images"):
     made(folders, directory=str(folders)).examples("train")
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,20 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gen_jax import types
-from gen_jax.data import datasets, embedded, pipeline, sources, tokenizers
+from gen_jax.data import (
+  datasets,
+  dreambooth,
+  edits,
+  embedded,
+  latents,
+  pipeline,
+  sources,
+  tokenizers,
+)
 from gen_jax.data.digits import digits_dataset_builder
+from gen_jax.data.digits import source as digits
+from gen_jax.data.emoji import source as emoji
+from gen_jax.train import init_from
 
 BYTES = tokenizers.train_bpe([], 257)
 
@@ -175,8 +188,73 @@ def test_tfds_with_other_fields_than_asked_for(notes, changes, says):
   assert "\n" not in str(error.value)
 
 
+def _named(path, name):
+  """Replaces the class of the feature `text`, wherever a features.json may say one."""
+  features = json.loads(path.read_text())
+  features["featuresDict"]["features"]["text"] = {
+    "direct": {"pythonClassName": name, "text": {}},
+    "snake": {"python_class_name": name, "text": {}},
+    "legacy": {"type": name, "content": {}},
+    "nested": {
+      "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+      "sequence": {"feature": {"pythonClassName": name, "text": {}}},
+    },
+    "in text": {
+      "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+      "jsonFeature": {"json": json.dumps({"feature": {"type": name, "content": {}}})},
+    },
+  }[path.parent.name]
+  path.write_text(json.dumps(features))
+
+
+@pytest.mark.parametrize("where", ["direct", "snake", "legacy", "nested", "in text"])
+@pytest.mark.parametrize("by", ["directory", "name"])
+def test_no_module_that_a_tfds_folder_names_is_imported(
+  notes, tmp_path, monkeypatch, where, by
+):
+  (tmp_path / "intruder.py").write_text("raise SystemExit('imported')")
+  monkeypatch.syspath_prepend(tmp_path)
+  folder = tmp_path / "kept" / where
+  home = folder if by == "directory" else tmp_path / "data" / where / "1.0.0"
+  shutil.copytree(notes, folder)
+  _named(folder / "features.json", "intruder.Feature")
+  if by == "name":  # TFDS finds it in its own folder, where no code of that name is
+    shutil.copytree(folder, home)
+  dataset = str(folder) if by == "directory" else where
+  source = sources.TfdsText(dataset, data_dir=str(tmp_path / "data"))
+  with pytest.raises(types.InputError, match=r"names 'intruder\.Feature'"):
+    source.documents("train")
+
+
+@pytest.mark.parametrize(
+  "make, key",
+  [
+    (lambda: sources.ImageFolder("").examples("train"), "directory"),
+    (lambda: sources.ImageFolder(" ").paths("train"), "directory"),
+    (lambda: sources.Npz("").examples("train"), "path"),
+    (lambda: sources.TfdsImages("").examples("train"), "dataset"),
+    (lambda: sources.TfdsText("").documents("train"), "dataset"),
+    (lambda: edits.EditFolder("").edits("train"), "directory"),
+    (lambda: dreambooth.DreamBooth("", "x").examples("train"), "directory"),
+    (lambda: dreambooth.DreamBooth(".", "x", "").paths("train"), "directory"),
+    (lambda: emoji.Emoji("").examples("train"), "directory"),
+    (lambda: latents.Latents("").codes("train"), "directory"),
+    (lambda: sources.TextFiles("").documents("train"), "pattern"),
+    (lambda: sources.JsonLines("").documents("train"), "pattern"),
+    (lambda: init_from.InitFrom("").directory, "init_from.workdir"),
+  ],
+)
+def test_a_path_that_is_not_set_is_never_the_current_folder(
+  tmp_path, monkeypatch, make, key
+):
+  monkeypatch.chdir(tmp_path)
+  _save(tmp_path / "a.png", _grey(0))
+  with pytest.raises(types.InputError, match=f"{key} is not set"):
+    make()
+
+
 def test_digits_are_prepared_on_first_use(tmp_path):
-  source = sources.Digits(str(tmp_path))
+  source = digits.Digits(str(tmp_path))
   train, validation = source.examples("train"), source.examples("validation")
   assert (len(train), len(validation)) == (1438, 359)
   example = train[0]
@@ -187,7 +265,7 @@ def test_digits_are_prepared_on_first_use(tmp_path):
 
 def test_the_exam_of_digits_asks_for_what_it_judges(tmp_path):
   """Pictures that the judge has learned are right for their own prompts alone."""
-  source = sources.Digits(str(tmp_path))
+  source = digits.Digits(str(tmp_path))
   exam, examples = source.exam(20, 8), source.examples("train")
   first = {e["label"]: e["image"] for e in (examples[i] for i in range(100))}
   names = digits_dataset_builder.NAMES
@@ -327,7 +405,7 @@ def test_held_out_examples_are_the_same_in_every_run(tmp_path):
 
 def test_every_phrase_is_in_both_splits_of_the_digits(tmp_path):
   for split in ("train", "validation"):
-    examples = sources.Digits(str(tmp_path)).examples(split)
+    examples = digits.Digits(str(tmp_path)).examples(split)
     captions = {examples[i]["caption"] for i in range(len(examples))}
     assert len(captions) == len(digits_dataset_builder.PHRASES) * 10
 

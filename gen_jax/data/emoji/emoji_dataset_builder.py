@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gen_jax.data import sources
+from gen_jax.data import images
 from gen_jax.types import InputError
 
 PICTURES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
@@ -99,8 +99,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     folders = (folder for folder, _ in self.found.values())
     for path, label, tags in _examples(*folders, split):
       png = io.BytesIO()
-      Image.fromarray(sources.open_image(path)).save(
-        png, format="PNG", compress_level=1
-      )
+      Image.fromarray(images.open_image(path)).save(png, format="PNG", compress_level=1)
       png.seek(0)
       yield path.stem, {"image": png, "label": label, "tags": tags}

@@ -1,9 +1,9 @@
 """Captioned emoji as a source of pictures."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
+from gen_jax import files
 from gen_jax.data import sources
 
 
@@ -26,7 +26,7 @@ class Emoji:
   def examples(self, split: str) -> Sequence[sources.Example]:
     from gen_jax.data.emoji import emoji_dataset_builder as emoji
 
-    directory = str(pathlib.Path(self.directory).expanduser())
+    directory = str(files.path(self.directory, "data.source.directory"))
     builder = emoji.Builder(
       directory=directory, data_dir=self.data_dir, file_format="array_record"
     )

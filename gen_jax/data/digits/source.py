@@ -1,0 +1,29 @@
+"""The embedded handwritten digits as a source of images."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from gen_jax.data import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+  """The embedded handwritten digits, prepared on first use. See `data.digits`."""
+
+  data_dir: str | None = None
+
+  def examples(self, split: str) -> Sequence[sources.Example]:
+    from gen_jax.data.digits import digits_dataset_builder
+
+    builder = digits_dataset_builder.Builder(
+      data_dir=self.data_dir, file_format="array_record"
+    )
+    builder.download_and_prepare()
+    source = builder.as_data_source("train" if split == "train" else "test")
+    return sources.Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
+
+  def exam(self, num: int, image_size: int) -> sources.Exam:
+    """ "a handwritten zero" to "... nine", in turn; see `data.digits.judge`."""
+    from gen_jax.data.digits import judge
+
+    return judge.exam(self, num, image_size)

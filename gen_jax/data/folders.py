@@ -1,0 +1,251 @@
+"""Folders of images: which files count, what their captions are, how they are split.
+
+The layouts are those of Hugging Face's ImageFolder. Captions stand in metadata.jsonl,
+metadata.csv or metadata.parquet, at the top or in any folder below; `file_name` starts
+at the folder of its table, and an image may have several rows. Folders train/ and
+validation/ (or valid, val, dev) at the top are the splits; test/ is left alone. A table
+that is there and not read is refused: the name of a folder never takes its place.
+"""
+
+import collections
+import csv
+import io
+import os
+import pathlib
+import re
+from collections.abc import Container, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from gen_jax import files
+from gen_jax.data import images
+from gen_jax.types import InputError
+
+TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+SHEETS = ("grid.png", "before_after.png", "nearest.png")  # that commands add
+_SHEETS = "|".join(map(re.escape, SHEETS))
+_SPLITS = {
+  **dict.fromkeys(("train", "training"), "train"),
+  **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+  **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_TABULAR = (".jsonl", ".csv", ".tsv", ".parquet", ".xlsx", ".caption")
+_MEANT = re.compile(r"(metadata|caption|label|annotation)", re.IGNORECASE)
+
+
+def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Files below a folder, by way of links too; not hidden ones, nor unfinished."""
+  seen = set()
+  for home, folders, names in os.walk(root, followlinks=True):
+    if (real := os.path.realpath(home)) in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    is_own = lambda n: n[0] != "." and n != "__MACOSX" and n[-8:] != ".partial"  # noqa: E731
+    folders[:] = sorted(filter(is_own, folders))
+    yield from (pathlib.Path(home, name) for name in sorted(filter(is_own, names)))
+
+
+def _sheets(home: pathlib.Path) -> re.Pattern | None:
+  """Names of what commands and training put into a folder besides single images."""
+  is_run = all((home.parent / name).exists() for name in ("config.json", "run.json"))
+  if is_run and home.name == "figures":
+    return re.compile(".*")
+  if is_run and home.name in ("samples", "edits"):
+    return re.compile(f"{_SHEETS}|.+_[0-9]{{8}}[.]png")
+  return re.compile(_SHEETS) if (home / "prompts.json").exists() else None
+
+
+def images_in(directory: str, name: str) -> list[pathlib.Path]:
+  """The images of a folder and below, in order; sheets that commands add are none.
+
+  Args:
+    name: of the flag or config key that says `directory`.
+
+  Raises:
+    InputError: it is not set, no folder, without images, or has images of a kind that
+      is not read.
+  """
+  root = files.path(directory, name)
+  if not root.is_dir():
+    raise InputError(f"{name} {directory!r} is not a folder")
+  found = list(_walk(root))
+  foreign = [path for path in found if path.suffix.lower() in images.FOREIGN]
+  if foreign:
+    raise InputError(
+      f"{name} {directory!r} has {len(foreign)} images of a kind that is not read, the"
+      f" first is {foreign[0]}; convert them ({', '.join(images.SUFFIXES)}), or take"
+      " them away"
+    )
+  suffixes = images.SUFFIXES
+  paths = [path for path in found if path.suffix.lower() in suffixes]
+  sheets = {home: _sheets(home) for home in {path.parent for path in paths}}
+  is_sheet = lambda p: sheets[p.parent] and sheets[p.parent].fullmatch(p.name)  # noqa: E731
+  paths = [path for path in paths if not is_sheet(path)]
+  if not paths:
+    raise InputError(f"{name} {directory!r} holds no images ({', '.join(suffixes)})")
+  return sorted(paths)
+
+
+class Layout(NamedTuple):
+  """Images of a folder by split.
+
+  Attributes:
+    tops: folders whose names say nothing of the images in them.
+    by_split: 'train', and 'validation' and 'test' where there are folders named so.
+  """
+
+  tops: set[pathlib.Path]
+  by_split: dict[str, list[pathlib.Path]]
+
+
+def layout(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Layout:
+  """Images by split, if all lie in folders named so; else all of them are 'train'.
+
+  Raises:
+    InputError: some folders are named like splits, and others are not.
+  """
+  folders: dict[str, list[pathlib.Path]] = {}
+  for path in paths:
+    first, *below = path.relative_to(root).parts
+    folders.setdefault(first if below else "", []).append(path)
+  named = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
+  if "train" in named.values() and len(named) == len(folders):
+    found: dict[str, list[pathlib.Path]] = {}
+    for name, split in named.items():
+      found.setdefault(split, []).extend(folders[name])
+    return Layout({root, *(root / name for name in named)}, found)
+  if len(named) > 1:
+    listed = ", ".join(sorted(name or "images without a folder" for name in folders))
+    raise InputError(
+      f"{root} has folders of splits ({', '.join(sorted(named))}), but in all there are"
+      f" {listed}; let there be train, validation and test alone, or give one folder"
+    )
+  return Layout({root}, {"train": list(paths)})
+
+
+def captions(
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  tops: Container[pathlib.Path],
+  field: str,
+) -> dict[pathlib.Path, list[str]]:
+  """The captions of each of some images below a folder.
+
+  They come from the tables; without any, from the file of the same name with suffix
+  .txt; without these, it is the name of the folder that the image lies in.
+
+  Args:
+    tops: folders that are no names, as `layout` finds them.
+    field: of the tables, with the captions.
+
+  Raises:
+    InputError: a caption is missing, a row names no image, or what says captions is in
+      a form that is not read.
+  """
+  others = [path for path in _walk(root) if path.suffix.lower() not in images.SUFFIXES]
+  tables = [path for path in others if path.name in TABLES]
+  if not tables:
+    return _without_tables(root, paths, tops, others)
+  ((home, num),) = collections.Counter(path.parent for path in tables).most_common(1)
+  if num > 1:
+    raise InputError(f"{home} has more than one of {', '.join(TABLES)}; leave one")
+  found, home = {}, os.path.join(os.path.abspath(root), "")
+  names = {}  # of rows that no image is found for
+  for table in tables:
+    for where, name, caption in _rows(table, field):
+      path = os.path.abspath(table.parent / name)
+      if path not in found:
+        is_image = path.startswith(home) and path.lower().endswith(images.SUFFIXES)
+        if not (is_image and os.path.isfile(path)):
+          names.setdefault(where, name)
+      found.setdefault(path, []).append(caption)
+  missing = [path for path in paths if os.path.abspath(path) not in found]
+  if missing:
+    raise _missing(missing, paths, root, " or ".join(sorted({t.name for t in tables})))
+  for where, name in names.items():
+    raise InputError(
+      f"{where} names {name!r}, which is no image in {root} ({len(names)} such rows);"
+      " put it there, or take the row away"
+    )
+  return {path: found[os.path.abspath(path)] for path in paths}
+
+
+def _missing(missing, paths, root, home: str) -> InputError:
+  return InputError(
+    f"{len(missing)} of {len(paths)} images in {root} have no caption in {home}, the"
+    f" first is {missing[0]}; write the missing captions"
+  )
+
+
+def _without_tables(
+  root: pathlib.Path,
+  paths: Sequence[pathlib.Path],
+  tops: Container[pathlib.Path],
+  others: Sequence[pathlib.Path],
+) -> dict[pathlib.Path, list[str]]:
+  missing = [p for p in paths if not p.with_suffix(".txt").exists()]
+  if not missing:
+    return {path: [files.read(path.with_suffix(".txt")).strip()] for path in paths}
+  if len(missing) < len(paths):
+    raise _missing(missing, paths, root, ".txt")
+  own = {path.with_suffix("") for path in paths}
+  for path in others:
+    suffix = path.suffix.lower()
+    is_json = suffix == ".json" and path.name != "prompts.json"
+    is_meant = _MEANT.match(path.name) or path.with_suffix("") in own
+    if (
+      suffix in _TABULAR
+      or (_MEANT.match(path.name) and suffix)
+      or (is_json and is_meant)
+    ):
+      raise InputError(
+        f"{path} is not read, and may hold the captions; write them to one of"
+        f" {', '.join(TABLES)} (columns file_name and text), or take it away: captions"
+        " are names of folders then"
+      )
+  home = lambda p: root if p.parent in tops else p.parent  # noqa: E731
+  name = lambda p: os.path.basename(os.path.abspath(home(p)))  # noqa: E731
+  return {path: [files.text(name(path), str(path))] for path in paths}
+
+
+def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, str, str]]:
+  """(where, file_name, caption) of each row of a table."""
+  read = {".jsonl": files.records, ".csv": _csv, ".parquet": _parquet}[table.suffix]
+  for where, row in read(table):
+    name = files.text(files.field(row, "file_name", where), where)
+    try:
+      caption = files.field(row, field, where)
+    except InputError as error:
+      raise InputError(
+        f"{error}; data.source.caption_field names the one with captions"
+      ) from None
+    yield where, name, files.text(caption, where)
+
+
+def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
+  reader = csv.reader(io.StringIO(files.read(path), newline=""), strict=True)
+  try:
+    header = next(reader, [])
+    if len(set(header)) < len(header):
+      raise InputError(f"{path} has two columns of one name; rename one of them")
+    for row in filter(None, reader):
+      where = f"{path}:{reader.line_num}"
+      if len(row) != len(header):
+        raise InputError(
+          f"{where} has {len(row)} fields, the first line has {len(header)}; put quotes"
+          " around text with commas in it"
+        )
+      yield where, dict(zip(header, row, strict=True))
+  except csv.Error as error:
+    raise InputError(f"{path}:{reader.line_num} is not CSV: {error}") from None
+
+
+def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  from pyarrow import parquet  # imported here: it costs a second
+
+  try:
+    rows = parquet.read_table(path).to_pylist()
+  except Exception as error:  # pyarrow raises many kinds
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(f"{path} is not a Parquet table: {reason}") from None
+  yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows))

@@ -1,0 +1,165 @@
+"""Image files: the one reader of them, for training, editing and evaluation.
+
+An image is read as a viewer shows it: upright by its EXIF orientation, transparent
+parts on white, 16 bits by their upper eight. Colour profiles (ICC) are not applied, as
+in the pipelines that published models were trained with.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from gen_jax.types import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES += (".jpe", ".jfif")
+# Images all the same, which nothing here reads: never passed over in silence.
+FOREIGN = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2")
+FOREIGN += (".nef", ".arw", ".exr", ".tga")
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr")
+_GREY = 32  # how far apart the channels of a mask's grey may be
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
+  """An image file, its header read; whatever goes wrong with it is one InputError."""
+  try:
+    with Image.open(path, formats=_FORMATS) as file:
+      yield file
+  except Exception as error:  # damaged files make Pillow raise many kinds
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise InputError(
+      f"{path} is not a readable image ({reason}); repair it or take it away"
+    ) from None
+
+
+def _check_kind(file: Image.Image) -> None:
+  """Raises ValueError for what Pillow would read as something else."""
+  if not (file.mode in _MODES or file.mode.startswith("I;16")):
+    raise ValueError(f"mode {file.mode}; 8 or 16 bits per channel are needed")
+  if getattr(file, "is_animated", False) and file.format != "MPO":  # of a phone
+    raise ValueError(f"it has {file.n_frames} frames; save the one that is meant")
+  if file.format == "TIFF" and file.mode.startswith("I;16"):
+    bits, white = file.tag_v2.get(258), file.tag_v2.get(262) == 0
+    if white or bits != (16,):
+      raise ValueError(f"{bits} bits, zero is {'white' if white else 'black'}")
+  clear = file.info.get("transparency")
+  if file.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+    raise ValueError("one colour of 16 bits is transparent; save it with alpha")
+
+
+def _read(path: pathlib.Path) -> Image.Image:
+  """An upright image, RGB, or RGBA where parts of it may be transparent."""
+  with _opened(path) as file:
+    _check_kind(file)
+    stored = file.tile[0][3] if file.tile else None
+    image = ImageOps.exif_transpose(file)
+    clear = image.info.get("transparency")
+    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to white
+      values = np.asarray(image)
+      image = Image.fromarray((values >> 8).astype(np.uint8))
+      if clear is not None:
+        image.putalpha(Image.fromarray(np.uint8(255 * (values != clear))))
+    elif stored in ("L;2", "L;4") and clear is not None:
+      # Pillow spreads these pixels over 0 .. 255, but not the one that is transparent.
+      image.info["transparency"] = clear * (85 if stored == "L;2" else 17)
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def open_image(path: pathlib.Path) -> np.ndarray:
+  """uint8 [H, W, 3]; transparent parts become white paper.
+
+  Raises:
+    InputError: damaged, of another format than `SUFFIXES` say, or with several frames.
+  """
+  image = _read(path)
+  if image.mode == "RGBA":
+    paper = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(paper, image)
+  return np.asarray(image.convert("RGB"))
+
+
+def open_mask(path: pathlib.Path) -> np.ndarray:
+  """bool [H, W], true where the image is to change: white, or a transparent hole.
+
+  A mask is grey, white to change and black to keep, without transparency; or it has
+  transparent parts, which were erased to be changed, and all else stays. One that could
+  be meant either way is refused.
+
+  Raises:
+    InputError: see above; coloured; see `open_image`.
+  """
+  image = _read(path)
+  colours = np.asarray(image.convert("RGB"), np.int16)
+  shown = np.ones(colours.shape[:2], np.bool_)
+  if image.mode == "RGBA":
+    shown = np.asarray(image)[..., 3] >= 128
+  grey = np.asarray(image.convert("RGB").convert("L"))
+  rest = grey[shown]
+  if not shown.any():
+    raise InputError(f"mask {path} is transparent all over; make white what changes")
+  if shown.all():
+    if (np.ptp(colours, axis=-1) > _GREY).any():
+      raise InputError(
+        f"mask {path} is coloured; make white what changes, and black what stays"
+      )
+    return grey >= 128
+  if (rest > 239).any() and ((rest > 239) | (rest < 16)).all():
+    raise InputError(
+      f"mask {path} has white parts and transparent ones, and either could be what"
+      " changes; save it without transparency, white to change and black to stay"
+    )
+  return ~shown
+
+
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
+  """uint8 [H, W, 1 or 3] as [H, W, channels]: luminance, or grey three times."""
+  if image.ndim != 3 or image.shape[-1] not in (1, 3):
+    raise InputError(f"image of shape {image.shape}: [H, W, 1] or [H, W, 3] is needed")
+  if channels == image.shape[-1]:
+    return image
+  if channels == 3:
+    return np.repeat(image, 3, -1)
+  return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def size(path: pathlib.Path) -> tuple[int, int]:
+  """Width and height as the header says, before it is turned upright."""
+  with _opened(path) as file:
+    _check_kind(file)
+    return file.size
+
+
+def evenly(items: Sequence, most: int) -> Sequence:
+  """At most `most` of them, evenly spaced.
+
+  >>> evenly(range(10), 4)
+  range(0, 10, 3)
+  """
+  return items[:: max(1, -(-len(items) // most))]
+
+
+def cut_off(sizes: Sequence[tuple[int, int]], num: int) -> str | None:
+  """One line about what a centre crop to squares takes away; None: nothing.
+
+  Args:
+    sizes: (width, height) of some of `num` images.
+
+  >>> cut_off([(3, 4), (5, 5)], 2)[:47]
+  '1 of 2 images are not square: up to 25 % of one'
+  """
+  shares = [1.0 - min(pair) / max(pair) for pair in sizes]
+  cropped = [share for share in shares if share > 0]
+  if not cropped:
+    return None
+  seen = "images" if len(sizes) == num else f"images looked at ({num} in all)"
+  return (
+    f"{len(cropped)} of {len(sizes)} {seen} are not square: up to"
+    f" {100 * max(cropped):.0f} % of one is cut off, half on either side; crop them"
+    " yourself where that matters"
+  )

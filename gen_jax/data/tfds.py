@@ -1,0 +1,113 @@
+"""TFDS data sets, by directory or by name, without running what they name.
+
+TFDS imports whatever module a features.json names as the class of a feature: the file
+is held against TFDS's own features first.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gen_jax import files
+from gen_jax.types import InputError, unknown
+
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+
+
+def builder(dataset: str, data_dir: str | None):
+  """A data set by directory or by name, prepared.
+
+  Raises:
+    InputError: there is none, or its features.json names a class that is not TFDS's.
+  """
+  import tensorflow_datasets as tfds  # imported here: most runs do not need it
+
+  directory = files.path(dataset, "data.source.dataset")
+  is_there = directory.is_dir()
+  for folder in [directory] if is_there else _homes(dataset, data_dir):
+    for path in sorted(
+      folder.glob("features.json" if is_there else "**/features.json")
+    ):
+      _check_features(path)
+  try:
+    if is_there:
+      return tfds.builder_from_directory(str(directory))
+    found = tfds.builder(
+      dataset, data_dir=data_dir, try_gcs=False, file_format="array_record"
+    )
+    found.download_and_prepare()
+    return found
+  except Exception as error:  # TFDS raises many kinds; the message is what matters
+    raise InputError(
+      f"cannot open TFDS data set {dataset!r}: {first_line(error)}; give a prepared"
+      " directory (with dataset_info.json) or a name that TFDS knows"
+    ) from None
+
+
+def split_of(
+  dataset: str, data_dir: str | None, split: str
+) -> Sequence[dict[str, Any]]:
+  """One split of a data set, by random access."""
+  found = builder(dataset, data_dir)
+  if re.split(r"[\[+]", split)[0] not in found.info.splits:
+    raise unknown(f"split (of {dataset})", split, found.info.splits)
+  try:
+    return found.as_data_source(split)
+  except Exception as error:
+    raise InputError(
+      f"cannot read split {split!r} of TFDS data set {dataset!r}:"
+      f" {first_line(error)}; there are: {', '.join(found.info.splits)}, and the"
+      " files must be array_record"
+    ) from None
+
+
+def first_line(error: Exception) -> str:
+  """The first line of an error's message, without its full stop."""
+  return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
+
+
+def _homes(dataset: str, data_dir: str | None) -> list[pathlib.Path]:
+  """Where TFDS may find a data set of this name on disk, before it asks its code."""
+  from tensorflow_datasets.core.utils import file_utils
+
+  name = re.split(r"[/:]", dataset)[0]
+  folders = file_utils.list_data_dirs(given_data_dir=data_dir)
+  return [pathlib.Path(folder).expanduser() / name for folder in folders]
+
+
+def _check_features(path: pathlib.Path) -> None:
+  """Raises InputError for a features.json that names a class that is not TFDS's own."""
+  import tensorflow_datasets as tfds
+
+  own = {
+    f"{kind.__module__}.{kind.__name__}"
+    for kind in vars(tfds.features).values()
+    if isinstance(kind, type) and issubclass(kind, tfds.features.FeatureConnector)
+  }
+  own.add("tensorflow_datasets.core.features.feature.Tensor")  # as it once was
+  for name in _classes(files.read_json(path)):
+    if name not in own:
+      raise InputError(
+        f"{path} names {name!r}, which is no feature of TFDS and would be imported;"
+        " prepare the data set with TFDS's own features"
+      )
+
+
+def _classes(features: dict[str, Any]) -> Iterator[str]:
+  """Every class that is named in a features.json, to any depth, in JSON texts too."""
+  todo: list[Any] = [features]
+  while todo:
+    value = todo.pop()
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+      try:
+        todo.append(json.loads(value))
+      except (ValueError, RecursionError):  # neither does TFDS read it then
+        continue
+    elif isinstance(value, list):
+      todo.extend(value)
+    elif isinstance(value, dict):
+      named = (value[key] for key in _CLASS_KEYS if key in value)
+      yield from (name for name in named if isinstance(name, str))
+      todo.extend(value.values())

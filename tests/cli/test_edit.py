@@ -1,0 +1,49 @@
+"""`gen-jax edit`: what of an image is drawn, and what is said of the rest."""
+
+import argparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gen_jax.cli import edit
+from gen_jax.types import InputError
+
+LEFT = np.repeat(np.arange(6)[None] < 2, 4, 0)
+
+
+def read(folder, mask=None, outpaint=None, channels=3):
+  """An image of 6 x 4, and what of it changes by --mask and --outpaint."""
+  Image.new("RGB", (6, 4), (9, 8, 7)).save(folder / "image.png")
+  if mask is not None:
+    Image.fromarray(mask).save(folder / "mask.png")
+    mask = folder / "mask.png"
+  args = argparse.Namespace(image=folder / "image.png", mask=mask, outpaint=outpaint)
+  return edit._picture(args, channels)
+
+
+def test_what_changes(tmp_path):
+  assert read(tmp_path)[1].all()
+  np.testing.assert_array_equal(read(tmp_path, LEFT)[1], LEFT)
+  picture, change = read(tmp_path, outpaint="0,1,2,0")
+  assert picture.shape == (5, 8, 3) and not change[1:, :6].any()
+  assert change.sum() == 5 * 8 - 4 * 6
+  picture, change = read(tmp_path, LEFT, "0,0,1,0", channels=1)
+  assert picture.shape == (4, 7, 1) and change.sum() == LEFT.sum() + 4
+  assert read(tmp_path, ~LEFT & LEFT, "0,0,1,0")[1].sum() == 4
+
+
+@pytest.mark.parametrize(
+  "given, says",
+  [
+    (dict(mask=np.zeros((4, 6), np.uint8)), "--mask keep all of the image"),
+    (dict(mask=np.full((4, 6), 127, np.uint8)), "nothing to draw"),
+    (dict(outpaint="0,0,0,0"), "--outpaint keep all"),
+    (dict(mask=np.zeros((4, 6), np.uint8), outpaint="0,0,0,0"), "--mask and --outp"),
+    (dict(mask=LEFT[:, :5]), "is 5x4 pixels, the image 6x4"),
+    (dict(mask=LEFT[:3], outpaint="0,1,0,0"), "is 6x3 pixels, the image 6x4"),
+  ],
+)
+def test_masks_that_change_nothing_or_do_not_fit_are_refused(tmp_path, given, says):
+  with pytest.raises(InputError, match=says):
+    read(tmp_path, **given)
