@@ -10,11 +10,12 @@ from typing import Any
 from gen_jax import build
 from gen_jax.diffusion import parameterisation, schedule
 from gen_jax.models import autoencoder, text_encoder, unet
-from gen_jax.nn import embed, mlp
+from gen_jax.nn import attention, embed, mlp
 from gen_jax.types import InputError, unknown
 
 Block = dict[str, Any]
 _TARGETS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_INEXACT = "attention other than softmax"
 _SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear"}
 
 
@@ -242,6 +243,7 @@ def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Bl
     for text, is_wrong in (
       ("attention other than transformer", feed is None),
       ("its feed-forward", feed and not _is_gated(feed)),
+      (_INEXACT, not attention.is_exact(attend.attend)),
       ("biases of its attention", getattr(attend, "use_bias", False)),
       (f"clock_offset={cfg.clock_offset}, -1 is needed", cfg.clock_offset != -1.0),
     )
@@ -283,6 +285,8 @@ def write_autoencoder(
   """vae/config.json, which knows one shift and one scale for all channels."""
   if not isinstance(cfg, autoencoder.Config):
     raise InputError("only latent diffusion with a KL autoencoder can be exported")
+  if not attention.is_exact(cfg.attend):
+    raise InputError(f"the autoencoder cannot be exported: {_INEXACT}")
   if len(set(mean)) > 1 or len(set(std)) > 1:
     raise InputError(
       "the autoencoder cannot be exported: the format has one scale for all channels of"
