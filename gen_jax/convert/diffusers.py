@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gen_jax import build, tree
+from gen_jax import build, files, tree
 from gen_jax.convert import diffusers_configs as configs
+from gen_jax.convert import diffusers_schedulers as schedulers
 from gen_jax.convert import safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.tasks import diffusion
@@ -19,7 +20,7 @@ UNET, VAE, TEXT, SCHEDULER = (
   "unet/config.json",
   "vae/config.json",
   "text_encoder/config.json",
-  "scheduler/scheduler_config.json",
+  schedulers.PATH,
 )
 PARTS = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
 STEMS = {
@@ -55,6 +56,8 @@ class Opened:
     tensors: of each of the three networks.
     column: `stable_diffusion.FOLDER` or FILE.
     side: of the pictures.
+    sampler, grid: blocks of how the folder says that it is drawn.
+    scheduler: its scheduler_config.json; None of a file, which has none.
   """
 
   task: Block
@@ -63,6 +66,9 @@ class Opened:
   tensors: Mapping[str, Mapping[str, safetensors.Tensor]]
   column: int
   side: int
+  sampler: Block
+  grid: Block
+  scheduler: str | None = None
 
   def models(self) -> dict[str, sd.Model]:
     """The three networks by name."""
@@ -81,7 +87,9 @@ def is_pictures(path: pathlib.Path) -> bool:
   return (path / INDEX).is_file() or (path.is_file() and path.suffix == ".safetensors")
 
 
-def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
+def _read(
+  read: Callable[[str], Any], scheduler: schedulers.Scheduler
+) -> tuple[Block, bool, Block]:
   """Task block, `is_linear` and statistics of latents, from a folder's configs."""
   unet_block, is_linear = configs.read_unet(read(UNET))
   vae_block, latents = configs.read_autoencoder(read(VAE))
@@ -96,7 +104,8 @@ def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
     "name": "diffusion",
     "unet": unet_block,
     "text_encoder": text_block,
-    **configs.read_scheduler(read(SCHEDULER)),
+    "schedule": scheduler.schedule,
+    "target": scheduler.target,
     "weighting": {"name": "unit"},
     "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "latent", "autoencoder": vae_block, "workdir": None},
@@ -117,13 +126,24 @@ def open_folder(folder: pathlib.Path) -> Opened:
   if name not in PIPELINES:
     raise unknown("pipeline (of model_index.json)", name, PIPELINES)
   read = lambda path: safetensors.read_json(folder / path)  # noqa: E731
-  task, is_linear, latents = _read(read)
+  text = files.read(folder / SCHEDULER)
+  named = index.get("scheduler") or [None, None]
+  config = files.parse_json(text, str(folder / SCHEDULER))
+  if not isinstance(config, dict) or not isinstance(named, list):
+    raise InputError(f"{folder}: {SCHEDULER} or the scheduler of {INDEX} is damaged")
+  scheduler = schedulers.read(config, named[-1])
+  if config.get("_class_name") != (named[-1] or config.get("_class_name")):
+    text = json.dumps({**config, "_class_name": named[-1]}, indent=2) + "\n"
+  task, is_linear, latents = _read(read, scheduler)
   tensors = {
     name: sd.open_weights(folder / part, STEMS[name]) for name, part in PARTS.items()
   }
   side = read(UNET).get("sample_size") or 64
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
-  return Opened(task, is_linear, latents, tensors, sd.FOLDER, side * factor)
+  drawn = scheduler.sampler, scheduler.grid
+  return Opened(
+    task, is_linear, latents, tensors, sd.FOLDER, side * factor, *drawn, text
+  )
 
 
 # What a single file cannot say: Stable Diffusion 1, by its own configuration.
@@ -154,9 +174,12 @@ V1 = {
     "max_position_embeddings": 77,
   },
   SCHEDULER: {
+    "_class_name": "PNDMScheduler",
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
   },
 }
 _SCHEDULE_BUFFERS = (
@@ -172,7 +195,8 @@ _SCHEDULE_BUFFERS = (
 
 def read_v1(inputs: int = 4) -> tuple[Block, bool, Block]:
   """Stable Diffusion 1 as `_read` gives it; of 9 inputs inpainting, 8 instructions."""
-  return _read({**V1, UNET: {**V1[UNET], "in_channels": inputs}}.__getitem__)
+  described = {**V1, UNET: {**V1[UNET], "in_channels": inputs}}
+  return _read(described.__getitem__, schedulers.read(V1[SCHEDULER]))
 
 
 def open_file(file: pathlib.Path) -> Opened:
@@ -203,11 +227,17 @@ def open_file(file: pathlib.Path) -> Opened:
   first = grouped["unet"].get("model.diffusion_model.input_blocks.0.0.weight")
   inputs = first.shape[1] if first else 4
   task, is_linear, latents = read_v1(inputs)
-  return Opened(task, is_linear, latents, grouped, sd.FILE, 512)
+  drawn = schedulers.read(V1[SCHEDULER])[2:]
+  return Opened(task, is_linear, latents, grouped, sd.FILE, 512, *drawn)
 
 
 def describe(
-  task: diffusion.Diffusion, vae: Any, latents: Block, image_size: int, is_linear: bool
+  task: diffusion.Diffusion,
+  vae: Any,
+  latents: Block,
+  image_size: int,
+  is_linear: bool,
+  scheduler: tuple[str, str],
 ) -> dict[str, Block]:
   """All configs of a folder, by their paths in it.
 
@@ -216,6 +246,7 @@ def describe(
     latents: mean and std of each latent channel.
     image_size: of the pictures that the model was trained on.
     is_linear: see `stable_diffusion.Model`.
+    scheduler: of `diffusers_schedulers.write`.
 
   Raises:
     InputError: a model that the format cannot express.
@@ -227,12 +258,12 @@ def describe(
     UNET: configs.write_unet(unet, encoder.width, is_linear, side),
     VAE: vae_block,
     TEXT: configs.write_text_encoder(encoder),
-    SCHEDULER: configs.write_scheduler(task.schedule, task.target),
+    SCHEDULER: scheduler[1],
     INDEX: {
       "_class_name": _pipeline(unet.image_channels, unet.extra_channels),
       "unet": ["diffusers", "UNet2DConditionModel"],
       "vae": ["diffusers", "AutoencoderKL"],
-      "scheduler": ["diffusers", "DDIMScheduler"],
+      "scheduler": ["diffusers", scheduler[0]],
       "text_encoder": ["transformers", "CLIPTextModel"],
       "tokenizer": ["transformers", "CLIPTokenizer"],
       "safety_checker": [None, None],
@@ -249,7 +280,8 @@ def check_v1(described: Mapping[str, Block]) -> None:
   Raises:
     InputError: names what differs from Stable Diffusion 1.
   """
-  own = _read(described.__getitem__)
+  config = files.parse_json(described[SCHEDULER], SCHEDULER)
+  own = _read(described.__getitem__, schedulers.read(config))
   wanted = read_v1(described[UNET]["in_channels"])
   ours, theirs = (tree.flatten(dict(enumerate(found))) for found in (own, wanted))
   differ = {
@@ -266,7 +298,7 @@ def check_v1(described: Mapping[str, Block]) -> None:
 
 def write_folder(
   folder: pathlib.Path,
-  described: Mapping[str, Block],
+  described: Mapping[str, Block | str],
   plans: Mapping[str, Mapping[str, safetensors.Planned]],
   dtype: str,
 ) -> None:
@@ -279,6 +311,9 @@ def write_folder(
   """
   for name, config in described.items():
     (folder / name).parent.mkdir(exist_ok=True)
+    if isinstance(config, str):  # as it came
+      (folder / name).write_text(config)
+      continue
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / name).write_text(f"{text}\n")
   for name, plan in plans.items():

@@ -23,6 +23,7 @@ from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array, InputError
 
 LOGSNR_MIN = -12.0
+Grid = Callable[[schedules.Schedule, int], Array]
 
 
 def t_max(schedule: schedules.Schedule) -> Array:
@@ -117,9 +118,7 @@ def linspace(
 
 
 def to_first_node(
-  schedule: schedules.Schedule,
-  num_steps: int,
-  grid: Callable[[schedules.Schedule, int], Array] = leading,
+  schedule: schedules.Schedule, num_steps: int, grid: Grid = leading
 ) -> Array:
   """`grid`, with its last step to the first node of a chain in place of t = 0.
 
@@ -143,9 +142,20 @@ def _nodes(schedule: schedules.Schedule, times: Array) -> Array:
   return jnp.round(times * num) / num
 
 
-def _quietest(schedule: schedules.Schedule) -> Array:
-  """sigma / alpha at the quietest time that is known, 0 where all are."""
-  return jnp.exp(-0.5 * schedule.logsnr(jnp.float32(schedule.t_first)))
+def _levels(
+  schedule: schedules.Schedule, num_steps: int, grid: Grid | None = None
+) -> tuple[Array, Array]:
+  """sigma / alpha at the first and the last time above 0 of a grid.
+
+  Without one, at the noisiest and the quietest time that are known (0: all are).
+  """
+  if grid is None:
+    ends = t_max(schedule), jnp.float32(schedule.t_first)
+  else:
+    times = grid(schedule, num_steps)
+    ends = times[0], times[-2]
+  noisiest, quietest = (jnp.exp(-0.5 * schedule.logsnr(t)) for t in ends)
+  return noisiest, quietest
 
 
 def _down_to(schedule: schedules.Schedule, logsnrs: Array) -> Array:
@@ -160,8 +170,12 @@ def karras(
   sigma_min: float = 0.002,
   sigma_max: float = 80.0,
   rho: float = 7.0,
+  grid: Grid | None = None,
 ) -> Array:
   """num_steps noise levels sigma/alpha, equal steps in their rho-th root, then 0.
+
+  Args:
+    grid: another one of as many steps, beyond whose levels these do not go.
 
   Raises:
     InputError: levels that do not rise from sigma_min, or rho that is not positive.
@@ -174,22 +188,25 @@ def karras(
       f"grid karras: sigma_min={sigma_min} must be above 0 and below"
       f" sigma_max={sigma_max}, and rho={rho} above 0"
     )
-  noisiest = jnp.exp(-0.5 * schedule.logsnr(t_max(schedule)))
+  noisiest, quietest = _levels(schedule, num_steps, grid)
   high = jnp.minimum(sigma_max, noisiest) ** (1.0 / rho)
-  low = jnp.maximum(sigma_min, _quietest(schedule)) ** (1.0 / rho)
+  low = jnp.maximum(sigma_min, quietest) ** (1.0 / rho)
   sigmas = jnp.linspace(high, low, num_steps) ** rho
   return _down_to(schedule, -2.0 * jnp.log(sigmas))
 
 
 def uniform_logsnr(
-  schedule: schedules.Schedule, num_steps: int, logsnr_max: float = 12.0
+  schedule: schedules.Schedule,
+  num_steps: int,
+  logsnr_max: float = 12.0,
+  grid: Grid | None = None,
 ) -> Array:
   """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0.
 
-  sigma / alpha then falls exponentially, which is its other name.
+  sigma / alpha then falls exponentially, which is its other name. `grid`: see `karras`.
   """
-  low = schedule.logsnr(t_max(schedule))
-  high = jnp.minimum(logsnr_max, -2.0 * jnp.log(_quietest(schedule)))
+  low, high = (-2.0 * jnp.log(x) for x in _levels(schedule, num_steps, grid))
+  high = jnp.minimum(logsnr_max, high)
   return _down_to(schedule, jnp.linspace(low, high, num_steps))
 
 
@@ -205,8 +222,8 @@ def align_your_steps(schedule: schedules.Schedule, num_steps: int) -> Array:
   """
   places = jnp.linspace(0.0, len(_AYS) - 1.0, num_steps)
   logs = jnp.interp(places, jnp.arange(len(_AYS)), jnp.log(jnp.array(_AYS)))
-  high = jnp.minimum(logs[0], -0.5 * schedule.logsnr(t_max(schedule)))
-  low = jnp.maximum(math.log(_AYS[-1]), jnp.log(_quietest(schedule)))
+  noisiest, quietest = (jnp.log(x) for x in _levels(schedule, num_steps))
+  high, low = jnp.minimum(logs[0], noisiest), jnp.maximum(math.log(_AYS[-1]), quietest)
   share = (logs[0] - logs) / math.log(_AYS[0] / _AYS[-1])
   return _down_to(schedule, -2.0 * (high - share * (high - low)))
 

@@ -236,8 +236,7 @@ def test_ode_reaches_the_data_pointwise(case, name, target):
   row, i = ODE[name], TARGET_NAMES.index(target)
   z = draws(name)[i]
   few, many = (
-    relative_error(_end(case, name, to_logsnr_12, stride)[1][i], z)
-    for stride in (4, 1)
+    relative_error(_end(case, name, to_logsnr_12, stride)[1][i], z) for stride in (4, 1)
   )
   assert many < row.tolerance
   # Four times the steps: 4^order but for the ends, where the ODE is singular.
