@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,6 +116,12 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
     *(sampling.get("sampler", "ddim"), sampling.get("grid", "uniform")),
     origin.get("scheduler"),
   )
+  if scheduler.grid:
+    print(
+      f"gen-jax: warning: {scheduler.name} steps on {scheduler.grid}, not quite on the"
+      f" grid of this config, {sampling.get('grid', 'uniform')}",
+      file=sys.stderr,
+    )
   described = diffusers.describe(task, vae.config, latents, size, is_linear, scheduler)
   models = {
     "unet": stable_diffusion.Model("unet", task.unet.config, is_linear),

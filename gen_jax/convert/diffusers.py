@@ -237,7 +237,7 @@ def describe(
   latents: Block,
   image_size: int,
   is_linear: bool,
-  scheduler: tuple[str, str],
+  scheduler: schedulers.Written,
 ) -> dict[str, Block]:
   """All configs of a folder, by their paths in it.
 
@@ -258,12 +258,12 @@ def describe(
     UNET: configs.write_unet(unet, encoder.width, is_linear, side),
     VAE: vae_block,
     TEXT: configs.write_text_encoder(encoder),
-    SCHEDULER: scheduler[1],
+    SCHEDULER: scheduler.text,
     INDEX: {
       "_class_name": _pipeline(unet.image_channels, unet.extra_channels),
       "unet": ["diffusers", "UNet2DConditionModel"],
       "vae": ["diffusers", "AutoencoderKL"],
-      "scheduler": ["diffusers", scheduler[0]],
+      "scheduler": ["diffusers", scheduler.name],
       "text_encoder": ["transformers", "CLIPTextModel"],
       "tokenizer": ["transformers", "CLIPTokenizer"],
       "safety_checker": [None, None],

@@ -156,6 +156,20 @@ class Scheduler(NamedTuple):
   grid: Block
 
 
+class Written(NamedTuple):
+  """A scheduler to write.
+
+  Attributes:
+    name: of the class.
+    text: of scheduler_config.json.
+    grid: what it draws on, where that is not quite what was asked for.
+  """
+
+  name: str
+  text: str
+  grid: Block | None = None
+
+
 def short(kind: str, block: Block | str) -> Block:
   """A block of a sampler or grid under its first name, without what is a default."""
   block = {"name": block} if isinstance(block, str) else dict(block)
@@ -278,8 +292,10 @@ def write(
   sampler: Block | str,
   grid: Block | str,
   kept: str | None = None,
-) -> tuple[str, str]:
-  """The class of the scheduler that draws like this, and its scheduler_config.json.
+) -> Written:
+  """The scheduler that draws like this.
+
+  A class that has the sampler but not quite the grid is taken where no other is.
 
   Args:
     sampler, grid: blocks of the config's sampling.
@@ -299,23 +315,32 @@ def write(
     said = read(config)
     if (build.build("schedule", said.schedule), build.build("target", said.target),
         said.sampler, said.grid) == (chain, target, sampler, grid):  # fmt: skip
-      return config["_class_name"], kept
-  wanted = {"name": "trailing"} if grid == {"name": "uniform"} else grid
-  names = [sampler, *(s for same in _SAME if sampler in same for s in same)]
+      return Written(config["_class_name"], kept)
   inner = {**grid, **grid.get("grid", {})}
   offset = round(inner.get("first", 0.002) * trained["num_train_timesteps"]) - 1
-  for name in names:
-    for kind in TABLE:
-      if kind.sampler == name:
-        for places in _places(kind, offset):
-          config = {**kind.reads, **kind.says, **trained, **places}
-          if read(config, kind.name)[2:] == (kind.sampler, wanted):
-            config = {"_class_name": kind.name, **config}
-            return kind.name, json.dumps(config, indent=2, sort_keys=True) + "\n"
+  same = [sampler, *(s for group in _SAME if sampler in group for s in group)]
+  for likeness in (lambda grid: grid, _likeness):
+    for name, kind in itertools.product(same, TABLE):
+      for places in _places(kind, offset) if kind.sampler == name else ():
+        config = {**kind.reads, **kind.says, **trained, **places}
+        said = read(config, kind.name)
+        if said.sampler == name and likeness(said.grid) == likeness(grid):
+          config = {"_class_name": kind.name, **config}
+          text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+          return Written(kind.name, text, None if said.grid == grid else said.grid)
   raise InputError(
     f"no scheduler of diffusers draws by sampler {sampler} on grid {grid}; export with"
     " another, as --config.sampling.sampler=ddim --config.sampling.grid=trailing"
   )
+
+
+def _likeness(grid: Block) -> Block:
+  """What is left of a grid if ends and roundings do not count."""
+  while grid["name"] == "to_first_node":
+    grid = grid.get("grid", {"name": "leading"})
+  dropped = ("spare", "rounded", "grid")
+  name = {"uniform": "trailing"}.get(grid["name"], grid["name"])
+  return {**{k: v for k, v in grid.items() if k not in dropped}, "name": name}
 
 
 def _places(kind: Kind, offset: int) -> Iterator[Block]:

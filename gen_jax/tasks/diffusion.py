@@ -229,8 +229,23 @@ class Sampling:
       raise InputError(f"guidance_rescale={self.guidance_rescale} must be in [0, 1]")
     if self.tile is not None and self.tile < 4:
       raise InputError(f"tile={self.tile} must be at least 4; 64 is usual")
+    low, high = self.guidance_interval
+    if not 0 <= low < high <= 1:
+      raise InputError(
+        f"guidance_interval={low},{high} must be two rising times in [0, 1]"
+      )
     if min(self.size or (1,)) < 1:
       raise InputError(f"size={self.size} must be two numbers of pixels, at least 1")
+
+
+def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
+  """{field: why it changes nothing}, of fields that another one switches off."""
+  scales = [sampling.guidance_scale]
+  scales += [sampling.image_guidance_scale] if task.condition_drop_prob else []
+  if set(scales) != {1}:
+    return {}
+  names = ("negative", "guidance_interval", "guidance_rescale")
+  return dict.fromkeys(names, "guidance_scale=1 is no guidance")
 
 
 def times(task: Diffusion, sampling: Sampling) -> Array:

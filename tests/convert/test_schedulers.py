@@ -48,12 +48,13 @@ def test_what_is_written_is_read_as_the_same():
       config = {"_class_name": kind.name, **kind.reads, **kind.says, **SD, **places}
       found = schedulers.read(config)
       given = *objects(found), found.sampler, found.grid
-      name, text = schedulers.write(*given)
+      name, text, other = schedulers.write(*given)
+      assert other is None
       again = json.loads(text)
       assert again["_class_name"] == name
       assert schedulers.read(again) == found
       kept = json.dumps(config)
-      assert schedulers.write(*given, kept) == (kind.name, kept)
+      assert schedulers.write(*given, kept) == (kind.name, kept, None)
       seen.add(name)
       number += 1
   assert seen == {*schedulers.NAMES} and number > 100
@@ -67,6 +68,9 @@ def test_a_changed_sampler_is_what_comes_out():
     ({"name": "unipc"}, {"name": "leading", "spare": 1}, "UniPCMultistepScheduler", {}),
     ("ddim", "karras", "EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     ("ddim", "uniform", "DDIMScheduler", {"timestep_spacing": "trailing"}),
+    # The sampler alone was changed: its class, on the nearest steps that it has.
+    ("dpmpp_2m", "to_first_node", "DPMSolverMultistepScheduler", {"steps_offset": 1}),
+    ("heun", "to_first_node", "HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
     ({"name": "ddim", "eta": 1.0}, "leading", "EulerAncestralDiscreteScheduler", {}),
     ("ddpm", "leading", "DDPMScheduler", {"clip_sample": False}),
     ("plms", "exponential", None, {}),
@@ -78,8 +82,9 @@ def test_a_changed_sampler_is_what_comes_out():
       with pytest.raises(InputError, match="export with another"):
         write(sampler, grid, kept)
       continue
-    found, text = write(sampler, grid, kept)
+    found, text, other = write(sampler, grid, kept)
     assert found == name and text != kept
+    assert (other is not None) == (grid in ("uniform", "to_first_node"))
     assert keys.items() <= json.loads(text).items()
 
 
@@ -157,7 +162,7 @@ def test_a_scheduler_with_zero_terminal_snr_comes_back(is_rescaled):
   }
   found = schedulers.read(given)
   assert (found.schedule["name"] == "zero_terminal") == is_rescaled
-  _, text = schedulers.write(*objects(found), found.sampler, found.grid)
+  _, text, _ = schedulers.write(*objects(found), found.sampler, found.grid)
   assert given.items() <= json.loads(text).items()
 
 
