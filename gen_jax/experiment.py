@@ -12,7 +12,6 @@ import optax
 from gen_jax import build, flops, pictures, prompting, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
-from gen_jax.diffusion import parameterisation
 from gen_jax.models import transformer, unet
 from gen_jax.tasks import autoencoder, base, diffusion, lm, lora
 from gen_jax.train import evaluators, init_from, loop
@@ -347,7 +346,7 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     own = task.unet.config.image_channels
     _check_channels(name, channels, "task.unet.image_channels", own)
     _check_condition(task, data, channels)
-    _check_start(task, sampling)
+    diffusion.check_times(task, sampling)
 
 
 def _check_condition(task: diffusion.Diffusion, data: datasets.Data, channels: int):
@@ -363,18 +362,6 @@ def _check_condition(task: diffusion.Diffusion, data: datasets.Data, channels: i
     if condition.reads not in data.abstract_batch():
       needed = {"before": "edits"}.get(condition.reads, "images")
       raise InputError(f"task.condition needs pictures: set data.name={needed}")
-
-
-def _check_start(task: diffusion.Diffusion, sampling: diffusion.Sampling) -> None:
-  """The network's first answer must say what the picture is."""
-  first = sampling.grid(task.schedule, 1)[:1]
-  if abs(parameterisation.determinant(task.target, task.schedule, first).item()) < 1e-3:
-    raise InputError(
-      f"sampling.grid begins at t={first.item():g} with"
-      f" {task.schedule.alpha(first).item():g} of the picture left, of which target"
-      f" {type(task.target).__name__.lower()} says nothing; take grid=uniform, or"
-      " target=v"
-    )
 
 
 def _reads(task: base.Task, dataset: Any) -> bool:

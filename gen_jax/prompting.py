@@ -10,7 +10,7 @@ import numpy as np
 
 from gen_jax import rng, tree
 from gen_jax.data import pipeline, tokenizers
-from gen_jax.decoding import generate, int8
+from gen_jax.decoding import generate
 from gen_jax.models import transformer
 from gen_jax.tasks import diffusion
 from gen_jax.types import Array, InputError, Params, PyTree
@@ -130,7 +130,7 @@ class Writer:
     self.piece = min(piece, sampling.max_tokens)
 
     def decoder(params):
-      variables = {"params": int8.dequantize(params)}
+      variables = {"params": params}
       return lambda tokens, cache, at: self.model.apply(variables, tokens, cache, at=at)
 
     def start(params, prompts, lengths, keys, num_slots):
@@ -196,7 +196,7 @@ class Writer:
     """One continuation per prompt and key; none depends on the others.
 
     Args:
-      params: of the model, layers stacked or in a row, or `int8.quantize` of them.
+      params: of the model, layers stacked or in a row.
       prompts: texts, or ids that are taken as they are (a rendered chat).
       keys: [B], see `keys`.
       show: called with what each row has to show anew, as soon as it has.

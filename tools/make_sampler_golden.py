@@ -12,9 +12,11 @@ scheduler runs on Stable Diffusion's betas. golden.npz holds, by case,
     NAME/states  float32 [n + 1, 3, 4], variance preserving, the start included
     NAME/noise   float32 [n, 3, 4], what was given to a scheduler that draws noise
 
-and W, u, c; `alphas`, sqrt of the cumulative product of the rescaled betas.
+and W, u, c; `alphas`, sqrt of the cumulative product of the rescaled betas. places.json
+holds where each configuration steps (`places`).
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -125,6 +127,44 @@ def multistep(**config):
   )
 
 
+def places(folder: pathlib.Path) -> None:
+  """Writes places.json: sigma / alpha of every level that a configuration steps on.
+
+  A list of {config, num_steps, levels}, over classes, spacings and kinds of levels.
+  """
+  nodes = ("DDIMScheduler", "PNDMScheduler", "DDPMScheduler")
+  solvers = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+  leveled = ("EulerDiscreteScheduler", "HeunDiscreteScheduler", *solvers)
+  found = []
+  for name, spacing, offset, ends, levels, num in itertools.product(
+    (*nodes, "EulerAncestralDiscreteScheduler", *leveled),
+    ("leading", "trailing", "linspace"),
+    (0, 1),
+    ({}, {"set_alpha_to_one": True}, {"set_alpha_to_one": False}),
+    ({}, POLYNOMIAL, EXPONENTIAL),
+    (7, 30),
+  ):
+    if (bool(ends) != (name in nodes[:2])) or (levels and name not in leveled):
+      continue
+    if (offset == 0) != (spacing != "leading"):
+      continue
+    own = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+    config = {**SOLVER, "timestep_spacing": spacing, "steps_offset": offset}
+    config |= {**ends, **levels, **own}
+    scheduler = getattr(diffusers, name)(**config)
+    scheduler.set_timesteps(num)
+    if name in nodes:
+      bar = scheduler.alphas_cumprod.double().numpy()
+      at = [bar[t] for t in dict.fromkeys(scheduler.timesteps.tolist())]
+      at.append(bar[0] if ends.get("set_alpha_to_one") is False else 1.0)
+      ratios = [((1 - a) / a) ** 0.5 for a in at]
+    else:  # Heun's inner levels stand twice
+      ratios = list(dict.fromkeys(scheduler.sigmas.double().tolist()))
+    row = {"config": {"_class_name": name, **config}, "num_steps": num}
+    found.append({**row, "levels": [float(f"{r:.7g}") for r in ratios]})
+  (folder / "places.json").write_text(json.dumps(found) + "\n")
+
+
 def main(folder: pathlib.Path) -> None:
   euler = lambda **c: diffusers.EulerDiscreteScheduler(**SOLVER, **c)  # noqa: E731
   ddim = lambda **c: diffusers.DDIMScheduler(**{**BETAS, **c})  # noqa: E731
@@ -171,6 +211,7 @@ def main(folder: pathlib.Path) -> None:
       arrays[f"{name}/noise"] = np.stack(noises)
   folder.mkdir(parents=True, exist_ok=True)
   np.savez_compressed(folder / "golden.npz", **arrays)
+  places(folder)
   provenance = {
     "made_by": "tools/make_sampler_golden.py",
     "seed": SEED,

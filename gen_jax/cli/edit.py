@@ -80,6 +80,7 @@ def run(args) -> dict:
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.autoencoder:
     opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
+  sample.check_idle(args, opened.experiment)
   task = opened.experiment.task
   if task.condition and task.condition.reads == "image" and not is_partial:
     raise InputError("this model fills parts of a picture: give --mask or --outpaint")

@@ -13,8 +13,6 @@ import jax
 import gen_jax
 from gen_jax import files, scoring
 from gen_jax.cli import config_args, evaluate_pictures, hosts, trained, workdir
-from gen_jax.decoding import int8
-from gen_jax.models import transformer
 from gen_jax.types import InputError
 
 
@@ -34,11 +32,6 @@ def add_arguments(parser) -> None:
     help="new tokens per window of --text; default half the model's context",
   )
   group.add_argument(
-    "--int8",
-    action="store_true",
-    help="--text with weights as 8-bit integers as well, and the difference",
-  )
-  group.add_argument(
     "--choices", help="JSONL of context, choices, label: accuracy by log-likelihood"
   )
   evaluate_pictures.add_arguments(parser)
@@ -54,7 +47,7 @@ def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
   directory = files.path(args.workdir, "--workdir")
   is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
-  given = [n for n in ("text", "stride", "choices", "int8") if is_given(n)]
+  given = [n for n in ("text", "stride", "choices") if is_given(n)]
   is_pictures = args.baseline or any(map(is_given, evaluate_pictures.FLAGS))
   # What pictures are held against may be other data than they were learned from.
   data = [o for o in args.overrides if is_pictures and o[0].startswith("data.")]
@@ -115,8 +108,6 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
     )
   if given == ["stride"] or (args.stride is not None and args.text is None):
     raise InputError(f"--stride {args.stride} is for --text: give both, or neither")
-  if args.int8 and args.text is None:
-    raise InputError("--int8 compares perplexities: give --text as well")
   context = config["task"]["model"]["max_length"]
   stride = max(1, context // 2) if args.stride is None else args.stride
   scoring.windows([], context, stride)  # refuses a stride that cannot be
@@ -154,17 +145,6 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
       "num_tokens": score.num_tokens,
       "num_bytes": score.num_bytes,
     }
-    if args.int8:
-      rounded = int8.dequantize(int8.quantize(transformer.rows(opened.weights)))
-      near = scoring.score_texts(
-        scoring.Scorer(transformer.in_a_row(model)),
-        rounded,
-        tokenizer,
-        texts.values(),
-        stride,
-      )
-      numbers["perplexity_int8"] = near.perplexity
-      numbers["perplexity_int8_change"] = near.perplexity / score.perplexity - 1.0
     result |= _show(_stamped("text", numbers, texts))
   if questions is not None:
     numbers = scoring.score_questions(scorer, opened.weights, tokenizer, questions)

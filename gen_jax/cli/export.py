@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from gen_jax.cli import trained, workdir
 from gen_jax.convert import (
   architectures,
   diffusers,
+  diffusers_schedulers,
   huggingface,
   safetensors,
   stable_diffusion,
@@ -109,7 +111,19 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
   vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
   latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
   size = experiment.data.image_size
-  described = diffusers.describe(task, vae.config, latents, size, is_linear)
+  sampling = experiment.config["sampling"]
+  scheduler = diffusers_schedulers.write(
+    *(task.schedule, task.target),
+    *(sampling.get("sampler", "ddim"), sampling.get("grid", "uniform")),
+    origin.get("scheduler"),
+  )
+  if scheduler.grid:
+    print(
+      f"gen-jax: warning: {scheduler.name} steps on {scheduler.grid}, not quite on the"
+      f" grid of this config, {sampling.get('grid', 'uniform')}",
+      file=sys.stderr,
+    )
+  described = diffusers.describe(task, vae.config, latents, size, is_linear, scheduler)
   models = {
     "unet": stable_diffusion.Model("unet", task.unet.config, is_linear),
     "autoencoder": stable_diffusion.Model("autoencoder", vae.config),

@@ -140,6 +140,8 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
     channels=opened.task["codec"]["autoencoder"]["image_channels"],
     caption_length=opened.task["text_encoder"]["max_length"],
   )
+  drawn = {"sampler": opened.sampler, "grid": opened.grid, "num_steps": 50}
+  config["sampling"] |= drawn
   config = config_args.apply(config, args.overrides)
   experiment = experiments.make(config, None)
   models = opened.models()
@@ -162,6 +164,7 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   origin = {
     **_origin(source, "StableDiffusion", folder, tensors, others),
     "is_linear": opened.is_linear,
+    "scheduler": opened.scheduler,
     "lora": [[str(f), scale, files.sha256(f)] for f, scale in loras.items()],
   }
   statistics = {

@@ -15,8 +15,8 @@ from PIL import Image
 from gen_jax import files, progress, prompting, repainting
 from gen_jax.cli import config_args, hosts, trained, workdir
 from gen_jax.data import datasets, infill
-from gen_jax.decoding import int8
-from gen_jax.models import transformer
+from gen_jax.decoding import generate
+from gen_jax.tasks import diffusion
 from gen_jax.types import InputError
 
 TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -24,7 +24,6 @@ TEXT += ("order", "stop")
 BATCH_SIZE = 8  # samples drawn at once; changes none of them
 SWITCHES = {  # of text
   "logprobs": "print the log-probability of every token",
-  "int8": "weights as 8-bit integers; `evaluate --int8` says what that costs",
   "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
   "infill": f"each --prompt holds {infill.HOLE}, which is written (data.name=infill)",
   "interactive": "talk in the terminal: /reset, /exit",
@@ -104,10 +103,28 @@ def run(args) -> dict:
     return _draw(args, directory, config)
 
 
+def check_idle(args, experiment) -> None:
+  """Raises InputError for a flag that another one, or the config, switches off."""
+  task, sampling = experiment.task, experiment.sampling
+  if isinstance(sampling, generate.Sampling):
+    idle = sampling.idle()
+    if args.interactive:
+      alone = ("prompt", "out", "chat", "infill", "logprobs")
+      idle |= dict.fromkeys(alone, "--interactive asks for lines and prints answers")
+    if args.chat:
+      idle |= {"infill": "--chat puts the template around the prompt"}
+  else:
+    idle = diffusion.idle(task, sampling)
+  for name, reason in idle.items():
+    if getattr(args, name):
+      raise InputError(f"--{name} changes nothing: {reason}; leave one of them out")
+
+
 def _draw(args, directory: pathlib.Path, config: dict) -> dict:
   if args.interactive and jax.process_count() > 1:
     raise InputError("--interactive is for a run of one process")
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  check_idle(args, opened.experiment)
   if args.interactive:
     return _talk(args, opened)
   if args.autoencoder:
@@ -118,12 +135,6 @@ def _draw(args, directory: pathlib.Path, config: dict) -> dict:
   if jax.process_index() == 0:
     print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
   return {"step": opened.step, "weights": opened.kind, **result}
-
-
-def _weights(args, opened):
-  return (
-    int8.quantize(transformer.rows(opened.weights)) if args.int8 else opened.weights
-  )
 
 
 def _reader(args, experiment):
@@ -141,7 +152,7 @@ def _reader(args, experiment):
 def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   """Continues every prompt; what an interrupted command of these words drew, stands."""
   writer, read = opened.experiment.writer(piece=4), _reader(args, opened.experiment)
-  weights = _weights(args, opened)
+  weights = opened.weights
   keys = prompting.keys(args.seed, args.num)
   how = {"seed": args.seed, "sampling": dataclasses.asdict(writer.sampling)}
   how["flags"] = [name for name in SWITCHES if getattr(args, name)]
@@ -243,7 +254,7 @@ def _record(prompt: str, sample: prompting.Sample, index: int, logprobs: bool) -
 def _talk(args, opened) -> dict:
   """Reads lines and answers them: as a chat where there is a template for one."""
   writer = opened.experiment.writer(piece=2)
-  tokenizer, weights = writer.tokenizer, _weights(args, opened)
+  tokenizer, weights = writer.tokenizer, opened.weights
   is_chat = tokenizer.chat_template is not None
   print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")
   messages, num = [], 0

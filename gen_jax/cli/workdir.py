@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
+from gen_jax import build, files
 from gen_jax import experiment as experiments
-from gen_jax import files
 from gen_jax.cli import config_args
+from gen_jax.nn import attention
 from gen_jax.train import proof
 from gen_jax.types import InputError
 
@@ -28,20 +29,28 @@ MAY_CHANGE = (
   "train.keep",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
-  # The same attention, computed in another way.
-  "task.model.attend",
-  "task.unet.attention.attend",
-  "task.codec.autoencoder.attend",
 )
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
 # What a model has learned to draw, and a run that starts from it takes over.
 OF_IMAGES = ("image_size", "channels", "caption_length")
+ATTEND = "attend"  # under task; those that `attention.is_exact` may be exchanged
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 def _may_change(key: str) -> bool:
   return any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+
+
+def _inexact(block: Any) -> Any:
+  """A block without the attention that computes the same as any other."""
+  if not isinstance(block, dict):
+    return block
+  return {
+    key: _inexact(value)
+    for key, value in block.items()
+    if key != ATTEND or not attention.is_exact(build.build(ATTEND, value))
+  }
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -121,7 +130,9 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
           " program; take another --workdir"
         )
     return
-  old, new = flat(read_config(workdir)), flat(config)
+  old, new = (
+    flat({**c, "task": _inexact(c["task"])}) for c in (read_config(workdir), config)
+  )
   differ = [
     f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
     for key in sorted(old.keys() | new.keys())
@@ -246,10 +257,10 @@ def read_config(
     InputError: not a workdir, or an override of what may not change.
   """
   for key, _ in overrides:
-    if not _may_change(key):
+    if not _may_change(key) and ATTEND not in key.split(".")[1:]:
       raise InputError(
         f"config key {key!r} belongs to the trained model; what may change is"
-        f" {', '.join(MAY_CHANGE)}"
+        f" {', '.join(MAY_CHANGE)}, and exact kernels of attention"
       )
   path = workdir / "config.json"
   if not path.exists():
@@ -273,7 +284,13 @@ def read_config(
       f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
       " back from a copy, or delete run.json if you changed it yourself"
     )
-  return config_args.apply(config, overrides)
+  opened = config_args.apply(config, overrides)
+  if _inexact(opened["task"]) != _inexact(config["task"]):
+    raise InputError(
+      f"{workdir} was trained with another attention: only kernels that compute the"
+      " same (xla, chunked, ring, splash, cudnn) may take each other's place"
+    )
+  return opened
 
 
 def inherit_task(

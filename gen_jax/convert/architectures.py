@@ -7,7 +7,7 @@ from typing import Any
 from gen_jax import build
 from gen_jax.convert import keys, names
 from gen_jax.models import transformer
-from gen_jax.nn import embed, mlp, norms
+from gen_jax.nn import attention, embed, mlp, norms
 from gen_jax.types import InputError, unsupported
 
 Foreign = dict[str, Any]
@@ -135,6 +135,7 @@ def _common_misfits(cfg: transformer.Config) -> list[str]:
     text
     for text, wrong in (
       (f"window={cfg.window}", cfg.window is not None),
+      ("attention other than softmax", not attention.is_exact(cfg.attend)),
       ("its activation", _foreign_activation(activation) is None),
     )
     if wrong

@@ -8,6 +8,7 @@ from typing import Any
 
 from gen_jax import build, files, tree
 from gen_jax.convert import diffusers_configs as configs
+from gen_jax.convert import diffusers_schedulers as schedulers
 from gen_jax.convert import foreign, huggingface, keys, safetensors
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.tasks import diffusion
@@ -20,7 +21,7 @@ UNET, VAE, TEXT, SCHEDULER = (
   "unet/config.json",
   "vae/config.json",
   "text_encoder/config.json",
-  "scheduler/scheduler_config.json",
+  schedulers.PATH,
 )
 PARTS = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
 STEMS = {
@@ -56,6 +57,8 @@ class Opened:
     tensors: of each of the three networks.
     column: `stable_diffusion.FOLDER` or FILE.
     side: of the pictures.
+    sampler, grid: blocks of how the folder says that it is drawn.
+    scheduler: its scheduler_config.json; None of a file, which has none.
   """
 
   task: Block
@@ -64,6 +67,9 @@ class Opened:
   tensors: Mapping[str, Mapping[str, safetensors.Tensor]]
   column: int
   side: int
+  sampler: Block
+  grid: Block
+  scheduler: str | None = None
 
   def models(self) -> dict[str, sd.Model]:
     """The three networks by name."""
@@ -82,7 +88,9 @@ def is_pictures(path: pathlib.Path) -> bool:
   return (path / INDEX).is_file() or (path.is_file() and path.suffix == ".safetensors")
 
 
-def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
+def _read(
+  read: Callable[[str], Any], scheduler: schedulers.Scheduler
+) -> tuple[Block, bool, Block]:
   """Task block, `is_linear` and statistics of latents, from a folder's configs."""
   unet_block, is_linear = configs.read_unet(read(UNET))
   vae_block, latents = configs.read_autoencoder(read(VAE))
@@ -97,7 +105,8 @@ def _read(read: Callable[[str], Any]) -> tuple[Block, bool, Block]:
     "name": "diffusion",
     "unet": unet_block,
     "text_encoder": text_block,
-    **configs.read_scheduler(read(SCHEDULER)),
+    "schedule": scheduler.schedule,
+    "target": scheduler.target,
     "weighting": {"name": "unit"},
     "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "latent", "autoencoder": vae_block, "workdir": None},
@@ -113,11 +122,20 @@ def open_folder(folder: pathlib.Path) -> Opened:
   Raises:
     InputError: anything that is not understood, missing or damaged.
   """
-  name = files.read_json(folder / INDEX).get("_class_name")
+  index = files.read_json(folder / INDEX)
+  name = index.get("_class_name")
   if not isinstance(name, str) or name not in PIPELINES:
     raise unsupported("pipeline (of model_index.json)", name, PIPELINES)
   read = lambda path: files.read_json(folder / path)  # noqa: E731
-  task, is_linear, latents = _read(read)
+  text = files.read(folder / SCHEDULER)
+  named = index.get("scheduler") or [None, None]
+  config = files.parse_json(text, str(folder / SCHEDULER))
+  if not isinstance(config, dict) or not isinstance(named, list):
+    raise InputError(f"{folder}: {SCHEDULER} or the scheduler of {INDEX} is damaged")
+  scheduler = schedulers.read(config, named[-1])
+  if config.get("_class_name") != (named[-1] or config.get("_class_name")):
+    text = json.dumps({**config, "_class_name": named[-1]}, indent=2) + "\n"
+  task, is_linear, latents = _read(read, scheduler)
   tensors = {
     name: sd.open_weights(folder / part, STEMS[name]) for name, part in PARTS.items()
   }
@@ -131,7 +149,10 @@ def open_folder(folder: pathlib.Path) -> Opened:
   huggingface.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
   side = _side(read(UNET).get("sample_size") or 64)
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
-  return Opened(task, is_linear, latents, tensors, sd.FOLDER, side * factor)
+  drawn = scheduler.sampler, scheduler.grid
+  return Opened(
+    task, is_linear, latents, tensors, sd.FOLDER, side * factor, *drawn, text
+  )
 
 
 def _side(size: Any) -> int:
@@ -173,9 +194,12 @@ V1 = {
     "max_position_embeddings": 77,
   },
   SCHEDULER: {
+    "_class_name": "PNDMScheduler",
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
   },
 }
 _SCHEDULE_BUFFERS = (
@@ -191,7 +215,8 @@ _SCHEDULE_BUFFERS = (
 
 def read_v1(inputs: int = 4) -> tuple[Block, bool, Block]:
   """Stable Diffusion 1 as `_read` gives it; of 9 inputs inpainting, 8 instructions."""
-  return _read({**V1, UNET: {**V1[UNET], "in_channels": inputs}}.__getitem__)
+  described = {**V1, UNET: {**V1[UNET], "in_channels": inputs}}
+  return _read(described.__getitem__, schedulers.read(V1[SCHEDULER]))
 
 
 def open_file(file: pathlib.Path) -> Opened:
@@ -224,11 +249,17 @@ def open_file(file: pathlib.Path) -> Opened:
   first = grouped["unet"].get("model.diffusion_model.input_blocks.0.0.weight")
   inputs = first.shape[1] if first else 4
   task, is_linear, latents = read_v1(inputs)
-  return Opened(task, is_linear, latents, grouped, sd.FILE, 512)
+  drawn = schedulers.read(V1[SCHEDULER])[2:]
+  return Opened(task, is_linear, latents, grouped, sd.FILE, 512, *drawn)
 
 
 def describe(
-  task: diffusion.Diffusion, vae: Any, latents: Block, image_size: int, is_linear: bool
+  task: diffusion.Diffusion,
+  vae: Any,
+  latents: Block,
+  image_size: int,
+  is_linear: bool,
+  scheduler: schedulers.Written,
 ) -> dict[str, Block]:
   """All configs of a folder, by their paths in it.
 
@@ -237,6 +268,7 @@ def describe(
     latents: mean and std of each latent channel.
     image_size: of the pictures that the model was trained on.
     is_linear: see `stable_diffusion.Model`.
+    scheduler: of `diffusers_schedulers.write`.
 
   Raises:
     InputError: a model that the format cannot express.
@@ -248,12 +280,12 @@ def describe(
     UNET: configs.write_unet(unet, encoder.width, is_linear, side),
     VAE: vae_block,
     TEXT: configs.write_text_encoder(encoder),
-    SCHEDULER: configs.write_scheduler(task.schedule, task.target),
+    SCHEDULER: scheduler.text,
     INDEX: {
       "_class_name": _pipeline(unet.image_channels, unet.extra_channels),
       "unet": ["diffusers", "UNet2DConditionModel"],
       "vae": ["diffusers", "AutoencoderKL"],
-      "scheduler": ["diffusers", "DDIMScheduler"],
+      "scheduler": ["diffusers", scheduler.name],
       "text_encoder": ["transformers", "CLIPTextModel"],
       "tokenizer": ["transformers", "CLIPTokenizer"],
       "safety_checker": [None, None],
@@ -270,7 +302,8 @@ def check_v1(described: Mapping[str, Block]) -> None:
   Raises:
     InputError: names what differs from Stable Diffusion 1.
   """
-  own = _read(described.__getitem__)
+  config = files.parse_json(described[SCHEDULER], SCHEDULER)
+  own = _read(described.__getitem__, schedulers.read(config))
   wanted = read_v1(described[UNET]["in_channels"])
   ours, theirs = (tree.flatten(dict(enumerate(found))) for found in (own, wanted))
   differ = {
@@ -287,7 +320,7 @@ def check_v1(described: Mapping[str, Block]) -> None:
 
 def write_folder(
   folder: pathlib.Path,
-  described: Mapping[str, Block],
+  described: Mapping[str, Block | str],
   plans: Mapping[str, Mapping[str, safetensors.Planned]],
   dtype: str,
 ) -> None:
@@ -300,6 +333,9 @@ def write_folder(
   """
   for name, config in described.items():
     (folder / name).parent.mkdir(exist_ok=True)
+    if isinstance(config, str):  # as it came
+      (folder / name).write_text(config)
+      continue
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / name).write_text(f"{text}\n")
   for name, plan in plans.items():

@@ -1,4 +1,4 @@
-"""The four configs of a diffusers folder to blocks of an experiment, and back.
+"""Three of the four configs of a diffusers folder to blocks of an experiment, and back.
 
 As in `architectures`: a key is understood, or has the one value that the models here
 have, or the folder is refused by the key's name.
@@ -9,14 +9,12 @@ from typing import Any
 
 from gen_jax import build
 from gen_jax.convert import keys
-from gen_jax.diffusion import parameterisation, schedule
 from gen_jax.models import autoencoder, text_encoder, unet
-from gen_jax.nn import embed, mlp
-from gen_jax.types import InputError, unknown, unsupported
+from gen_jax.nn import attention, embed, mlp
+from gen_jax.types import InputError, unsupported
 
 Block = dict[str, Any]
-_TARGETS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear"}
+_INEXACT = "attention other than softmax"
 
 
 class _Reader:
@@ -204,31 +202,6 @@ def read_text_encoder(config: Any) -> Block:
   }
 
 
-def read_scheduler(config: Any) -> dict[str, Block]:
-  """The schedule and target blocks."""
-  read = _Reader("scheduler/scheduler_config.json", config)
-  kind = read.take("beta_schedule", str, "linear")
-  target = read.take("prediction_type", str, "epsilon")
-  for what, name, known in (
-    ("beta_schedule", kind, _SCHEDULES),
-    ("prediction_type", target, _TARGETS),
-  ):
-    if name not in known:
-      raise unknown(f"{what} (of {read.path})", name, known)
-  if read.take("trained_betas", Any, None) is not None:
-    raise InputError(f"{read.path} trained_betas are not understood")
-  block = {
-    "name": _SCHEDULES[kind],
-    "num_timesteps": read.take("num_train_timesteps", int, 1000),
-    "beta_start": read.take("beta_start", float, 1e-4),
-    "beta_end": read.take("beta_end", float, 0.02),
-  }
-  if read.take("rescale_betas_zero_snr", bool, False):
-    block = {"name": "zero_terminal", "schedule": block}
-  # The rest is how to sample.
-  return {"schedule": block, "target": {"name": _TARGETS[target]}}
-
-
 def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Block:
   """unet/config.json; the inverse of `read_unet`.
 
@@ -243,6 +216,7 @@ def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Bl
     for text, is_wrong in (
       ("attention other than transformer", feed is None),
       ("its feed-forward", feed and not _is_gated(feed)),
+      (_INEXACT, not attention.is_exact(attend.attend)),
       ("biases of its attention", getattr(attend, "use_bias", False)),
       (f"clock_offset={cfg.clock_offset}, -1 is needed", cfg.clock_offset != -1.0),
     )
@@ -284,6 +258,8 @@ def write_autoencoder(
   """vae/config.json, which knows one shift and one scale for all channels."""
   if not isinstance(cfg, autoencoder.Config):
     raise InputError("only latent diffusion with a KL autoencoder can be exported")
+  if not attention.is_exact(cfg.attend):
+    raise InputError(f"the autoencoder cannot be exported: {_INEXACT}")
   if len(set(mean)) > 1 or len(set(std)) > 1:
     raise InputError(
       "the autoencoder cannot be exported: the format has one scale for all channels of"
@@ -330,37 +306,4 @@ def write_text_encoder(cfg: text_encoder.Config) -> Block:
     "max_position_embeddings": cfg.max_length,
     "hidden_act": names[0],
     "layer_norm_eps": 1e-5,
-  }
-
-
-def write_scheduler(chain: schedule.Schedule, target: parameterisation.Target) -> Block:
-  """scheduler/scheduler_config.json, of a DDIM scheduler.
-
-  Raises:
-    InputError: a schedule or target that the format cannot express.
-  """
-  kinds = {schedule.ScaledLinear: "scaled_linear", schedule.Linear: "linear"}
-  types = {
-    parameterisation.Eps: "epsilon",
-    parameterisation.V: "v_prediction",
-    parameterisation.X0: "sample",
-  }
-  is_rescaled = isinstance(chain, schedule.ZeroTerminal)
-  chain = chain.schedule if is_rescaled else chain
-  if type(chain) not in kinds or type(target) not in types:
-    raise InputError(
-      f"schedule {type(chain).__name__} with target {type(target).__name__} cannot be"
-      " exported; scaled_linear or linear with eps, v or x0 can"
-    )
-  return {
-    "_class_name": "DDIMScheduler",
-    "beta_schedule": kinds[type(chain)],
-    "beta_start": chain.beta_start,
-    "beta_end": chain.beta_end,
-    "num_train_timesteps": chain.num_timesteps,
-    "prediction_type": types[type(target)],
-    "rescale_betas_zero_snr": is_rescaled,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
   }

@@ -63,6 +63,14 @@ class Sampling:
       if not holds:
         raise InputError(f"{name}={getattr(self, name)} must be {rule}")
 
+  def idle(self) -> dict[str, str]:
+    """{field: why it changes nothing}, of fields that another one switches off."""
+    if self.temperature:
+      return {}
+    return dict.fromkeys(
+      ("top_k", "top_p", "min_p"), "temperature=0 takes the likeliest"
+    )
+
   def filter(self, logits: Array, seen: Array) -> Array:
     """Applies the filters in `order`; what is left is drawn from.
 

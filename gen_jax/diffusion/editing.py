@@ -1,8 +1,8 @@
 """Editing: a picture's latent z as the start of sampling, whole or in part.
 
     strength   sampling starts at strength times the grid's first time, from z noised
-               to there; every time of the grid shrinks with it, so that any number of
-               steps and any sampler serve, and another strength does not recompile
+               to there; the grid is drawn together to below that, so that any number
+               of steps and any sampler serve, and another strength does not recompile
     keep       where it is true, every step ends on z noised to where the step ends
 
 Strength 1 forgets z: alpha is not quite 0 at the first time, and text-to-image never
@@ -21,6 +21,19 @@ import jax.numpy as jnp
 from gen_jax.diffusion import guidance, samplers
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array, PyTree
+
+
+def shortened(times: Array, strength: Array, t_first: float) -> Array:
+  """A grid that starts at strength [] times its first time, of as many steps.
+
+  Every time is drawn together towards t_first, the quietest that the network knows; all
+  of them are scaled where even the start is below that.
+  """
+  first = strength * times[0]
+  share = (first - t_first) / jnp.maximum(times[0] - t_first, 1e-6)
+  inner = t_first + share * (times - t_first)
+  inner = jnp.where(times > t_first, inner, times)
+  return jnp.where(first > t_first, inner, strength * times)
 
 
 def start(

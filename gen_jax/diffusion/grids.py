@@ -1,22 +1,29 @@
 """Time grids: where a sampler stops on its way from noise to data.
 
 A grid is a function (schedule, num_steps) -> times float32 [num_steps + 1], strictly
-falling, that ends at exactly 0. It starts at the noisiest time the schedule has, or
-where log-SNR reaches LOGSNR_MIN if that comes first: beyond it x0 cannot be recovered
-from eps in float32. Clamping lives here and nowhere in the formulas. `trailing` alone
-begins at t = 1 whatever is left there: for zero-terminal SNR, and targets that bear it.
+falling, that ends at exactly 0 (`to_first_node` alone does not). It starts at the
+noisiest time the schedule has, or where log-SNR reaches LOGSNR_MIN if that comes first:
+beyond it x0 cannot be recovered from eps in float32. Clamping lives here and nowhere in
+the formulas. `trailing` and `linspace` alone
+begin at t = 1 whatever is left there: for zero-terminal SNR, and targets that bear it.
+Above 0 no time is below `schedule.t_first`, the quietest that a model has seen.
 
 Sources: Song et al. 2020 (arXiv:2010.02502) (uniform); Lin et al. 2024 (2305.08891)
 table 2 (trailing, leading); Karras et al. 2022 (2206.00364) eq. 5; Lu et al. 2022
 (2206.00927) section 3.3 (uniform log-SNR).
 """
 
+import dataclasses
+import math
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from gen_jax.diffusion import schedule as schedules
-from gen_jax.types import Array
+from gen_jax.types import Array, InputError
 
 LOGSNR_MIN = -12.0
+Grid = Callable[[schedules.Schedule, int], Array]
 
 
 def t_max(schedule: schedules.Schedule) -> Array:
@@ -26,40 +33,135 @@ def t_max(schedule: schedules.Schedule) -> Array:
   return jnp.where(noisiest < LOGSNR_MIN, schedule.t_of(jnp.float32(LOGSNR_MIN)), one)
 
 
+@dataclasses.dataclass(frozen=True)
+class Known(schedules.Schedule):
+  """`schedule`, of which a model has seen nothing below t_known."""
+
+  schedule: schedules.Schedule
+  t_known: float
+
+  @property
+  def num_timesteps(self) -> int | None:
+    return self.schedule.num_timesteps
+
+  @property
+  def t_first(self) -> float:
+    """The higher of the two."""
+    return max(self.schedule.t_first, self.t_known)
+
+  def alpha(self, t: Array) -> Array:
+    return self.schedule.alpha(t)
+
+  def sigma(self, t: Array) -> Array:
+    return self.schedule.sigma(t)
+
+  def logsnr(self, t: Array) -> Array:
+    return self.schedule.logsnr(t)
+
+  def t_of(self, logsnr: Array) -> Array:
+    return self.schedule.t_of(logsnr)
+
+
 def uniform(schedule: schedules.Schedule, num_steps: int) -> Array:
   """Equal steps in t, from the noisiest on.
 
   >>> uniform(schedules.VPLinear(), 4).tolist()
   [1.0, 0.75, 0.5, 0.25, 0.0]
   """
-  return jnp.linspace(t_max(schedule), 0.0, num_steps + 1)
+  first = t_max(schedule)
+  return _even(schedule, first, first / num_steps, num_steps)
 
 
 def trailing(schedule: schedules.Schedule, num_steps: int) -> Array:
-  """Equal steps in t from 1 on, where a network that predicts eps may say nothing."""
-  del schedule
-  return jnp.linspace(1.0, 0.0, num_steps + 1)
+  """Equal steps in t from 1 on, where a network that predicts eps may say nothing.
+
+  Of a chain the nearest nodes.
+  """
+  return _nodes(schedule, _even(schedule, 1.0, 1.0 / num_steps, num_steps))
 
 
 def leading(
-  schedule: schedules.Schedule, num_steps: int, first: float = 0.002
+  schedule: schedules.Schedule, num_steps: int, first: float = 0.002, spare: int = 0
 ) -> Array:
   """Equal steps in t of 1 / num_steps down to `first`, and from there to 0.
 
   It never asks about the noisiest times, which is how Stable Diffusion 1 and 2 were
-  released to be sampled: `first` is the second node of their chain of 1,000.
+  released to be sampled: `first` is the second node of their chain of 1,000. The steps
+  of a chain are whole numbers of nodes.
+
+  Args:
+    spare: steps more that are planned, and left out at the quiet end: 1 is how others
+      begin their multistep solvers.
 
   >>> leading(schedules.VPLinear(), 4, 0.125).tolist()
   [0.875, 0.625, 0.375, 0.125, 0.0]
   """
-  del schedule
-  last = min(first + 1.0 - 1.0 / num_steps, 1.0)
-  return jnp.append(jnp.linspace(last, first, num_steps), 0.0)
+  planned, nodes = num_steps + spare, schedule.num_timesteps
+  step = nodes // planned / nodes if nodes and planned <= nodes else 1.0 / planned
+  last = first + spare * step
+  return _even(schedule, min(last + (num_steps - 1) * step, 1.0), last, num_steps)
+
+
+def linspace(
+  schedule: schedules.Schedule, num_steps: int, spare: int = 0, rounded: bool = False
+) -> Array:
+  """Equal steps in t from 1 to the quietest time that is known, and from there to 0.
+
+  Args:
+    spare: see `leading`.
+    rounded: to nodes of a chain.
+  """
+  quietest = schedule.t_first or 0.001
+  times = jnp.linspace(1.0, quietest, num_steps + spare)[:num_steps]
+  times = jnp.append(times, 0.0)
+  return _nodes(schedule, times) if rounded else times
+
+
+def to_first_node(
+  schedule: schedules.Schedule, num_steps: int, grid: Grid = leading
+) -> Array:
+  """`grid`, with its last step to the first node of a chain in place of t = 0.
+
+  The noise of that node stays in what is drawn, as Stable Diffusion's own samplers had
+  it.
+  """
+  return grid(schedule, num_steps).at[-1].set(schedule.t_first)
+
+
+def _even(schedule: schedules.Schedule, first, last, num_steps: int) -> Array:
+  """num_steps times from `first` down to `last`, or to the quietest known; then 0."""
+  first, last = (jnp.maximum(t, schedule.t_first) for t in (first, last))
+  return jnp.append(jnp.linspace(first, last, num_steps), 0.0)
+
+
+def _nodes(schedule: schedules.Schedule, times: Array) -> Array:
+  """Times at the nearest nodes of a chain that has enough of them."""
+  num = schedule.num_timesteps
+  if num is None or len(times) > num + 1:
+    return times
+  return jnp.round(times * num) / num
+
+
+def _levels(
+  schedule: schedules.Schedule, num_steps: int, grid: Grid | None = None
+) -> tuple[Array, Array]:
+  """sigma / alpha at the first and the last time above 0 of a grid.
+
+  Without one, at the noisiest and the quietest time that are known (0: all are).
+  """
+  if grid is None:
+    ends = t_max(schedule), jnp.float32(schedule.t_first)
+  else:
+    times = grid(schedule, num_steps)
+    ends = times[0], times[-2]
+  noisiest, quietest = (jnp.exp(-0.5 * schedule.logsnr(t)) for t in ends)
+  return noisiest, quietest
 
 
 def _down_to(schedule: schedules.Schedule, logsnrs: Array) -> Array:
-  times = schedule.t_of(logsnrs)
-  return jnp.concatenate([times, jnp.zeros(1)])
+  """Times of these log-SNRs, then 0; none is beyond what is known, by rounding."""
+  times = jnp.clip(schedule.t_of(logsnrs), schedule.t_first, 1.0)
+  return jnp.append(times, 0.0)
 
 
 def karras(
@@ -68,24 +170,44 @@ def karras(
   sigma_min: float = 0.002,
   sigma_max: float = 80.0,
   rho: float = 7.0,
+  grid: Grid | None = None,
 ) -> Array:
-  """num_steps noise levels sigma/alpha, equal steps in their rho-th root, then 0."""
-  noisiest = jnp.exp(-0.5 * schedule.logsnr(t_max(schedule)))
+  """num_steps noise levels sigma/alpha, equal steps in their rho-th root, then 0.
+
+  Args:
+    grid: another one of as many steps, beyond whose levels these do not go.
+
+  Raises:
+    InputError: levels that do not rise from sigma_min, or rho that is not positive.
+  """
+  levels = (sigma_min, sigma_max, rho)
+  if all(isinstance(x, int | float) for x in levels) and not (
+    0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf
+  ):
+    raise InputError(
+      f"grid karras: sigma_min={sigma_min} must be above 0 and below"
+      f" sigma_max={sigma_max}, and rho={rho} above 0"
+    )
+  noisiest, quietest = _levels(schedule, num_steps, grid)
   high = jnp.minimum(sigma_max, noisiest) ** (1.0 / rho)
-  low = sigma_min ** (1.0 / rho)
+  low = jnp.maximum(sigma_min, quietest) ** (1.0 / rho)
   sigmas = jnp.linspace(high, low, num_steps) ** rho
   return _down_to(schedule, -2.0 * jnp.log(sigmas))
 
 
 def uniform_logsnr(
-  schedule: schedules.Schedule, num_steps: int, logsnr_max: float = 12.0
+  schedule: schedules.Schedule,
+  num_steps: int,
+  logsnr_max: float = 12.0,
+  grid: Grid | None = None,
 ) -> Array:
   """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0.
 
-  sigma / alpha then falls exponentially, which is its other name.
+  sigma / alpha then falls exponentially, which is its other name. `grid`: see `karras`.
   """
-  low = schedule.logsnr(t_max(schedule))
-  return _down_to(schedule, jnp.linspace(low, logsnr_max, num_steps))
+  low, high = (-2.0 * jnp.log(x) for x in _levels(schedule, num_steps, grid))
+  high = jnp.minimum(logsnr_max, high)
+  return _down_to(schedule, jnp.linspace(low, high, num_steps))
 
 
 # sigma / alpha of ten steps, optimised for Stable Diffusion 1.
@@ -95,12 +217,18 @@ _AYS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152)
 def align_your_steps(schedule: schedules.Schedule, num_steps: int) -> Array:
   """The ten noise levels of Sabour et al. 2024, log-linear for other numbers; then 0.
 
+  Levels that the schedule does not reach are drawn together to what it has.
   Source: arXiv:2404.14507 and the authors' published figures for Stable Diffusion 1.
   """
   places = jnp.linspace(0.0, len(_AYS) - 1.0, num_steps)
   logs = jnp.interp(places, jnp.arange(len(_AYS)), jnp.log(jnp.array(_AYS)))
-  noisiest = -0.5 * schedule.logsnr(t_max(schedule))
-  return _down_to(schedule, -2.0 * jnp.minimum(logs, noisiest))
+  noisiest, quietest = (jnp.log(x) for x in _levels(schedule, num_steps))
+  high, low = jnp.minimum(logs[0], noisiest), jnp.maximum(math.log(_AYS[-1]), quietest)
+  share = (logs[0] - logs) / math.log(_AYS[0] / _AYS[-1])
+  return _down_to(schedule, -2.0 * (high - share * (high - low)))
 
 
-ALL = (uniform, trailing, leading, karras, uniform_logsnr, align_your_steps)
+ALL = (
+  *(uniform, trailing, leading, linspace, to_first_node),
+  *(karras, uniform_logsnr, align_your_steps),
+)

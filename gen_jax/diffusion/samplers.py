@@ -225,7 +225,7 @@ def churn(
   def step(denoise, x, carry, t, s, keys):
     gain = jnp.where((t >= t_min) & (t <= t_max), gamma, 0.0)
     far = schedule.t_of(schedule.logsnr(t) - 2.0 * jnp.log1p(gain))
-    far = jnp.where(gain > 0, jnp.maximum(far, t), t)
+    far = jnp.where(gain > 0, jnp.clip(far, t, 1.0), t)
     scale = jnp.where(gain > 0, schedule.alpha(far) / schedule.alpha(t), 1.0)
     variance = schedule.sigma(far) ** 2 - (scale * schedule.sigma(t)) ** 2
     noise_keys = rng.fold_in(keys, 1)

@@ -12,6 +12,7 @@ log-SNR falls strictly with t, so it is an equivalent clock; `t_of` inverts it.
     sigma(t)    noise coefficient, 0 at t = 0, rising
     logsnr(t)   2 * log(alpha / sigma), +inf at t = 0
     t_of(l)     the time at which logsnr is l
+    t_first     the quietest time that a model of it knows, 0 where all are known
 
 Variance-preserving (VP) schedules have alpha^2 + sigma^2 = 1 and are given by
 log_alpha alone; `expm1` keeps sigma exact near t = 0, where 1 - alpha^2 would cancel.
@@ -35,7 +36,18 @@ from gen_jax.types import Array, InputError
 
 
 class Schedule(abc.ABC):
-  """The contract: alpha, sigma, logsnr, t_of; float32, elementwise over t."""
+  """The contract: alpha, sigma, logsnr, t_of; float32, elementwise over t.
+
+  Attributes:
+    num_timesteps: nodes of a chain at t = i / num_timesteps, None without them.
+  """
+
+  num_timesteps = None
+
+  @property
+  def t_first(self) -> float:
+    """The first node of a chain: below it there was nothing to learn. Else 0."""
+    return 1.0 / self.num_timesteps if self.num_timesteps else 0.0
 
   @abc.abstractmethod
   def alpha(self, t: Array) -> Array:
@@ -111,6 +123,13 @@ class VPLinear(VariancePreserving):
   beta_min: float = 0.1
   beta_max: float = 20.0
 
+  def __post_init__(self):
+    if not 0 < self.beta_min <= self.beta_max < math.inf:
+      raise InputError(
+        f"schedule vp_linear: beta_min={self.beta_min} must be above 0, and at most"
+        f" beta_max={self.beta_max}"
+      )
+
   def log_alpha(self, t: Array) -> Array:
     slope = self.beta_max - self.beta_min
     return -0.25 * slope * t**2 - 0.5 * self.beta_min * t
@@ -133,6 +152,15 @@ class _Chain(VariancePreserving):
   @abc.abstractmethod
   def betas(self) -> np.ndarray:
     """float64 [num_timesteps], the variances of the steps."""
+
+  def __post_init__(self):
+    if self.num_timesteps < 2:
+      raise InputError(f"num_timesteps={self.num_timesteps} of a chain must be above 1")
+    if not 0 < self.beta_start <= self.beta_end < 1:
+      raise InputError(
+        f"a chain's beta_start={self.beta_start} must be above 0 and at most"
+        f" beta_end={self.beta_end}, which must be below 1"
+      )
 
   @functools.lru_cache  # noqa: B019 (a frozen dataclass hashes by its fields)
   def _log_alphas(self) -> np.ndarray:
@@ -197,6 +225,10 @@ class ZeroTerminal(VariancePreserving):
         " take linear or scaled_linear"
       )
 
+  @property
+  def num_timesteps(self) -> int:
+    return self.schedule.num_timesteps
+
   def _nodes(self) -> tuple[Array, Array, Array]:
     """Times, alpha and 1 - alpha at them; the ends exact, and neither cancels."""
     alphas = np.exp(self.schedule._log_alphas())
@@ -235,6 +267,10 @@ class Cosine(VariancePreserving):
   """
 
   offset: float = 0.008
+
+  def __post_init__(self):
+    if not 0 <= self.offset < 1:
+      raise InputError(f"schedule cosine: offset={self.offset} must be in [0, 1)")
 
   @property
   def _start(self) -> float:
@@ -275,6 +311,13 @@ class Karras(Schedule):
   sigma_max: float = 80.0
   rho: float = 7.0
 
+  def __post_init__(self):
+    if not (0 < self.sigma_max < math.inf and 0 < self.rho < math.inf):
+      raise InputError(
+        f"schedule karras: sigma_max={self.sigma_max} and rho={self.rho} must be"
+        " above 0"
+      )
+
   def alpha(self, t: Array) -> Array:
     return jnp.ones_like(t)
 
@@ -313,6 +356,17 @@ class Shift(Schedule):
 
   schedule: Schedule
   factor: float
+
+  def __post_init__(self):
+    if not 0 < self.factor < math.inf:
+      raise InputError(f"schedule shift: factor={self.factor} must be above 0")
+
+  @property
+  def t_first(self) -> float:
+    """What both clocks know."""
+    first = self.schedule.t_first
+    with jax.ensure_compile_time_eval():
+      return max(first, float(self.t_of(self.schedule.logsnr(jnp.float32(first)))))
 
   def _clock(self, t: Array) -> Array:
     return self.schedule.t_of(self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor))

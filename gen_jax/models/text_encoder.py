@@ -56,6 +56,8 @@ class Config:
         f"text encoder width={self.width} must be divisible by"
         f" num_heads={self.num_heads}"
       )
+    head_dim = self.width // self.num_heads
+    embed.check_pairs("text encoder", self.width, head_dim, self.position, self.rotary)
 
 
 class TextEncoder(nn.Module):

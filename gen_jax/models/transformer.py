@@ -85,6 +85,9 @@ class Config:
         f"transformer num_heads={self.num_heads} must be divisible by"
         f" num_kv_heads={self.num_kv_heads}"
       )
+    embed.check_pairs(
+      "transformer", self.width, self.dim_per_head, self.position, self.rotary
+    )
 
   @property
   def dim_per_head(self) -> int:
@@ -110,13 +113,48 @@ def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
   """An empty cache for sequences of at most `num_slots` tokens.
 
   With a window it holds no more than that.
+
+  Raises:
+    InputError: an attention that computes something else against a cache.
   """
   heads = config.num_kv_heads or config.num_heads
+  dim = config.dim_per_head
+  if not attention.is_exact(config.attend):
+    _check_cached(config.attend, config.num_heads, heads, dim, config.window)
   num_slots = min(num_slots, config.window or num_slots)
-  shape = (batch_size, heads, num_slots, config.dim_per_head)
+  shape = (batch_size, heads, num_slots, dim)
   zeros = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
   layers = tuple(attention.KV(zeros(), zeros()) for _ in range(config.num_layers))
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
+
+
+def _check_cached(
+  attend: attention.Attend, num_heads: int, num_kv_heads: int, dim: int, window
+) -> None:
+  """Raises InputError unless `attend` has the same result against a cache as without.
+
+  Tried on the last of six positions in a cache with room to spare, or in a short ring
+  that it has just begun again.
+  """
+  window = window and min(window, 4)
+  num, num_slots = (window + 1, window) if window else (6, 8)
+  with jax.ensure_compile_time_eval():
+    query, key, value = (
+      jax.random.normal(jax.random.key(i), (1, n, num, dim))
+      for i, n in enumerate((num_heads, num_kv_heads, num_kv_heads))
+    )
+    query, new = jnp.swapaxes(query, 1, 2), attention.KV(key, value)
+    alone = attend(query, new, attention.Mask(is_causal=True, window=window))
+    cache = attention.last_ones(new, jnp.array([num]), num_slots)
+    mask = attention.remembered(jnp.array([[num - 1]]), num_slots, window)
+    cached = attend(query[:, -1:], cache, mask)
+    is_same = bool(jnp.allclose(cached, alone[:, -1:], rtol=1e-3, atol=1e-3))
+  if not is_same:
+    raise InputError(
+      f"attention {getattr(attend, '__name__', attend)} gives another result against a"
+      " cache than in training: take what is seen from mask.between and positions from"
+      " mask.distances, or declare it attention.exact"
+    )
 
 
 def _memory(
@@ -130,7 +168,7 @@ def _memory(
       kv = attention.write(kv, new, cache.length)
       return kv, kv
 
-    return attention.Mask(attention.remembered(order, slots, window)), remember
+    return attention.remembered(order, slots, window), remember
 
   # A prompt may be longer than what is remembered of it: it sees itself alone.
   lengths = jnp.full(len(order), length) if at is None else at + 1

@@ -57,18 +57,6 @@ def last_ones(new: KV, lengths: Array, num_slots: int) -> KV:
   return jax.tree.map(lambda x: jnp.take_along_axis(x, place, axis=2), new)
 
 
-def remembered(positions: Array, num_slots: int, window: int | None = None) -> Array:
-  """bool [B, 1, T, S]: which slots of a cache a query at a position sees.
-
-  Those that hold its own position and what came before, or the last `window` of that.
-  Whatever a padded prompt left in the others is overwritten before a query sees it.
-  """
-  at = positions[:, None, :, None]
-  held = at - (at - jnp.arange(num_slots)[None, None, None, :]) % num_slots
-  mask = held >= 0
-  return mask if window is None else mask & (held > at - window)
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -77,12 +65,18 @@ class Mask:
   Attributes:
     allowed: bool, broadcastable to [B, 1, T, S].
     segments: int [B, T], the document of each token: attention stays within one.
+    at: int [B, T], the positions of queries; None: their slots.
+    held: int [B, S], the positions of keys, below 0 where a slot holds none; None:
+      their slots. Only against a cache are these not slots: `allowed` says what is
+      seen there, positions are for scores that depend on them.
     is_causal: the query in slot t sees the keys in slots 0 .. t; T = S.
     window: of these the last `window` alone, its own included.
   """
 
   allowed: Array | None = None
   segments: Array | None = None
+  at: Array | None = None
+  held: Array | None = None
   is_causal: bool = dataclasses.field(default=False, metadata={"static": True})
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -112,13 +106,56 @@ class Mask:
     seen = functools.reduce(operator.and_, parts)
     return jnp.broadcast_to(seen, (*seen.shape[:2], len(rows), len(columns)))
 
+  def distances(self, rows: Array, columns: Array) -> Array:
+    """int [B, 1, t, s] (B may be 1), by how much a query stands after a key.
+
+    For scores that depend on it, as those of ALiBi: right with a cache and without.
+    """
+    at = rows[None] if self.at is None else jnp.take(self.at, rows, axis=1)
+    held = columns[None] if self.held is None else jnp.take(self.held, columns, axis=1)
+    return at[:, None, :, None] - held[:, None, None, :]
+
 
 EVERYTHING = Mask()
+
+
+def remembered(at: Array, num_slots: int, window: int | None = None) -> Mask:
+  """Which slots of a cache queries at positions int [B, T] see, and what these hold.
+
+  Those that hold its own position and what came before, or the last `window` of that.
+  Whatever a padded prompt left in the others is overwritten before a query sees it.
+  """
+  last = at[:, -1:]
+  held = last - (last - jnp.arange(num_slots)[None]) % num_slots
+  behind = at[:, None, :, None] - held[:, None, None, :]
+  allowed = (held >= 0)[:, None, None, :] & (behind >= 0)
+  if window is not None:
+    allowed &= behind < window
+  return Mask(allowed, at=at, held=held)
+
+
 _SCORES = 2**22  # that a CPU has at a time, of long sequences
 
 
 # (query [B, T, N, Dh], keys and values [B, K, S, Dh], mask) -> [B, T, N, Dh].
 Attend = Callable[[Array, KV, Mask], Array]
+
+
+def exact(compute: Attend) -> Attend:
+  """Declares that `compute` gives what `attend` of this file gives, in another way.
+
+  Only such are exchanged in a trained model, exported, and replaced by `attend` against
+  a cache.
+  """
+  compute.is_exact = True
+  return compute
+
+
+def is_exact(compute: Attend) -> bool:
+  """Whether `compute` was declared `exact`, whatever arguments are bound to it."""
+  while isinstance(compute, functools.partial):
+    compute = compute.func
+  return getattr(compute, "is_exact", False)
 
 
 def as_rows(query: Array, num_kv_heads: int) -> Array:
@@ -171,6 +208,7 @@ def pull_back(
   return drows, jnp.einsum("bkrs,bkrd->bksd", dscores, rows), dvalue
 
 
+@exact
 def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
   """softmax(q k^T / sqrt(Dh)) v by XLA, all scores at once, softmax in float32.
 
@@ -262,7 +300,7 @@ _attend.defvjp(_attend_forward, _attend_gradient)
 class Attention(nn.Module):
   """Multi-head attention of x to itself, or to `source`. [B, T, D] -> [B, T, D].
 
-  `attend` is how it is computed; against a cache it is always `attend` of this file.
+  `attend` is how; against a cache `attend` of this file stands for all exact ones.
   """
 
   num_heads: int
@@ -319,7 +357,8 @@ class Attention(nn.Module):
     new = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
     compute = self.attend
     if cache is not None:
-      (new, cache), compute = remember(cache, new), attend
+      new, cache = remember(cache, new)
+      compute = attend if is_exact(compute) else compute
     y = compute(query, new, mask)  # [B, T, N, Dh]
     out = linear.dense(
       x.shape[-1],

@@ -158,6 +158,22 @@ class SinusoidalPositions(nn.Module):
     return sinusoids(positions, frequencies(self.width, self.max_period))
 
 
+def check_pairs(
+  owner: str, width: int, head_dim: int, position: Position, rotary: Callable | None
+) -> None:
+  """Raises InputError where cosines and sines would share an odd number of channels."""
+  if rotary is not None and head_dim % 2:
+    raise InputError(
+      f"{owner} rotary turns pairs of channels: the head size, {head_dim}, must be even"
+    )
+  if (
+    width % 2
+    and position
+    and isinstance(position(max_length=1, width=1), SinusoidalPositions)
+  ):
+    raise InputError(f"{owner} width={width} must be even with position=sinusoidal")
+
+
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
   """Longer context: low frequencies are divided by `factor`, high ones stay.

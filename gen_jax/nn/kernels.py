@@ -42,6 +42,7 @@ class _Sums(NamedTuple):
   total: Array
 
 
+@attention.exact
 def chunked(
   query: Array, keyvalue: attention.KV, mask: attention.Mask, *, chunk: int = 512
 ) -> Array:
@@ -57,6 +58,7 @@ def chunked(
   return attention.from_rows(out, query.shape[2])
 
 
+@attention.exact
 def ring(
   query: Array, keyvalue: attention.KV, mask: attention.Mask, *, chunk: int = 512
 ) -> Array:
@@ -89,6 +91,7 @@ def ring(
   return run(query, *keyvalue, order, order, mask.segments)
 
 
+@attention.exact
 def splash(
   query: Array,
   keyvalue: attention.KV,
@@ -166,6 +169,7 @@ def _own(info, parts: collectives.Ring):
   )
 
 
+@attention.exact
 def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
   """`attention.attend` by cuDNN, on GPUs; bfloat16 or float16 alone."""
   sharding.require("gpu", "attend=cudnn")

@@ -67,6 +67,11 @@ class Diffusion:
         f"condition_drop_prob={prob} must be in [0, 0.5], and 0 without a condition"
       )
 
+  @property
+  def t_first(self) -> float:
+    """The quietest time that training shows the network."""
+    return max(self.schedule.t_first, getattr(self.time_sampler, "t_min", 0.0))
+
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
     caption = Caption(batch["caption"], batch["caption_mask"])
@@ -224,8 +229,47 @@ class Sampling:
       raise InputError(f"guidance_rescale={self.guidance_rescale} must be in [0, 1]")
     if self.tile is not None and self.tile < 4:
       raise InputError(f"tile={self.tile} must be at least 4; 64 is usual")
+    low, high = self.guidance_interval
+    if not 0 <= low < high <= 1:
+      raise InputError(
+        f"guidance_interval={low},{high} must be two rising times in [0, 1]"
+      )
     if min(self.size or (1,)) < 1:
       raise InputError(f"size={self.size} must be two numbers of pixels, at least 1")
+
+
+def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
+  """{field: why it changes nothing}, of fields that another one switches off."""
+  scales = [sampling.guidance_scale]
+  scales += [sampling.image_guidance_scale] if task.condition_drop_prob else []
+  if set(scales) != {1}:
+    return {}
+  names = ("negative", "guidance_interval", "guidance_rescale")
+  return dict.fromkeys(names, "guidance_scale=1 is no guidance")
+
+
+def times(task: Diffusion, sampling: Sampling) -> Array:
+  """The sampler's times, float32 [num_steps + 1]; none but the last below t_first."""
+  return sampling.grid(grids.Known(task.schedule, task.t_first), sampling.num_steps)
+
+
+def check_times(task: Diffusion, sampling: Sampling) -> None:
+  """Raises InputError unless times fall and the first answer tells what is drawn."""
+  found = times(task, sampling)
+  if not bool(jnp.all(found[:-1] > found[1:]) & (found[0] <= 1) & (found[-1] >= 0)):
+    listed = ", ".join(f"{t:.4g}" for t in (*found[:3].tolist(), *found[-3:].tolist()))
+    raise InputError(
+      f"sampling.grid with num_steps={sampling.num_steps} gives times that do not fall"
+      f" from 1 to 0 ({listed}); take fewer steps, or another grid"
+    )
+  first = found[:1]
+  if abs(param.determinant(task.target, task.schedule, first).item()) < 1e-3:
+    raise InputError(
+      f"sampling.grid begins at t={first.item():g} with"
+      f" {task.schedule.alpha(first).item():g} of the picture left, of which target"
+      f" {type(task.target).__name__.lower()} says nothing; take grid=uniform, or"
+      " target=v"
+    )
 
 
 def guided(
@@ -290,10 +334,10 @@ def draw(
     Pictures float32 [B, ...] from the codec's decoder, about [-1, 1].
   """
   denoise = guided(task, sampling, params, frozen, caption, negative)
-  times = sampling.grid(task.schedule, sampling.num_steps)
+  at = times(task, sampling)
   noise_keys, step_keys = rng.split(keys, 2)
-  z = samplers.noise(task.schedule, times[0], noise_keys, shape)
-  z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), times, z, step_keys)
+  z = samplers.noise(task.schedule, at[0], noise_keys, shape)
+  z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), at, z, step_keys)
   return decode(task, sampling, frozen, z)
 
 
@@ -325,11 +369,11 @@ def edit(
   given = {"image": picture, "before": picture, "change": change}
   extra = task.extra(frozen, given, rng.fold_in(keys, 2))
   denoise = guided(task, sampling, params, frozen, caption, negative, extra)
-  times = strength * sampling.grid(task.schedule, sampling.num_steps)
+  at = editing.shortened(times(task, sampling), strength, task.t_first)
   noise_keys, step_keys = rng.split(keys, 2)
   eps = rng.normal(noise_keys, z.shape[1:])
   sampler = sampling.sampler(task.schedule)
   sampler = editing.keeping(sampler, task.schedule, z, eps, keep)
-  x = editing.start(task.schedule, times[0], z, eps, strength)
-  x, _ = samplers.sample(denoise, sampler, times, x, step_keys)
+  x = editing.start(task.schedule, at[0], z, eps, strength)
+  x, _ = samplers.sample(denoise, sampler, at, x, step_keys)
   return decode(task, sampling, frozen, jnp.where(strength > 0, x, z))

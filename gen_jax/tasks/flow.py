@@ -40,7 +40,8 @@ def redraw(
       traced.
   """
   z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
-  times = strength * sampling.grid(task.schedule, sampling.num_steps)
+  times = diffusion.times(task, sampling)
+  times = editing.shortened(times, strength, task.t_first)
   sampler = multistep.belm(task.schedule)
   up, down = (
     diffusion.guided(task, sampling, params, frozen, c, negative)
@@ -81,7 +82,7 @@ def between(
   first, second = (
     diffusion.guided(task, sampling, params, frozen, c, negative) for c in captions
   )
-  times = sampling.grid(task.schedule, sampling.num_steps)
+  times = diffusion.times(task, sampling)
   split = [rng.split(k, 2) for k in keys]
   ends = [samplers.noise(task.schedule, times[0], k, shape) for k, _ in split]
   z = editing.slerp(*ends, share)

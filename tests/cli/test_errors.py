@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -13,11 +14,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.cli import workdir
+from gen_jax import build, types
+from gen_jax.cli import config_args, workdir
+from gen_jax.nn import attention
 from gen_jax.train import checkpoint, loop
 
 TEXT = "configs/lm/pydoc.py:smoke"
@@ -470,6 +474,30 @@ def test_workdir_of_another_config(refuse, text_workdir):
   assert (text_workdir / "config.json").read_bytes() == before
 
 
+def _soft_cap(query, keyvalue, mask, cap: float = 5.0):
+  return attention.attend(cap * jnp.tanh(query / cap), keyvalue, mask)
+
+
+def test_only_exact_attention_may_be_exchanged(text_workdir, monkeypatch):
+  """Overrides and a second `train` hold one rule; no kernel is named in it."""
+  entry = build.Entry(lambda **keys: functools.partial(_soft_cap, **keys), _soft_cap,
+                      ("query", "keyvalue", "mask"))  # fmt: skip
+  monkeypatch.setitem(build.TABLES["attend"], "soft_cap", entry)
+  key = "task.model.attend"
+  chunked = workdir.read_config(text_workdir, [(key, "chunked"), (f"{key}.chunk", "4")])
+  with workdir.claim(text_workdir, chunked):
+    pass
+  capped = config_args.apply(chunked, [(key, "soft_cap")])
+  with pytest.raises(types.InputError, match="another attention"):
+    workdir.read_config(text_workdir, [(key, "soft_cap")])
+  with pytest.raises(types.InputError, match=key), workdir.claim(text_workdir, capped):
+    pass
+  (text_workdir / "config.json").write_text(json.dumps(capped))
+  for other in ("chunked", "{'name': 'soft_cap', 'cap': 4.0}"):
+    with pytest.raises(types.InputError, match="another attention"):
+      workdir.read_config(text_workdir, [(key, other)])
+
+
 def test_folder_of_another_program(refuse, tmp_path):
   """A foreign tokenizer would be taken for this run's own."""
   (tmp_path / "tokenizer").mkdir()
@@ -598,6 +626,8 @@ def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
     ("--guidance_scale big", ["guidance_scale='big'", "a number"]),
     ("--guidance_rescale 2", ["guidance_rescale=2.0 must be in [0, 1]"]),
     ("--guidance_interval 0.5", ["guidance_interval=(0.5,)", "a tuple of 2"]),
+    ("--guidance_interval 0.5,0.2", ["guidance_interval=0.5,0.2", "rising times"]),
+    ("--grid {'name':'leading','first':1.5}", ["times that do not fall"]),
   ],
 )
 def test_sampling_pictures(refuse, image_workdir, flags, says):

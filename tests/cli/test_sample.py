@@ -44,8 +44,6 @@ def test_stop_texts_and_order_reach_the_writer(sample):
   assert cut["text"] == free["text"][: free["text"].index(stop)]
   order = "top_p,min_p,top_k,temperature,repetition"
   assert sample("--prompt", "a", "--order", order)[0]["text"] == free["text"]
-  (again,) = sample("--prompt", "a", "--int8")
-  assert again["text"] == free["text"]  # zeros have no rounding error
 
 
 def test_what_is_kept_says_how_it_was_drawn(call, text_workdir, tmp_path):
@@ -83,11 +81,26 @@ def test_a_talk(call, text_workdir, monkeypatch):
     ("--chat --prompt hello", ["no chat template"]),
     ("--temperature -1", ["temperature=-1.0", "at least 0"]),
     ("--top_p 1.5", ["top_p=1.5", "(0, 1]"]),
+    ("--temperature 0 --top_p 0.5", ["--top_p changes nothing: temperature=0"]),
+    ("--temperature 0 --min_p 0.1", ["--min_p changes nothing: temperature=0"]),
+    ("--interactive --prompt a", ["--prompt changes nothing: --interactive"]),
+    ("--interactive --logprobs", ["--logprobs changes nothing: --interactive"]),
+    ("--chat --infill", ["--infill changes nothing: --chat"]),
   ],
 )
 def test_bad_flags(refuse, text_workdir, flags, says):
   refuse("sample", "--workdir", text_workdir, *flags.split(), says=says)
   assert not (text_workdir / "samples").exists()
+
+
+@pytest.mark.parametrize(
+  "flags", ["--negative grey", "--guidance_rescale 0.5", "--guidance_interval 0,0.5"]
+)
+def test_guidance_that_is_off_takes_no_flags(refuse, digits_workdir, tmp_path, flags):
+  words = ("sample", "--workdir", digits_workdir, "--out", tmp_path / "out")
+  says = [f"{flags.split()[0]} changes nothing", "guidance_scale=1"]
+  refuse(*words, *flags.split(), "--guidance_scale", "1", says=says)
+  assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_over_the_context_leaves_nothing(refuse, text_workdir):
@@ -97,7 +110,7 @@ def test_a_prompt_over_the_context_leaves_nothing(refuse, text_workdir):
 
 
 def test_switches_of_text_are_refused_for_pictures(refuse, image_workdir):
-  refuse("sample", "--workdir", image_workdir, "--int8", says=["--int8 is for text"])
+  refuse("sample", "--workdir", image_workdir, "--chat", says=["--chat is for text"])
 
 
 def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):

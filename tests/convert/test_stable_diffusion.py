@@ -188,6 +188,24 @@ def test_import_and_export_are_each_others_inverse(imported, tmp_path):
     same_tensors(full, dict(opened.tensors[name]))
   assert opened.task == first.task
   np.testing.assert_allclose(opened.latents["std"], first.latents["std"], rtol=1e-6)
+  path = pathlib.Path(diffusers.SCHEDULER)
+  assert (tmp_path / "out" / path).read_text() == (GOLDEN / "v1" / path).read_text()
+  sampling = workdir.read_config(imported / "w")["sampling"]
+  assert sampling["sampler"]["name"] == "ddim"
+  assert sampling["grid"]["name"] == "to_first_node"  # set_alpha_to_one=False
+
+
+def test_another_sampler_is_exported_as_its_own_scheduler(imported, tmp_path):
+  how = ("--config.sampling.sampler=dpmpp_2m", "--config.sampling.grid=karras")
+  run("export", "--workdir", imported / "w", "--to", tmp_path / "out", *how)
+  index = json.loads((tmp_path / "out" / diffusers.INDEX).read_text())
+  assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
+  opened = diffusers.open_folder(tmp_path / "out")
+  assert (opened.sampler, opened.grid) == ({"name": "dpmpp_2m"}, {"name": "karras"})
+  how = ("--config.sampling.sampler=belm",)
+  with pytest.raises(types.InputError, match="export with another"):
+    run("export", "--workdir", imported / "w", "--to", tmp_path / "no", *how)
+  assert not (tmp_path / "no").exists()
 
 
 def test_a_single_file_comes_back(imported, tmp_path, monkeypatch):
@@ -405,21 +423,6 @@ def test_a_model_of_instructions_comes_back(instructed, tmp_path):
   same_tensors(dict(first.tensors["unet"]), dict(again.tensors["unet"]))
 
 
-@pytest.mark.parametrize("is_rescaled", [False, True])
-def test_a_scheduler_with_zero_terminal_snr_comes_back(is_rescaled):
-  given = {
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": is_rescaled,
-    "beta_end": 0.01,
-  }
-  blocks = diffusers_configs.read_scheduler(given)
-  assert (blocks["schedule"]["name"] == "zero_terminal") == is_rescaled
-  schedule, target = (build.build(k, blocks[k]) for k in ("schedule", "target"))
-  written = diffusers_configs.write_scheduler(schedule, target)
-  assert {key: written[key] for key in given} == given
-
-
 def damaged(tmp_path, change):
   folder = tmp_path / "model"
   shutil.copytree(GOLDEN / "v1", folder)
@@ -441,6 +444,8 @@ def damaged(tmp_path, change):
     (edit("vae/config.json", use_quant_conv=False), "use_quant_conv"),
     (edit("text_encoder/config.json", hidden_act="relu"), "relu"),
     (edit("scheduler/scheduler_config.json", prediction_type="w"), "prediction_type"),
+    (edit("scheduler/scheduler_config.json", clip_sample=True), "clip_sample=True"),
+    (edit("scheduler/scheduler_config.json", steps_offset=0), "times that do not fall"),
     (lambda f: (f / "vae/config.json").unlink(), "vae/config.json"),
     (
       lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),

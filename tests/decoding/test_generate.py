@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import prompting, sharding, tree
+from gen_jax import prompting, sharding
 from gen_jax.data import tokenizers
-from gen_jax.decoding import generate, int8
+from gen_jax.decoding import generate
 from gen_jax.models import transformer
 
 PROMPTS = ["a", "some words", "the quick brown fox", ""]
@@ -173,26 +173,3 @@ def test_stacked_layers_write_the_same(setup):
   keys = prompting.keys(0, 1)
   want = writer(setup).texts(params, ["the"], keys)
   assert writer(stacked).texts(stacked[2], ["the"], keys) == want
-
-
-def test_int8_weights_are_near_and_small():
-  w = jax.random.normal(jax.random.key(0), (64, 96)) * jnp.linspace(0.1, 3, 96)[None]
-  q = int8.quantize({"w": w, "bias": w[0]})
-  back = int8.dequantize(q)
-  assert (np.abs(back["w"] - w) <= q["w"].scale / 2 * (1 + 1e-5)).all()
-  np.testing.assert_array_equal(back["bias"], w[0])
-  assert tree.num_bytes(q["w"]) < 0.27 * w.nbytes
-  # One scale an output: the smallest column is as exact as the largest.
-  error = np.abs(back["w"] - w).max(0) / np.abs(w).max(0)
-  assert error.max() < 1 / 250
-
-
-def test_int8_writes_nearly_the_same(setup):
-  model, tokenizer, params = setup
-  tokens = np.array([tokenizer.encode("the quick brown fox jumps")])
-  exact, _ = model.apply({"params": params}, tokens)
-  quantized = int8.quantize(params)
-  assert isinstance(quantized["embed"]["table"], int8.Quantized)
-  near, _ = model.apply({"params": int8.dequantize(quantized)}, tokens)
-  assert 0 < np.abs(near - exact).max() < 0.05 * np.abs(exact).max()
-  assert len(writer(setup).texts(quantized, ["the"], prompting.keys(0, 1))[0]) > 0

@@ -93,3 +93,21 @@ def test_slerp():
     np.testing.assert_allclose(np.linalg.norm(even[i]), np.linalg.norm(a[i]), rtol=1e-5)
   # Two equal noises: their arc is a point.
   np.testing.assert_allclose(editing.slerp(first, first, shares), first, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6, 0.05, 0.01, 0.002, 0.0005])
+@pytest.mark.parametrize("grid", [grids.trailing, grids.karras, grids.linspace])
+def test_a_shortened_grid_keeps_to_what_is_known(grid, strength):
+  """Of as many steps, from strength times its start; only where that is known too."""
+  chain = schedules.ScaledLinear()
+  times = grid(chain, 20)
+  short = np.asarray(editing.shortened(times, jnp.float32(strength), chain.t_first))
+  assert short[0] == pytest.approx(strength * float(times[0]))
+  assert short[-1] == 0.0 and np.all(np.diff(short) < 0)
+  if strength > 0.001:
+    assert np.all(short[:-1] >= chain.t_first - 1e-9)
+  if strength == 1.0:
+    np.testing.assert_allclose(short, times, atol=1e-7)
+  np.testing.assert_allclose(
+    editing.shortened(times, jnp.float32(strength), 0.0), strength * times, rtol=1e-5
+  )

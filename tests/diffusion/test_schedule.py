@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gen_jax.diffusion import schedule as schedules
+from gen_jax.types import InputError
 from tests.diffusion import oracle
 
 # The inner times, three of them moved close to the ends.
@@ -139,3 +140,24 @@ def test_shifts_add_up(case):
   from_values = 2.0 * (jnp.log(twice.alpha(times)) - jnp.log(twice.sigma(times)))
   np.testing.assert_allclose(twice.logsnr(times), expected, atol=2e-4)
   np.testing.assert_allclose(from_values, expected, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda: schedules.VPLinear(20.0, 0.1),
+    lambda: schedules.VPLinear(0.0, 1.0),
+    lambda: schedules.Linear(1000, 0.02, 1e-4),
+    lambda: schedules.ScaledLinear(1000, 0.0, 0.01),
+    lambda: schedules.Linear(1000, 1e-4, 1.0),
+    lambda: schedules.Linear(1),
+    lambda: schedules.Cosine(-1.0),
+    lambda: schedules.Cosine(float("nan")),
+    lambda: schedules.Karras(rho=0.0),
+    lambda: schedules.Karras(sigma_max=-1.0),
+    lambda: schedules.Shift(schedules.VPLinear(), 0.0),
+  ],
+)
+def test_parameters_that_give_no_schedule_are_refused(make):
+  with pytest.raises(InputError, match=r"=(-?[0-9.e-]+|nan) "):
+    make()

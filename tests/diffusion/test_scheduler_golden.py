@@ -91,19 +91,20 @@ def test_step_for_step(name, monkeypatch):
   [
     ("ddim", grids.leading),
     ("ddim_trailing", grids.trailing),
-    (
-      "euler_karras",
-      functools.partial(grids.karras, sigma_min=0.029167533, sigma_max=20.0),
-    ),
-    (
-      "euler_exponential",
-      functools.partial(grids.uniform_logsnr, logsnr_max=-2.0 * np.log(0.029167533)),
-    ),
+    ("euler", grids.linspace),
+    ("heun", grids.linspace),
+    ("euler_ancestral", grids.linspace),
+    ("dpmpp_2m", functools.partial(grids.linspace, spare=1, rounded=True)),
+    ("unipc", functools.partial(grids.linspace, spare=1, rounded=True)),
+    ("ddpm", grids.leading),
+    ("plms", grids.leading),
+    ("euler_karras", grids.karras),
+    ("dpmpp_2m_karras", grids.karras),
+    ("euler_exponential", grids.uniform_logsnr),
   ],
-  ids=["leading", "trailing", "karras", "exponential"],
 )
 def test_grids(name, grid):
-  """The same levels; theirs cannot be quieter than the chain's first node."""
+  """The same levels, with no argument but those that name the spacing."""
   ratios = GOLDEN[f"{name}/ratios"]
   got = jnp.exp(-0.5 * CHAIN.logsnr(grid(CHAIN, len(ratios) - 1)))
   np.testing.assert_allclose(got, ratios, rtol=2e-5)

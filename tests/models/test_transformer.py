@@ -1,6 +1,7 @@
 """The transformer: counts of published models, causality, cache, positions."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 from gen_jax import flops, sharding
 from gen_jax.models import transformer
-from gen_jax.nn import embed, mlp, norms
+from gen_jax.nn import attention, embed, kernels, mlp, norms
+from gen_jax.types import InputError
 from tests import tiny
 
 LLAMA = dict(
@@ -20,6 +22,41 @@ LLAMA = dict(
   use_bias=False,
   tied_head=False,
 )
+
+
+def soft_cap(query, keyvalue, mask, *, cap=0.7):
+  """Scores held within (-cap, cap). Gemma Team 2024 (arXiv:2408.00118)."""
+  return biased(query, keyvalue, mask, lambda s, _: cap * jnp.tanh(s / cap))
+
+
+def alibi(query, keyvalue, mask):
+  """Scores fall with the distance. Press et al. 2021 (arXiv:2108.12409)."""
+  return biased(query, keyvalue, mask, lambda s, distances: s - 0.4 * distances)
+
+
+def alibi_of_slots(query, keyvalue, mask):
+  """Slots taken for positions: in a ring they are not, before it only shifted."""
+  slots = jnp.arange(query.shape[1])[:, None] - jnp.arange(keyvalue.key.shape[2])[None]
+  return biased(query, keyvalue, mask, lambda s, _: s - 0.4 * slots[None, None])
+
+
+def triangle_alone(query, keyvalue, mask):
+  """What a mask allows is not heeded, a triangle put in its place."""
+  slots = jnp.arange(query.shape[1])[:, None] >= jnp.arange(keyvalue.key.shape[2])[None]
+  return attention.attend(query, keyvalue, attention.Mask(slots[None, None]))
+
+
+def biased(query, keyvalue, mask, change):
+  rows, columns = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
+  key, value = (
+    jnp.repeat(x, query.shape[2] // x.shape[1], axis=1) for x in keyvalue
+  )  # [B, N, S, Dh]
+  scores = jnp.einsum("btnd,bnsd->bnts", query, key) * query.shape[-1] ** -0.5
+  scores = change(scores, mask.distances(rows, columns))
+  scores = jnp.where(mask.between(rows, columns), scores, -1e30)
+  return jnp.einsum("bnts,bnsd->btnd", jax.nn.softmax(scores), value)
+
+
 VARIANTS = {
   "gpt2": {},
   "sinusoidal": dict(position=embed.SinusoidalPositions, tied_head=False),
@@ -28,6 +65,13 @@ VARIANTS = {
   "wide heads, window": {**LLAMA, "head_dim": 6, "window": 9},
 }
 SHORT = {"short window": {**LLAMA, "num_kv_heads": 2, "window": 3}}
+OTHERS = {
+  f"{fn.__name__}{' window' if window else ''}": {
+    **LLAMA, "num_kv_heads": 2, "window": window, "attend": fn
+  }
+  for fn in (kernels.chunked, kernels.ring, soft_cap, alibi)
+  for window in (None, 3)
+}  # fmt: skip
 
 
 def make(**changes):
@@ -56,10 +100,10 @@ def test_no_gradient_flows_from_the_future(variant):
     assert (size[: t + 1] > 0).all()
 
 
-@pytest.mark.parametrize("variant", VARIANTS | SHORT)
+@pytest.mark.parametrize("variant", VARIANTS | SHORT | OTHERS)
 def test_cached_decode_equals_full_forward(variant):
   """Token by token after a ragged prefill, row by row at its own length."""
-  model, params, tokens = make(**(VARIANTS | SHORT)[variant])
+  model, params, tokens = make(**(VARIANTS | SHORT | OTHERS)[variant])
   apply = jax.jit(model.apply)
   full, _ = apply({"params": params}, tokens)
   lengths = np.array([2, 5, 3])
@@ -78,6 +122,35 @@ def test_cached_decode_equals_full_forward(variant):
     logits, cache = apply({"params": params}, next_tokens, cache)
     expected = full[np.arange(3), lengths + i]
     np.testing.assert_allclose(logits[:, 0], expected, atol=2e-5)
+
+
+def test_kernels_are_exact_and_what_nobody_declared_is_not():
+  for fn in (attention.attend, *kernels.ALL):
+    assert attention.is_exact(functools.partial(functools.partial(fn), x=1))
+  assert not attention.is_exact(functools.partial(soft_cap, cap=5.0))
+
+
+@pytest.mark.parametrize(
+  "attend, window", [(alibi_of_slots, 3), (triangle_alone, None), (triangle_alone, 3)]
+)
+def test_an_attention_that_a_cache_changes_is_refused(attend, window):
+  """Before anything is drawn, and by its name; also while a program is traced."""
+  model, _, _ = make(**LLAMA, attend=attend, window=window)
+  for run in (lambda f: f(), jax.eval_shape):
+    with pytest.raises(InputError, match=attend.__name__):
+      run(lambda: transformer.init_cache(model.config, 2, 16))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(rotary=embed.Rotary(), head_dim=5),
+    dict(position=embed.SinusoidalPositions, width=15, num_heads=3),
+  ],
+)
+def test_odd_sizes_that_have_no_pairs_are_refused(changes):
+  with pytest.raises(InputError, match="must be even"):
+    make(**changes)
 
 
 def test_rotary_scores_depend_on_distance_alone():

@@ -1,13 +1,19 @@
 """Attention maps: shares that add up, in the place where the pixel is."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gen_jax import tree
+from gen_jax.convert import diffusers_configs
 from gen_jax.models import unet
+from gen_jax.nn import spatial
 from gen_jax.tasks import attribution, diffusion
+from gen_jax.types import InputError
 from tests import tiny
 
 LEVELS = unet.Config(1, 8, (1, 1), 1, (0, 1), num_heads=2, num_groups=4)
@@ -59,3 +65,15 @@ def test_by_hand():
   np.testing.assert_allclose(found[0, 3], [1 - want, want, 0], rtol=1e-6)
   for corner in ((0, 0), (3, 0), (3, 3)):
     np.testing.assert_allclose(found[corner], [0.5, 0.5, 0], rtol=1e-6)
+
+
+def test_maps_and_exports_of_another_attention_are_refused():
+  """They would be of softmax, which this UNet does not compute."""
+  other = functools.partial(spatial.Transformer, attend=lambda q, kv, mask: q)
+  config = dataclasses.replace(LEVELS, attention=other)
+  task = tiny.diffusion_task(unet=unet.UNet(config))
+  caption = diffusion.Caption(jnp.zeros((1, 4), int), jnp.ones((1, 4), bool))
+  with pytest.raises(InputError, match="softmax"):
+    attribution.attention_maps(task, {}, caption, *[jnp.zeros((1, 8, 8, 1))] * 2, 0.5)
+  with pytest.raises(InputError, match="attention other than softmax"):
+    diffusers_configs.write_unet(config, 8, False, 8)
