@@ -1,11 +1,9 @@
 """The house rules: who imports whom, what an import costs, where things stand."""
 
 import ast
-import io
 import pathlib
 import subprocess
 import sys
-import tokenize
 
 import pytest
 
@@ -35,7 +33,7 @@ MAY_IMPORT = {
   "data": L0,
   "nn": L0 | {"collectives", "sharding"},
   "models": L0 | {"nn", "sharding"},
-  "tasks": L0 | {"losses", "diffusion"},
+  "tasks": L0 | {"losses", "diffusion", "nn"},
   "train": L0 | {"tasks.base", "sharding"},
   "prompting": L0 | {"models", "tasks", "decoding", "data"},
   "repainting": L0 | {"prompting", "tasks"},
@@ -111,32 +109,34 @@ def test_configs_never_import_the_library():
     assert foreign <= {"ml_collections", "configs", "difflib", "collections"}
 
 
-def lines_of_code(text):
-  """Lines with code on them: no blank ones, no comments, no docstrings."""
-  docstrings = set()
-  for node in ast.walk(ast.parse(text)):
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-      if ast.get_docstring(node):
-        docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-  silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER}
-  silent |= {tokenize.INDENT, tokenize.DEDENT}
-  code = set()
-  for token in tokenize.generate_tokens(io.StringIO(text).readline):
-    if token.type not in silent:
-      code |= set(range(token.start[0], token.end[0] + 1))
-  return len(code - docstrings)
+# Lines of a room, docstrings and all; a room that is full asks for a deletion first.
+BUDGETS = {
+  "diffusion": 2_100,
+  "decoding": 350,
+  "nn": 1_700,
+  "models": 1_300,
+  "tasks": 1_150,
+  "train": 2_050,
+  "data": 6_000,
+  "convert": 4_000,
+  "hlo": 600,
+  "cli": 5_600,
+  "loose files": 5_600,
+}
 
 
 def test_size_budgets():
-  assert lines_of_code('"""Doc."""\n\n# comment\nx = [\n  1,\n]\n') == 3
-  assert sum(lines_of_code(p.read_text()) for p in FILES) <= 16_500
-  lengths = {p: len(p.read_text().splitlines()) for p in FILES}
+  lengths = {path: len(path.read_text().splitlines()) for path in FILES}
+  rooms = dict.fromkeys(BUDGETS, 0)
   for path, length in lengths.items():
+    room = path.relative_to(ROOT / "gen_jax").parts[0]
+    rooms["loose files" if room.endswith(".py") else room] += length
     assert length <= 450, path
-    module = ast.parse(path.read_text())
-    for node in ast.walk(module):
+    for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.FunctionDef):
         assert node.end_lineno - node.lineno < 110, (path, node.name)
+  over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
+  assert not over, rooms
 
 
 def test_public_names_are_documented():
