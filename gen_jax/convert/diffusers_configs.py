@@ -216,7 +216,7 @@ def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Bl
     for text, is_wrong in (
       ("attention other than transformer", feed is None),
       ("its feed-forward", feed and not _is_gated(feed)),
-      (_INEXACT, not attention.is_exact(attend.attend)),
+      (_INEXACT, not cfg.has_exact_attention),
       ("biases of its attention", getattr(attend, "use_bias", False)),
       (f"clock_offset={cfg.clock_offset}, -1 is needed", cfg.clock_offset != -1.0),
     )

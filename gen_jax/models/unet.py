@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.nn import embed, linear, norms, spatial
+from gen_jax.nn import attention, embed, linear, norms, spatial
 from gen_jax.types import Array, InputError, Params
 
 
@@ -79,6 +79,11 @@ class Config:
         )
     if self.extra_channels < 0:
       raise InputError(f"UNet extra_channels={self.extra_channels} must be at least 0")
+
+  @property
+  def has_exact_attention(self) -> bool:
+    """See `attention.is_exact`."""
+    return attention.is_exact(self.attention(num_heads=1, num_groups=1).attend)
 
   def check_side(self, height: int, width: int) -> None:
     """Raises InputError for a picture that the levels cannot halve."""

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.diffusion import corrupt, schedule
-from gen_jax.nn import attention
 from gen_jax.tasks import diffusion
 from gen_jax.types import Array, InputError, Params
 
@@ -36,9 +35,7 @@ def attention_maps(
 
   Source: Tang et al. 2022 (arXiv:2210.04885) section 2.2, who sum where we average.
   """
-  if not attention.is_exact(
-    task.unet.config.attention(num_heads=1, num_groups=1).attend
-  ):
+  if not task.unet.config.has_exact_attention:
     raise InputError("maps of attention are of softmax's: this UNet has another one")
   states, mask = task.text_encoder.apply({"params": params["text_encoder"]}, *caption)
   scale = schedule.expand(task.target.input_scale(task.schedule, t), z)
