@@ -13,7 +13,6 @@ table 2 (trailing, leading); Karras et al. 2022 (2206.00364) eq. 5; Lu et al. 20
 (2206.00927) section 3.3 (uniform log-SNR).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -31,35 +30,6 @@ def t_max(schedule: schedules.Schedule) -> Array:
   one = jnp.float32(1.0)
   noisiest = schedule.logsnr(one)
   return jnp.where(noisiest < LOGSNR_MIN, schedule.t_of(jnp.float32(LOGSNR_MIN)), one)
-
-
-@dataclasses.dataclass(frozen=True)
-class Known(schedules.Schedule):
-  """`schedule`, of which a model has seen nothing below t_known."""
-
-  schedule: schedules.Schedule
-  t_known: float
-
-  @property
-  def num_timesteps(self) -> int | None:
-    return self.schedule.num_timesteps
-
-  @property
-  def t_first(self) -> float:
-    """The higher of the two."""
-    return max(self.schedule.t_first, self.t_known)
-
-  def alpha(self, t: Array) -> Array:
-    return self.schedule.alpha(t)
-
-  def sigma(self, t: Array) -> Array:
-    return self.schedule.sigma(t)
-
-  def logsnr(self, t: Array) -> Array:
-    return self.schedule.logsnr(t)
-
-  def t_of(self, logsnr: Array) -> Array:
-    return self.schedule.t_of(logsnr)
 
 
 def uniform(schedule: schedules.Schedule, num_steps: int) -> Array:

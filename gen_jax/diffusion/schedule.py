@@ -24,6 +24,7 @@ al. 2024 (2305.08891).
 """
 
 import abc
+import copy
 import dataclasses
 import functools
 import math
@@ -40,14 +41,16 @@ class Schedule(abc.ABC):
 
   Attributes:
     num_timesteps: nodes of a chain at t = i / num_timesteps, None without them.
+    t_known: the lowest time that a model was shown, see `known`.
   """
 
   num_timesteps = None
+  t_known = 0.0
 
   @property
   def t_first(self) -> float:
-    """The first node of a chain: below it there was nothing to learn. Else 0."""
-    return 1.0 / self.num_timesteps if self.num_timesteps else 0.0
+    """The first node of a chain, below which there was nothing to learn, or t_known."""
+    return max(1.0 / self.num_timesteps if self.num_timesteps else 0.0, self.t_known)
 
   @abc.abstractmethod
   def alpha(self, t: Array) -> Array:
@@ -64,6 +67,13 @@ class Schedule(abc.ABC):
   def logsnr(self, t: Array) -> Array:
     """2 * log(alpha / sigma); +inf at t = 0."""
     return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+
+
+def known(schedule: Schedule, t_known: float) -> Schedule:
+  """`schedule`, of which a model has seen nothing below t_known."""
+  own = copy.copy(schedule)
+  object.__setattr__(own, "t_known", t_known)
+  return own
 
 
 def derivatives(schedule: Schedule, t: Array) -> tuple[Array, Array]:
@@ -364,9 +374,10 @@ class Shift(Schedule):
   @property
   def t_first(self) -> float:
     """What both clocks know."""
-    first = self.schedule.t_first
+    inner = self.schedule.t_first
     with jax.ensure_compile_time_eval():
-      return max(first, float(self.t_of(self.schedule.logsnr(jnp.float32(first)))))
+      outer = float(self.t_of(self.schedule.logsnr(jnp.float32(inner))))
+    return max(inner, outer, self.t_known)
 
   def _clock(self, t: Array) -> Array:
     return self.schedule.t_of(self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor))

@@ -250,7 +250,7 @@ def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
 
 def times(task: Diffusion, sampling: Sampling) -> Array:
   """The sampler's times, float32 [num_steps + 1]; none but the last below t_first."""
-  return sampling.grid(grids.Known(task.schedule, task.t_first), sampling.num_steps)
+  return sampling.grid(schedules.known(task.schedule, task.t_first), sampling.num_steps)
 
 
 def check_times(task: Diffusion, sampling: Sampling) -> None:

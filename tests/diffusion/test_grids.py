@@ -80,8 +80,8 @@ def test_t_first_is_the_first_node_of_the_chain_within(case):
 @pytest.mark.parametrize(
   "schedule",
   [
-    grids.Known(schedules.VPLinear(), 0.01),
-    grids.Known(schedules.ScaledLinear(), 0.01),
+    schedules.known(schedules.VPLinear(), 0.01),
+    schedules.known(schedules.ScaledLinear(), 0.01),
     schedules.Shift(schedules.ScaledLinear(), 0.25),
     schedules.ScaledLinear(),
     SHORT,
