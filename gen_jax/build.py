@@ -333,7 +333,7 @@ def typed(value: Any, hint: Any, path: str) -> Any:
         return value
   if not expected:
     return value
-  raise InputError(f"{path}={value!r} must be {' or '.join(expected)}")
+  raise InputError(f"{path}={value!r:.80} must be {' or '.join(expected)}")
 
 
 def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
@@ -341,7 +341,7 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
   if isinstance(block, str):
     block = {"name": block}
   if not isinstance(block, Mapping):
-    raise InputError(f"{path}={block!r} must be a block with a name, or a name")
+    raise InputError(f"{path}={block!r:.80} must be a block with a name, or a name")
   table = TABLES[kind]
   name = block.get("name", kind if len(table) == 1 else None)
   if not isinstance(name, str) or name not in table:
@@ -411,7 +411,8 @@ def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
   head, _, last = path.rpartition(".")
   kind = "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
   table = TABLES.get(kind, {})
-  return table, block.get("name", kind if len(table) == 1 else None)
+  name = block.get("name", kind if len(table) == 1 else None)
+  return table, name if isinstance(name, str) else None
 
 
 def hints(path: str, block: Config) -> dict[str, Any]:

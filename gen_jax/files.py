@@ -50,18 +50,32 @@ def path(text: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(text))
 
 
+def _below(folder: str, parts: Sequence[str]) -> Iterator[str]:
+  """What the parts of a pattern name in a folder."""
+  if not parts:
+    yield folder
+    return
+  first, *rest = parts
+  found = [os.path.join(folder, first)]
+  if not os.path.lexists(found[0]):
+    pattern = os.path.join(glob.escape(folder), first, *([""] if rest else []))
+    found = glob.glob(pattern, recursive=True)
+  for name in found:
+    yield from _below(name, rest)
+
+
 def matching(pattern: str) -> list[pathlib.Path]:
   """The files that a path or glob names, sorted by name.
 
-  A file that has exactly this name is taken as it is, whatever brackets stand in it.
+  A file or folder that has exactly the name in the pattern is taken as it is, whatever
+  brackets stand in it: "data [2023]/*.txt" names the files of that folder if it is
+  there.
 
   Raises:
     InputError: there are none.
   """
-  expanded = str(path(pattern, "the pattern"))
-  if os.path.isfile(expanded):
-    return [pathlib.Path(expanded)]
-  paths = map(pathlib.Path, glob.glob(expanded, recursive=True))
+  expanded = path(pattern, "the pattern")
+  paths = {pathlib.Path(name) for name in _below("", expanded.parts)}
   files = sorted(path for path in paths if path.is_file())
   if not files:
     raise InputError(
@@ -149,6 +163,15 @@ def read(path: pathlib.Path) -> str:
   return decode(read_bytes(path), str(path))
 
 
+def _lines(content: str) -> Iterator[str]:
+  start = 0
+  while start < len(content):
+    end = content.find("\n", start)
+    end = len(content) if end < 0 else end
+    yield content[start:end].removesuffix("\r")
+    start = end + 1
+
+
 def lines(content: str) -> list[str]:
   r"""Lines that end with \n or \r\n, and nowhere else.
 
@@ -158,10 +181,31 @@ def lines(content: str) -> list[str]:
   >>> lines("a\u2028b\r\nc\n")
   ['a\u2028b', 'c']
   """
-  parts = content.split("\n")
-  if parts[-1] == "":
-    parts.pop()
-  return [part.removesuffix("\r") for part in parts]
+  return list(_lines(content))
+
+
+_MAX_DIGITS = 308  # of a whole number: a float can hold it
+_MAX_DEPTH = 100  # of lists and objects in each other: all who walk them get through
+
+
+def check_depth(value: Any, where: str) -> None:
+  """Raises InputError for lists and objects more than 100 deep in each other."""
+  level, depth = [value], 0
+  while level := [
+    item
+    for parent in level
+    if isinstance(parent, dict | list | tuple | set)
+    for item in (parent.values() if isinstance(parent, dict) else parent)
+  ]:
+    depth += 1
+    if depth > _MAX_DEPTH:
+      raise InputError(f"{where} is nested too deeply; at most {_MAX_DEPTH} levels")
+
+
+def _whole_number(digits: str) -> int:
+  if len(digits) > _MAX_DIGITS:
+    raise ValueError(f"a number of {len(digits)} digits; at most {_MAX_DIGITS}")
+  return int(digits)
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
@@ -175,10 +219,21 @@ def parse_json(content: str | bytes, where: str) -> Any:
   """
   text = decode(content, where) if isinstance(content, bytes) else content
   try:
-    return json.loads(text)
-  except (ValueError, RecursionError, MemoryError) as error:
-    reason = str(error) or type(error).__name__
-    raise InputError(f"{where} is not JSON: {reason}") from None
+    value = json.loads(text, parse_int=_whole_number)
+  except (RecursionError, MemoryError):
+    raise InputError(f"{where} is nested too deeply") from None
+  except ValueError as error:
+    raise InputError(f"{where} is not JSON: {error}") from None
+  if text.count("[") + text.count("{") > _MAX_DEPTH:
+    check_depth(value, where)
+  return value
+
+
+def _of_kind(value: Any, kind: type, where: str) -> Any:
+  if not isinstance(value, kind):
+    wanted = {dict: "JSON object with named fields", list: "JSON array"}[kind]
+    raise InputError(f"{where} is not a {wanted}")
+  return value
 
 
 def read_json(path: pathlib.Path, *, kind: type = dict) -> Any:
@@ -187,11 +242,7 @@ def read_json(path: pathlib.Path, *, kind: type = dict) -> Any:
   Raises:
     InputError: see `parse_json`; another kind of value.
   """
-  value = parse_json(read_bytes(path), str(path))
-  if not isinstance(value, kind):
-    wanted = {dict: "an object", list: "an array"}.get(kind, kind.__name__)
-    raise InputError(f"{path} does not hold {wanted} as JSON")
-  return value
+  return _of_kind(parse_json(read_bytes(path), str(path)), kind, str(path))
 
 
 def finite(value: Any) -> Any:
@@ -218,10 +269,15 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file, whole or not at all."""
+def write(path: pathlib.Path, content: str) -> None:
+  """Writes UTF-8 text, whole or not at all; half of a surrogate pair becomes '?'."""
   with replacing(path) as partial:
-    partial.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    partial.write_bytes(content.encode("utf-8", "replace"))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, whole or not at all; NaN and infinities are null in it."""
+  write(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def value_sha256(value: Any) -> str:
@@ -256,23 +312,28 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(where, object) of each object in a JSON array, or on each line of a JSONL file."""
-  content = read(path)
+def parse_records(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(where, object) of each object in a JSON array, or on each line of JSONL.
+
+  Args:
+    name: of the file, for messages.
+  """
   if content.lstrip().startswith("["):
-    parsed = parse_json(content, str(path))
-    items = [(f"{path}[{i}]", item) for i, item in enumerate(parsed)]
+    parsed = parse_json(content, name)
+    items = ((f"{name}[{i}]", item) for i, item in enumerate(parsed))
   else:
-    numbered = enumerate(lines(content), 1)
     items = (
-      (f"{path}:{i}", parse_json(line, f"{path}:{i}"))
-      for i, line in numbered
+      (f"{name}:{i}", parse_json(line, f"{name}:{i}"))
+      for i, line in enumerate(_lines(content), 1)
       if line.strip()
     )
   for where, item in items:
-    if not isinstance(item, dict):
-      raise InputError(f"{where} is not a JSON object with named fields")
-    yield where, item
+    yield where, _of_kind(item, dict, where)
+
+
+def records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """`parse_records` of a file."""
+  return parse_records(read(path), str(path))
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:

@@ -7,7 +7,6 @@ is summed in float64 on the host.
 
 import collections
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,8 @@ import jax
 import numpy as np
 import optax
 
-from gen_jax import progress, tree
+from gen_jax import files, progress, tree
+from gen_jax.data import slicing
 from gen_jax.data import tokenizer as tokenizers
 from gen_jax.models import transformer
 from gen_jax.types import InputError, Params
@@ -150,12 +150,12 @@ def score_texts(
   opening = tokenizer.opening
   rows, num_bytes = [], 0
   for text in texts:
-    ids = tokenizer.encode(text)
+    ids = slicing.encode(text, tokenizer)
     num_bytes += len(tokenizer.decode(ids).encode())
-    if ids and not opening:
+    if len(ids) and not opening:
       unseen = tokenizer.encoding.pieces[ids[0]]
       num_bytes -= len(unseen.removeprefix(tokenizer.prefix.encode()))
-    rows += windows([*opening, *ids], context, stride)
+    rows += windows(np.append(np.int32(opening), ids), context, stride)
   if not rows:
     raise InputError(
       f"the text has no token to score; give it at least {2 - len(opening)}"
@@ -181,13 +181,7 @@ class Question(NamedTuple):
   where: str
 
 
-def _question(line: str, where: str) -> Question:
-  try:
-    row = json.loads(line)
-  except ValueError as error:
-    raise InputError(f"{where} is not JSON: {error}") from None
-  if not isinstance(row, dict):
-    raise InputError(f"{where} is not a JSON object with context, choices and label")
+def _question(row: dict[str, Any], where: str) -> Question:
   missing = [name for name in Question._fields[:3] if name not in row]
   if missing:
     raise InputError(
@@ -225,11 +219,8 @@ def read_questions(text: str, name: str) -> list[Question]:
   Raises:
     InputError: says which line and what is wrong there, or that there is none.
   """
-  questions = [
-    _question(line, f"{name}:{i}")
-    for i, line in enumerate(text.split("\n"), 1)
-    if line.strip()
-  ]
+  rows = files.parse_records(text, name)
+  questions = [_question(row, where) for where, row in rows]
   if not questions:
     raise InputError(f"{name} is empty; it needs at least one question")
   return questions

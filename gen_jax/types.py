@@ -25,10 +25,10 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
   "unknown sampler 'dim': did you mean 'ddim'? There are: ddim, heun"
   """
   options = sorted(options)
-  near = difflib.get_close_matches(str(name), options, n=2, cutoff=0.5)
+  near = difflib.get_close_matches(str(name)[:80], options, n=2, cutoff=0.5)
   hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
   listed = ", ".join(options) if options else "none"
-  return InputError(f"unknown {kind} {name!r}: {hint}There are: {listed}")
+  return InputError(f"unknown {kind} {name!r:.200}: {hint}There are: {listed}")
 
 
 def unsupported(kind: str, name: object, options: Iterable[str]) -> InputError:

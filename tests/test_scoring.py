@@ -126,7 +126,8 @@ def test_a_long_context_loses_its_beginning_and_no_choice(model):
   "line, says",
   [
     ("{", "not JSON"),
-    ("[]", "not a JSON object"),
+    ("[]", "is empty"),
+    ("[1]", "not a JSON object"),
     ('{"context": "a"}', "lacks choices, label"),
     ('{"context": "a", "choices": ["b"], "label": 0}', "at least two"),
     ('{"context": "a", "choices": ["b", "c"], "label": 2}', "label 2"),

@@ -1,7 +1,6 @@
 """Configs on the command line: `--config path.py:arg` and `--config.key.key=value`."""
 
 import ast
-import glob
 import importlib.util
 import os
 import pathlib
@@ -9,9 +8,11 @@ import sys
 import traceback
 import types
 import typing
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from gen_jax import files
 from gen_jax.types import InputError, unknown
 
 Overrides = list[tuple[str, str]]
@@ -46,7 +47,7 @@ def module(path: str) -> types.ModuleType:
   """
   file = pathlib.Path(path).absolute()
   if not file.is_file():
-    known = glob.glob("configs/*/*.py")
+    known = map(str, pathlib.Path("configs").glob("*/*.py"))
     raise unknown("config file", path, (f for f in known if "__" not in f))
   # Configs import `configs.common`: make the folder above `configs` importable.
   for parent in file.parents:
@@ -129,9 +130,9 @@ def _paths(block: dict[str, Any], prefix: str) -> Iterator[str]:
 
 def _parse_block(text: str, current: Any, path: str) -> Any:
   """Reads `text` as a name, a block or None."""
-  value = _literal(text)
+  value = _literal(text, path)
   if not isinstance(value, str | dict | None):
-    raise InputError(f"config key {path}={text} must be a name or a block")
+    raise InputError(f"config key {path}={text:.80} must be a name or a block")
   is_name = isinstance(value, str) and not isinstance(current, str)
   return {"name": value} if is_name else value
 
@@ -140,7 +141,7 @@ def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
   """Reads `text` as the key's annotation wants it."""
   from gen_jax import build
 
-  value, options = _literal(text), build.options(hint)
+  value, options = _literal(text, path), build.options(hint)
   if str in options and not (value is None and type(None) in options):
     value = text
   elif isinstance(value, int | float) and any(
@@ -153,12 +154,32 @@ def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
     raise InputError(f"config key {error} (it is {current!r} now)") from None
 
 
-def _literal(text: str) -> Any:
-  """A Python literal, true, false or none in any case; anything else is text."""
+def _literal(text: str, path: str) -> Any:
+  """A Python literal, true, false or none in any case; anything else is text.
+
+  Raises:
+    InputError: nested deeply, with a number that no float can hold, or with keys that
+      are no text.
+  """
   try:
-    return ast.literal_eval(text)
-  except (ValueError, SyntaxError):
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # about escapes and the like: it is no program
+      value = ast.literal_eval(text)
+  except (ValueError, SyntaxError, TypeError):
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+  except (RecursionError, MemoryError):
+    raise InputError(f"config key {path}={text:.40}... is nested too deeply") from None
+  files.check_depth(value, f"config key {path}={text:.40}")
+  level = [value]
+  while level:
+    item = level.pop()
+    if isinstance(item, int | float | complex) and not abs(item) <= sys.float_info.max:
+      raise InputError(f"config key {path}={text:.40} is beyond what a float can hold")
+    if isinstance(item, dict) and not all(isinstance(name, str) for name in item):
+      raise InputError(f"config key {path}={text:.40} has keys that are no text")
+    if isinstance(item, list | tuple | set | dict):
+      level += item.values() if isinstance(item, dict) else item
+  return value
 
 
 def dump(config: dict[str, Any], indent: str = "") -> str:

@@ -73,6 +73,8 @@ def run(args) -> dict:
       _pieces(home, "validation", encode, found["validation"], keep=True)
       for split in SPLITS:
         latents.join(home, split)
+      names = [f"{split}.array_record" for split in SPLITS]
+      notes["files"] = {name: files.sha256(home / name) for name in names}
       workdir.write_sealed(home / latents.NAME, notes)
       for piece in (home / workdir.ABOUT, *home.glob("*.0*")):
         piece.unlink()

@@ -3,9 +3,7 @@
 Without --text, --choices, --pictures and --folder these are of the config's evaluators.
 """
 
-import glob
 import hashlib
-import os
 import pathlib
 
 import jax
@@ -111,14 +109,18 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
   context = config["task"]["model"]["max_length"]
   stride = max(1, context // 2) if args.stride is None else args.stride
   scoring.windows([], context, stride)  # refuses a stride that cannot be
-  texts = None if args.text is None else _read("--text", args.text)
-  questions = None
+  texts = questions = None
+  if args.text is not None:
+    text_files = files.matching(args.text)
+    texts = list(map(files.read, text_files))
+    if not any(texts):
+      raise InputError(f"--text {args.text} is empty; give a file with text")
   if args.choices is not None:
-    jsonl = _read("--choices", args.choices)
+    jsonl_files = files.matching(args.choices)
     questions = [
       question
-      for path, content in jsonl.items()
-      for question in scoring.read_questions(content, path)
+      for path in jsonl_files
+      for question in scoring.read_questions(files.read(path), str(path))
     ]
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   model, tokenizer = opened.experiment.task.model, opened.experiment.tokenizer
@@ -135,9 +137,7 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
   }
   _show(result)
   if texts is not None:
-    score = scoring.score_texts(
-      scorer, opened.weights, tokenizer, texts.values(), stride
-    )
+    score = scoring.score_texts(scorer, opened.weights, tokenizer, texts, stride)
     numbers = {
       "perplexity": score.perplexity,
       "bits_per_byte": score.bits_per_byte,
@@ -145,48 +145,24 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
       "num_tokens": score.num_tokens,
       "num_bytes": score.num_bytes,
     }
-    result |= _show(_stamped("text", numbers, texts))
+    result |= _show(_stamped("text", numbers, text_files))
   if questions is not None:
     numbers = scoring.score_questions(scorer, opened.weights, tokenizer, questions)
-    result |= _show(_stamped("choices", numbers, jsonl))
+    result |= _show(_stamped("choices", numbers, jsonl_files))
   return result
 
 
-def _read(flag: str, pattern: str) -> dict[str, str]:
-  """{path: text} of the files that a glob matches, in the order of their names."""
-  paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-  paths = [path for path in paths if os.path.isfile(path)]
-  if not paths:
-    raise InputError(
-      f"{flag}: no file matches {pattern!r}; give a file, or a glob in quotes"
-    )
-  texts = {}
-  for path in paths:
-    try:
-      texts[path] = pathlib.Path(path).read_bytes().decode()
-    except UnicodeDecodeError as error:
-      raise InputError(
-        f"{flag}: {path} is not UTF-8 text (byte {error.start}); convert it, e.g. with"
-        " iconv"
-      ) from None
-    except OSError as error:
-      raise InputError(f"{flag}: cannot read {path}: {error.strerror}") from None
-  if not any(texts.values()):
-    raise InputError(f"{flag}: {pattern} is empty; give a file with text")
-  return texts
-
-
-def _sha256(texts: dict[str, str]) -> str:
+def _sha256(paths: list[pathlib.Path]) -> str:
   """Of the file; of several, that of their hashes, one a line, as sha256sum does it."""
-  hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts.values()]
+  hashes = list(map(files.sha256, paths))
   if len(hashes) == 1:
     return hashes[0]
   return hashlib.sha256("".join(f"{h}\n" for h in hashes).encode()).hexdigest()
 
 
-def _stamped(kind: str, numbers: dict, texts: dict[str, str]) -> dict:
-  data = {"path": ", ".join(texts) if len(texts) < 4 else f"{next(iter(texts))}, ..."}
-  data |= {"num_files": len(texts), "sha256": _sha256(texts)}
+def _stamped(kind: str, numbers: dict, paths: list[pathlib.Path]) -> dict:
+  path = ", ".join(map(str, paths)) if len(paths) < 4 else f"{paths[0]}, ..."
+  data = {"path": path, "num_files": len(paths), "sha256": _sha256(paths)}
   return {f"{kind}/{name}": value for name, value in {**numbers, **data}.items()}
 
 

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 import gen_jax
-from gen_jax import build, fidelity, pictures, progress
+from gen_jax import build, fidelity, files, pictures, progress
 from gen_jax import experiment as experiments
 from gen_jax.cli import sample, trained
 from gen_jax.data import folders, images, sources
@@ -177,14 +177,16 @@ def _pairs(made, features, gallery, num: int) -> dict[str, float]:
 
 def _read(path: str) -> dict:
   try:
-    found = json.loads(pathlib.Path(path).read_text())
-    found["protocol"].items()
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    found = files.read_json(files.path(path, "--against"))
+    if not isinstance(found.get("protocol"), dict):
+      raise InputError("it has no protocol")
+  except InputError as error:
     raise InputError(
-      f"--against {path} holds no evaluation of pictures ({error!r}); give the"
+      f"--against {path} holds no evaluation of images ({error}); give the"
       " evaluation.json of gen-jax evaluate --pictures"
     ) from None
-  return found
+  is_number = lambda value: type(value) in (int, float)  # noqa: E731
+  return {n: v for n, v in found.items() if n == "protocol" or is_number(v)}
 
 
 def _check_protocol(here: dict, there: dict, path: str) -> None:

@@ -107,7 +107,7 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
     raise InputError(f"{directory} draws pixels; only latent diffusion is exported")
   path = directory / "import.json"
   origin = files.read_sealed(path) if path.exists() else {}
-  is_linear = origin.get("is_linear", False)
+  is_linear = build.typed(origin.get("is_linear", False), bool, f"{path}: is_linear")
   vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
   latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
   size = experiment.data.image_size
@@ -215,6 +215,6 @@ def _name_tokenizer(folder: pathlib.Path) -> None:
   path = folder / "tokenizer_config.json"
   if not (folder / "tokenizer.json").exists():
     return
-  config = json.loads(path.read_text()) if path.exists() else {}
+  config = files.read_json(path) if path.exists() else {}
   if "tokenizer_class" not in config:
     _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})

@@ -10,6 +10,7 @@ from typing import Any
 from gen_jax import files
 from gen_jax.cli import workdir
 from gen_jax.train import writers
+from gen_jax.types import InputError
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -52,8 +53,7 @@ def run(args) -> dict:
   )
   out = files.path(args.out, "--out") if args.out else workdirs[0] / "report.html"
   out.parent.mkdir(parents=True, exist_ok=True)
-  with files.replacing(out) as partial:
-    partial.write_text(page)
+  files.write(out, page)
   print(out)
   return {"report": str(out)}
 
@@ -166,23 +166,33 @@ def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
   return "".join(parts)
 
 
+def _prompts(path: pathlib.Path) -> tuple[dict[str, Any], str]:
+  """How the images of a sheet were made, and for which prompts, by its prompts.json."""
+  how = files.read_json(path)
+  prompts = how.pop("prompts", None)
+  if not isinstance(prompts, list):
+    raise InputError(f"{path}: prompts must be a list of texts; sample again")
+  return how, " · ".join(files.text(prompt, str(path)) for prompt in prompts)
+
+
 def _samples(directory: pathlib.Path) -> str:
   """What `gen-jax sample` has left, and how it was drawn."""
   parts = []
   texts, grid = directory / "samples/text.jsonl", directory / "samples/grid.png"
   if texts.exists():
-    shown, fields = [], ("prompt", "text")
+    shown, how = [], {}
     for where, sample in files.records(texts):
       prompt, text = (
-        html.escape(files.text(files.field(sample, f, where), where)) for f in fields
+        html.escape(files.text(files.field(sample, name, where), where))
+        for name in ("prompt", "text")
       )
       shown.append(f'<pre><b class="prompt">{prompt}</b>{text}</pre>')
-      how = sample.get("sampling", {})
-    parts += ["<h3>samples</h3>", *shown, _table(_flat(how)) if shown else ""]
+      how = sample.get("sampling")
+    how = _table(_flat(how)) if isinstance(how, dict) else ""
+    parts += ["<h3>samples</h3>", *shown, how]
   if grid.exists():
-    how = files.read_json(directory / "samples/prompts.json")
-    prompts = how.pop("prompts", [])
-    caption = f"rows from top to bottom: {' · '.join(map(str, prompts))}"
+    how, prompts = _prompts(directory / "samples/prompts.json")
+    caption = f"rows from top to bottom: {prompts}"
     parts += ["<h3>samples</h3>", _image(grid.read_bytes(), caption)]
     parts.append(_table(_flat(how)))
   return "".join(parts)
@@ -197,11 +207,11 @@ def _pictures(directory: pathlib.Path) -> str:
     parts += [_image(path.read_bytes(), f"step {step:,}") for path, step in sheets]
   edited = directory / "edits/before_after.png"
   if edited.exists():
-    how = files.read_json(directory / "edits/prompts.json")
-    caption = f"before, then edited for {' · '.join(map(str, how.get('prompts', [])))}"
+    _, prompts = _prompts(directory / "edits/prompts.json")
+    caption = f"before, then edited for {prompts}"
     parts += ["<h3>edits</h3>", _image(edited.read_bytes(), caption)]
   for path in sorted((directory / "figures").glob("*.txt")):
     parts.append(f"<h3>{html.escape(path.stem.replace('_', ' '))}</h3>")
     png = path.with_suffix(".png").read_bytes()
-    parts.append(_image(png, path.read_text().strip()))
+    parts.append(_image(png, files.read(path).strip()))
   return "".join(parts)

@@ -112,10 +112,13 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       _health(experiment, state, base, first, num_steps, directory)
     sinks = []
     if roll.process_id == 0:
+      kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
+      if kept > 0 and not (directory / "metrics.jsonl").exists():
+        print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
       sinks = [
-        writers.JsonLines(directory, start),
-        writers.TensorBoard(directory, start),
-        writers.Pictures(directory, start, sample.save_sheet),
+        writers.JsonLines(directory, kept),
+        writers.TensorBoard(directory, kept),
+        writers.Pictures(directory, kept, sample.save_sheet),
         writers.Terminal(start, num_steps, directory.name),
       ]
     try:

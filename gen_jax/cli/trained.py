@@ -184,15 +184,16 @@ def load_base(
   """
   path, source = workdir / "init_from.json", experiment.source
   noted = files.read_sealed(path) if path.exists() else None
-  if noted:
-    source = dataclasses.replace(
-      source, checkpoint=str(noted["step"]), weights=noted["weights"]
+  if noted is not None:
+    step, kind, digest = (
+      files.field(noted, name, str(path)) for name in ("step", "weights", "sha256")
     )
+    source = dataclasses.replace(source, checkpoint=str(step), weights=kind)
   loaded = _load(source, experiment)
   if noted is None:
     noted = {"step": loaded.step, "weights": loaded.weights, "sha256": loaded.sha256}
     workdirs.write_sealed(path, {"workdir": str(source.directory.absolute()), **noted})
-  elif noted["sha256"] != loaded.sha256:
+  elif digest != loaded.sha256:
     raise InputError(
       f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
       f" started from (SHA-256 in {path}); put them back, or take another --workdir"

@@ -110,7 +110,7 @@ def _check_shared(
   deadline = time.monotonic() + secs  # network file systems show a file late
   while True:
     with contextlib.suppress(OSError, ValueError):
-      if json.loads((workdir / "config.json").read_text()) == config:
+      if files.read_json(workdir / "config.json") == config:
         return
     if time.monotonic() > deadline:
       raise InputError(
@@ -148,15 +148,8 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes a JSON file, whole or not at all; of several processes the first alone."""
-  if jax.process_index():
-    return
-  partial = path.with_name(f"{path.name}.partial")
-  try:
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
-  except OSError:
-    partial.unlink(missing_ok=True)
-    raise
+  if jax.process_index() == 0:
+    files.write_json(path, value)
 
 
 def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
@@ -269,10 +262,10 @@ def read_config(
       f" {workdir}` makes one"
     )
   try:
-    config = json.loads(path.read_text())
-  except ValueError as error:  # not JSON, or not even text
+    config = files.parse_json(files.read_bytes(path), "it")
+  except InputError as error:
     raise InputError(
-      f"{path} is damaged ({error}); write it anew from the config, or take another"
+      f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
   try:

@@ -1,24 +1,37 @@
 """Tokenised text, kept on disk under a key of everything that it depends on.
 
-A stream is made once and mapped into memory from then on. The folder is GEN_JAX_CACHE,
-else gen_jax in XDG_CACHE_HOME, else ~/.cache/gen_jax; it may be deleted at any time.
+A stream is written as it is made, in memory that does not grow with the text, and
+mapped into memory from then on. A folder holds the arrays and index.json, their hashes:
+whatever has happened to them is found when they are opened, and they are made again.
+
+The folder of all is GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else
+~/.cache/gen_jax; it may be deleted at any time.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
-from gen_jax.data import chat, conversations, sources, tokenizers
+from gen_jax import files
+from gen_jax.data import chat, conversations, slicing, sources, tokenizers
+from gen_jax.types import InputError
 
-_FORMAT = 3  # of the files and of how documents become ids
-_CHUNK = 1024  # documents tokenised at once
+_FORMAT = 4  # of the files and of how documents become ids
+_CHUNK_CHARS = 2**18  # of text tokenised at once, and ...
+_CHUNK_TOKENS = 2**16  # ... tokens of conversations written at once, about
+_INDEX = "index.json"
+_PATIENCE_SECS = 5.0  # before a line says how far tokenising is
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,36 +55,105 @@ class Stream:
     return map(slice, self.starts.tolist(), ends)
 
 
-def _joined(pieces: Iterable[Sequence[int]], tokenizer: tokenizers.Tokenizer) -> Stream:
-  """The pieces one after another; empty ones leave no trace."""
+def _stream(
+  tokenizer: tokenizers.Tokenizer,
+  ids: Sequence[int],
+  starts: Sequence[int],
+  is_answer: Sequence[bool] | None = None,
+) -> Stream:
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-  arrays = [np.array(piece, dtype) for piece in pieces]
-  sizes = np.array([len(array) for array in arrays], np.int64)
-  starts = np.cumsum(sizes) - sizes
-  return Stream(np.concatenate([np.zeros(0, dtype), *arrays]), starts[sizes > 0])
+  flags = None if is_answer is None else np.array(is_answer, bool)
+  return Stream(np.array(ids, dtype), np.array(starts, np.int64), flags)
 
 
-def tokenize(documents: Sequence[str], tokenizer: tokenizers.Tokenizer) -> Stream:
-  """The stream of the documents; those without any token are left out."""
+def _batches(
+  documents: Iterable[str], tokenizer: tokenizers.Tokenizer
+) -> Iterator[list[slicing.Slice]]:
+  """The slices of all documents, as many at once as have `_CHUNK_CHARS` characters."""
+  batch, size = [], 0
+  for document in documents:
+    for part in slicing.slices(document, tokenizer.encoding):
+      if batch and size + len(part.text) > _CHUNK_CHARS:
+        yield batch
+        batch, size = [], 0
+      batch.append(part)
+      size += len(part.text) + 16  # documents of a few characters are not free
+  yield batch
+
+
+def _of_documents(
+  documents: Iterable[str], tokenizer: tokenizers.Tokenizer
+) -> Iterator[Stream]:
+  """The stream of the documents in chunks; see `tokenize`."""
   before, after = tokenizer.opening, tokenizer.ends()
+  is_new = False  # no token of this document yet
+  for batch in _batches(documents, tokenizer):
+    ids, starts = [], []
+    for part, found in zip(batch, slicing.encode_batch(batch, tokenizer), strict=True):
+      opening, end = before * part.is_first, after * part.is_last
+      is_new |= part.is_first
+      if is_new and (opening or found or end):
+        starts.append(len(ids))
+        is_new = False
+      ids += [*opening, *found, *end]
+    yield _stream(tokenizer, ids, starts)
 
-  def pieces():
-    for first in range(0, len(documents), _CHUNK):
-      last = min(first + _CHUNK, len(documents))
-      for ids in tokenizer.encode_batch([documents[i] for i in range(first, last)]):
-        yield [*before, *ids, *after]
 
-  return _joined(pieces(), tokenizer)
+def _of_turns(
+  dialogues: Iterable[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
+) -> Iterator[Stream]:
+  """The stream of the conversations in chunks; see `tokenize_turns`."""
+  ids, starts, is_answer = [], [], []
+  for messages in dialogues:
+    found, flags = tokenizer.encode_turns(messages)
+    starts += [len(ids)] if found else []
+    ids += found
+    is_answer += flags
+    if len(ids) >= _CHUNK_TOKENS:
+      yield _stream(tokenizer, ids, starts, is_answer)
+      ids, starts, is_answer = [], [], []
+  yield _stream(tokenizer, ids, starts, is_answer)
+
+
+def _placed(chunks: Iterable[Stream]) -> Iterator[Stream]:
+  """The chunks with the starts that they have in the whole stream."""
+  num = 0
+  for chunk in chunks:
+    yield dataclasses.replace(chunk, starts=chunk.starts + num)
+    num += len(chunk.ids)
+
+
+def _joined(chunks: Iterable[Stream]) -> Stream:
+  """Chunks one after another, in memory."""
+  parts = [(c.ids, c.starts, c.is_answer) for c in _placed(chunks)]
+  ids, starts, flags = zip(*parts, strict=True)
+  is_answer = None if flags[0] is None else np.concatenate(flags)
+  return Stream(np.concatenate(ids), np.concatenate(starts), is_answer)
+
+
+def tokenize(documents: Iterable[str], tokenizer: tokenizers.Tokenizer) -> Stream:
+  """The stream of the documents; those without any token are left out."""
+  return _joined(_of_documents(documents, tokenizer))
 
 
 def tokenize_turns(
-  dialogues: Sequence[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
+  dialogues: Iterable[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
 ) -> Stream:
   """The stream of the conversations, each up to its last answer."""
-  turns = [tokenizer.encode_turns(messages) for messages in dialogues]
-  is_answer = np.array([flag for _, flags in turns for flag in flags], bool)
-  joined = _joined((ids for ids, _ in turns), tokenizer)
-  return dataclasses.replace(joined, is_answer=is_answer)
+  return _joined(_of_turns(dialogues, tokenizer))
+
+
+def _watched(chunks: Iterable[Stream]) -> Iterator[Stream]:
+  """Passes the chunks on; says every few seconds how many tokens they have."""
+  began = said = time.monotonic()
+  num = 0
+  for chunk in chunks:
+    yield chunk
+    num += len(chunk.ids)
+    now = time.monotonic()
+    if now - said > _PATIENCE_SECS:
+      said, rate = now, num / (now - began)
+      print(f"tokenising: {num:,} tokens, {rate:,.0f} a second", file=sys.stderr)
 
 
 def _home() -> pathlib.Path:
@@ -92,49 +174,84 @@ def key(
 
 
 def _read(folder: pathlib.Path) -> Stream | None:
-  """The stream in a folder, or None if it is not there or damaged."""
-  try:
-    stream = Stream(
-      np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "starts.npy")
-    )
-    if (folder / "is_answer.npy").exists():
-      flags = np.load(folder / "is_answer.npy", mmap_mode="r")
-      if flags.shape != stream.ids.shape:
-        return None
-      stream = dataclasses.replace(stream, is_answer=flags)
-  except (OSError, ValueError, EOFError):
-    return None
-  ids, starts = stream.ids, stream.starts
-  rising = starts.ndim == 1 and (np.diff(starts, append=len(ids)) > 0).all()
-  return stream if ids.ndim == 1 and rising else None
+  """The stream in a folder, or None if it is not there.
 
-
-def _write(folder: pathlib.Path, stream: Stream) -> None:
-  """Writes a stream, whole or not at all; whoever comes first, wins."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(tempfile.mkdtemp(prefix="partial_", dir=folder.parent))
-  try:
-    for name, array in vars(stream).items():
-      if array is not None:
-        np.save(partial / f"{name}.npy", array)
-    partial.rename(folder)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _stored(name: str, make: Callable[[], Stream]) -> Stream:
-  """The stream of that name, made if it is not there.
-
-  Where the folder cannot be written to, it is made every time.
+  Raises:
+    InputError: it is not what was written.
   """
-  folder = _home() / name
-  if (found := _read(folder)) is not None:
+  if not folder.exists():
+    return None
+  try:
+    index = files.read_json(folder / _INDEX)
+    if index["name"] != folder.name:
+      raise InputError(f"{_INDEX} belongs to another folder")
+    arrays = {}
+    for field, digest in index["sha256"].items():
+      path = folder / f"{field}.npy"
+      if files.sha256(path) != digest:
+        raise InputError(f"{path.name} is not what was written")
+      arrays[field] = np.load(path, mmap_mode="r")
+    return Stream(**arrays)
+  except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"the token cache {folder} is damaged ({error})") from None
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, num: int) -> None:
+  """That of a .npy; it is as long for any `num`."""
+  descr = np.lib.format.dtype_to_descr(dtype)
+  header = {"descr": descr, "fortran_order": False, "shape": (num,)}
+  file.seek(0)
+  np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write(folder: pathlib.Path, name: str, chunks: Iterable[Stream]) -> None:
+  """Writes a stream as it comes, and the hashes of its arrays last."""
+  with contextlib.ExitStack() as stack:
+    writing, sizes = {}, collections.Counter()
+    for chunk in _placed(chunks):
+      for field, array in vars(chunk).items():
+        if array is None:
+          continue
+        if field not in writing:
+          file = stack.enter_context((folder / f"{field}.npy").open("wb"))
+          writing[field] = file, array.dtype
+          _write_header(file, array.dtype, 0)
+        writing[field][0].write(array.data)
+        sizes[field] += len(array)
+    for field, (file, dtype) in writing.items():
+      _write_header(file, dtype, sizes[field])
+  hashes = {field: files.sha256(folder / f"{field}.npy") for field in writing}
+  files.write_json(folder / _INDEX, {"name": name, "sha256": hashes})
+
+
+def _stored(name: str, chunks: Callable[[], Iterator[Stream]]) -> Stream:
+  """The stream of that name, made if it is not there; of two writers the first wins.
+
+  Where the folder cannot be written to, it is made every time, in memory.
+  """
+  folder, found = _home() / name, None
+  try:
+    found = _read(folder)
+  except InputError as error:
+    print(f"{error}: made again", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+  if found is not None:
     return found
-  made = make()
-  shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
-  with contextlib.suppress(OSError):
-    _write(folder, made)
-  return made
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix="partial_", dir=folder.parent))
+    try:
+      _write(partial, name, _watched(chunks()))
+      if not folder.exists():  # another may have been first, here or in between
+        with contextlib.suppress(OSError):
+          partial.rename(folder)
+      if (found := _read(folder)) is not None:
+        return found
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+  except OSError as error:
+    print(f"cannot keep tokens in {folder}: {error.strerror}", file=sys.stderr)
+  return _joined(_watched(chunks()))
 
 
 def stream(
@@ -142,7 +259,7 @@ def stream(
 ) -> Stream:
   """The source's documents as a stream, from the cache if they are there."""
   name = key(source, split, tokenizer)
-  return _stored(name, lambda: tokenize(source.documents(split), tokenizer))
+  return _stored(name, lambda: _of_documents(source.documents(split), tokenizer))
 
 
 def stream_of_turns(
@@ -150,4 +267,4 @@ def stream_of_turns(
 ) -> Stream:
   """The source's conversations as a stream, from the cache if they are there."""
   name = key(source, split, tokenizer)
-  return _stored(name, lambda: tokenize_turns(source.conversations(split), tokenizer))
+  return _stored(name, lambda: _of_turns(source.conversations(split), tokenizer))

@@ -7,7 +7,7 @@ summary) is one: what is asked is a prompt, what is wanted an answer.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gen_jax import files
@@ -79,7 +79,7 @@ def _alpaca(row: dict[str, Any], where: str) -> Messages:
     files.text(files.field(row, name, where), where)
     for name in ("instruction", "output")
   )
-  below = files.text(row.get("input") or "", where)
+  below = "" if row.get("input") is None else files.text(row["input"], where)
   return ask(f"{instruction}\n\n### Input:\n{below}" if below else instruction, output)
 
 
@@ -93,7 +93,7 @@ class Chats:
 
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
-      _chat(files.field(row, self.field, where), where)
+      _chat(row, self.field, where)
       for path in files.matching(self.pattern)
       for where, row in files.records(path)
     )
@@ -103,7 +103,24 @@ class Chats:
     return files.stamps(files.matching(self.pattern))
 
 
-def _chat(messages: Any, where: str) -> Messages:
+# What chat services write that would change the text or what is learned of it.
+_NOT_READ = ("tools", "functions", "tool_calls", "function_call", "reasoning_content")
+
+
+def _check_read(fields: Mapping[str, Any], where: str) -> None:
+  """Raises InputError for what training would leave out without a word."""
+  for name in _NOT_READ:
+    if fields.get(name):
+      raise InputError(f"{where}: {name} are not trained on; take them out")
+  if fields.get("weight") not in (None, 1):
+    raise InputError(
+      f"{where}: weight {fields['weight']!r:.20} is not read: every answer counts; take"
+      " it out, or the answer"
+    )
+
+
+def _chat(row: Mapping[str, Any], field: str, where: str) -> Messages:
+  messages = files.field(row, field, where)
   if not isinstance(messages, list):
     raise InputError(f"{where}: its messages are {messages!r:.80}; a list is needed")
   try:
@@ -112,6 +129,8 @@ def _chat(messages: Any, where: str) -> Messages:
     raise InputError(f"{where}: {error}") from None
   if not any(message["role"] == "assistant" for message in messages):
     raise InputError(f"{where}: no message is an assistant's: there is no answer")
+  for fields in (row, *messages):
+    _check_read(fields, where)
   texts = (files.text(message["content"], where) for message in messages)
   return [
     {"role": m["role"], "content": t} for m, t in zip(messages, texts, strict=True)
@@ -141,7 +160,7 @@ class Parallel:
     return found[0][0], found[1][0]
 
   def conversations(self, split: str) -> Sequence[Messages]:
-    questions, answers = (files.read(path).splitlines() for path in self._paths())
+    questions, answers = (files.lines(files.read(path)) for path in self._paths())
     if len(questions) != len(answers):
       raise InputError(
         f"{self.source} has {len(questions)} lines, {self.target} {len(answers)}: line"

@@ -9,6 +9,7 @@ each row is cut anew in every epoch, at two characters drawn at random.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -116,7 +117,7 @@ def gaps(documents: Sequence[str], num: int) -> list[Gap]:
   found = []
   order = generator.permutation(len(documents))
   for i in np.resize(order, num if len(order) else 0):
-    lines = documents[int(i)].splitlines(keepends=True)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", documents[int(i)])
     long_enough = [n for n, line in enumerate(lines) if len(line.strip()) >= 8]
     if long_enough:
       n = int(generator.choice(long_enough))

@@ -1,13 +1,15 @@
 """The codes of a data set's pictures on disk, so that an autoencoder runs once.
 
 A folder holds train.array_record, validation.array_record and latents.json: of which
-autoencoder (SHA-256 of its weights) the codes are. A record is the moments of the
-posterior, float16 [F, h, w, 2 Z] (mean, then std; F = 2 where the mirrored picture has
-been encoded as well), and the caption.
+autoencoder (SHA-256 of its weights) the codes are, the hashes of both files, and one of
+itself. They are verified when they are opened, at about 2 GB a second. A record is the
+moments of the posterior, float16 [F, h, w, 2 Z] (mean, then std; F = 2 where the
+mirrored image has been encoded as well), and the caption.
 """
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ from gen_jax.data import sources
 from gen_jax.types import InputError
 
 NAME = "latents.json"
+_FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "files"}
 
 
 def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int:
@@ -51,13 +54,8 @@ def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int
 def join(folder: pathlib.Path, split: str) -> None:
   """Makes one file of the pieces SPLIT.00000.array_record, ... that `write` wrote."""
   pieces = sorted(folder.glob(f"{split}.0*.array_record"))
-  examples = (
-    (record["codes"], record["caption"])
-    for piece in pieces
-    for record in map(
-      serialization.msgpack_restore, grain.sources.ArrayRecordDataSource([str(piece)])
-    )
-  )
+  records = (record for piece in pieces for record in _records(piece))
+  examples = ((record["codes"], record["caption"]) for record in records)
   write(folder / f"{split}.array_record", examples)
 
 
@@ -68,14 +66,55 @@ def read_statistics(folder: pathlib.Path) -> dict[str, Any] | None:
     return None
   try:
     found = files.read_sealed(path)
-    mean, std = (np.asarray(found[key], np.float32) for key in ("mean", "std"))
+    if unread := found.keys() - _FIELDS:
+      raise ValueError(f"unknown {min(unread)!r}")
+    with np.errstate(over="ignore"):
+      mean, std = (np.asarray(found[key], np.float32) for key in ("mean", "std"))
     if mean.shape != std.shape or mean.ndim != 1 or not (std > 0).all():
       raise ValueError("mean and std must be one number per channel, std above 0")
-  except (ValueError, KeyError, TypeError, InputError) as error:
+    if not np.isfinite([mean, std]).all():
+      raise ValueError("mean and std must be finite")
+  except (ValueError, KeyError, TypeError, OverflowError) as error:
     raise InputError(
-      f"{path} is damaged ({error}); write it anew with gen-jax encode"
+      f"{path} is damaged ({error}); write it again with gen-jax encode"
     ) from None
   return {**found, "mean": mean, "std": std}
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: pathlib.Path, stamp: str) -> str:
+  """Read once: a data set is opened several times in a run."""
+  del stamp
+  return files.sha256(path)
+
+
+def _damaged(path: pathlib.Path, reason: Any) -> InputError:
+  reason = " ".join(str(reason).split()) or type(reason).__name__
+  return InputError(
+    f"the latent cache {path} is damaged ({reason:.200}); delete its folder and make it"
+    " again with gen-jax encode"
+  )
+
+
+def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
+  """What `write` wrote; InputError where that is damaged."""
+  try:
+    source = grain.sources.ArrayRecordDataSource([str(path)])
+    num = len(source)
+  except Exception as error:  # its library raises many kinds
+    raise _damaged(path, error) from None
+
+  def read(i: int) -> dict[str, Any]:
+    try:
+      found = serialization.msgpack_restore(source[i])
+      codes, caption = found["codes"], files.text(found["caption"], str(path))
+      if codes.dtype != np.float16 or codes.ndim != 4:
+        raise ValueError(f"codes are {codes.dtype} {codes.shape}")
+    except Exception as error:
+      raise _damaged(path, error) from None
+    return {"codes": codes, "caption": caption}
+
+  return sources.Mapped(range(num), read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +143,12 @@ class Latents:
 
   def codes(self, split: str) -> Sequence[dict[str, Any]]:
     """{codes: float16 [F, h, w, 2 Z], caption} of a split."""
-    self.statistics()
+    statistics = self.statistics()
     path = self.folder / f"{split}.array_record"
     if not path.exists():
       raise InputError(f"the latent cache {self.directory!r} has no {path.name}")
-    source = grain.sources.ArrayRecordDataSource([str(path)])
-    return sources.Mapped(source, serialization.msgpack_restore)
+    if "files" in statistics:  # caches of older versions have none
+      stamp = files.stamps([path])
+      if _sha256(path, stamp) != statistics["files"].get(path.name):
+        raise _damaged(path, "it is not what was written")
+    return _records(path)

@@ -154,6 +154,22 @@ class JsonLines:
     return files.stamps(files.matching(self.pattern))
 
 
+def _tfds_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
+  """`tfds.split_of`; InputError for an example that is damaged."""
+  source = tfds.split_of(dataset, data_dir, split)
+
+  def read(i: int) -> Example:
+    try:
+      return source[i]
+    except Exception as error:  # of many kinds
+      raise InputError(
+        f"example {i} of split {split!r} of {dataset!r} is damaged"
+        f" ({tfds.first_line(error)}); prepare the data set again"
+      ) from None
+
+  return Mapped(range(len(source)), read)
+
+
 @dataclasses.dataclass(frozen=True)
 class TfdsText:
   """Any TFDS data set with a text field, by name or prepared directory."""
@@ -166,7 +182,7 @@ class TfdsText:
 
   def documents(self, split: str) -> Sequence[str]:
     name = self.train_split if split == "train" else self.validation_split
-    source = tfds.split_of(self.dataset, self.data_dir, name)
+    source = _tfds_split(self.dataset, self.data_dir, name)
     where = f"{self.field} of {self.dataset}"
     fn = lambda e: files.text(files.field(e, self.field, self.dataset), where)  # noqa: E731
     return Mapped(source, fn)
@@ -202,7 +218,7 @@ class TfdsImages:
 
   def examples(self, split: str) -> Sequence[Example]:
     name = self.train_split if split == "train" else self.validation_split
-    source = tfds.split_of(self.dataset, self.data_dir, name)
+    source = _tfds_split(self.dataset, self.data_dir, name)
 
     def fn(example):
       caption = files.field(example, self.caption_field, self.dataset)

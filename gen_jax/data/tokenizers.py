@@ -9,7 +9,14 @@ from collections.abc import Iterable
 import tokenizers
 
 from gen_jax import files
-from gen_jax.data import encodings, ranks, token_settings, tokenizer, tokenizer_json
+from gen_jax.data import (
+  encodings,
+  ranks,
+  slicing,
+  token_settings,
+  tokenizer,
+  tokenizer_json,
+)
 from gen_jax.types import InputError
 
 Tokenizer = tokenizer.Tokenizer
@@ -107,7 +114,9 @@ def train_bpe(
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  backend.train_from_iterator(texts, trainer)
+  words = encodings.plain_bytes()  # which it cuts in the same way
+  parts = (part.text for text in texts for part in slicing.slices(text, words))
+  backend.train_from_iterator(parts, trainer)
   tokenizer_json.opened(backend, END_OF_TEXT)
   return _made(tokenizer_json.read(backend.to_str().encode()))
 

@@ -9,6 +9,7 @@ import math
 import pathlib
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -17,6 +18,9 @@ import rich.console
 import rich.progress
 
 from gen_jax import files
+from gen_jax.types import InputError
+
+_CRC = "crc32"  # of a row of metrics.jsonl without it
 
 
 class Writer(Protocol):
@@ -31,17 +35,60 @@ class Writer(Protocol):
     ...
 
 
-def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-  """All rows of a workdir's metrics.jsonl, in order; torn lines are left out.
+def _line(row: Mapping[str, float | None]) -> str:
+  """A row as JSON, NaN as null, with a CRC-32 of the rest as its last value."""
+  row = files.finite(row)
+  crc = zlib.crc32(json.dumps(row).encode())
+  return json.dumps({**row, _CRC: crc}) + "\n"
 
-  What was not finite is NaN.
+
+def _row(line: bytes, where: str, has_crc: bool) -> dict[str, float | None]:
+  """{"step": whole number, name: number, or null where it was not finite, ...}."""
+  row = files.finite(files.parse_json(line, where))
+  if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+    raise InputError(f"{where} has no step")
+  if not all(v is None or type(v) in (int, float) for v in row.values()):
+    raise InputError(f"{where} has values that are no numbers")
+  crc = row.pop(_CRC, None)
+  if has_crc and crc != zlib.crc32(json.dumps(row).encode()):
+    raise InputError(f"{where} is not what was written")
+  return row
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, float | None]]:
+  """The rows of metrics.jsonl; what is no row is left out, with a line that says so.
+
+  Of rows of one step and the same names, the last one counts. Older versions wrote
+  files without `crc32`, which are read as they are.
   """
-  path = pathlib.Path(workdir) / "metrics.jsonl"
-  rows = []
-  for line in path.read_bytes().splitlines() if path.exists() else []:
-    with contextlib.suppress(ValueError):
-      rows.append(json.loads(line))
-  rows = [row for row in rows if isinstance(row, dict) and "step" in row]
+  rows, damaged = {}, []
+  content = files.read_bytes(path) if path.exists() else b""
+  has_crc = f'"{_CRC}"'.encode() in content
+  for number, line in enumerate(content.split(b"\n"), 1):
+    if not line.strip():
+      continue
+    try:
+      row = _row(line, f"{path}:{number}", has_crc)
+    except InputError as error:
+      damaged.append(str(error))
+      continue
+    key = (row["step"], *sorted(row))
+    rows.pop(key, None)
+    rows[key] = row
+  if damaged:
+    print(
+      f"left out {len(damaged)} damaged lines of metrics; the first: {damaged[0]}",
+      file=sys.stderr,
+    )
+  return list(rows.values())
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+  """All rows of a workdir's metrics.jsonl, in order; each has its step.
+
+  What was not finite is NaN; lines that are damaged are left out.
+  """
+  rows = _rows(pathlib.Path(workdir) / "metrics.jsonl")
   return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
@@ -53,7 +100,7 @@ def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
 class Pictures:
   """samples/NAME_STEP.png: the pictures of each evaluation on one sheet.
 
-  Opened at step i it first drops those beyond i: a resumed run draws them again.
+  Opened after step i it first drops those beyond i: the run draws them again.
 
   Attributes:
     save: (path, uint8 [rows, columns, H, W, C]).
@@ -62,12 +109,12 @@ class Pictures:
   def __init__(
     self,
     workdir: pathlib.Path,
-    start_step: int,
+    last_step: int,
     save: Callable[[pathlib.Path, np.ndarray], None],
   ):
     self._folder, self._save = workdir / "samples", save
     for path, step in sheets(workdir):
-      if step > start_step:
+      if step > last_step:
         path.unlink()
 
   def write(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
@@ -87,39 +134,37 @@ def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
 
 
 class JsonLines:
-  """metrics.jsonl: one object per line, {"step": i, name: value, ...}.
+  """metrics.jsonl: one object per line, {"step": i, name: value, ..., "crc32": n}.
 
-  Opened at step i it first drops the rows beyond i: a resumed run writes them again.
+  Opened after step i it first drops the rows beyond i: the run writes them again. A
+  value that is not finite is null: NaN is no JSON.
+
+  Args:
+    last_step: of the rows to keep; -1 keeps none.
   """
 
-  def __init__(self, workdir: pathlib.Path, start_step: int):
+  def __init__(self, workdir: pathlib.Path, last_step: int):
     path = workdir / "metrics.jsonl"
-    rows = [r for r in read_metrics(workdir) if r["step"] <= start_step]
-    with files.replacing(path) as partial:
-      partial.write_text("".join(map(_line, rows)))
+    rows = [row for row in _rows(path) if row["step"] <= last_step]
+    files.write(path, "".join(map(_line, rows)))
     self._path = path
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    with self._path.open("a") as file:  # also where somebody has deleted it
+    with self._path.open("a", encoding="utf-8") as file:  # also where it was deleted
       file.write(_line({"step": step, **numbers(values)}))
 
   def close(self) -> None:
     """Nothing is open."""
 
 
-def _line(row: Mapping[str, float]) -> str:
-  """JSON, in which NaN and infinities are null."""
-  return json.dumps(files.finite(row), allow_nan=False) + "\n"
-
-
 class TensorBoard:
-  """Event files under workdir/tensorboard."""
+  """Event files under workdir/tensorboard; `last_step` as in `JsonLines`."""
 
-  def __init__(self, workdir: pathlib.Path, start_step: int):
+  def __init__(self, workdir: pathlib.Path, last_step: int):
     import tensorboardX  # imported here: it imports torch where there is one
 
     self._writer = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"), purge_step=start_step or None
+      str(workdir / "tensorboard"), purge_step=last_step + 1
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:

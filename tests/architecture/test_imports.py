@@ -102,6 +102,40 @@ def test_partition_specs_live_in_sharding_alone():
       assert "PartitionSpec" not in path.read_text(), path
 
 
+# Who reads text and JSON without `files`, and why that is safe.
+OWN_READERS = {
+  "cli/rendezvous.py": "messages on a socket",
+  "convert/safetensors.py": "heads of safetensors files",
+  "data/emoji/emoji_dataset_builder.py": "runs inside TFDS, on pinned npm packages",
+  "data/tfds.py": "JSON inside the JSON that `files` read",
+  "data/tokenizer_json.py": "what the tokenizers library wrote",
+  "hlo/program.py": "text that the compiler wrote",
+  "train/proof.py": "heads of arrays, whose hashes are right",
+}
+
+
+def _reads(node):
+  """Whether a call reads text in another way than `files` does."""
+  if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+    return False
+  name, owner = node.func.attr, ast.unparse(node.func.value)
+  if (owner, name) in (("json", "loads"), ("json", "load")):
+    return not ast.unparse(node.args[0]).startswith("json.dumps(")
+  if name == "splitlines":  # of messages, not of what users wrote
+    return not any(w in owner for w in ("error", "message"))
+  return name == "read_text" or owner == "glob"
+
+
+def test_text_and_json_are_read_in_one_place():
+  found = {
+    str(path.relative_to(ROOT / "gen_jax")): node.lineno
+    for path in FILES
+    for node in ast.walk(ast.parse(path.read_text()))
+    if _reads(node) and path.name != "files.py"
+  }
+  assert found.keys() <= OWN_READERS.keys(), found
+
+
 def test_configs_never_import_the_library():
   for path in (ROOT / "configs").rglob("*.py"):
     own, foreign = imports(path)

@@ -72,6 +72,66 @@ def test_values(config, override, value):
   assert config == before
 
 
+NASTY = {
+  "brackets": "[" * 10**5,
+  "closed brackets": "[" * 150 + "]" * 150,
+  "signs": "-" * 10**5 + "1",
+  "a sum": "1+" * 10**5 + "1j",
+  "blocks": "{'a':" * 10**4 + "1" + "}" * 10**4,
+  "blocks that parse": "{'name':" * 90 + "1" + "}" * 90,
+  "digits": "9" * 5000,
+  "hexadecimal": "0x" + "f" * 5000,
+  "beyond floats": "1e999999",
+  "beyond floats, inside": "(1, [-1e400])",
+  "a whole number beyond floats": "1" + "0" * 400,
+  "nan": "nan",
+  "no keys": "{[]: 1}",
+  "keys that are no text": "{1: 2}",
+  "a name that is a block": "{'name': {'name': 'x'}}",
+  "a name that is a list": "{'name': []}",
+  "no set": "{[1]}",
+  "escapes": r"'\d\N'",
+  "a warning": "1 is 2",
+  "nul": "a\0b",
+  "a surrogate": "\udc80",
+  "long": "x" * 10**6,
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+@pytest.mark.parametrize(
+  "key",
+  [
+    "seed",
+    "optimizer.learning_rate.peak",
+    "data.tokenizer",
+    "data.source",
+    "task.model.tied_head",
+    "task.model.rotary",
+    "task.model.attend",
+    "evaluators.gzip",
+    "mesh",
+    "train",
+  ],
+)
+def test_what_no_value_can_be_is_one_short_line(key, text):
+  with pytest.raises(types.InputError) as caught:
+    experiments.check_config(_apply(TEXT, f"{key}={text}"))
+  line = str(caught.value)
+  assert len(line) < 2000 and "\n" not in line
+
+
+@pytest.mark.parametrize("name", ["{}", "[]", "{'name': []}", "None", "1"])
+def test_a_key_below_a_name_that_is_none(name):
+  with pytest.raises(types.InputError):
+    changes = f"data.source.name={name}", "data.source.pattern=x"
+    experiments.check_config(_apply(TEXT, *changes))
+  with pytest.raises(types.InputError):
+    changes = f"evaluators.x={name}", "evaluators.x.name.name=x", "evaluators.x.y=1"
+    experiments.check_config(_apply(TEXT, *changes))
+
+
 def test_later_overrides_see_earlier_ones():
   changed = _apply(
     TEXT,

@@ -548,7 +548,7 @@ def test_no_checkpoint(refuse, text_workdir, command):
   "name, content, says",
   [
     ("config.json", b'{"seed": 0, "ta', ["config.json is damaged", "Unterminated"]),
-    ("config.json", b"\xff\xfe", ["config.json is damaged", "utf-8"]),
+    ("config.json", b"\xff\xfe", ["config.json is damaged", "UTF-8"]),
     ("config.json", b"[1]", ["config.json: a config has the keys", "[1]"]),
     ("config.json", b'{"seed": 0}', ["config.json: the config needs task"]),
     (

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import re
 
 import numpy as np
 import pytest
@@ -26,9 +27,10 @@ def source(tmp_path):
 
 @pytest.fixture
 def count(monkeypatch):
-  """How often a split was tokenised."""
-  calls, plain = [], cache.tokenize
-  monkeypatch.setattr(cache, "tokenize", lambda *args: calls.append(1) or plain(*args))
+  """How often the documents of a split were asked for."""
+  calls, plain = [], sources.TextFiles.documents
+  counted = lambda *args: calls.append(1) or plain(*args)  # noqa: E731
+  monkeypatch.setattr(sources.TextFiles, "documents", counted)
   return calls
 
 
@@ -64,14 +66,62 @@ def test_everything_it_depends_on_is_in_the_key(source, tmp_path):
   assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "starts.npy"])
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[9:]])
-def test_a_damaged_file_is_made_anew(source, count, home, name, damage):
-  first = cache.stream(source, "train", BYTES)
+def _flip(content, at):
+  return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+DAMAGES = {
+  "one byte short": lambda b: b[:-1],
+  "one byte long": lambda b: b + b"\0",
+  "empty": lambda b: b"",
+  "its head is gone": lambda b: b[9:],
+  "its tail is zeros": lambda b: b[:-9] + bytes(9),
+  "a bit of the head": lambda b: _flip(b, 20),
+  "a bit of the shape": lambda b: _flip(b, b.index(b"shape") + 9),
+  "the last bit": lambda b: _flip(b, len(b) - 1),
+  "brackets": lambda b: b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "starts.npy", "index.json"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_made_anew(source, count, home, name, damage, capsys):
+  want = cache.tokenize(source.documents("train"), BYTES)
+  cache.stream(source, "train", BYTES)
   (path,) = home.glob(f"*/{name}")
-  path.write_bytes(damage(path.read_bytes()))
-  assert _same(cache.stream(source, "train", BYTES), first) and len(count) == 2
-  assert _same(cache.stream(source, "train", BYTES), first) and len(count) == 2
+  content = path.read_bytes()
+  if name == "index.json" and b"shape" not in content:
+    content = content.replace(b"name", b"shape")  # every damage has its place
+  path.write_bytes(damage(content))
+  count.clear()
+  assert _same(cache.stream(source, "train", BYTES), want) and len(count) == 1
+  assert "is damaged" in capsys.readouterr().err
+  assert _same(cache.stream(source, "train", BYTES), want) and len(count) == 1
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "starts.npy", "index.json", "*"])
+def test_files_of_two_folders_are_not_exchanged(tmp_path, count, home, name, capsys):
+  """Each is whole, but of the other split; neither may one be missing."""
+  for file, num in (("a", 30), ("b", 40)):
+    (tmp_path / f"{file}.txt").write_text(" ".join(map(str, range(num))))
+  source = sources.TextFiles(str(tmp_path / "*.txt"), 0.3)
+  want = {
+    s: cache.tokenize(source.documents(s), BYTES) for s in ("train", "validation")
+  }
+  for split in want:
+    cache.stream(source, split, BYTES)
+  one, other = sorted(home.iterdir())
+  for path in sorted(one.glob(name)):
+    content = path.read_bytes()
+    path.write_bytes((other / path.name).read_bytes())
+    (other / path.name).write_bytes(content)
+  count.clear()
+  assert all(_same(cache.stream(source, s, BYTES), want[s]) for s in want)
+  assert len(count) == 2 and capsys.readouterr().err.count("is damaged") == 2
+  next(home.glob(f"*/{name}")).unlink()
+  assert all(_same(cache.stream(source, s, BYTES), want[s]) for s in want)
+  assert len(count) == 3
 
 
 def test_two_writers_at_once(source, home):
@@ -92,3 +142,9 @@ def test_home(monkeypatch, tmp_path, source):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
   cache.stream(source, "train", BYTES)
   assert list((tmp_path / "xdg" / "gen_jax" / "tokens").iterdir())
+
+
+def test_a_long_one_says_how_far_it_is(monkeypatch, source, capsys):
+  monkeypatch.setattr(cache, "_PATIENCE_SECS", 0.0)
+  cache.stream(source, "train", BYTES)
+  assert re.match(r"tokenising: 101 tokens, [\d,]+ a second\n", capsys.readouterr().err)

@@ -55,6 +55,23 @@ def test_splits_share_no_conversation(tmp_path):
   assert not any(messages in train for messages in held)
 
 
+@pytest.mark.parametrize("name", ["weight", *conversations._NOT_READ])
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_what_would_not_be_trained_on_is_refused(name, is_inner, tmp_path):
+  """Empty, null, or a weight of 1 says nothing."""
+  for value, is_refused in ((1 if name == "weight" else [], False), ([{"a": 1}], True)):
+    messages = conversations.ask("x", "y")
+    row = {"messages": messages}
+    (messages[1] if is_inner else row)[name] = value
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    source = conversations.Chats(str(tmp_path / "a.jsonl"), validation_fraction=0.0)
+    if is_refused:
+      with pytest.raises(types.InputError, match=f"a.jsonl:1: {name}"):
+        source.conversations("train")
+    else:
+      assert source.conversations("train") == [conversations.ask("x", "y")]
+
+
 def test_chats(tmp_path):
   messages = [
     {"role": "system", "content": "Be brief."},

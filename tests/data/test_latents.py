@@ -5,19 +5,22 @@ import json
 import numpy as np
 import pytest
 
-from gen_jax import types
+from gen_jax import files, types
 from gen_jax.data import datasets, latents, tokenizers
 
 
 def written(folder, num=6, sides=2):
   """A cache of codes [sides, 2, 2, 4], and the codes."""
+  folder.mkdir(exist_ok=True)
   generator = np.random.default_rng(0)
   codes = generator.standard_normal((num, sides, 2, 2, 4)).astype(np.float16)
   for split in ("train", "validation"):
     pairs = ((c.astype(np.float32), f"picture {i}") for i, c in enumerate(codes))
     assert latents.write(folder / f"{split}.array_record", pairs) == num
   notes = {"mean": [0.5, 1.0], "std": [2.0, 3.0], "sha256": "a" * 64}
-  (folder / latents.NAME).write_text(json.dumps(notes))
+  names = ("train.array_record", "validation.array_record")
+  notes["files"] = {name: files.sha256(folder / name) for name in names}
+  (folder / latents.NAME).write_text(json.dumps(files.sealed(notes)))
   return codes
 
 
@@ -82,6 +85,54 @@ def test_a_cache_that_is_none_or_cannot_serve_is_refused(tmp_path):
   (tmp_path / latents.NAME).write_text('{"mean": [0], "std": [0]}')
   with pytest.raises(types.InputError, match="damaged"):
     latents.Latents(str(tmp_path)).codes("train")
+
+
+def everything(folder):
+  """All that a cache says."""
+  source = latents.Latents(str(folder))
+  statistics = source.statistics()
+  for split in ("train", "validation"):
+    codes = source.codes(split)
+    for i in range(len(codes)):
+      assert codes[i]["codes"].shape == (2, 2, 2, 4)
+  return statistics
+
+
+@pytest.mark.parametrize("name", ["train.array_record", latents.NAME])
+def test_every_damage_is_found(tmp_path, name):
+  """A bit anywhere, a tail cut off or zeroed, another split's file, none at all."""
+  written(tmp_path)
+  path = tmp_path / name
+  content = path.read_bytes()
+  rng = np.random.default_rng(0)
+  flips = [bytearray(content) for _ in range(30)]
+  for flipped, at in zip(flips, rng.integers(0, len(content), 30), strict=True):
+    flipped[at] ^= 1 << int(rng.integers(8))
+  cuts = [content[:n] for n in (0, 1, len(content) // 2, len(content) - 1)]
+  zeroed = content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
+  for damaged in (*flips, *cuts, zeroed, b"[" * 10**5, content + b"x"):
+    path.write_bytes(damaged)
+    with pytest.raises(types.InputError, match=r"damaged.*gen-jax encode"):
+      everything(tmp_path)
+  path.unlink()
+  with pytest.raises(types.InputError, match=name):
+    everything(tmp_path)
+
+
+def test_splits_are_not_exchanged_and_older_caches_are_read(tmp_path):
+  written(tmp_path)
+  written(tmp_path / "other", num=5)
+  train, other = (f / "train.array_record" for f in (tmp_path, tmp_path / "other"))
+  train.write_bytes(other.read_bytes())
+  with pytest.raises(types.InputError, match="not what was written"):
+    everything(tmp_path)
+  notes = json.loads((tmp_path / latents.NAME).read_text())
+  old = {name: notes[name] for name in ("mean", "std", "sha256")}
+  (tmp_path / latents.NAME).write_text(json.dumps(old))
+  everything(tmp_path)
+  train.write_bytes(train.read_bytes()[:-40])  # here the format itself finds it
+  with pytest.raises(types.InputError, match="damaged"):
+    everything(tmp_path)
 
 
 def test_what_breaks_off_leaves_nothing(tmp_path):

@@ -253,6 +253,20 @@ def test_a_path_that_is_not_set_is_never_the_current_folder(
     make()
 
 
+def test_a_damaged_tfds_file_is_said_in_one_line(notes, tmp_path):
+  """A flipped bit in the middle, a tail cut off: on opening or on reading."""
+  shutil.copytree(notes, tmp_path / "notes")
+  (path,) = (tmp_path / "notes").glob("*train*")
+  content = path.read_bytes()
+  middle = len(content) // 2
+  flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+  for damaged in (flipped, content[:-9], b""):
+    path.write_bytes(damaged)
+    with pytest.raises(types.InputError, match=r"is damaged|cannot") as error:
+      list(sources.TfdsText(str(tmp_path / "notes")).documents("train"))
+    assert "\n" not in str(error.value)
+
+
 def test_digits_are_prepared_on_first_use(tmp_path):
   source = digits.Digits(str(tmp_path))
   train, validation = source.examples("train"), source.examples("validation")

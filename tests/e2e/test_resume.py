@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gen_jax.cli import main
+from gen_jax.train import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -73,6 +74,8 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path):
   env = environment(tmp_path)
   whole, broken = tmp_path / "whole", tmp_path / "broken"
   subprocess.run(train_words(config, whole), cwd=ROOT, env=env, check=True)
+  broken.mkdir()  # as a kill between the first evaluation and checkpoint 0 leaves it
+  (broken / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
   step = random.randrange(4, 12)
   print(f"killing at step {step}")
   kill_at(train_words(config, broken), env, step)
@@ -89,3 +92,6 @@ def test_killed_and_resumed_equals_uninterrupted(config, tmp_path):
   assert a["step"] == b["step"] == 12
   assert set(a["sha256"]) == {"params", "ema", "opt_state"}
   assert a["sha256"] == b["sha256"], f"killed at step {step}"
+  rows = [writers.read_metrics(w) for w in (whole, broken)]
+  first, again = ([row for row in found if row["step"] == 0] for found in rows)
+  assert first == again and first

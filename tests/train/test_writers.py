@@ -1,10 +1,12 @@
 """The terminal: a bar that fits, evaluations above it; else plain lines."""
 
 import io
+import json
 import re
 import sys
 
 import numpy as np
+import pytest
 
 from gen_jax.train import writers
 
@@ -65,3 +67,82 @@ def test_pictures_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
   assert [step for _, step in writers.sheets(tmp_path)] == [20, 40]
   writers.Pictures(tmp_path, 20, save)
   assert [path.name for path, _ in writers.sheets(tmp_path)] == ["samples_00000020.png"]
+
+
+DAMAGES = {
+  "torn": b'{"step": 3, "lo',
+  "no step": b'{"loss": 1.0}',
+  "step is null": b'{"step": null, "loss": 1.0}',
+  "step is text": b'{"step": "3"}',
+  "step is a fraction": b'{"step": 3.5}',
+  "step is true": b'{"step": true}',
+  "negative": b'{"step": -3}',
+  "a value is text": b'{"step": 3, "loss": "x"}',
+  "a list": b"[1, 2]",
+  "null": b"null",
+  "zeros": bytes(40),
+  "no text": b'{"step": 3, "\xff": 1}',
+  "deep": b"[" * 100_000,
+  "many digits": b'{"step": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_rows_are_left_out_and_said(line, tmp_path, capsys):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(b'{"step": 1, "a": 1.0}\r\n' + line + b'\n\n{"step": 2, "a": 2.0}\n')
+  want = [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}]
+  assert writers.read_metrics(tmp_path) == want
+  assert f"1 damaged lines of metrics; the first: {path}:2" in capsys.readouterr().err
+  writers.JsonLines(tmp_path, 2).close()  # says it again, and mends the file
+  assert "1 damaged" in capsys.readouterr().err
+  assert writers.read_metrics(tmp_path) == want and not capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  """Every line is JSON, which has no NaN; readers find NaN."""
+  sink = writers.JsonLines(tmp_path, -1)
+  sink.write(3, {"loss": float("nan"), "grad_norm": float("inf"), "rate": 0.5})
+  sink.close()
+  writers.JsonLines(tmp_path, 3).close()  # keeps it as it is
+  line = (tmp_path / "metrics.jsonl").read_text()
+  row = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+  assert type(row.pop("crc32")) is int
+  assert row == {"step": 3, "loss": None, "grad_norm": None, "rate": 0.5}
+  (row,) = writers.read_metrics(tmp_path)
+  assert np.isnan([row.pop("loss"), row.pop("grad_norm")]).all()
+  assert row == {"step": 3, "rate": 0.5}
+
+
+def test_no_bit_of_a_row_may_differ(tmp_path, capsys):
+  """What a flipped bit leaves is a row that is left out, or the same rows."""
+  sink = writers.JsonLines(tmp_path, -1)
+  for step in (1, 2):
+    sink.write(step, {"loss": 1.0 / (step + 2), "rate": 5e-324})
+  sink.close()
+  path = tmp_path / "metrics.jsonl"
+  content, want = path.read_bytes(), writers.read_metrics(tmp_path)
+  for at in range(8 * len(content)):
+    flipped = bytearray(content)
+    flipped[at // 8] ^= 1 << at % 8
+    path.write_bytes(flipped)
+    found = writers.read_metrics(tmp_path)
+    said = "damaged lines" in capsys.readouterr().err
+    assert found == want if not said else all(row in want for row in found)
+
+
+@pytest.mark.parametrize("last_step, kept", [(-1, []), (0, [0]), (2, [0, 2])])
+def test_rows_written_again_are_dropped_first(tmp_path, last_step, kept):
+  """Killed between its first evaluation and checkpoint 0, a run evaluates again."""
+  sink = writers.JsonLines(tmp_path, -1)
+  for step in (0, 2, 4):
+    sink.write(step, {"loss": 1.0})
+  sink.close()
+  writers.JsonLines(tmp_path, last_step).close()
+  assert [row["step"] for row in writers.read_metrics(tmp_path)] == kept
+
+
+def test_a_row_that_was_doubled_counts_once(tmp_path):
+  rows = [{"step": 0, "a": 1.0}, {"step": 0, "b": 2.0}, {"step": 0, "a": 1.0}]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  assert writers.read_metrics(tmp_path) == rows[1:]
