@@ -43,7 +43,6 @@ class _Asked:
   number: int
   at: float = dataclasses.field(default_factory=time.monotonic)
   raised: bool = False  # in the main thread
-  again: bool = False  # a second one came there
 
   def is_again(self, number: int) -> bool:
     """Whether another signal is a second request."""
@@ -53,7 +52,7 @@ class _Asked:
 # Signals belong to the process, and so does what is known of them.
 _asked: _Asked | None = None  # by the main thread
 _seen: _Asked | None = None  # by the thread that listens, while the main one cannot
-_holds, _hears, _free_since = 0, False, 0.0
+_holds, _hears, _free_since, _handled_at = 0, False, 0.0, 0.0
 _save: Callable[[], None] | None = None
 _lock = threading.Lock()  # of _save: whoever has begun to save is not disturbed
 
@@ -102,10 +101,10 @@ def heard(again: Callable[[int], None] | None = None) -> Iterator[None]:
 
 def _handle(number: int, again: Callable[[int], None]) -> None:
   """In the main thread, when it comes to Python."""
-  global _asked
+  global _asked, _handled_at
+  _handled_at = time.monotonic()
   if _asked is not None:
     if _asked.is_again(number):
-      _asked.again = True
       again(number)
     return
   if number == signal.SIGHUP:
@@ -121,17 +120,17 @@ def _listen(ours: socket.socket) -> None:
   global _seen
   with ours:
     while numbers := ours.recv(64):
-      for number in numbers:
-        if number not in ASKING:
-          continue
-        if _seen is None:
+      at = time.monotonic()
+      time.sleep(0.3)
+      if _handled_at > at - 1.0:  # by the main thread, a moment ago or by now
+        continue
+      for number in filter(ASKING.__contains__, numbers):
+        first = _asked or _seen
+        if first is None:
           _seen = _Asked(number)
           threading.Thread(target=_insist, args=(_seen,), daemon=True).start()
-        elif _seen.is_again(number):
-          first = _seen
-          time.sleep(0.3)
-          if first is _seen and not (_asked and _asked.again):
-            die(number)
+        elif first.is_again(number):
+          die(number)
 
 
 def _insist(request: _Asked) -> None:
