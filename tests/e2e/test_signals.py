@@ -144,7 +144,9 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("program, line", [(IN_IMPORTS, "imports"), (IN_DATA, "waits")])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize(
+  "number", [signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.long)]
+)
 def test_stopped_before_anything_is_trained_leaves_nothing(
   tmp_path, program, line, number
 ):
@@ -214,7 +216,13 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("closed", CLOSED)
+@pytest.mark.parametrize(
+  "closed",
+  [
+    pytest.param(c, marks=[pytest.mark.long] * (i in (0, 1, 3)))
+    for i, c in enumerate(CLOSED)
+  ],
+)
 def test_streams_that_are_closed_or_full(whole, closed):
   argv = f"-m gen_jax.cli.main inspect --workdir {whole} --json"
   done = subprocess.run(
