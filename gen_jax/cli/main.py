@@ -275,6 +275,9 @@ def main(argv: list[str] | None = None) -> None:
       sys.stdout.flush()
     except signals.Interrupted:
       _interrupted()
+    except KeyboardInterrupt:  # raised by hand: signals do not come this way
+      _say("gen-jax: stopped at once")
+      _exit(128 + signal.SIGINT)
     except OSError as error:  # of stdout
       _silence(1)
       is_pipe = isinstance(error, BrokenPipeError)

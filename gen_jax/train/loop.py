@@ -199,6 +199,11 @@ def _compiling(window: _Window, state: states.TrainState, rescued) -> Iterator[N
     yield
 
 
+def _write(sinks: Sequence[writers.Writer], step: int, values: dict) -> None:
+  for sink in sinks:
+    sink.write(step, values)
+
+
 def run(
   state: states.TrainState,
   *,
@@ -232,9 +237,8 @@ def run(
   window = _Window(per_step)
   saved_at = first if resumed else -1
 
-  def write(i, values):
-    for sink in sinks:
-      sink.write(i, values)
+  write = functools.partial(_write, sinks)
+  rescued = functools.partial(_rescued, manager, sinks)
 
   def due(i):
     return [e for e in evals if e.every and i % e.every == 0]
@@ -275,7 +279,6 @@ def run(
     if saved_at != int(state.step):
       checkpoint.save(manager, int(state.step), state, last)
 
-  rescued = functools.partial(_rescued, manager, sinks)
   reason, pending, value, free = "finished", None, None, contextlib.nullcontext()
   with _interrupts(first) as interrupted, contextlib.ExitStack() as stack:
     stack.callback(manager.wait_until_finished)
