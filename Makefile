@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test test-all lint bench faults clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/quickstart/run.py
@@ -23,6 +23,10 @@ lint: $(VENV)/installed-dev
 # In an environment of its own: the peer is PyTorch, which nothing else needs.
 bench: .venv-bench/installed
 	.venv-bench/bin/python experiments/benchmarks/run.py
+
+# Kills, damaged files, full disks, signals, fuzzed inputs; see experiments/reliability.
+faults: $(VENV)/installed
+	$(BIN)/python experiments/reliability/run.py $(FAULTS)
 
 clean:
 	rm -rf $(VENV) .venv-bench runs

@@ -30,7 +30,7 @@ import jax
 from absl import flags
 from jax._src import clusters  # the detection behind jax.distributed.initialize
 
-from gen_jax import files
+from gen_jax import files, signals
 from gen_jax.cli import rendezvous, workdir
 from gen_jax.types import InputError
 
@@ -173,6 +173,9 @@ class Roll:
     link.socket.settimeout(None)
     code, reason = os.EX_TEMPFAIL, "is gone"
     while (message := link.read()) is not None:
+      if message.get("stopped"):
+        reason = "was told to stop"
+        break
       if message.get("ended"):
         code, reason = _BAD_INPUT, f"failed: {message['ended']}"
         self._over.wait(_GRACE_SECS)
@@ -224,6 +227,11 @@ class Roll:
     self._tell({"ended": error})
     for watcher in self._watchers if error and self.process_id == 0 else ():
       watcher.join(2 * _GRACE_SECS)  # the coordinator, which lives here, goes last
+
+  def stop(self) -> None:
+    """Says that this process was told to stop: all do, and the same command goes on."""
+    self._over.set()
+    self._tell({"stopped": True})
 
   def _tell(self, message: dict[str, Any]) -> None:
     for link in self._links.values():
@@ -358,6 +366,8 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   flags.FLAGS.mark_as_parsed()  # barriers that end, and say who is missing:
   flags.FLAGS.experimental_orbax_use_distributed_barrier = True
+  # It would take SIGTERM away from the phases that have no step to agree on.
+  jax.config.update("jax_enable_preemption_service", False)
   host, port = place.coordinator
   bound = None if place.process_id else rendezvous.own_address(host, port)
   jax.distributed.initialize(
@@ -373,6 +383,9 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
   try:
     yield roll
   except BaseException as error:
+    if isinstance(error, signals.Interrupted) or signals.was_raised():
+      roll.stop()
+      raise
     if late := _late(str(error)):
       roll.leave(late, os.EX_TEMPFAIL, "did not come where the others wait")
     if not isinstance(error, InputError):

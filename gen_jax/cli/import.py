@@ -11,7 +11,7 @@ import optax
 
 from gen_jax import experiment as experiments
 from gen_jax import files, tree
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.cli import config_args, lease, trained, workdir
 from gen_jax.convert import (
   architectures,
   diffusers,
@@ -71,7 +71,8 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Checks everything, reads the weights, and only then writes."""
   directory = pathlib.Path(args.workdir)
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+  is_free = directory.is_dir() and {p.name for p in directory.iterdir()} <= {lease.NAME}
+  if directory.exists() and not is_free:
     raise InputError(f"--workdir {directory} is not empty; take another one")
   source = hub.locate(getattr(args, "from"), args.revision)
   if diffusers.is_pictures(source.folder):
@@ -355,7 +356,13 @@ def _write(
   beside: Callable[[], None] = lambda: None,
 ) -> None:
   """Writes a workdir; `beside` writes what belongs to it, before the checkpoint."""
-  is_new = not directory.exists()
+  with lease.hold(directory):
+    if (directory / "config.json").exists():
+      raise InputError(f"--workdir {directory} is not empty; take another one")
+    _write_held(directory, config, params, folder, tokenizer, origin, beside)
+
+
+def _write_held(directory, config, params, folder, tokenizer, origin, beside) -> None:
   digest, goal = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
@@ -373,7 +380,7 @@ def _write(
       jax.tree.map(lambda leaf: leaf.delete(), params)  # there is room for one copy
       _check_written(directory, goal, digest)
   except BaseException:
-    for path in [directory] if is_new else list(directory.glob("*")):
+    for path in directory.glob("*"):
       shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
     raise
 

@@ -1,7 +1,9 @@
 """`gen-jax <command>`: parsing, errors and machine-readable output for all commands.
 
-Bad input prints one line and exits with 2. With --json the last line of stdout is one
-JSON object.
+Bad input prints one line and exits with 2, what should not happen names a file to send
+and exits with 70. With --json the last line of stdout is one JSON object.
+
+What takes long to import is imported in functions: signals are heard before.
 """
 
 import argparse
@@ -9,16 +11,19 @@ import atexit
 import contextlib
 import errno
 import importlib
+import importlib.metadata
 import json
 import logging
 import os
+import platform
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from typing import NoReturn
 
-from gen_jax import files, types
-from gen_jax.cli import config_args
+from gen_jax import signals
 
 COMMANDS = {
   "train": "train a model from a config; the same command resumes",
@@ -41,11 +46,15 @@ class _Parser(argparse.ArgumentParser):
   """Says what is wrong in one line."""
 
   def error(self, message: str):
+    from gen_jax import types
+
     raise types.InputError(f"{message} (see {self.prog} --help)")
 
 
 def _check_flags(words: list[str], parser: argparse.ArgumentParser) -> None:
   """Before argparse, which would first miss what a misspelt flag was meant to give."""
+  from gen_jax import types
+
   flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
   for word in words:
     name = word.split("=")[0]
@@ -96,6 +105,9 @@ def run(argv: list[str]) -> dict:
   Raises:
     InputError: bad input.
   """
+  from gen_jax import types
+  from gen_jax.cli import config_args
+
   parser, parsers = _parser()
   if not argv:
     parser.print_help()
@@ -126,16 +138,20 @@ def run(argv: list[str]) -> dict:
 
 @contextlib.contextmanager
 def _one_voice():
-  """Only the main thread reports, once, what other threads stumble over as well."""
+  """The main thread reports what other threads stumble over as well, and no trace."""
   unraisable, raised = sys.unraisablehook, threading.excepthook
+
+  def warn(args):
+    _say(f"gen-jax: warning: passed over {args.exc_type.__name__}: {args.exc_value}")
 
   def from_main_thread(args):
     if threading.current_thread() is threading.main_thread():
-      unraisable(args)
+      if not isinstance(args.exc_value, signals.Interrupted):
+        warn(args)
 
   def unless_io(args):
     if not isinstance(args.exc_value, OSError):
-      raised(args)
+      warn(args)
 
   sys.unraisablehook, threading.excepthook = from_main_thread, unless_io
   try:
@@ -144,58 +160,146 @@ def _one_voice():
     sys.unraisablehook, threading.excepthook = unraisable, raised
 
 
-def _silence() -> None:
-  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+def _open_streams() -> None:
+  """Opens what the shell has closed (`2>&-`): a file of ours would get its number."""
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+      if null != number:
+        os.dup2(null, number)
+        os.close(null)
+    if getattr(sys, name) is None:
+      setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
 
-def _fail(message: str) -> NoReturn:
-  print("gen-jax: error:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
+def _silence(*numbers: int) -> None:
+  null = os.open(os.devnull, os.O_WRONLY)
+  for number in numbers or (2,):
+    os.dup2(null, number)
+  os.close(null)
+
+
+def _say(line: str) -> None:
+  try:
+    print(line, file=sys.stderr, flush=True)
+  except OSError:  # nobody reads it
+    _silence(2)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+  _say(f"gen-jax: error: {' '.join(message.splitlines())}")
   atexit.unregister(_silence)
   atexit.register(_silence)  # libraries that fail to clean up say so at the very end
-  _exit(2)
+  _exit(code)
 
 
 def _exit(code: int) -> NoReturn:
   """Ends; of several processes one that failed does not wait for the others."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    _silence(1)
   jax = sys.modules.get("jax")
   if jax is not None and jax.distributed.is_initialized():
-    sys.stdout.flush()
     os._exit(code)
   sys.exit(code)
+
+
+def _fail_unexpectedly(error: Exception, argv: list[str]) -> NoReturn:
+  """One line for what should not happen, and all about it in a file of the user's."""
+  about = [f"gen-jax {' '.join(argv)}", f"Python {sys.version}", platform.platform()]
+  about += [f"{n} {importlib.metadata.version(n)}" for n in ("gen_jax", "jax", "flax")]
+  trace = "".join(traceback.format_exception(error))
+  send = ""
+  with contextlib.suppress(OSError):  # a full disk
+    number, path = tempfile.mkstemp(prefix="gen-jax-error-", suffix=".txt", text=True)
+    with open(number, "w") as file:
+      file.write("\n".join([*about, "", trace]))
+    send = f"; please send {path}"
+  words = " ".join(str(error).split())[:300]
+  words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+  _fail(f"internal error: {words}{send}", os.EX_SOFTWARE)
+
+
+def _run(argv: list[str]) -> dict:
+  """`run`, with every way to fail turned into a line and an exit code."""
+  try:
+    with _one_voice():
+      return run(argv)
+  except Exception as error:
+    if signals.was_raised():
+      raise signals.Interrupted from error
+    _explain(error, argv)
+
+
+def _explain(error: Exception, argv: list[str]) -> NoReturn:
+  from gen_jax import types  # imports jax: not before signals are heard
+
+  try:
+    raise error
+  except types.InputError as error:
+    _fail(str(error))
+  except BrokenPipeError:  # `gen-jax ... | head` has seen enough
+    _silence(1)
+    _exit(128 + signal.SIGPIPE)
+  except OSError as error:
+    if error.strerror is None:
+      _fail_unexpectedly(error, argv)
+    where = f" ({error.filename})" if error.filename else ""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = "; make room, then give the same command again" if is_full else ""
+    _fail(f"{error.strerror}{where}{hint}")
+  except Exception as error:
+    _fail_unexpectedly(error, argv)
 
 
 def main(argv: list[str] | None = None) -> None:
   """Console entry point."""
   argv = sys.argv[1:] if argv is None else argv
+  _open_streams()
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # TFDS's progress bars
   # What matters of their messages is raised as well.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.getLogger("urllib3").setLevel(logging.ERROR)
-  try:
-    with _one_voice():
-      result = run(argv)
-  except types.InputError as error:
-    _fail(str(error))
-  except BrokenPipeError:  # `gen-jax ... | head` has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
-  except OSError as error:
-    if error.strerror is None:
-      raise
-    where = f" ({error.filename})" if error.filename else ""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "; make room, then give the same command again" if is_full else ""
-    _fail(f"{error.strerror}{where}{hint}")
-  except KeyboardInterrupt:
-    print("gen-jax: stopped at once", file=sys.stderr, flush=True)
-    _exit(128 + signal.SIGINT)
-  if "--json" in argv:
-    print(json.dumps(files.finite(result)), flush=True)
+  with signals.heard(signals.die):
+    try:
+      result = _run(argv)
+      if "--json" in argv:
+        from gen_jax import files
+
+        print(json.dumps(files.finite(result)))
+      sys.stdout.flush()
+    except signals.Interrupted:
+      _interrupted()
+    except KeyboardInterrupt:  # raised by hand: signals do not come this way
+      _say("gen-jax: stopped at once")
+      _exit(128 + signal.SIGINT)
+    except OSError as error:  # of stdout
+      _silence(1)
+      is_pipe = isinstance(error, BrokenPipeError)
+      _exit(128 + signal.SIGPIPE) if is_pipe else _fail(f"{error.strerror} (stdout)")
   if result.get("reason") == "interrupted":
-    sys.exit(os.EX_TEMPFAIL)  # not finished: the same command goes on
+    sys.exit(signals.EXIT)
+
+
+def _interrupted() -> NoReturn:
+  """Ends without taking libraries down: their threads may still compute."""
+  _say("gen-jax: stopped; the same command goes on")
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+  os._exit(signals.EXIT)
+
+
+def console() -> None:
+  """`main` of a process of its own: what was done is done, whoever signals now."""
+  main()
+  for number in signals.ASKING:
+    signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
-  main()
+  console()

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from gen_jax import files, progress, prompting, repainting
+from gen_jax import files, progress, prompting, repainting, signals
 from gen_jax.cli import config_args, hosts, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import generate
@@ -271,11 +272,8 @@ def _talk(args, opened) -> dict:
     try:
       messages.append({"role": "user", "content": line})
       prompt = _history(writer, messages) if is_chat else line
-      answer = ""
-      for piece in writer.stream(weights, prompt, prompting.keys(args.seed, 1, num)[0]):
-        print(piece, end="", flush=True)
-        answer += piece
-      print()
+      key = prompting.keys(args.seed, 1, num)[0]
+      answer = _answer(writer.stream(weights, prompt, key))
       messages.append({"role": "assistant", "content": answer})
     except InputError as error:  # the talk goes on
       messages = messages[:-1]
@@ -283,6 +281,24 @@ def _talk(args, opened) -> dict:
     num += 1
   print()
   return {"answers": num}
+
+
+def _answer(pieces: Iterator[str]) -> str:
+  """Prints an answer as it comes; Ctrl-C ends the answer, and not the talk."""
+  answer = ""
+  with signals.held():
+    for piece in pieces:
+      if signals.asked():
+        break
+      print(piece, end="", flush=True)
+      answer += piece
+  if signals.asked() == signal.SIGINT:
+    signals.forget()
+    print(" [stopped]", end="")
+  elif signals.asked():
+    raise signals.Interrupted
+  print()
+  return answer
 
 
 def _history(writer: prompting.Writer, messages: list[dict]) -> list[int]:

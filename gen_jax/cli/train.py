@@ -9,7 +9,7 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import flops, plan, sharding, tree
-from gen_jax.cli import batches, config_args, hosts, sample, trained, workdir
+from gen_jax.cli import batches, config_args, hosts, lease, sample, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -49,12 +49,14 @@ def run(args) -> dict:
       f" in another --workdir with --config.init_from.workdir={directory}"
     )
   with hosts.join(args, config) as roll:
-    return _train(config, directory, roll)
+    # Refuse a bad config before anything is written.
+    experiments.make(config, None)
+    # One lease for all processes of a run.
+    with contextlib.nullcontext() if roll.process_id else lease.hold(directory):
+      return _train(config, directory, roll)
 
 
 def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
-  # Refuse a bad config before anything is written.
-  experiments.make(config, None)
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
     with roll.first():
       claimed.enter_context(workdir.claim(directory, config))
@@ -80,11 +82,13 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
 
   with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
     restored = checkpoint.restore(manager, goal)
+    evaluated = restored is not None and restored[1].evaluated
     if restored is None:
       progress = checkpoint.Progress()
       state = _fresh_state(experiment, optimizer, goal, base)
     else:
       state, progress = restored
+      progress = dataclasses.replace(progress, evaluated=True)
       checkpoint.set_aside_after(manager, int(state.step))
     start = int(state.step)
     attention = sorted({*_chosen("attend", config["task"])} or {"xla"})
@@ -125,7 +129,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       result = loop.run(
         state,
         progress=progress,
-        resumed=restored is not None,
+        resumed=evaluated,
         step=steps.compile_step(step, state, layout),
         frozen=experiment.learner_frozen(base),
         stream=stream,

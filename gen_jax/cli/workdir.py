@@ -35,6 +35,10 @@ ABOUT = "about.json"  # what the pieces of an unfinished command are of
 OF_IMAGES = ("image_size", "channels", "caption_length")
 ATTEND = "attend"  # under task; those that `attention.is_exact` may be exchanged
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
+_OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
+  *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
+  *("metrics.jsonl", "tensorboard", "run.json", "config.json"),
+)
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -67,8 +71,9 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
   """Writes config.json and run.json, or checks that the config there is this one.
 
-  Should the body fail, whatever was not there before is taken away again. Of several
-  processes the first alone writes; the others, later, must see what it wrote.
+  Should the body fail, whatever was not there before is taken away again. A run that
+  ended before its first step has learned nothing, and another config takes its place.
+  Of several processes the first alone writes; the others must see what it wrote.
 
   Raises:
     InputError: the workdir belongs to another config (says what differs), cannot be
@@ -138,12 +143,26 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     for key in sorted(old.keys() | new.keys())
     if old.get(key, KeyError) != new.get(key, KeyError) and not _may_change(key)
   ]
-  if differ:
+  if differ and _is_untrained(workdir):
+    print(f"{workdir} holds an untrained run of another config; it is replaced")
+    for name in _OF_AN_UNTRAINED_RUN:
+      path = workdir / name
+      shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+  elif differ:
     more = f" and {len(differ) - 8} more" if len(differ) > 8 else ""
     raise InputError(
       f"workdir {workdir} belongs to another config: {'; '.join(differ[:8])}{more};"
       " take another --workdir, or give the same values"
     )
+
+
+def _is_untrained(workdir: pathlib.Path) -> bool:
+  """Whether no step was ever made: no checkpoint but that of step 0, which has none."""
+  folder = workdir / "checkpoints"
+  steps = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  partial = "0.orbax-checkpoint-tmp"
+  others = [name for name in steps if name != "0" and not name.startswith(partial)]
+  return not others and not is_imported(workdir)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

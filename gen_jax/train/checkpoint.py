@@ -51,11 +51,13 @@ class Progress:
     best: lowest value of the monitored metric so far.
     best_step: the step it was measured at, -1 for never.
     evals_since_best: evaluations since then.
+    evaluated: this step's evaluation is done; a signal may cut it short.
   """
 
   best: float = math.inf
   best_step: int = -1
   evals_since_best: int = 0
+  evaluated: bool = True
 
   def update(self, step: int, value: float) -> "Progress":
     """Takes note of one more evaluation."""
@@ -162,6 +164,8 @@ def save(
       f"cannot save step {step} to {manager.directory}: {needed / 2**20:,.2f} MiB"
       f" needed, {free / 2**20:,.2f} MiB free; {_MAKE_ROOM}"
     )
+  if step in manager.all_steps():  # which a signal did not let be evaluated
+    manager.delete(step)
   manager.save(
     step,
     args=ocp.args.Composite(

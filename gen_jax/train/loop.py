@@ -15,6 +15,7 @@ started again comes to the same batch and stops there.
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import signal
@@ -23,8 +24,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import orbax.checkpoint as ocp
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from gen_jax import signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -94,37 +97,28 @@ class Result:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[int], bool]]:
-  """Yields a function of the step: whether to stop (after SIGINT or SIGTERM).
+def _interrupts(first: int) -> Iterator[Callable[[int], bool]]:
+  """Yields a function of the step: whether to stop, because a signal came.
 
-  The second signal is not caught: it stops at once. Several processes stop at the same
-  step, whichever of them is told to: SIGTERM is left to JAX, which agrees on one.
+  Several processes stop at the same step, whichever of them is told to: from the second
+  step on JAX agrees on one. Before, there is nothing to agree on: one that ends ends
+  them all.
   """
-  received = []
-  alone = jax.process_count() == 1
+  told = []
 
-  def handle(number, frame):
-    del frame
-    received.append(number)
-    signal.signal(number, previous[number])
-    print("\nstopping after this step (again: at once)", flush=True)
-    if not alone:
-      os.kill(os.getpid(), signal.SIGTERM)
+  def agreed(step: int) -> bool:
+    if step == first:
+      return False
+    if distributed.global_state.preemption_sync_manager is None:
+      jax.config.update("jax_enable_preemption_service", True)
+      distributed.global_state.initialize_preemption_sync_manager()
+    if signals.asked() and not told:
+      told.append(step)
+      os.kill(os.getpid(), signal.SIGTERM)  # JAX's own, which tells the others
+    return multihost_utils.reached_preemption_sync_point(step)
 
-  def stop(step: int) -> bool:
-    return (
-      bool(received) if alone else multihost_utils.reached_preemption_sync_point(step)
-    )
-
-  caught = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
-  previous = {n: signal.getsignal(n) for n in caught}
-  for number in previous:
-    signal.signal(number, handle)
-  try:
-    yield stop
-  finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+  with signals.held():
+    yield (lambda _: bool(signals.asked())) if jax.process_count() == 1 else agreed
 
 
 def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
@@ -170,6 +164,46 @@ class _Window:
     return values
 
 
+@contextlib.contextmanager
+def _rescued(
+  manager: ocp.CheckpointManager,
+  sinks: Sequence[writers.Writer],
+  save: Callable[[], None] | None = None,
+) -> Iterator[None]:
+  """When a signal comes amid what may take minutes, `save` and the end do not wait.
+
+  Args:
+    save: None where there is nothing to save. Several processes cannot save alone.
+  """
+  several = jax.process_count() > 1
+  if several and save:
+    yield
+    return
+
+  def close():
+    if save:
+      save()
+    if not several:
+      manager.wait_until_finished()
+    for sink in sinks:
+      sink.close()
+
+  with signals.rescued(close):
+    yield
+
+
+@contextlib.contextmanager
+def _compiling(window: _Window, state: states.TrainState, rescued) -> Iterator[None]:
+  """Around the first step: it takes long, and trains nothing that could be lost."""
+  with window.paused(state), rescued():
+    yield
+
+
+def _write(sinks: Sequence[writers.Writer], step: int, values: dict) -> None:
+  for sink in sinks:
+    sink.write(step, values)
+
+
 def run(
   state: states.TrainState,
   *,
@@ -203,9 +237,8 @@ def run(
   window = _Window(per_step)
   saved_at = first if resumed else -1
 
-  def write(i, values):
-    for sink in sinks:
-      sink.write(i, values)
+  write = functools.partial(_write, sinks)
+  rescued = functools.partial(_rescued, manager, sinks)
 
   def due(i):
     return [e for e in evals if e.every and i % e.every == 0]
@@ -214,7 +247,7 @@ def run(
     nonlocal progress
     values = {}
     for evaluator in some:
-      with window.paused(state):
+      with window.paused(state), rescued(lambda: keep(False)):
         values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
@@ -239,8 +272,15 @@ def run(
     if (i + 1) % config.log_every == 0 or i + 1 == num_steps:
       write(i + 1, window.row(float(learning_rate(i))))
 
-  reason, pending, value = "finished", None, None
-  with _interrupts() as interrupted, contextlib.ExitStack() as stack:
+  def keep(evaluated):
+    last = dataclasses.replace(progress, evaluated=evaluated)
+    if pending is not None:
+      fetch(*pending)
+    if saved_at != int(state.step):
+      checkpoint.save(manager, int(state.step), state, last)
+
+  reason, pending, value, free = "finished", None, None, contextlib.nullcontext()
+  with _interrupts(first) as interrupted, contextlib.ExitStack() as stack:
     stack.callback(manager.wait_until_finished)
     batches = stream(first)
     try:
@@ -258,9 +298,9 @@ def run(
           reason = "patience"
         if reason != "finished":
           break
-        compiles = window.paused(state) if i == first else contextlib.nullcontext()
-        with compiles:
-          batch = next(batches)
+        with _compiling(window, state, rescued) if i == first else free:
+          with rescued(lambda: keep(True)):
+            batch = next(batches)
           tick()
           state, metrics = step(state, frozen, batch)
         if pending is not None:

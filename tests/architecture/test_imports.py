@@ -11,11 +11,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "gen_jax").rglob("*.py"))
 
 # A package may import what stands beside it, itself, and nothing else of gen_jax.
-L0 = {"types", "rng", "tree", "files", "progress"}
+L0 = {"types", "rng", "tree", "files", "progress", "signals"}
 MAY_IMPORT = {
   "types": set(),
   "files": {"types"},
   "progress": set(),
+  "signals": set(),
   "rng": L0,
   "tree": L0,
   "chips": L0,

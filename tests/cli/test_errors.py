@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from gen_jax import build, types
-from gen_jax.cli import config_args, workdir
+from gen_jax.cli import config_args, lease, workdir
 from gen_jax.nn import attention
 from gen_jax.train import checkpoint, loop
 
@@ -496,6 +496,30 @@ def test_only_exact_attention_may_be_exchanged(text_workdir, monkeypatch):
   for other in ("chunked", "{'name': 'soft_cap', 'cap': 4.0}"):
     with pytest.raises(types.InputError, match="another attention"):
       workdir.read_config(text_workdir, [(key, other)])
+
+
+def test_an_untrained_run_of_another_config_is_replaced(text_workdir):
+  """It ended before its first step; with one step it keeps its workdir."""
+  config = json.loads((text_workdir / "config.json").read_text())
+  other = {**config, "seed": 7}
+  with pytest.raises(types.InputError, match="another config: seed"):
+    with workdir.claim(text_workdir, other):
+      raise AssertionError
+  shutil.rmtree(text_workdir / "checkpoints" / "2")
+  with workdir.claim(text_workdir, other):
+    assert not (text_workdir / "tokenizer").exists()  # the other one's
+    assert not (text_workdir / "checkpoints").exists()
+  assert workdir.read_config(text_workdir)["seed"] == 7
+
+
+def test_a_workdir_where_another_run_is_at_work(refuse, text_workdir):
+  before = sorted(text_workdir.rglob("*"))
+  config = json.loads((text_workdir / "config.json").read_text())
+  model = f"--config.task.model={config['task']['model']!r}"
+  with lease.hold(text_workdir):
+    says = [f"process {os.getpid()}) is at work in", "take another --workdir"]
+    refuse("train", "--config", TEXT, model, "--workdir", text_workdir, says=says)
+  assert sorted(text_workdir.rglob("*")) == before
 
 
 def test_folder_of_another_program(refuse, tmp_path):

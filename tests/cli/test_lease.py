@@ -1,0 +1,161 @@
+"""One run at work in a workdir: a second one is refused, that of a dead one goes on."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from gen_jax import types
+from gen_jax.cli import lease
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOLDER = """
+import pathlib, sys, time
+from gen_jax.cli import lease
+with lease.hold(pathlib.Path(sys.argv[1])):
+  print("held", flush=True)
+  time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(folder, secs=60.0):
+  """A process that holds the lease of `folder`."""
+  words = [sys.executable, "-c", HOLDER, str(folder), str(secs)]
+  process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == "held\n"
+  return process
+
+
+def record(folder):
+  return json.loads((folder / lease.NAME).read_text())
+
+
+def elsewhere(folder, **changes):
+  """A lease as another host has written it."""
+  folder.mkdir(exist_ok=True)
+  found = {"host": "other", "pid": 7, "machine": "m", "id": "x", "count": 0, **changes}
+  (folder / lease.NAME).write_text(json.dumps(found))
+  return found
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path):
+  with lease.hold(tmp_path / "a" / "run"):
+    with pytest.raises(types.InputError, match=f"process {os.getpid()}.*is at work"):
+      with lease.hold(tmp_path / "a" / "run"):
+        raise AssertionError
+    assert record(tmp_path / "a" / "run")["pid"] == os.getpid()
+  assert not (tmp_path / "a").exists()  # nothing was written but the lease
+
+
+def test_what_was_written_stays_and_the_lease_goes(tmp_path):
+  with lease.hold(tmp_path / "run"):
+    (tmp_path / "run" / "mine").touch()
+  assert os.listdir(tmp_path / "run") == ["mine"]
+
+
+def test_a_killed_holder_is_followed_at_once_a_living_one_never(tmp_path):
+  process = holder(tmp_path / "run")
+  with pytest.raises(types.InputError, match=f"process {process.pid}"):
+    with lease.hold(tmp_path / "run"):
+      raise AssertionError
+  process.kill()
+  process.wait()
+  began = time.monotonic()
+  with lease.hold(tmp_path / "run"):
+    assert record(tmp_path / "run")["pid"] == os.getpid()
+    assert os.listdir(tmp_path / "run") == [lease.NAME]
+  assert time.monotonic() - began < 2.0
+
+
+def test_another_process_with_the_same_number_is_not_the_holder(tmp_path):
+  found = elsewhere(tmp_path, machine=lease._machine(), pid=os.getpid(), began="1")
+  assert not lease._lives(found)
+  with lease.hold(tmp_path):
+    assert record(tmp_path)["id"] != "x"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "\xff", '{"count": 3}'])
+def test_a_still_counter_is_followed_after_a_while(tmp_path, monkeypatch, content):
+  """Of another host, or unreadable: watched, then taken over."""
+  monkeypatch.setattr(lease, "_STALE_SECS", 1.5)
+  elsewhere(tmp_path)
+  if content is not None:
+    (tmp_path / lease.NAME).write_bytes(content.encode("latin-1"))
+  began = time.monotonic()
+  with lease.hold(tmp_path):
+    assert time.monotonic() - began > 1.5
+    assert record(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_moving_counter_is_not_followed(tmp_path, monkeypatch):
+  monkeypatch.setattr(lease, "_STALE_SECS", 1.5)
+  elsewhere(tmp_path)
+  timer = threading.Timer(0.7, elsewhere, [tmp_path], {"count": 1})
+  timer.start()
+  with pytest.raises(types.InputError, match="host other, process 7"):
+    with lease.hold(tmp_path):
+      raise AssertionError
+  timer.join()
+
+
+def test_of_many_that_take_over_one_does(tmp_path, monkeypatch):
+  """Each saw the same dead holder; whoever comes late sees the new one."""
+  monkeypatch.setattr(lease, "_lives", lambda found: found["id"] != "x")
+  for _ in range(20):
+    elsewhere(tmp_path, machine=lease._machine())
+    entered, ready = [], threading.Barrier(8)
+
+    def enter(i, entered=entered, ready=ready):
+      ready.wait()
+      try:
+        with lease.hold(tmp_path):
+          entered.append(i)
+          time.sleep(0.3)
+      except types.InputError:
+        pass
+
+    threads = [threading.Thread(target=enter, args=[i]) for i in range(8)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    assert len(entered) == 1
+    assert os.listdir(tmp_path) == []
+
+
+STANDS = """
+from gen_jax.cli import lease
+lease._RENEW_SECS = 0.1
+""" + HOLDER.replace("time.sleep", "print('over') or time.sleep")
+
+
+def test_a_holder_that_finds_another_lease_ends(tmp_path):
+  words = [sys.executable, "-c", STANDS, str(tmp_path), "30"]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+  with subprocess.Popen(words, cwd=ROOT, **pipes) as process:
+    assert process.stdout.readline() == "held\n"
+    before = record(tmp_path)["count"]
+    time.sleep(0.5)
+    assert record(tmp_path)["count"] > before
+    (tmp_path / lease.NAME).unlink()  # by hand: it is made again
+    time.sleep(0.5)
+    assert record(tmp_path)["pid"] == process.pid
+    other = tmp_path / "other"
+    other.write_text(json.dumps({"host": "other", "pid": 7, "id": "y"}))
+    os.replace(other, tmp_path / lease.NAME)
+    assert process.wait(timeout=10) == 2
+    (line,) = process.stderr.read().splitlines()
+  assert "host other, process 7" in line and "this one ends" in line
+  assert record(tmp_path)["id"] == "y"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(types.InputError, match="cannot write to"):
+    with lease.hold(tmp_path / "file"):
+      raise AssertionError
