@@ -105,6 +105,7 @@ def test_partition_specs_live_in_sharding_alone():
 
 # Who reads text and JSON without `files`, and why that is safe.
 OWN_READERS = {
+  "cli/lease.py": "a record that its holder may be writing, and /proc",
   "cli/rendezvous.py": "messages on a socket",
   "convert/safetensors.py": "heads of safetensors files",
   "data/emoji/emoji_dataset_builder.py": "runs inside TFDS, on pinned npm packages",
