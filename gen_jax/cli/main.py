@@ -50,6 +50,9 @@ def _check_flags(words: list[str], parser: argparse.ArgumentParser) -> None:
   for word in words:
     name = word.split("=")[0]
     if name.startswith("--") and " " not in name and name not in flags:
+      hint = config_args.flag_hint(word, words) if "--config" in flags else None
+      if hint:
+        raise types.InputError(f"unknown flag {name!r}: did you mean {hint}?")
       raise types.unknown("flag", name, flags)
 
 

@@ -25,6 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from gen_jax import ranges
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -58,23 +59,18 @@ class Config:
     health_check: look at the first batch before the first step, see `health`.
   """
 
-  num_steps: int
-  num_epochs: float | None = None
-  patience: int | None = None
+  num_steps: ranges.Count
+  num_epochs: ranges.Positive | None = None
+  patience: ranges.Count | None = None
   monitor: str = "validation/loss"
-  log_every: int = 50
-  save_every: int = 500
-  keep: int = 2
-  num_microbatches: int = 1
-  ema_decay: float | None = None
+  log_every: ranges.Count = 50
+  save_every: ranges.Count = 500
+  keep: ranges.Count = 2
+  num_microbatches: ranges.Size = 1
+  ema_decay: ranges.ProperFraction | None = None
   health_check: bool = True
 
-  def __post_init__(self):
-    for name in ("num_steps", "log_every", "save_every", "keep", "num_microbatches"):
-      if getattr(self, name) < 1:
-        raise InputError(f"train.{name}={getattr(self, name)} must be at least 1")
-    if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-      raise InputError(f"train.ema_decay={self.ema_decay} must be in [0, 1)")
+  __post_init__ = ranges.check
 
   def total_steps(self, examples_per_epoch: int, batch_size: int) -> int:
     """The number of steps that `num_steps` and `num_epochs` allow together."""
