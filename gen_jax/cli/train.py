@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax import flops, plan, sharding, tree
+from gen_jax import flops, memory, plan, sharding, tree
 from gen_jax.cli import batches, config_args, hosts, sample, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
@@ -69,7 +69,17 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     optimizer, rate = experiment.optimizer(num_steps)
     goal = experiment.abstract_state(optimizer)
+    plan.check_fits(experiment, goal)
     work = experiment.flops_per_step()
+    step = steps.make_step(
+      experiment.learner,
+      optimizer,
+      layout=layout,
+      num_microbatches=experiment.train.num_microbatches,
+      decay=experiment.train.ema_decay,
+    )
+    step = steps.compile_step(step, goal, layout)
+    plan.check_fits(experiment, goal, step)
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
       loaded = trained.load_base(directory, experiment)
@@ -94,13 +104,6 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       f" {_mesh(layout)}, attention by {' and '.join(attention)}",
       flush=True,
     )
-    step = steps.make_step(
-      experiment.learner,
-      optimizer,
-      layout=layout,
-      num_microbatches=experiment.train.num_microbatches,
-      decay=experiment.train.ema_decay,
-    )
     rows = layout.local_rows(data.batch_size)
 
     def stream(first):
@@ -123,7 +126,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
         state,
         progress=progress,
         resumed=restored is not None,
-        step=steps.compile_step(step, state, layout),
+        step=step,
         frozen=experiment.learner_frozen(base),
         stream=stream,
         evals=evals,
@@ -242,7 +245,10 @@ def _chosen(what: str, block: Mapping) -> Iterator[str]:
 def _dry_run(config: dict) -> dict:
   experiment = experiments.make(config, None)
   result = plan.describe(experiment, plan.compile(plan.training(experiment)))
+  there = memory.available(experiment.layout.replicated)
   print(config_args.dump(config), "\n")
   for line in plan.lines(result):
     print(line)
-  return result
+  if result["peak_hbm_bytes"] > there:
+    print(plan.too_large(experiment, result["peak_hbm_bytes"], there))
+  return {**result, "fits": result["peak_hbm_bytes"] <= there}

@@ -11,10 +11,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "gen_jax").rglob("*.py"))
 
 # A package may import what stands beside it, itself, and nothing else of gen_jax.
-L0 = {"types", "ranges", "rng", "tree", "files", "progress"}
+L0 = {"types", "ranges", "rng", "tree", "files", "memory", "progress"}
 MAY_IMPORT = {
   "types": set(),
   "ranges": {"types"},
+  "memory": {"types"},
   "files": {"types"},
   "progress": set(),
   "rng": L0,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import build, types
+from gen_jax import build, memory, types
 from gen_jax.cli import config_args, workdir
 from gen_jax.nn import attention
 from gen_jax.train import checkpoint, loop
@@ -685,3 +685,25 @@ def test_training_goes_on_below_a_damaged_checkpoint(
 def test_what_was_trained_cannot_be_overridden_later(refuse, text_workdir):
   words = ("evaluate", "--workdir", text_workdir, "--config.data.length=4")
   refuse(*words, says=["'data.length'", "trained model", "mesh, sampling"])
+
+
+@pytest.mark.parametrize("there, says", [(1e5, "state takes"), (4.2e5, "state takes")])
+def test_what_cannot_fit_is_refused_before_anything_is_written(
+  refuse, tmp_path, monkeypatch, there, says
+):
+  """The state alone is too much, or the step's temporaries are."""
+  monkeypatch.setattr(memory, "available", lambda sharding: there)
+  folder = tmp_path / "run"
+  refuse(
+    *("train", "--config", TEXT, "--workdir", folder),
+    says=["out of memory: a device needs", says],
+  )
+  assert not folder.exists()
+
+
+def test_a_checkpoint_that_cannot_fit_is_not_read(refuse, text_workdir, monkeypatch):
+  monkeypatch.setattr(memory, "available", lambda sharding: 1e3)
+  refuse(
+    *("sample", "--workdir", text_workdir, "--prompt", "a"),
+    says=["out of memory: the checkpoint would take"],
+  )
