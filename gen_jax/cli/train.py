@@ -57,7 +57,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
   experiments.make(config, None)
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
     with roll.first():
-      claimed.enter_context(workdir.claim(directory, config))
+      before = claimed.enter_context(workdir.claim(directory, config))
       experiment = experiments.make(config, directory)
       examples = experiment.pipeline("train")
       evals = experiment.evaluators()
@@ -67,6 +67,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
+    _check_length(experiment, before, num_steps, len(examples.examples), directory)
     optimizer, rate = experiment.optimizer(num_steps)
     goal = experiment.abstract_state(optimizer)
     plan.check_fits(experiment, goal)
@@ -202,6 +203,33 @@ def _per_step(experiment, work: dict[str, float]) -> dict[str, float]:
   data = experiment.data
   shares = {name: value / (peak * devices.size) for name, value in work.items()}
   return {f"{data.unit}_per_sec": float(data.items_per_step), **shares}
+
+
+def _check_length(experiment, before, num_steps, num_examples, directory) -> None:
+  """Says what another number of steps means for a run that has begun.
+
+  Args:
+    before: what the config said before, see `workdir.claim`.
+
+  Raises:
+    InputError: the run is beyond its new end.
+  """
+  done = workdir.latest_step(directory)
+  if done > num_steps:
+    raise InputError(
+      f"{directory} is at step {done}, beyond the {num_steps} that train.num_steps and"
+      f" train.num_epochs now ask for: a run can be lengthened, not cut; give at least"
+      f" {done}, or take another --workdir"
+    )
+  length = {k.split(".")[1]: v for k, v in before.items() if k in workdir.LENGTH}
+  earlier = dataclasses.replace(experiment.train, **length)
+  was = earlier.total_steps(num_examples, experiment.data.batch_size)
+  if done and was != num_steps:
+    print(
+      f"{num_steps} steps in place of {was}: from step {done} on the learning rate is"
+      f" that of a run of {num_steps}; the steps before were taken at that of {was}",
+      flush=True,
+    )
 
 
 def _has_checkpoint(directory: pathlib.Path) -> bool:
