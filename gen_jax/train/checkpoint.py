@@ -48,7 +48,8 @@ class Progress:
   """What early stopping remembers.
 
   Attributes:
-    best: lowest value of the monitored metric so far.
+    best: lowest value of the monitored metric so far, of its negative where higher is
+      better.
     best_step: the step it was measured at, -1 for never.
     evals_since_best: evaluations since then.
   """

@@ -50,7 +50,8 @@ class Config:
     num_steps: stop after so many steps.
     num_epochs: stop after so many passes over the data, if that comes first.
     patience: stop when `monitor` has not improved for so many evaluations.
-    monitor: the metric that 'best' and `patience` mean; lower is better.
+    monitor: the metric that 'best' and `patience` mean; whether lower or higher is
+      better is known by its name, see `evaluators.cost`.
     log_every: steps between rows of training metrics.
     save_every: steps between checkpoints.
     keep: number of latest checkpoints kept (the best is kept besides).
@@ -214,13 +215,20 @@ def run(
         values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
-    if config.patience and values and config.monitor not in values:
-      raise unknown("metric (train.monitor)", config.monitor, values)
-    value = values.get(config.monitor)
-    if value is None or i == 0:  # what is not trained is not the best of a training
-      return None
-    progress = progress.update(i, value)
-    return value if math.isfinite(value) else None
+    numbers = {name for name, value in values.items() if isinstance(value, float)}
+    if config.monitor in numbers:
+      value = evaluators.cost(config.monitor, values[config.monitor])
+      if i == 0:  # what is not trained is not the best of a training
+        return None
+      progress = progress.update(i, value)
+      return value if math.isfinite(value) else None
+    # At step 0 all are due but those that wait for the end, whose names are others.
+    is_late = not all(evaluator.every for evaluator in evals)
+    families = {name.split("/")[0] for name in numbers}
+    is_known = not is_late or config.monitor.split("/")[0] in families
+    if numbers and (config.patience or (i == 0 and is_known)):
+      raise unknown("metric (train.monitor)", config.monitor, numbers)
+    return None
 
   def save(i, value=None):
     nonlocal saved_at
