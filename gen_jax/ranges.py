@@ -147,7 +147,7 @@ def text(hint: Any) -> str:
   >>> text(Fraction | None)
   'a number in [0, 1] or None'
   """
-  return " or ".join(_words(hint)) or "a name or a block"
+  return " or ".join(_words(hint))
 
 
 def _words(hint: Any, *, ranges: bool = True) -> list[str]:

@@ -161,9 +161,18 @@ class Key:
   meaning: str = ""
 
   @property
+  def is_needed(self) -> bool:
+    """Whether a config cannot do without it."""
+    return self.default is inspect.Parameter.empty
+
+  @property
   def wanted(self) -> str:
-    """Type and range in words."""
-    return ranges.text(self.hint)
+    """Type and range in words, or the names that a block may have."""
+    last = self.path.split(".")[-1]
+    if not is_block(last, self.hint):
+      return ranges.text(self.hint)
+    none = " or None" if type(None) in ranges.options(self.hint) else ""
+    return f"a block: {', '.join(sorted(TABLES[last]))}{none}"
 
 
 def keys(config: Config) -> Iterator[Key]:
@@ -223,7 +232,7 @@ def inside(kind: str, block: Any, path: str, value: Any) -> list[str]:
     return []
   found = []
   for one in _keys(kind, block, path):
-    if one.default is inspect.Parameter.empty and ranges.is_plain(one.hint):
+    if one.is_needed and ranges.is_plain(one.hint):
       with contextlib.suppress(InputError):
         ranges.typed(value, one.hint, one.path)
         found.append(one.path)

@@ -186,3 +186,27 @@ def dump(config: dict[str, Any], indent: str = "") -> str:
     else:
       lines.append(f"{indent}{key}: {value!r}")
   return os.linesep.join(lines)
+
+
+def show_keys(config: dict[str, Any]) -> dict[str, Any]:
+  """Prints every key that a config's blocks have: value, type, range, meaning."""
+  from gen_jax import build
+
+  shown = {}
+  for key in build.keys(config):
+    entry = {"value": _named(key.value), "wanted": key.wanted}
+    if not key.is_needed:
+      entry["default"] = _named(key.default)
+    shown[key.path] = {**entry, "meaning": key.meaning}
+    default = f"; default {entry['default']}" if "default" in entry else "; needed"
+    print(f"{key.path} = {entry['value']}\n    {key.wanted}{default}")
+    if key.meaning:
+      print(f"    {key.meaning}")
+  return {"keys": shown}
+
+
+def _named(value: Any) -> str:
+  """A value in a line: a block and a function by their names."""
+  if isinstance(value, dict):
+    return value.get("name", "a block")
+  return getattr(value, "__name__", repr(value))

@@ -25,6 +25,11 @@ def add_arguments(parser) -> None:
     action="store_true",
     help="print config, parameters, mesh, sharding and cost of the step; run nothing",
   )
+  parser.add_argument(
+    "--keys",
+    action="store_true",
+    help="list what can be set: type, range, default and meaning; run nothing",
+  )
   hosts.add_arguments(parser)
   parser.epilog = (
     "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
@@ -35,12 +40,14 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Trains, resumes, or only says what would be done."""
-  if not (args.workdir or args.dry_run):
-    raise InputError("--workdir is needed (or --dry_run)")
+  if not (args.workdir or args.dry_run or args.keys):
+    raise InputError("--workdir is needed (or --dry_run, or --keys)")
   directory = pathlib.Path(args.workdir) if args.workdir else None
   config = config_args.load(args.config)
   config = workdir.inherit_task(config, args.overrides, directory)
   config = config_args.apply(config, args.overrides)
+  if args.keys:
+    return config_args.show_keys(config)
   if args.dry_run:
     return _dry_run(config)
   if workdir.is_imported(directory):
