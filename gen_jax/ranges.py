@@ -76,7 +76,8 @@ def _float32(value: float) -> float:
 Whole = Annotated[int, Range(0, 2**31 - 1)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Size = Annotated[int, Range(1, 2**20)]
-Layers = Annotated[int, Range(1, 2**12)]
+Layers = Annotated[int, Range(1, 2**10)]
+Blocks = Annotated[int, Range(1, 2**7)]  # of one level
 Levels = Annotated[int, Range(1, 16)]  # each halves a side
 Vocabulary = Annotated[int, Range(1, 2**24)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]

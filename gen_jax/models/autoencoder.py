@@ -46,7 +46,7 @@ class Config:
   latent_channels: ranges.Size
   width: ranges.Size
   multipliers: tuple[ranges.Size, ...]
-  num_blocks: ranges.Layers
+  num_blocks: ranges.Blocks
   num_groups: ranges.Size = 32
   middle_attention: bool = True
   attend: attention.Attend = attention.attend

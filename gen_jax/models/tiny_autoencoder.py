@@ -38,7 +38,7 @@ class Config:
   latent_channels: ranges.Size = 4
   width: ranges.Size = 64
   num_levels: ranges.Levels = 4
-  num_blocks: ranges.Layers = 3
+  num_blocks: ranges.Blocks = 3
   dtype: str = "float32"
 
   __post_init__ = ranges.check

@@ -45,7 +45,7 @@ class Config:
   image_channels: ranges.Size
   width: ranges.Size
   multipliers: tuple[ranges.Size, ...]
-  num_blocks: ranges.Layers
+  num_blocks: ranges.Blocks
   attention_levels: tuple[ranges.Whole, ...]
   num_heads: ranges.Size | None = None
   head_dim: ranges.Size | None = None

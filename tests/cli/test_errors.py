@@ -165,6 +165,13 @@ OVERRIDES = [
   (IMAGES, "sampling.grid=karas", ["'karas'", "did you mean 'karras'?"]),
   # What does not fit together.
   (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes what is left"]),
+  (TEXT, "task.model.head_dim=3", ["rotary needs an even head size, not 3"]),
+  # Numbers beyond their range, see tests/build/test_ranges.py.
+  (TEXT, "train.num_epochs=-1", ["num_epochs=-1.0 must be more than 0 and finite"]),
+  (TEXT, "train.num_epochs=1e400", ["num_epochs=inf must be", "finite"]),
+  (TEXT, "task.model.width=2147483648", ["at least 1 and at most 1048576", "is 32"]),
+  (TEXT, "task.model.width=1e20", ["width=1e+20", "a whole number"]),
+  (TEXT, "evaluators.validation.every=-1", ["every=-1 must be at least 0"]),
   (TEXT, "mesh.tensor=-1", ["mesh data=-1", "at most one of them -1"]),
   (TEXT, "data.batch_size=6", ["data.batch_size=6", "divisible by 8", "try 8 or 16"]),
   (
