@@ -30,12 +30,13 @@ def _itemsize(dtype) -> int:
 def peak(compiled: jax.stages.Compiled) -> int:
   """Bytes that one device needs to run a compiled program, its arguments included.
 
-  The CPU compiler's own peak is that of its arguments alone: there it is arguments,
-  temporaries, and those results that are not written over arguments.
+  TPUs' compiler says it. Elsewhere temporaries are allocated at once, with arguments
+  and those results that are not written over arguments; the peak that the CPU's
+  compiler gives is of its arguments alone.
   """
   found = compiled.memory_analysis()
   device = next(iter(jax.tree.leaves(compiled.output_shardings)[0].device_set))
-  if device.platform != "cpu":
+  if device.platform == "tpu":
     return found.peak_memory_in_bytes
   results = found.output_size_in_bytes - found.alias_size_in_bytes
   return found.argument_size_in_bytes + found.temp_size_in_bytes + results

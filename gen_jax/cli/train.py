@@ -34,6 +34,7 @@ def add_arguments(parser) -> None:
   parser.epilog = (
     "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
     "A block can be replaced by name: --config.task.target=eps\n"
+    "A finished run is lengthened by a larger train.num_steps or train.num_epochs.\n"
     "Ctrl-C saves and stops; again: stops at once."
   )
 
