@@ -122,6 +122,7 @@ BUDGETS = {
   "data": 6_000,
   "convert": 4_000,
   "hlo": 600,
+  "build": 560,
   "cli": 5_600,
   "loose files": 5_600,
 }

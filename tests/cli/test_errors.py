@@ -165,7 +165,11 @@ OVERRIDES = [
   (IMAGES, "sampling.grid=karas", ["'karas'", "did you mean 'karras'?"]),
   # What does not fit together.
   (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes what is left"]),
-  (TEXT, "task.model.head_dim=3", ["rotary turns pairs", "the head size, 3, must be even"]),
+  (
+    TEXT,
+    "task.model.head_dim=3",
+    ["rotary turns pairs", "the head size, 3, must be even"],
+  ),
   # Numbers beyond their range, see tests/build/test_ranges.py.
   (TEXT, "train.num_epochs=-1", ["num_epochs=-1.0 must be more than 0 and finite"]),
   (TEXT, "train.num_epochs=1e400", ["num_epochs=inf must be", "finite"]),
