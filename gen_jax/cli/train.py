@@ -80,15 +80,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     goal = experiment.abstract_state(optimizer)
     plan.check_fits(experiment, goal)
     work = experiment.flops_per_step()
-    step = steps.make_step(
-      experiment.learner,
-      optimizer,
-      layout=layout,
-      num_microbatches=experiment.train.num_microbatches,
-      decay=experiment.train.ema_decay,
-    )
-    step = steps.compile_step(step, goal, layout)
-    plan.check_fits(experiment, goal, step)
+    step = _fitting_step(experiment, optimizer, goal)
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
       loaded = trained.load_base(directory, experiment)
@@ -238,6 +230,20 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
       f" that of a run of {num_steps}; the steps before were taken at that of {was}",
       flush=True,
     )
+
+
+def _fitting_step(experiment, optimizer, goal):
+  """The jitted training step, which this machine can hold; it is compiled here."""
+  step = steps.make_step(
+    experiment.learner,
+    optimizer,
+    layout=experiment.layout,
+    num_microbatches=experiment.train.num_microbatches,
+    decay=experiment.train.ema_decay,
+  )
+  step = steps.compile_step(step, goal, experiment.layout)
+  plan.check_fits(experiment, goal, step)
+  return step
 
 
 def _has_checkpoint(directory: pathlib.Path) -> bool:
