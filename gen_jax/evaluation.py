@@ -4,11 +4,13 @@ Each function takes the experiment and the block's keys, prepares data and compi
 functions, and returns one of `train.evaluators`.
 """
 
+from typing import Annotated
+
 import jax
 import numpy as np
 
 from gen_jax import features as features_
-from gen_jax import metrics, pictures, progress, prompting, sharding
+from gen_jax import metrics, pictures, progress, prompting, ranges, sharding
 from gen_jax.data import datasets, pipeline
 from gen_jax.decoding import generate
 from gen_jax.tasks import diffusion, flow
@@ -22,7 +24,10 @@ def _check_split(split: str) -> None:
 
 
 def loss(
-  experiment, every: int, split: str = "validation", max_batches: int | None = None
+  experiment,
+  every: ranges.Whole,
+  split: str = "validation",
+  max_batches: ranges.Count | None = None,
 ) -> evaluators.LossEvaluator:
   """The task's loss and metrics on a split, the same noise every time."""
   _check_split(split)
@@ -42,15 +47,17 @@ def loss(
 
 
 def likelihood(
-  experiment, every: int, num: int, split: str = "validation", num_steps: int = 64
+  experiment,
+  every: ranges.Whole,
+  num: ranges.Count,
+  split: str = "validation",
+  num_steps: ranges.Size = 64,
 ) -> evaluators.BitsPerDim:
   """Bits per dimension of the first `num` pictures of a split, under their captions.
 
   By the probability-flow ODE without guidance, in num_steps of four evaluations.
   """
   _check_split(split)
-  if min(num, num_steps) < 1:
-    raise InputError(f"likelihood: num={num}, num_steps={num_steps} must be at least 1")
   task, data = experiment.task, experiment.data
   if not isinstance(data, datasets.ImageData) or experiment.frozen:
     raise InputError("likelihood is of models that draw pixels; this one does not")
@@ -86,7 +93,9 @@ def likelihood(
   return evaluators.BitsPerDim(every, split, num, batches, bits)
 
 
-def gzip(experiment, every: int, split: str = "validation") -> evaluators.GzipBaseline:
+def gzip(
+  experiment, every: ranges.Whole, split: str = "validation"
+) -> evaluators.GzipBaseline:
   """The bar that `gzip -9` sets on the same text."""
   _check_split(split)
   if experiment.data.reads != "documents":
@@ -96,10 +105,10 @@ def gzip(experiment, every: int, split: str = "validation") -> evaluators.GzipBa
 
 def answers(
   experiment,
-  every: int,
+  every: ranges.Whole,
   split: str = "validation",
-  num: int = 100,
-  max_tokens: int = 64,
+  num: ranges.Count = 100,
+  max_tokens: ranges.Size = 64,
 ) -> evaluators.Answers:
   """What the model answers, the likeliest token each time, against what is wanted.
 
@@ -113,8 +122,6 @@ def answers(
       "evaluator answers needs data.name=instructions or infill; take it out of"
       " evaluators"
     )
-  if num < 1:
-    raise InputError(f"evaluator answers: num={num} must be at least 1")
   sampling = generate.Sampling(max_tokens=max_tokens, temperature=0.0)
   room = experiment.data.length - max_tokens  # no longer than what it has learned
   questions = experiment.data.questions(split, experiment.tokenizer, num, room)
@@ -135,7 +142,9 @@ def answers(
   return evaluators.Answers(every, answer, wanted, metrics.answers)
 
 
-def prompt_accuracy(experiment, every: int, num: int = 200) -> evaluators.Measured:
+def prompt_accuracy(
+  experiment, every: ranges.Whole, num: ranges.Count = 200
+) -> evaluators.Measured:
   """How many of `num` pictures show what was asked for, read by the source's judge."""
   data = experiment.data
   if not hasattr(data.source, "exam"):
@@ -143,8 +152,6 @@ def prompt_accuracy(experiment, every: int, num: int = 200) -> evaluators.Measur
       "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
       " evaluators"
     )
-  if num < 1:
-    raise InputError(f"evaluator prompt_accuracy: num={num} must be at least 1")
   exam, painter = data.source.exam(num, data.image_size), experiment.painter()
   keys = prompting.keys(0, len(exam.captions))
 
@@ -166,11 +173,11 @@ def _check_draws(experiment, name: str) -> None:
 
 def fidelity(
   experiment,
-  every: int,
+  every: ranges.Whole,
   features: features_.Features,
-  num: int = 500,
+  num: Annotated[int, ranges.Range(2, 2**31 - 1)] = 500,
   split: str = "train",
-  seed: int = 0,
+  seed: ranges.Seed = 0,
 ) -> evaluators.Measured:
   """Distances of num drawn pictures from all real ones of a split, in `features`.
 
@@ -180,8 +187,6 @@ def fidelity(
   """
   _check_split(split)
   _check_draws(experiment, "fidelity")
-  if num < 2:
-    raise InputError(f"evaluator fidelity: num={num} must be at least 2")
   gallery, painter = experiment.gallery(split), experiment.painter()
   real, captions = features.of(gallery.batches()), gallery.captions(num)
 
@@ -193,14 +198,16 @@ def fidelity(
 
 
 def samples(
-  experiment, every: int, prompts: tuple[str, ...], num: int = 4, seed: int = 0
+  experiment,
+  every: ranges.Whole,
+  prompts: tuple[str, ...],
+  num: ranges.Count = 4,
+  seed: ranges.Seed = 0,
 ) -> evaluators.Measured:
   """Pictures of the same prompts and noise at every evaluation, num for each."""
   _check_draws(experiment, "samples")
-  if num < 1 or not prompts:
-    raise InputError(
-      f"evaluator samples: num={num} must be at least 1 and prompts={prompts} not empty"
-    )
+  if not prompts:
+    raise InputError("evaluator samples: prompts=() must not be empty")
   painter = experiment.painter()
   captions = [prompt for prompt in prompts for _ in range(num)]
   index = np.tile(np.arange(num), len(prompts))
@@ -213,7 +220,9 @@ def samples(
   return evaluators.Measured(every, draw)
 
 
-def edits(experiment, every: int, num: int = 100) -> evaluators.Measured:
+def edits(
+  experiment, every: ranges.Whole, num: ranges.Count = 100
+) -> evaluators.Measured:
   """`num` edits of the validation split, drawn: did that change, and what else did?"""
   data, painter = experiment.data, experiment.painter()
   if not isinstance(data, datasets.EditData):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from gen_jax import build, flops, pictures, prompting, rng, sharding
+from gen_jax import build, flops, pictures, prompting, ranges, rng, sharding
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
 from gen_jax.models import transformer, unet
@@ -285,23 +285,23 @@ def check_config(config: build.Config) -> None:
   known = (*needed, *build.OPTIONAL)
   if not isinstance(config, Mapping):
     raise InputError(
-      f"a config has the keys {', '.join(known)}; this is {config!r:.80}"
+      f"a config has the keys {', '.join(known)}; this is {ranges.shown(config)}"
     )
-  for key in config:
-    if key not in known:
-      raise build.unknown_key("", config, key)
-  missing = [key for key in needed if config.get(key) is None]
-  if missing:
-    raise InputError(f"the config needs {', '.join(missing)}")
-  seed = build.typed(config["seed"], int, "seed")
-  if not 0 <= seed < 2**63:
-    raise InputError(f"seed={seed} must be at least 0 and less than 2**63")
-  for name in (*build.BLOCKS, *build.OPTIONAL):
-    build.check("dataset" if name == "data" else name, config.get(name), name)
-  if not isinstance(config["evaluators"], Mapping):
-    raise InputError(f"evaluators={config['evaluators']!r} must be blocks by name")
-  for name, block in config["evaluators"].items():
-    build.check("evaluator", block, f"evaluators.{name}")
+  with build.pointing(config):
+    for key in config:
+      if key not in known:
+        raise build.unknown_key("", config, key, config[key])
+    missing = [key for key in needed if config.get(key) is None]
+    if missing:
+      raise InputError(f"the config needs {', '.join(missing)}")
+    ranges.typed(config["seed"], ranges.Seed, "seed")
+    for name in (*build.BLOCKS, *build.OPTIONAL):
+      build.check("dataset" if name == "data" else name, config.get(name), name)
+    if not isinstance(config["evaluators"], Mapping):
+      shown = ranges.shown(config["evaluators"])
+      raise InputError(f"evaluators={shown} must be blocks by name")
+    for name, block in config["evaluators"].items():
+      build.check("evaluator", block, f"evaluators.{name}")
 
 
 def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:

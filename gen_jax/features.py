@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.convert import safetensors
 from gen_jax.data import pipeline
 from gen_jax.data.digits import judge, source
@@ -46,14 +46,13 @@ class Features:
     return np.concatenate(found)
 
 
-def pixels(side: int = 16) -> Features:
+@ranges.checked
+def pixels(side: ranges.Size = 16) -> Features:
   """The pictures themselves, averaged down to `side` pixels: blind to anything fine.
 
   Raises:
     InputError: a side that cannot be.
   """
-  if side < 1:
-    raise InputError(f"features pixels: side={side} must be at least 1")
 
   def rows(images):
     size = min(side, images.shape[1])

@@ -9,12 +9,15 @@ import re
 import jax
 import optax
 
-from gen_jax import tree
+from gen_jax import ranges, tree
 
 DECAYED = r"(kernel|table)$"
 
 
-def constant(peak: float, num_steps: int, warmup_steps: int = 0) -> optax.Schedule:
+@ranges.checked
+def constant(
+  peak: ranges.NotNegative, num_steps: int, warmup_steps: ranges.Whole = 0
+) -> optax.Schedule:
   """Linear warm-up, then `peak`.
 
   >>> rate = constant(1.0, 100, warmup_steps=10)
@@ -27,12 +30,13 @@ def constant(peak: float, num_steps: int, warmup_steps: int = 0) -> optax.Schedu
   )
 
 
+@ranges.checked
 def cosine(
-  peak: float,
+  peak: ranges.NotNegative,
   num_steps: int,
-  warmup_steps: int = 0,
-  final_fraction: float = 0.1,
-  decay_steps: int | None = None,
+  warmup_steps: ranges.Whole = 0,
+  final_fraction: ranges.Fraction = 0.1,
+  decay_steps: ranges.Count | None = None,
 ) -> optax.Schedule:
   """Linear warm-up, then half a cosine down to final_fraction * peak, and on at that.
 
@@ -50,8 +54,12 @@ def cosine(
   )
 
 
+@ranges.checked
 def linear(
-  peak: float, num_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
+  peak: ranges.NotNegative,
+  num_steps: int,
+  warmup_steps: ranges.Whole = 0,
+  final_fraction: ranges.Fraction = 0.0,
 ) -> optax.Schedule:
   """Linear warm-up, then linearly down to final_fraction * peak.
 
@@ -67,12 +75,13 @@ def linear(
   )
 
 
+@ranges.checked
 def wsd(
-  peak: float,
+  peak: ranges.NotNegative,
   num_steps: int,
-  warmup_steps: int = 0,
-  decay_fraction: float = 0.2,
-  final_fraction: float = 0.0,
+  warmup_steps: ranges.Whole = 0,
+  decay_fraction: ranges.PositiveFraction = 0.2,
+  final_fraction: ranges.Fraction = 0.0,
 ) -> optax.Schedule:
   """Warm-up, stable, then linear decay over the last `decay_fraction` of the steps.
 
@@ -100,13 +109,14 @@ def _decayed(params):
   return tree.mask(DECAYED, params)
 
 
+@ranges.checked
 def adamw(
   learning_rate: optax.Schedule,
-  b1: float = 0.9,
-  b2: float = 0.95,
-  eps: float = 1e-8,
-  weight_decay: float = 0.1,
-  clip_norm: float | None = 1.0,
+  b1: ranges.ProperFraction = 0.9,
+  b2: ranges.ProperFraction = 0.95,
+  eps: ranges.Positive = 1e-8,
+  weight_decay: ranges.NotNegative = 0.1,
+  clip_norm: ranges.Positive | None = 1.0,
 ) -> optax.GradientTransformation:
   """AdamW; decay on kernels and tables alone. Loshchilov & Hutter 2019 (1711.05101)."""
   return _clipped(
@@ -131,14 +141,15 @@ def _muon_axes(path: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers
   return None
 
 
+@ranges.checked
 def muon(
   learning_rate: optax.Schedule,
-  momentum: float = 0.95,
-  b1: float = 0.9,
-  b2: float = 0.95,
-  eps: float = 1e-8,
-  weight_decay: float = 0.1,
-  clip_norm: float | None = 1.0,
+  momentum: ranges.ProperFraction = 0.95,
+  b1: ranges.ProperFraction = 0.9,
+  b2: ranges.ProperFraction = 0.95,
+  eps: ranges.Positive = 1e-8,
+  weight_decay: ranges.NotNegative = 0.1,
+  clip_norm: ranges.Positive | None = 1.0,
 ) -> optax.GradientTransformation:
   """Muon on the matrices of attention and feed-forward, AdamW on all the rest.
 
@@ -163,12 +174,13 @@ def muon(
   return _clipped(clip_norm, optax.partition({"muon": matrices, "adamw": rest}, labels))
 
 
+@ranges.checked
 def lion(
   learning_rate: optax.Schedule,
-  b1: float = 0.9,
-  b2: float = 0.99,
-  weight_decay: float = 0.1,
-  clip_norm: float | None = 1.0,
+  b1: ranges.ProperFraction = 0.9,
+  b2: ranges.ProperFraction = 0.99,
+  weight_decay: ranges.NotNegative = 0.1,
+  clip_norm: ranges.Positive | None = 1.0,
 ) -> optax.GradientTransformation:
   """Lion. Chen et al. 2023 (arXiv:2302.06675)."""
   return _clipped(
@@ -177,8 +189,9 @@ def lion(
   )
 
 
+@ranges.checked
 def adafactor(
-  learning_rate: optax.Schedule, clip_norm: float | None = 1.0
+  learning_rate: optax.Schedule, clip_norm: ranges.Positive | None = 1.0
 ) -> optax.GradientTransformation:
   """Adafactor without relative step sizes. Shazeer & Stern 2018 (arXiv:1804.04235)."""
   return _clipped(
@@ -186,8 +199,11 @@ def adafactor(
   )
 
 
+@ranges.checked
 def sgd(
-  learning_rate: optax.Schedule, momentum: float = 0.9, clip_norm: float | None = None
+  learning_rate: optax.Schedule,
+  momentum: ranges.ProperFraction = 0.9,
+  clip_norm: ranges.Positive | None = None,
 ) -> optax.GradientTransformation:
   """Stochastic gradient descent with momentum."""
   return _clipped(clip_norm, optax.sgd(learning_rate, momentum))

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import flops, prompting, roofline, sharding, tree
+from gen_jax import flops, memory, prompting, roofline, sharding, tree
 from gen_jax.chips import GIB, Topology
 from gen_jax.decoding import generate
 from gen_jax.hlo import cost as costs
@@ -79,7 +79,7 @@ def compile(draft: Draft, options: Options | None = None) -> Program:
   return Program(
     **{**vars(draft), "model_flops": draft.model_flops or {"mfu": matrix}},
     cost=costs.cost(compiled.as_text()),
-    peak_hbm_bytes=compiled.memory_analysis().peak_memory_in_bytes,
+    peak_hbm_bytes=memory.peak(compiled),
     matrix_flops=matrix,
     kernel_flops=kernel,
   )
@@ -209,14 +209,6 @@ def _writing(experiment: Any) -> Draft:
   )
 
 
-def bytes_per_device(abstract: PyTree) -> int:
-  """Bytes of the shards that one device holds."""
-  return sum(
-    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-    for x in jax.tree.leaves(abstract)
-  )
-
-
 def parameter_table(params: PyTree) -> dict[str, int]:
   """Elements by module, two levels deep."""
   table: dict[str, int] = {}
@@ -238,7 +230,7 @@ def describe(experiment: Any, program: Program) -> dict[str, Any]:
     entry = exchanges.setdefault(key, [0.0, 0.0, 0.0])
     for i, value in enumerate((times, c.bytes * times, c.wire_bytes * times)):
       entry[i] += value
-  bytes_held = {k: bytes_per_device(v) for k, v in program.held.items()}
+  bytes_held = {k: memory.bytes_per_device(v) for k, v in program.held.items()}
   return {
     "params": tree.size(params),
     "params_by_module": parameter_table(params),
@@ -353,13 +345,35 @@ def out_of_memory(text: str) -> tuple[float, float] | None:
   return float(needed) * _UNITS[unit], float(there) * _UNITS[unit_there]
 
 
+def check_fits(experiment: Any, state: PyTree, step: Any = None) -> None:
+  """Refuses a run that this machine cannot hold, before anything is allocated.
+
+  Args:
+    state: of training, abstract.
+    step: the jitted training step; compiled here, and not again when it is called.
+      None: the state alone is looked at.
+
+  Raises:
+    InputError: see `too_large`.
+  """
+  held = (state, experiment.abstract_frozen(), experiment.batch())
+  there = memory.available(experiment.layout.replicated)
+  needed = (
+    memory.bytes_per_device(held)
+    if step is None
+    else memory.peak(step.lower(*held).compile())
+  )
+  if needed > there:
+    raise too_large(experiment, needed, there)
+
+
 def too_large(experiment: Any, needed: float, there: float) -> InputError:
   """Says by how much a training step does not fit, and what would.
 
   State shrinks with devices, activations with microbatches as well.
   """
   optimizer, _ = experiment.optimizer(experiment.train.num_steps)
-  state = bytes_per_device(experiment.abstract_state(optimizer))
+  state = memory.bytes_per_device(experiment.abstract_state(optimizer))
   shards = experiment.layout.mesh.size
   gib = lambda x: f"{x / GIB:.2f} GiB"  # noqa: E731
   fixes = []

@@ -22,6 +22,7 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -30,9 +31,11 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gen_jax import collectives, tree
+from gen_jax import collectives, ranges, tree
 from gen_jax.types import Array, Batch, InputError, PyTree, unknown
 
+# Devices along an axis of the mesh; -1 is what the other axes leave.
+Axis = Annotated[int, ranges.Range(-1, 2**20, without=(0,))]
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 _BATCH = ("data", "fsdp")
 _HEADS = ("heads", "kv_heads", "act_heads")
@@ -222,11 +225,12 @@ def _block(rows: Sequence[slice], size: int) -> slice:
   return slice(low // width * width, (low // width + 1) * width)
 
 
+@ranges.checked
 def make_layout(
-  data: int = -1,
-  fsdp: int = 1,
-  tensor: int = 1,
-  context: int = 1,
+  data: Axis = -1,
+  fsdp: Axis = 1,
+  tensor: Axis = 1,
+  context: Axis = 1,
   rules: str = "fsdp",
   devices=None,
 ) -> Layout:
@@ -241,7 +245,7 @@ def make_layout(
   sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, context), strict=True))
   asked = " x ".join(f"{k}={v}" for k, v in sizes.items())
   free = [axis for axis, size in sizes.items() if size == -1]
-  if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+  if len(free) > 1:
     raise InputError(f"mesh {asked}: sizes must be positive, at most one of them -1")
   rest, remainder = divmod(
     len(devices), int(np.prod([s for s in sizes.values() if s != -1]))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gen_jax import chips, plan
+from gen_jax import chips, memory, plan
 from gen_jax import experiment as experiments
 from gen_jax.cli import config_args
 
@@ -279,7 +279,7 @@ def test_products_with_one_row_are_counted_as_such(small):
 def test_state_lies_in_shards(depths, small):
   """12 bytes a parameter over 8 chips, but for norms and biases; memory fits."""
   program = depths[4, True]
-  held = sum(plan.bytes_per_device(x) for x in program.held.values())
+  held = sum(memory.bytes_per_device(x) for x in program.held.values())
   params = sum(x.size for x in jax.tree.leaves(program.held["parameters"]))
   assert 12 * params / 8 <= held <= 12 * params / 8 * 1.2
   assert held <= program.peak_hbm_bytes < small.chip.hbm_bytes

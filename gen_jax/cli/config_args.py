@@ -1,6 +1,7 @@
 """Configs on the command line: `--config path.py:arg` and `--config.key.key=value`."""
 
 import ast
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -9,10 +10,9 @@ import traceback
 import types
 import typing
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.types import InputError, unknown
 
 Overrides = list[tuple[str, str]]
@@ -92,22 +92,23 @@ def load(spec: str) -> dict[str, Any]:
 
 
 def apply(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
-  """Returns the config with overrides set, each checked for name and type."""
+  """Returns the config with overrides set, each checked for name, type and range."""
+  from gen_jax import build  # imported here: parsing errors need not wait for jax
+
   for key, text in overrides:
-    config = _set(config, key.split("."), text, key)
+    with build.pointing(config, "--config."):
+      config = _set(config, key.split("."), text, key)
   return config
 
 
 def _set(block: dict[str, Any], parts: list[str], text: str, path: str):
-  from gen_jax import build  # imported here: parsing errors need not wait for jax
+  from gen_jax import build
 
   name, rest = parts[0], parts[1:]
   prefix = path.removesuffix(".".join(parts)).rstrip(".")
   hints = {**dict.fromkeys(block, Any), **build.hints(prefix, block)}
   if name not in hints:
-    below = [p for p in _paths(block, prefix) if p.endswith("." + ".".join(parts))]
-    hint = f"; or did you mean --config.{below[0]}?" if below else ""
-    raise InputError(f"{build.unknown_key(prefix, block, name)}{hint}")
+    raise build.unknown_key(prefix, block, ".".join(parts), _literal(text, path))
   inner = block.get(name)
   is_block = isinstance(inner, dict) or build.is_block(name, hints[name])
   if not rest:
@@ -121,27 +122,41 @@ def _set(block: dict[str, Any], parts: list[str], text: str, path: str):
   return {**block, name: _set(inner, rest, text, path)}
 
 
-def _paths(block: dict[str, Any], prefix: str) -> Iterator[str]:
-  for key, value in block.items():
-    yield f"{prefix}.{key}".lstrip(".")
-    if isinstance(value, dict):
-      yield from _paths(value, f"{prefix}.{key}".lstrip("."))
+def flag_hint(flag: str, words: list[str]) -> str | None:
+  """Where the config that `words` name has a key that was given as a flag.
+
+  Args:
+    flag: `--learning_rate`, say, or `--learning_rate=1e-3`.
+  """
+  from gen_jax import build
+
+  key, _, text = flag.removeprefix("--").partition("=")
+  spec = next((w.partition("=")[2] for w in words if w.startswith("--config=")), None)
+  if "--config" in words[:-1]:
+    spec = words[words.index("--config") + 1]
+  if spec is None:
+    return None
+  with contextlib.suppress(InputError):
+    found = build.places(load(spec), key, _literal(text, key) if text else 1)
+    return f"--config.{found[0]}" if found else None
 
 
 def _parse_block(text: str, current: Any, path: str) -> Any:
   """Reads `text` as a name, a block or None."""
+  from gen_jax import build
+
   value = _literal(text, path)
   if not isinstance(value, str | dict | None):
-    raise InputError(f"config key {path}={text:.80} must be a name or a block")
+    below = build.inside(path.split(".")[-1], current, path, value)
+    hint = f"; did you mean --config.{below[0]}={text:.80}?" if below else ""
+    raise InputError(f"config key {path}={text:.80} must be a name or a block{hint}")
   is_name = isinstance(value, str) and not isinstance(current, str)
   return {"name": value} if is_name else value
 
 
 def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
   """Reads `text` as the key's annotation wants it."""
-  from gen_jax import build
-
-  value, options = _literal(text, path), build.options(hint)
+  value, options = _literal(text, path), ranges.options(hint)
   if str in options and not (value is None and type(None) in options):
     value = text
   elif isinstance(value, int | float) and any(
@@ -149,7 +164,7 @@ def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
   ):
     value = (value,)
   try:
-    return build.typed(value, hint, path)
+    return ranges.typed(value, hint, path)
   except InputError as error:
     raise InputError(f"config key {error} (it is {current!r} now)") from None
 
@@ -191,3 +206,27 @@ def dump(config: dict[str, Any], indent: str = "") -> str:
     else:
       lines.append(f"{indent}{key}: {value!r}")
   return os.linesep.join(lines)
+
+
+def show_keys(config: dict[str, Any]) -> dict[str, Any]:
+  """Prints every key that a config's blocks have: value, type, range, meaning."""
+  from gen_jax import build
+
+  shown = {}
+  for key in build.keys(config):
+    entry = {"value": _named(key.value), "wanted": key.wanted}
+    if not key.is_needed:
+      entry["default"] = _named(key.default)
+    shown[key.path] = {**entry, "meaning": key.meaning}
+    default = f"; default {entry['default']}" if "default" in entry else "; needed"
+    print(f"{key.path} = {entry['value']}\n    {key.wanted}{default}")
+    if key.meaning:
+      print(f"    {key.meaning}")
+  return {"keys": shown}
+
+
+def _named(value: Any) -> str:
+  """A value in a line: a block and a function by their names."""
+  if isinstance(value, dict):
+    return value.get("name", "a block")
+  return getattr(value, "__name__", repr(value))

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from gen_jax import files, prompting, repainting
+from gen_jax import files, prompting, repainting, sheets
 from gen_jax.cli import config_args, sample, trained, workdir
 from gen_jax.data import images
 from gen_jax.types import InputError
@@ -122,14 +122,14 @@ def run(args) -> dict:
   }
   index = list(range(args.num))
   with workdir.out_folder(args.out, directory / "edits") as folder:
-    result = sample.write_images(
+    result = sheets.write_images(
       folder, draw, args.num, captions, args.seed, index, args.num, how
     )
   paths = [pathlib.Path(one["path"]) for one in result["samples"]]
-  before = np.stack([picture, *map(sample.open_own, paths)])
+  before = np.stack([picture, *map(sheets.open_own, paths)])
   zoom = max(1, 64 // picture.shape[0])
-  sample.save_image(
-    folder / "before_after.png", sample.grid_image(before, len(before)), zoom
+  sheets.save_image(
+    folder / "before_after.png", sheets.grid_image(before, len(before)), zoom
   )
   kept, total = int((before[1:] == picture).all((0, -1)).sum()), picture[..., 0].size
   print(

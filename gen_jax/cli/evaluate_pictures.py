@@ -12,9 +12,9 @@ import pathlib
 import numpy as np
 
 import gen_jax
-from gen_jax import build, fidelity, files, pictures, progress
+from gen_jax import build, fidelity, files, pictures, progress, sheets
 from gen_jax import experiment as experiments
-from gen_jax.cli import sample, trained
+from gen_jax.cli import trained
 from gen_jax.data import folders, images, sources
 from gen_jax.types import InputError, unknown
 
@@ -151,7 +151,7 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
     more, index = pictures.memorisation(features, real, others, rows)
     sheet = [np.stack([x, *gallery.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
     caption = f"pictures, each with the nearest three of training, in {features.name}"
-    path = sample.save_figure(directory, "nearest", np.stack(sheet), caption)
+    path = sheets.save_figure(directory, "nearest", np.stack(sheet), caption)
     print(f"{caption}: {path}")
     found |= more
   return found

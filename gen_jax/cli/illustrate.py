@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from gen_jax import build, prompting, rng
-from gen_jax.cli import config_args, sample, trained, workdir
+from gen_jax import build, prompting, rng, sheets
+from gen_jax.cli import config_args, trained, workdir
 from gen_jax.data import pipeline
 from gen_jax.tasks import attribution, autoencoder, diffusion
 from gen_jax.types import InputError
@@ -73,7 +73,7 @@ def run(args) -> dict:
     images = canvas.images() if images is None else images
     figures["latents"] = _latents(*codec, images)
   written = {
-    name: str(sample.save_figure(directory, name, *figure))
+    name: str(sheets.save_figure(directory, name, *figure))
     for name, figure in figures.items()
   }
   print("\n".join(written.values()))

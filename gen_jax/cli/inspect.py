@@ -5,8 +5,8 @@ import pathlib
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax import plan, tree
-from gen_jax.cli import batches, config_args, sample, trained, workdir
+from gen_jax import plan, sheets, tree
+from gen_jax.cli import batches, config_args, trained, workdir
 from gen_jax.train import checkpoint
 from gen_jax.types import InputError
 
@@ -74,7 +74,7 @@ def _batch(directory: pathlib.Path, config: dict, step: int) -> dict:
   sheet = batches.sheet(examples.batch(step))
   path = directory / f"batch_{step:08}.png"
   if sheet is not None:
-    sample.save_sheet(path, sheet)
+    sheets.save_sheet(path, sheet)
     print(path)
   return {
     "step": step, "examples": found, "sheet": str(path) if sheet is not None else None

@@ -54,11 +54,15 @@ class _Parser(argparse.ArgumentParser):
 def _check_flags(words: list[str], parser: argparse.ArgumentParser) -> None:
   """Before argparse, which would first miss what a misspelt flag was meant to give."""
   from gen_jax import types
+  from gen_jax.cli import config_args
 
   flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
   for word in words:
     name = word.split("=")[0]
     if name.startswith("--") and " " not in name and name not in flags:
+      hint = config_args.flag_hint(word, words) if "--config" in flags else None
+      if hint:
+        raise types.InputError(f"unknown flag {name!r}: did you mean {hint}?")
       raise types.unknown("flag", name, flags)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax import flops, plan, sharding, tree
-from gen_jax.cli import batches, config_args, hosts, lease, sample, trained, workdir
+from gen_jax import flops, memory, plan, sharding, sheets, tree
+from gen_jax.cli import batches, config_args, hosts, lease, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -25,22 +25,30 @@ def add_arguments(parser) -> None:
     action="store_true",
     help="print config, parameters, mesh, sharding and cost of the step; run nothing",
   )
+  parser.add_argument(
+    "--keys",
+    action="store_true",
+    help="list what can be set: type, range, default and meaning; run nothing",
+  )
   hosts.add_arguments(parser)
   parser.epilog = (
     "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
     "A block can be replaced by name: --config.task.target=eps\n"
+    "A finished run is lengthened by a larger train.num_steps or train.num_epochs.\n"
     "Ctrl-C saves and stops; again: stops at once."
   )
 
 
 def run(args) -> dict:
   """Trains, resumes, or only says what would be done."""
-  if not (args.workdir or args.dry_run):
-    raise InputError("--workdir is needed (or --dry_run)")
+  if not (args.workdir or args.dry_run or args.keys):
+    raise InputError("--workdir is needed (or --dry_run, or --keys)")
   directory = pathlib.Path(args.workdir) if args.workdir else None
   config = config_args.load(args.config)
   config = workdir.inherit_task(config, args.overrides, directory)
   config = config_args.apply(config, args.overrides)
+  if args.keys:
+    return config_args.show_keys(config)
   if args.dry_run:
     return _dry_run(config)
   if workdir.is_imported(directory):
@@ -59,7 +67,7 @@ def run(args) -> dict:
 def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
     with roll.first():
-      claimed.enter_context(workdir.claim(directory, config))
+      before = claimed.enter_context(workdir.claim(directory, config))
       experiment = experiments.make(config, directory)
       examples = experiment.pipeline("train")
       evals = experiment.evaluators()
@@ -69,9 +77,12 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
+    _check_length(experiment, before, num_steps, len(examples.examples), directory)
     optimizer, rate = experiment.optimizer(num_steps)
     goal = experiment.abstract_state(optimizer)
+    plan.check_fits(experiment, goal)
     work = experiment.flops_per_step()
+    step = _fitting_step(experiment, optimizer, goal)
     base = None
     if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
       loaded = trained.load_base(directory, experiment)
@@ -98,13 +109,6 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       f" {_mesh(layout)}, attention by {' and '.join(attention)}",
       flush=True,
     )
-    step = steps.make_step(
-      experiment.learner,
-      optimizer,
-      layout=layout,
-      num_microbatches=experiment.train.num_microbatches,
-      decay=experiment.train.ema_decay,
-    )
     rows = layout.local_rows(data.batch_size)
 
     def stream(first):
@@ -122,7 +126,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       sinks = [
         writers.JsonLines(directory, kept),
         writers.TensorBoard(directory, kept),
-        writers.Pictures(directory, kept, sample.save_sheet),
+        writers.Pictures(directory, kept, sheets.save_sheet),
         writers.Terminal(start, num_steps, directory.name),
       ]
     try:
@@ -130,7 +134,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
         state,
         progress=progress,
         resumed=evaluated,
-        step=steps.compile_step(step, state, layout),
+        step=step,
         frozen=experiment.learner_frozen(base),
         stream=stream,
         evals=evals,
@@ -208,6 +212,47 @@ def _per_step(experiment, work: dict[str, float]) -> dict[str, float]:
   return {f"{data.unit}_per_sec": float(data.items_per_step), **shares}
 
 
+def _check_length(experiment, before, num_steps, num_examples, directory) -> None:
+  """Says what another number of steps means for a run that has begun.
+
+  Args:
+    before: what the config said before, see `workdir.claim`.
+
+  Raises:
+    InputError: the run is beyond its new end.
+  """
+  done = workdir.latest_step(directory)
+  if done > num_steps:
+    raise InputError(
+      f"{directory} is at step {done}, beyond the {num_steps} that train.num_steps and"
+      f" train.num_epochs now ask for: a run can be lengthened, not cut; give at least"
+      f" {done}, or take another --workdir"
+    )
+  length = {k.split(".")[1]: v for k, v in before.items() if k in workdir.LENGTH}
+  earlier = dataclasses.replace(experiment.train, **length)
+  was = earlier.total_steps(num_examples, experiment.data.batch_size)
+  if done and was != num_steps:
+    print(
+      f"{num_steps} steps in place of {was}: from step {done} on the learning rate is"
+      f" that of a run of {num_steps}; the steps before were taken at that of {was}",
+      flush=True,
+    )
+
+
+def _fitting_step(experiment, optimizer, goal):
+  """The jitted training step, which this machine can hold; it is compiled here."""
+  step = steps.make_step(
+    experiment.learner,
+    optimizer,
+    layout=experiment.layout,
+    num_microbatches=experiment.train.num_microbatches,
+    decay=experiment.train.ema_decay,
+  )
+  step = steps.compile_step(step, goal, experiment.layout)
+  plan.check_fits(experiment, goal, step)
+  return step
+
+
 def _has_checkpoint(directory: pathlib.Path) -> bool:
   folder = directory / "checkpoints"
   return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
@@ -249,7 +294,10 @@ def _chosen(what: str, block: Mapping) -> Iterator[str]:
 def _dry_run(config: dict) -> dict:
   experiment = experiments.make(config, None)
   result = plan.describe(experiment, plan.compile(plan.training(experiment)))
+  there = memory.available(experiment.layout.replicated)
   print(config_args.dump(config), "\n")
   for line in plan.lines(result):
     print(line)
-  return result
+  if result["peak_hbm_bytes"] > there:
+    print(plan.too_large(experiment, result["peak_hbm_bytes"], there))
+  return {**result, "fits": result["peak_hbm_bytes"] <= there}

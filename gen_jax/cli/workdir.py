@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,11 @@ from gen_jax.nn import attention
 from gen_jax.train import proof
 from gen_jax.types import InputError
 
-# What may differ when a workdir is opened again: it does not change what is learned.
+# What may differ when a workdir is opened again: it does not change what is learned,
+# or only what is learned from here on.
+LENGTH = ("train.num_steps", "train.num_epochs", "train.patience")
 MAY_CHANGE = (
+  *LENGTH,
   "mesh",
   "sampling",
   "train.log_every",
@@ -68,12 +71,14 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
   """Writes config.json and run.json, or checks that the config there is this one.
 
-  Should the body fail, whatever was not there before is taken away again. A run that
-  ended before its first step has learned nothing, and another config takes its place.
-  Of several processes the first alone writes; the others must see what it wrote.
+  Yields {key: value there before} of what may change and does; run.json keeps it under
+  'history', with the step at which it did. Should the body fail, both files are as
+  they were, and whatever was not there before is taken away again. A run that ended
+  before its first step has learned nothing, and another config takes its place. Of
+  several processes the first alone writes; the others must see what it wrote.
 
   Raises:
     InputError: the workdir belongs to another config (says what differs), cannot be
@@ -82,23 +87,30 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
   config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
   if jax.process_index():
     _check_shared(workdir, config)
-    yield
+    yield {}
     return
-  _check_owner(workdir, config)
+  before = _check_owner(workdir, config)
+  history = _run(workdir).get("history", [])
+  if before:
+    history = [*history, {"step": latest_step(workdir), "before": before}]
   folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
   names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
+  old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
   try:
     try:
       workdir.mkdir(parents=True, exist_ok=True)
-      write_config(workdir, config)
+      write_config(workdir, config, history)
     except OSError as error:
       raise InputError(
         f"cannot write to --workdir {workdir}: {error.strerror}; take another one"
       ) from None
-    yield
+    yield before
   except BaseException:
+    for path, content in old.items():
+      with contextlib.suppress(OSError), files.replacing(path) as partial:
+        partial.write_bytes(content)
     for path in new:
       with contextlib.suppress(OSError):  # a folder with something else in it stays
         if path.name in folders and path.parent == workdir:
@@ -106,6 +118,13 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[None]:
         else:
           path.rmdir() if path.is_dir() else path.unlink()
     raise
+
+
+def latest_step(workdir: pathlib.Path) -> int:
+  """The newest step that has a checkpoint, 0 without any."""
+  folder = workdir / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _check_shared(
@@ -125,7 +144,8 @@ def _check_shared(
     time.sleep(0.2)
 
 
-def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
+  """{key: value there} of what may change and differs."""
   proof.check_path(workdir.absolute())
   if not (workdir / "config.json").exists():
     for name in ("tokenizer", "checkpoints"):
@@ -134,14 +154,19 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
           f"{workdir} has {name} but no config.json: it is not a workdir of this"
           " program; take another --workdir"
         )
-    return
+    return {}
   old, new = (
     flat({**c, "task": _inexact(c["task"])}) for c in (read_config(workdir), config)
   )
+  changed = [
+    key
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key, KeyError) != new.get(key, KeyError)
+  ]
   differ = [
     f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key, KeyError) != new.get(key, KeyError) and not _may_change(key)
+    for key in changed
+    if not _may_change(key)
   ]
   if differ and _is_untrained(workdir):
     print(f"{workdir} holds an untrained run of another config; it is replaced")
@@ -154,6 +179,7 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> None:
       f"workdir {workdir} belongs to another config: {'; '.join(differ[:8])}{more};"
       " take another --workdir, or give the same values"
     )
+  return {key: old.get(key) for key in changed}
 
 
 def _is_untrained(workdir: pathlib.Path) -> bool:
@@ -176,7 +202,9 @@ def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
   write_json(path, files.sealed(value))
 
 
-def write_config(workdir: pathlib.Path, config: dict[str, Any]) -> None:
+def write_config(
+  workdir: pathlib.Path, config: dict[str, Any], history: Sequence[dict[str, Any]] = ()
+) -> None:
   """Writes config.json, and run.json: by what code, and the config's hash.
 
   The hash comes first, next to that of the config there is: a kill in between leaves a
@@ -187,15 +215,21 @@ def write_config(workdir: pathlib.Path, config: dict[str, Any]) -> None:
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "config_sha256": [*_noted(workdir)[-1:], files.value_sha256(config)],
+    **({"history": [*history]} if history else {}),
   }
   write_sealed(workdir / "run.json", run)
   write_json(workdir / "config.json", config)
 
 
+def _run(workdir: pathlib.Path) -> dict[str, Any]:
+  """What run.json says."""
+  path = workdir / "run.json"
+  return files.read_sealed(path) if path.exists() else {}
+
+
 def _noted(workdir: pathlib.Path) -> list[str]:
   """Hashes that config.json may have; none where an earlier version wrote it."""
-  path = workdir / "run.json"
-  return files.read_sealed(path).get("config_sha256", []) if path.exists() else []
+  return _run(workdir).get("config_sha256", [])
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gen_jax import build, files
+from gen_jax import build, files, ranges
 from gen_jax.diffusion import parameterisation, schedule
 from gen_jax.types import InputError, unknown
 
@@ -224,7 +224,7 @@ def read(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
   for key, value in values.items():
     hint = type(reads[key])
     if hint in (int, float, bool, str) and key not in _IDLE:
-      values[key] = build.typed(value, hint, f"{PATH} {key}")
+      values[key] = ranges.typed(value, hint, f"{PATH} {key}")
   for key, known in (
     ("beta_schedule", CHAINS),
     ("prediction_type", TARGETS),

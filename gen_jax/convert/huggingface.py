@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import files, tree
+from gen_jax import files, memory, tree
 from gen_jax.convert import architectures, names, safetensors
 from gen_jax.models import transformer
 from gen_jax.types import InputError, Params
@@ -158,8 +158,9 @@ def load(
     abstract: shapes and shardings; layers in a row or stacked.
 
   Raises:
-    InputError: values that are not finite.
+    InputError: values that are not finite, or more than this machine can hold.
   """
+  memory.check("the weights", abstract)
 
   def one(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     def read(index):

@@ -11,7 +11,7 @@ Source: the configs of transformers 2 to 5, of published models and of their tra
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gen_jax import build
+from gen_jax import ranges
 from gen_jax.types import InputError
 
 _MAX_LENGTH = 256  # of a list or a name
@@ -75,7 +75,7 @@ _FIXED = {
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-  """`build.typed`; also: whole numbers in [1, 2^31), others finite.
+  """`ranges.typed`; also: whole numbers in [1, 2^31), others finite.
 
   Every whole number that is read from a foreign config is a size or a count; nothing is
   allocated for one before the tensors' shapes agree.
@@ -87,12 +87,12 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     raise InputError(f"{where}={value!r:.60}... is too long")
   numbers = value if isinstance(value, list | tuple) else [value]
   for number in numbers:
-    is_size = type(number) is int and float not in build.options(hint)
+    is_size = type(number) is int and float not in ranges.options(hint)
     if is_size and not 1 <= number < _MAX_SIZE:
       raise InputError(f"{where}={number!r:.60} must be a size in [1, 2^31)")
     if isinstance(number, int | float) and not abs(number) < 1e30:  # NaN as well
       raise InputError(f"{where}={number!r:.60} must be a finite number")
-  return build.typed(value, hint, where)
+  return ranges.typed(value, hint, where)
 
 
 class Reader:

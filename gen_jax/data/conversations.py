@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.data import chat, sources
 from gen_jax.types import InputError
 
@@ -60,7 +60,9 @@ class Alpaca:
   """
 
   pattern: str
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  __post_init__ = ranges.check
 
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
@@ -89,7 +91,9 @@ class Chats:
 
   pattern: str
   field: str = "messages"
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  __post_init__ = ranges.check
 
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
@@ -150,7 +154,9 @@ class Parallel:
   source: str
   target: str
   instruction: str = ""
-  validation_fraction: float = 0.05
+  validation_fraction: ranges.ProperFraction = 0.05
+
+  __post_init__ = ranges.check
 
   def _paths(self) -> tuple[pathlib.Path, pathlib.Path]:
     found = [files.matching(pattern) for pattern in (self.source, self.target)]

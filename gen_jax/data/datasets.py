@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.data import (
   cache,
   chat,
@@ -34,7 +34,7 @@ TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
 class Data(Protocol):
   """What the trainer needs to know of data."""
 
-  batch_size: int
+  batch_size: ranges.Size
   tokenizer: TrainTokenizer
   reads: str  # the method of its source: 'documents', 'conversations' or 'examples'
   template: chat.Template | None  # goes around messages
@@ -68,25 +68,19 @@ class Data(Protocol):
     ...
 
 
-def _positive(**values: int) -> None:
-  for name, value in values.items():
-    if value < 1:
-      raise InputError(f"data.{name}={value} must be at least 1")
-
-
 @dataclasses.dataclass(frozen=True)
 class TextData:
   """Windows of `length` tokens cut from one long stream of documents."""
 
   source: sources.TextSource
   tokenizer: TrainTokenizer
-  length: int
-  batch_size: int
+  length: ranges.Size
+  batch_size: ranges.Size
 
   unit, reads, template = "tokens", "documents", None
 
   def __post_init__(self):
-    _positive(length=self.length, batch_size=self.batch_size)
+    ranges.check(self)
 
   @property
   def items_per_step(self) -> int:
@@ -148,12 +142,8 @@ class Question(NamedTuple):
 class Infill(PackedText):
   """`PackedText` in which parts are filled in from both sides, see `data.infill`."""
 
-  rate: float = 0.5
+  rate: ranges.Fraction = 0.5
   marks: tuple[str, str, str] = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-
-  def __post_init__(self):
-    super().__post_init__()
-    infill.Infill(self.rate, self.marks)  # refuses a rate that cannot be
 
   @property
   def how(self) -> infill.Infill:
@@ -237,18 +227,17 @@ class ImageData:
 
   source: sources.ImageSource
   tokenizer: TrainTokenizer
-  image_size: int
-  channels: int
-  caption_length: int
-  batch_size: int
+  image_size: ranges.Size
+  channels: ranges.Size
+  caption_length: ranges.Size
+  batch_size: ranges.Size
   flip: bool = False
 
   unit, reads, template = "images", "examples", None
   pictures = ("image",)
 
   def __post_init__(self):
-    _positive(image_size=self.image_size, caption_length=self.caption_length)
-    _positive(batch_size=self.batch_size)
+    ranges.check(self)
     if self.channels not in (1, 3):
       raise InputError(f"data.channels={self.channels} must be 1 (grey) or 3 (colour)")
 
@@ -320,19 +309,17 @@ class LatentData:
 
   source: latents.Latents
   tokenizer: TrainTokenizer
-  image_size: int
-  channels: int
-  latent_size: int
-  latent_channels: int
-  caption_length: int
-  batch_size: int
+  image_size: ranges.Size
+  channels: ranges.Size
+  latent_size: ranges.Size
+  latent_channels: ranges.Size
+  caption_length: ranges.Size
+  batch_size: ranges.Size
   flip: bool = False
 
   unit, reads, template = "images", "codes", None
 
-  def __post_init__(self):
-    _positive(latent_size=self.latent_size, latent_channels=self.latent_channels)
-    _positive(caption_length=self.caption_length, batch_size=self.batch_size)
+  __post_init__ = ranges.check
 
   @property
   def items_per_step(self) -> int:

@@ -14,7 +14,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.data import folders, images, sources
 from gen_jax.types import InputError
 
@@ -39,14 +39,9 @@ class DreamBooth:
   prompt: str
   prior_directory: str | None = None
   prior_prompt: str = ""
-  prior_weight: float = 1.0
+  prior_weight: ranges.Positive = 1.0
 
-  def __post_init__(self):
-    if not self.prior_weight > 0:
-      raise InputError(
-        f"data.source.prior_weight={self.prior_weight} must be above 0; 1 is usual,"
-        " prior_directory=None is without"
-      )
+  __post_init__ = ranges.check
 
   def paths(self, split: str) -> list[pathlib.Path]:
     """The image files of a split."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.data import images, sources
 from gen_jax.types import InputError
 
@@ -33,7 +33,9 @@ class EditFolder:
   before: str = "before"
   instruction: str = "instruction"
   after: str = "after"
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  __post_init__ = ranges.check
 
   def _rows(self) -> tuple[pathlib.Path, list[list[str]]]:
     """Where names begin; (before, instruction, after) of each edit."""

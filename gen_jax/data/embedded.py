@@ -12,6 +12,7 @@ import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
 
+from gen_jax import ranges
 from gen_jax.data import conversations
 
 
@@ -95,7 +96,9 @@ class Docstrings:
     max_chars: longer functions are left out.
   """
 
-  max_chars: int = 600
+  max_chars: ranges.Count = 600
+
+  __post_init__ = ranges.check
 
   def conversations(self, split: str) -> Sequence[conversations.Messages]:
     pairs = _summaries(split).items()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gen_jax import ranges
 from gen_jax.data import cache, pipeline, tokenizers
 from gen_jax.types import InputError
 
@@ -30,12 +31,10 @@ class Infill:
       control tokens, their names are written out as text.
   """
 
-  rate: float
+  rate: ranges.Fraction
   marks: tuple[str, str, str]
 
-  def __post_init__(self):
-    if not 0 <= self.rate <= 1:
-      raise InputError(f"data.rate={self.rate} must be in [0, 1]")
+  __post_init__ = ranges.check
 
   def prompt(
     self, prefix: Sequence[int], suffix: Sequence[int], tokenizer: tokenizers.Tokenizer

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.data import folders, images, tfds
 from gen_jax.types import InputError, unknown
 
@@ -83,30 +83,27 @@ def file_of(examples: Sequence, i: int) -> str | None:
   return str(item) if isinstance(item, str | pathlib.Path) else None
 
 
-def _check_fraction(fraction: float) -> None:
-  if not 0 <= fraction < 1:
-    raise InputError(f"validation_fraction={fraction} must be in [0, 1)")
-
-
-def held_out(num: int, split: str, fraction: float) -> np.ndarray:
+@ranges.checked
+def held_out(num: int, split: str, fraction: ranges.ProperFraction) -> np.ndarray:
   """Indices of one split: a fixed random share of num is validation.
 
   >>> [len(held_out(10, split, 0.2)) for split in ('train', 'validation')]
   [8, 2]
   """
-  _check_fraction(fraction)
   order = np.random.default_rng(0).permutation(num)
   cut = max(1, round(num * fraction)) if fraction > 0 and num > 1 else 0
   return np.sort(order[:cut] if split == "validation" else order[cut:])
 
 
-def split_text(documents: Sequence[str], split: str, fraction: float) -> list[str]:
+@ranges.checked
+def split_text(
+  documents: Sequence[str], split: str, fraction: ranges.ProperFraction
+) -> list[str]:
   """The last `fraction` of all characters is validation; one document may be cut.
 
   >>> split_text(['abcd', 'efghij'], 'validation', 0.3), split_text(['ab'], 'train', 0)
   (['hij'], ['ab'])
   """
-  _check_fraction(fraction)
   cut = int(sum(map(len, documents)) * (1.0 - fraction) + 1e-6)  # as nanoGPT cuts
   parts = []
   for document in documents:
@@ -127,7 +124,9 @@ class TextFiles:
   """Every file that matches a path or glob is a document; the tail is validation."""
 
   pattern: str
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  __post_init__ = ranges.check
 
   def documents(self, split: str) -> Sequence[str]:
     texts = [files.read(path) for path in files.matching(self.pattern)]
@@ -143,7 +142,9 @@ class JsonLines:
 
   pattern: str
   field: str = "text"
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  __post_init__ = ranges.check
 
   def documents(self, split: str) -> Sequence[str]:
     paths = files.matching(self.pattern)
@@ -245,8 +246,10 @@ class ImageFolder:
   """
 
   directory: str
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
   caption_field: str = "text"
+
+  __post_init__ = ranges.check
 
   @property
   def _root(self) -> pathlib.Path:
@@ -283,7 +286,9 @@ class Npz:
   path: str
   image_key: str = "image"
   caption_key: str = "caption"
-  validation_fraction: float = 0.1
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  __post_init__ = ranges.check
 
   def examples(self, split: str) -> Sequence[Example]:
     path = files.path(self.path, "data.source.path")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import tokenizers
 
-from gen_jax import files
+from gen_jax import files, ranges
 from gen_jax.data import (
   encodings,
   ranks,
@@ -92,7 +92,7 @@ def characters(texts: Iterable[str]) -> Tokenizer:
 
 
 def train_bpe(
-  texts: Iterable[str], vocab_size: int, specials: tuple[str, ...] = ()
+  texts: Iterable[str], vocab_size: ranges.Vocabulary, specials: tuple[str, ...] = ()
 ) -> Tokenizer:
   """Byte-level BPE with at most vocab_size tokens. Sennrich et al. 2016; GPT-2.
 

@@ -10,12 +10,12 @@ batch nor on how the loop was cut into pieces for streaming.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.decoding import filters
 from gen_jax.types import Array, InputError, PyTree
 
@@ -39,23 +39,18 @@ class Sampling:
     stop: texts that end a continuation, and are left out of it.
   """
 
-  max_tokens: int = 200
-  temperature: float = 1.0
-  top_k: int | None = None
-  top_p: float = 1.0
-  min_p: float = 0.0
-  repetition_penalty: float = 1.0
+  max_tokens: ranges.Size = 200
+  temperature: ranges.NotNegative = 1.0
+  top_k: ranges.Count | None = None
+  top_p: ranges.PositiveFraction = 1.0
+  min_p: ranges.ProperFraction = 0.0
+  repetition_penalty: Annotated[float, ranges.Range(1.0)] = 1.0
   order: tuple[str, ...] = FILTERS
   stop: tuple[str, ...] = ()
 
   def __post_init__(self):
+    ranges.check(self)
     rules = {
-      "max_tokens": (self.max_tokens >= 1, "at least 1"),
-      "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
-      "top_k": (self.top_k is None or self.top_k >= 1, "at least 1, or None"),
-      "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-      "min_p": (0 <= self.min_p < 1, "in [0, 1)"),
-      "repetition_penalty": (self.repetition_penalty >= 1, "at least 1"),
       "order": (sorted(self.order) == sorted(FILTERS), f"all of {', '.join(FILTERS)}"),
       "stop": (all(self.stop), "texts of at least one character"),
     }

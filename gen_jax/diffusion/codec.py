@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.types import Array, InputError, PyTree
 
 Shape = tuple[int, ...]
@@ -45,7 +45,7 @@ def identity() -> Codec:
   return affine(0.0, 1.0)
 
 
-def affine(shift: float | Array, scale: float | Array) -> Codec:
+def affine(shift: ranges.Finite | Array, scale: ranges.NotZero | Array) -> Codec:
   """z = (x - shift) / scale, for data whose mean and spread are known.
 
   >>> affine(1.0, 2.0).decode({}, affine(1.0, 2.0).encode({}, 5.0, None))
@@ -57,7 +57,8 @@ def affine(shift: float | Array, scale: float | Array) -> Codec:
   )
 
 
-def patches(side: int) -> Codec:
+@ranges.checked
+def patches(side: ranges.Size) -> Codec:
   """Each patch of side x side pixels as one, of that many times the channels.
 
   Nothing is lost: the same diffusion over a picture that is smaller to a network.
@@ -69,8 +70,6 @@ def patches(side: int) -> Codec:
   Source: Hoogeboom et al. 2023 (arXiv:2301.11093), "Avoiding high resolution feature
   maps".
   """
-  if side < 1:
-    raise InputError(f"task.codec.side={side} must be at least 1; 2 or 4 is usual")
 
   def shape(size: Shape) -> Shape:
     *batch, height, width, channels = size

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.diffusion import schedule as schedules
-from gen_jax.types import Array
+from gen_jax.types import Array, InputError
 
 TimeSampler = Callable[[schedules.Schedule, Array], Array]
 
@@ -33,12 +33,21 @@ def corrupt(schedule: schedules.Schedule, t: Array, x0: Array, eps: Array) -> Ar
   return alpha * x0 + sigma * eps
 
 
+def _check_span(span) -> None:
+  ranges.check(span)
+  if span.t_min > span.t_max:
+    raise InputError(f"t_min={span.t_min} must be at most t_max={span.t_max}")
+
+
 @dataclasses.dataclass(frozen=True)
 class UniformTime:
   """t ~ U(t_min, t_max)."""
 
-  t_min: float = 1e-3
-  t_max: float = 1.0
+  t_min: ranges.Fraction = 1e-3
+  t_max: ranges.Fraction = 1.0
+
+  def __post_init__(self):
+    _check_span(self)
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -49,8 +58,11 @@ class UniformTime:
 class StratifiedTime:
   """One uniform offset, one time per stratum of width 1/B: less variance, same law."""
 
-  t_min: float = 1e-3
-  t_max: float = 1.0
+  t_min: ranges.Fraction = 1e-3
+  t_max: ranges.Fraction = 1.0
+
+  def __post_init__(self):
+    _check_span(self)
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -77,8 +89,10 @@ def by_example(sampler: TimeSampler) -> TimeSampler:
 class LogitNormalTime:
   """logit(t) ~ N(mean, std^2): most effort in the middle of the path."""
 
-  mean: float = 0.0
-  std: float = 1.0
+  mean: ranges.Finite = 0.0
+  std: ranges.NotNegative = 1.0
+
+  __post_init__ = ranges.check
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -89,8 +103,10 @@ class LogitNormalTime:
 class LogNormalSigma:
   """log(sigma/alpha) ~ N(mean, std^2), cut at the schedule's noisiest time."""
 
-  mean: float = -1.2
-  std: float = 1.2
+  mean: ranges.Finite = -1.2
+  std: ranges.NotNegative = 1.2
+
+  __post_init__ = ranges.check
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     log_sigma = self.mean + self.std * rng.normal(keys, ())

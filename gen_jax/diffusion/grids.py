@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array, InputError
 
@@ -51,7 +52,10 @@ def trailing(schedule: schedules.Schedule, num_steps: int) -> Array:
 
 
 def leading(
-  schedule: schedules.Schedule, num_steps: int, first: float = 0.002, spare: int = 0
+  schedule: schedules.Schedule,
+  num_steps: int,
+  first: ranges.PositiveFraction = 0.002,
+  spare: ranges.Whole = 0,
 ) -> Array:
   """Equal steps in t of 1 / num_steps down to `first`, and from there to 0.
 
@@ -73,7 +77,10 @@ def leading(
 
 
 def linspace(
-  schedule: schedules.Schedule, num_steps: int, spare: int = 0, rounded: bool = False
+  schedule: schedules.Schedule,
+  num_steps: int,
+  spare: ranges.Whole = 0,
+  rounded: bool = False,
 ) -> Array:
   """Equal steps in t from 1 to the quietest time that is known, and from there to 0.
 
@@ -134,12 +141,13 @@ def _down_to(schedule: schedules.Schedule, logsnrs: Array) -> Array:
   return jnp.append(times, 0.0)
 
 
+@ranges.checked
 def karras(
   schedule: schedules.Schedule,
   num_steps: int,
-  sigma_min: float = 0.002,
-  sigma_max: float = 80.0,
-  rho: float = 7.0,
+  sigma_min: ranges.Positive = 0.002,
+  sigma_max: ranges.Positive = 80.0,
+  rho: ranges.Positive = 7.0,
   grid: Grid | None = None,
 ) -> Array:
   """num_steps noise levels sigma/alpha, equal steps in their rho-th root, then 0.
@@ -148,16 +156,13 @@ def karras(
     grid: another one of as many steps, beyond whose levels these do not go.
 
   Raises:
-    InputError: levels that do not rise from sigma_min, or rho that is not positive.
+    InputError: levels that do not rise from sigma_min, or a number out of its range.
   """
-  levels = (sigma_min, sigma_max, rho)
-  if all(isinstance(x, int | float) for x in levels) and not (
-    0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf
-  ):
-    raise InputError(
-      f"grid karras: sigma_min={sigma_min} must be above 0 and below"
-      f" sigma_max={sigma_max}, and rho={rho} above 0"
-    )
+  if all(isinstance(x, int | float) for x in (sigma_min, sigma_max)):
+    if sigma_min >= sigma_max:
+      raise InputError(
+        f"grid karras: sigma_min={sigma_min} must be below sigma_max={sigma_max}"
+      )
   noisiest, quietest = _levels(schedule, num_steps, grid)
   high = jnp.minimum(sigma_max, noisiest) ** (1.0 / rho)
   low = jnp.maximum(sigma_min, quietest) ** (1.0 / rho)
@@ -168,7 +173,7 @@ def karras(
 def uniform_logsnr(
   schedule: schedules.Schedule,
   num_steps: int,
-  logsnr_max: float = 12.0,
+  logsnr_max: ranges.Finite = 12.0,
   grid: Grid | None = None,
 ) -> Array:
   """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0.

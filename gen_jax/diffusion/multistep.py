@@ -18,7 +18,7 @@ Sources: Liu et al. 2022 (arXiv:2202.09778) eq. 12; Lu et al. 2022 (2211.01095) 
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.diffusion import samplers
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
@@ -155,7 +155,7 @@ def dpmpp_2s(schedule: schedules.Schedule) -> samplers.Sampler:
 
 
 def dpmpp_3m(
-  schedule: schedules.Schedule, curve: float | Array = 1.0
+  schedule: schedules.Schedule, curve: ranges.Finite | Array = 1.0
 ) -> samplers.Sampler:
   """DPM-Solver++(3M): a parabola through the last three x0. Lu et al. 2022 eq. 12.
 

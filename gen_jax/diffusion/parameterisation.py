@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
 
@@ -99,7 +100,9 @@ class EDM(Target):
   deviation `sigma_data`.
   """
 
-  sigma_data: float = 0.5
+  sigma_data: ranges.Positive = 0.5
+
+  __post_init__ = ranges.check
 
   def coefficients(self, schedule, t):
     # Numerator and denominator times alpha, so that alpha = 0 is regular.

@@ -29,12 +29,12 @@ Sources: Ho et al. 2020 (arXiv:2006.11239) eq. 6-7; Song et al. 2020 (2010.02502
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.diffusion import guidance
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
@@ -115,7 +115,7 @@ def no_carry(x: Array) -> tuple[()]:
   return ()
 
 
-def ddim(schedule: schedules.Schedule, eta: float | Array = 0.0) -> Sampler:
+def ddim(schedule: schedules.Schedule, eta: ranges.Fraction | Array = 0.0) -> Sampler:
   """Song et al. 2020 eq. 12 in (alpha, sigma) form, for any Gaussian schedule.
 
   eta = 0 is deterministic, eta = 1 is ancestral sampling.
@@ -200,7 +200,9 @@ def heun(
   return Sampler(no_carry, step)
 
 
-def euler_ancestral(schedule: schedules.Schedule, eta: float | Array = 1.0) -> Sampler:
+def euler_ancestral(
+  schedule: schedules.Schedule, eta: ranges.Fraction | Array = 1.0
+) -> Sampler:
   """Euler to a lower noise level, and the rest of it as fresh noise: `ddim`.
 
   In (x / alpha, sigma / alpha) the two are the same, eta = 1 their usual setting.
@@ -208,12 +210,16 @@ def euler_ancestral(schedule: schedules.Schedule, eta: float | Array = 1.0) -> S
   return ddim(schedule, eta)
 
 
+# Noise added to a level: S_churn / N.
+Churn = Annotated[float, ranges.Range(0.0, 2**0.5 - 1)]
+
+
 def churn(
   schedule: schedules.Schedule,
   sampler: Callable[[schedules.Schedule], Sampler] = heun,
-  gamma: float | Array = 0.1,
-  t_min: float | Array = 0.05,
-  t_max: float | Array = 0.98,
+  gamma: Churn | Array = 0.1,
+  t_min: ranges.Fraction | Array = 0.05,
+  t_max: ranges.Fraction | Array = 0.98,
 ) -> Sampler:
   """`sampler`, with noise added before each step: sigma / alpha times 1 + gamma.
 

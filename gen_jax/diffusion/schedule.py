@@ -28,12 +28,16 @@ import copy
 import dataclasses
 import functools
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_jax import ranges
 from gen_jax.types import Array, InputError
+
+Timesteps = Annotated[int, ranges.Range(2, 2**20)]
 
 
 class Schedule(abc.ABC):
@@ -130,13 +134,14 @@ class VPLinear(VariancePreserving):
   1.0
   """
 
-  beta_min: float = 0.1
-  beta_max: float = 20.0
+  beta_min: ranges.Positive = 0.1
+  beta_max: ranges.Positive = 20.0
 
   def __post_init__(self):
-    if not 0 < self.beta_min <= self.beta_max < math.inf:
+    ranges.check(self)
+    if self.beta_min > self.beta_max:
       raise InputError(
-        f"schedule vp_linear: beta_min={self.beta_min} must be above 0, and at most"
+        f"schedule vp_linear: beta_min={self.beta_min} must be at most"
         f" beta_max={self.beta_max}"
       )
 
@@ -164,12 +169,11 @@ class _Chain(VariancePreserving):
     """float64 [num_timesteps], the variances of the steps."""
 
   def __post_init__(self):
-    if self.num_timesteps < 2:
-      raise InputError(f"num_timesteps={self.num_timesteps} of a chain must be above 1")
-    if not 0 < self.beta_start <= self.beta_end < 1:
+    ranges.check(self)
+    if self.beta_start > self.beta_end:
       raise InputError(
-        f"a chain's beta_start={self.beta_start} must be above 0 and at most"
-        f" beta_end={self.beta_end}, which must be below 1"
+        f"a chain's beta_start={self.beta_start} must be at most"
+        f" beta_end={self.beta_end}"
       )
 
   @functools.lru_cache  # noqa: B019 (a frozen dataclass hashes by its fields)
@@ -193,9 +197,9 @@ class _Chain(VariancePreserving):
 class Linear(_Chain):
   """DDPM's chain: beta rises linearly over num_timesteps. Ho et al. 2020 section 4."""
 
-  num_timesteps: int = 1000
-  beta_start: float = 1e-4
-  beta_end: float = 0.02
+  num_timesteps: Timesteps = 1000
+  beta_start: ranges.OpenFraction = 1e-4
+  beta_end: ranges.OpenFraction = 0.02
 
   def betas(self) -> np.ndarray:
     return np.linspace(self.beta_start, self.beta_end, self.num_timesteps)
@@ -205,9 +209,9 @@ class Linear(_Chain):
 class ScaledLinear(_Chain):
   """Stable Diffusion's chain: sqrt(beta) rises linearly. Rombach et al. 2022."""
 
-  num_timesteps: int = 1000
-  beta_start: float = 0.00085
-  beta_end: float = 0.012
+  num_timesteps: Timesteps = 1000
+  beta_start: ranges.OpenFraction = 0.00085
+  beta_end: ranges.OpenFraction = 0.012
 
   def betas(self) -> np.ndarray:
     ends = np.sqrt([self.beta_start, self.beta_end])
@@ -276,11 +280,9 @@ class Cosine(VariancePreserving):
   arithmetic; here it stops at 1e-10, so that logsnr stays finite.
   """
 
-  offset: float = 0.008
+  offset: ranges.ProperFraction = 0.008
 
-  def __post_init__(self):
-    if not 0 <= self.offset < 1:
-      raise InputError(f"schedule cosine: offset={self.offset} must be in [0, 1)")
+  __post_init__ = ranges.check
 
   @property
   def _start(self) -> float:
@@ -318,15 +320,10 @@ class Karras(Schedule):
   t = 0 is clean data as in every other schedule; a grid decides where to stop.
   """
 
-  sigma_max: float = 80.0
-  rho: float = 7.0
+  sigma_max: ranges.Positive = 80.0
+  rho: ranges.Positive = 7.0
 
-  def __post_init__(self):
-    if not (0 < self.sigma_max < math.inf and 0 < self.rho < math.inf):
-      raise InputError(
-        f"schedule karras: sigma_max={self.sigma_max} and rho={self.rho} must be"
-        " above 0"
-      )
+  __post_init__ = ranges.check
 
   def alpha(self, t: Array) -> Array:
     return jnp.ones_like(t)
@@ -365,11 +362,9 @@ class Shift(Schedule):
   """
 
   schedule: Schedule
-  factor: float
+  factor: ranges.Positive
 
-  def __post_init__(self):
-    if not 0 < self.factor < math.inf:
-      raise InputError(f"schedule shift: factor={self.factor} must be above 0")
+  __post_init__ = ranges.check
 
   @property
   def t_first(self) -> float:

@@ -21,6 +21,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
@@ -61,7 +62,9 @@ class MinSNR:
   True
   """
 
-  gamma: float = 5.0
+  gamma: ranges.Positive = 5.0
+
+  __post_init__ = ranges.check
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     on_eps = from_eps(schedule, target, t, 1.0)
@@ -75,7 +78,9 @@ class EDMWeight:
   Source: Karras et al. 2022 table 1.
   """
 
-  sigma_data: float = 0.5
+  sigma_data: ranges.Positive = 0.5
+
+  __post_init__ = ranges.check
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     # Numerator and denominator times alpha^2, so that alpha = 0 is regular.
@@ -88,7 +93,9 @@ class EDMWeight:
 class Sigmoid:
   """sigmoid(bias - logsnr) on eps. Hoogeboom et al. 2024 (there: bias b)."""
 
-  bias: float = 0.0
+  bias: ranges.Finite = 0.0
+
+  __post_init__ = ranges.check
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     weight = jax.nn.sigmoid(self.bias - schedule.logsnr(t))

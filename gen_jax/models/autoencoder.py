@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.nn import attention, linear, norms, spatial
 from gen_jax.types import Array, InputError
 
@@ -41,17 +42,18 @@ class Config:
     dtype: of activations; parameters are float32.
   """
 
-  image_channels: int
-  latent_channels: int
-  width: int
-  multipliers: tuple[int, ...]
-  num_blocks: int
-  num_groups: int = 32
+  image_channels: ranges.Size
+  latent_channels: ranges.Size
+  width: ranges.Size
+  multipliers: tuple[ranges.Size, ...]
+  num_blocks: ranges.Blocks
+  num_groups: ranges.Size = 32
   middle_attention: bool = True
   attend: attention.Attend = attention.attend
   dtype: str = "float32"
 
   def __post_init__(self):
+    ranges.check(self)
     for multiplier in self.multipliers:
       if self.width * multiplier % self.num_groups:
         raise InputError(

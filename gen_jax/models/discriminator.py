@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.nn import linear, norms
 from gen_jax.types import Array, InputError
 
@@ -25,13 +26,14 @@ class Config:
     dtype: of activations; parameters are float32.
   """
 
-  image_channels: int = 3
-  width: int = 32
-  num_layers: int = 3
-  num_groups: int = 8
+  image_channels: ranges.Size = 3
+  width: ranges.Size = 32
+  num_layers: ranges.Levels = 3
+  num_groups: ranges.Size = 8
   dtype: str = "float32"
 
   def __post_init__(self):
+    ranges.check(self)
     if self.width % self.num_groups:
       raise InputError(
         f"discriminator width={self.width} must be divisible by"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.nn import attention, block, embed, mlp, norms
 from gen_jax.types import Array, InputError
 
@@ -37,20 +38,21 @@ class Config:
     mlp_width: None is 4 width.
   """
 
-  vocab_size: int
-  max_length: int
-  num_layers: int
-  width: int
-  num_heads: int
-  mlp_width: int | None = None
+  vocab_size: ranges.Vocabulary
+  max_length: ranges.Size
+  num_layers: ranges.Layers
+  width: ranges.Size
+  num_heads: ranges.Size
+  mlp_width: ranges.Size | None = None
   activation: Callable[[Array], Array] = mlp.gelu
   position: Callable[..., nn.Module] | None = embed.LearnedPositions
   rotary: Callable[[Array, Array], Array] | None = None
   is_causal: bool = False
-  dropout: float = 0.0
+  dropout: ranges.ProperFraction = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
+    ranges.check(self)
     if self.width % self.num_heads:
       raise InputError(
         f"text encoder width={self.width} must be divisible by"

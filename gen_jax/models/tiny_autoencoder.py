@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.models import autoencoder
 from gen_jax.nn import linear, spatial
 from gen_jax.types import Array
@@ -33,12 +34,14 @@ class Config:
     dtype: of activations; parameters are float32.
   """
 
-  image_channels: int = 3
-  latent_channels: int = 4
-  width: int = 64
-  num_levels: int = 4
-  num_blocks: int = 3
+  image_channels: ranges.Size = 3
+  latent_channels: ranges.Size = 4
+  width: ranges.Size = 64
+  num_levels: ranges.Levels = 4
+  num_blocks: ranges.Blocks = 3
   dtype: str = "float32"
+
+  __post_init__ = ranges.check
 
   @property
   def factor(self) -> int:

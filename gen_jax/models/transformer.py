@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax import sharding
+from gen_jax import ranges, sharding
 from gen_jax.nn import attention, block, embed, linear, mlp, norms
 from gen_jax.types import Array, InputError, Params, PyTree
 
@@ -52,29 +52,30 @@ class Config:
     dtype: of activations; parameters are float32.
   """
 
-  vocab_size: int
-  max_length: int
-  num_layers: int
-  width: int
-  num_heads: int
-  num_kv_heads: int | None = None
-  head_dim: int | None = None
-  mlp_width: int | None = None
+  vocab_size: ranges.Vocabulary
+  max_length: ranges.Size
+  num_layers: ranges.Layers
+  width: ranges.Size
+  num_heads: ranges.Size
+  num_kv_heads: ranges.Size | None = None
+  head_dim: ranges.Size | None = None
+  mlp_width: ranges.Size | None = None
   norm: Callable[..., nn.Module] = norms.LayerNorm
   mlp: Callable[..., nn.Module] = mlp.MLP
   position: Callable[..., nn.Module] | None = embed.LearnedPositions
   rotary: Callable[[Array, Array], Array] | None = None
   use_bias: bool = True
   tied_head: bool = True
-  window: int | None = None
+  window: ranges.Size | None = None
   attend: attention.Attend = attention.attend
-  dropout: float = 0.0
+  dropout: ranges.ProperFraction = 0.0
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
-  head_chunk: int | None = None
+  head_chunk: ranges.Size | None = None
   dtype: str = "float32"
 
   def __post_init__(self):
+    ranges.check(self)
     if self.head_dim is None and self.width % self.num_heads:
       raise InputError(
         f"transformer width={self.width} must be divisible by"

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gen_jax import ranges
 from gen_jax.nn import attention, embed, linear, norms, spatial
 from gen_jax.types import Array, InputError, Params
 
@@ -41,23 +42,24 @@ class Config:
     dtype: of activations; parameters are float32.
   """
 
-  image_channels: int
-  width: int
-  multipliers: tuple[int, ...]
-  num_blocks: int
-  attention_levels: tuple[int, ...]
-  num_heads: int | None = None
-  head_dim: int | None = None
+  image_channels: ranges.Size
+  width: ranges.Size
+  multipliers: tuple[ranges.Size, ...]
+  num_blocks: ranges.Blocks
+  attention_levels: tuple[ranges.Whole, ...]
+  num_heads: ranges.Size | None = None
+  head_dim: ranges.Size | None = None
   attention: Callable[..., nn.Module] = spatial.Transformer
-  num_groups: int = 32
-  eps: float = 1e-5
-  dropout: float = 0.0
-  extra_channels: int = 0
-  clock_offset: float = 0.0
+  num_groups: ranges.Size = 32
+  eps: ranges.Positive = 1e-5
+  dropout: ranges.ProperFraction = 0.0
+  extra_channels: ranges.Whole = 0
+  clock_offset: ranges.Finite = 0.0
   remat: Callable[..., bool] | None = None
   dtype: str = "float32"
 
   def __post_init__(self):
+    ranges.check(self)
     if (self.num_heads is None) == (self.head_dim is None):
       raise InputError(
         "UNet needs one of num_heads and head_dim; set the other to None"
@@ -77,8 +79,6 @@ class Config:
           f"UNet attention_levels has {level}; levels are counted from 0 and there are"
           f" {len(self.multipliers)}"
         )
-    if self.extra_channels < 0:
-      raise InputError(f"UNet extra_channels={self.extra_channels} must be at least 0")
 
   @property
   def has_exact_attention(self) -> bool:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax import sharding
+from gen_jax import ranges, sharding
 from gen_jax.nn import linear
 from gen_jax.types import Array, InputError, PyTree
 
@@ -22,7 +22,7 @@ class Embed(nn.Module):
 
   vocab_size: int
   width: int
-  init_std: float = 0.02
+  init_std: ranges.NotNegative = 0.02
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
@@ -45,7 +45,7 @@ class Head(nn.Module):
   """Scores of every token, and what `read` makes of them."""
 
   vocab_size: int
-  init_std: float = 0.02
+  init_std: ranges.NotNegative = 0.02
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -116,7 +116,7 @@ class LearnedPositions(nn.Module):
 
   max_length: int
   width: int
-  init_std: float = 0.02
+  init_std: ranges.NotNegative = 0.02
 
   @nn.compact
   def __call__(self, positions: Array) -> Array:
@@ -151,7 +151,7 @@ class SinusoidalPositions(nn.Module):
 
   max_length: int
   width: int
-  max_period: float = 1e4
+  max_period: ranges.Positive = 1e4
 
   def __call__(self, positions: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
@@ -182,12 +182,13 @@ class Llama3Scaling:
   Source: Grattafiori et al. 2024 (arXiv:2407.21783) section 3.4, as released.
   """
 
-  factor: float = 8.0
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
-  original_length: int = 8192
+  factor: ranges.Positive = 8.0
+  low_freq_factor: ranges.Positive = 1.0
+  high_freq_factor: ranges.Positive = 4.0
+  original_length: ranges.Count = 8192
 
   def __post_init__(self):
+    ranges.check(self)
     if self.high_freq_factor <= self.low_freq_factor:
       raise InputError(
         f"scaling high_freq_factor={self.high_freq_factor} must be above"
@@ -206,7 +207,9 @@ class Llama3Scaling:
 class LinearScaling:
   """All positions are divided by `factor`. Chen et al. 2023 (arXiv:2306.15595)."""
 
-  factor: float
+  factor: ranges.Positive
+
+  __post_init__ = ranges.check
 
   def __call__(self, frequencies: Array) -> Array:
     """float32 [F] -> float32 [F]."""
@@ -221,8 +224,10 @@ class Rotary:
   with halves paired (i, i + Dh/2), as released weights have them.
   """
 
-  base: float = 1e4
+  base: ranges.Positive = 1e4
   scaling: Callable[[Array], Array] | None = None
+
+  __post_init__ = ranges.check
 
   def __call__(self, x: Array, positions: Array) -> Array:
     """x [B, T, N, Dh], positions int [B, T] -> [B, T, N, Dh]; Dh is even."""

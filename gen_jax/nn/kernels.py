@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
-from gen_jax import collectives, sharding
+from gen_jax import collectives, ranges, sharding
 from gen_jax.nn import attention
 from gen_jax.types import Array, InputError
 
@@ -43,15 +43,18 @@ class _Sums(NamedTuple):
 
 
 @attention.exact
+@ranges.checked
 def chunked(
-  query: Array, keyvalue: attention.KV, mask: attention.Mask, *, chunk: int = 512
+  query: Array,
+  keyvalue: attention.KV,
+  mask: attention.Mask,
+  *,
+  chunk: ranges.Size = 512,
 ) -> Array:
   """`attention.attend` against `chunk` keys at a time, forwards and backwards.
 
   Keeps one number per query and head where `attend` keeps one per key.
   """
-  if chunk < 1:
-    raise InputError(f"attend.chunk={chunk} must be at least 1; 512 is usual")
   rows = attention.as_rows(query, keyvalue.key.shape[1])
   at, slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
   out = _online(rows, keyvalue, at, slots, mask, chunk, collectives.Ring(None, 1))
@@ -59,8 +62,13 @@ def chunked(
 
 
 @attention.exact
+@ranges.checked
 def ring(
-  query: Array, keyvalue: attention.KV, mask: attention.Mask, *, chunk: int = 512
+  query: Array,
+  keyvalue: attention.KV,
+  mask: attention.Mask,
+  *,
+  chunk: ranges.Size = 512,
 ) -> Array:
   """`chunked` for sequences that no device holds whole, cut along mesh axis context.
 
@@ -92,12 +100,13 @@ def ring(
 
 
 @attention.exact
+@ranges.checked
 def splash(
   query: Array,
   keyvalue: attention.KV,
   mask: attention.Mask,
   *,
-  block: int = 512,
+  block: ranges.Size = 512,
   interpret: bool = False,
 ) -> Array:
   """`attention.attend` by splash attention, `block` queries and keys at a time.

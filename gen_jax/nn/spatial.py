@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax import sharding
+from gen_jax import ranges, sharding
 from gen_jax.nn import attention, linear, mlp, norms
 from gen_jax.types import Array
 
@@ -36,7 +36,7 @@ class ResBlock(nn.Module):
 
   channels: int
   num_groups: int = 32
-  eps: float = 1e-5
+  eps: ranges.Positive = 1e-5
   dropout: float = 0.0
   train: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
   num_heads: int = 1
   num_groups: int = 32
   dtype: jnp.dtype = jnp.float32
-  eps: float = 1e-6
+  eps: ranges.Positive = 1e-6
   attend: attention.Attend = attention.attend
 
   @nn.compact

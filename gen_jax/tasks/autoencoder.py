@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.diffusion import codec as codecs
 from gen_jax.tasks import base
 from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
@@ -37,15 +37,13 @@ class Autoencode:
   """
 
   autoencoder: nn.Module
-  kl_weight: float = 1e-3
+  kl_weight: ranges.NotNegative = 1e-3
   discriminator: nn.Module | None = None
-  feature_weight: float = 0.1
-  adversarial_weight: float = 0.01
+  feature_weight: ranges.NotNegative = 0.1
+  adversarial_weight: ranges.NotNegative = 0.01
 
   def __post_init__(self):
-    for name in ("kl_weight", "feature_weight", "adversarial_weight"):
-      if getattr(self, name) < 0:
-        raise InputError(f"task.{name}={getattr(self, name)} must be at least 0")
+    ranges.check(self)
     if self.kl_weight and not self.autoencoder.is_stochastic:
       raise InputError(
         f"task.kl_weight={self.kl_weight} must be 0: this autoencoder's code has no"

@@ -8,13 +8,13 @@ under the empty caption, which training shows it with probability `caption_drop_
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng
+from gen_jax import ranges, rng
 from gen_jax.diffusion import codec as codecs
 from gen_jax.diffusion import condition as conditions
 from gen_jax.diffusion import corrupt, editing, grids, guidance, samplers
@@ -56,16 +56,15 @@ class Diffusion:
   time_sampler: corrupt.TimeSampler
   codec: codecs.Codec
   null_caption: Caption
-  caption_drop_prob: float = 0.1
+  caption_drop_prob: ranges.Fraction = 0.1
   condition: conditions.Condition | None = None
-  condition_drop_prob: float = 0.0
+  condition_drop_prob: Annotated[float, ranges.Range(0.0, 0.5)] = 0.0
 
   def __post_init__(self):
+    ranges.check(self)
     prob = self.condition_drop_prob
-    if prob and (self.condition is None or not 0 <= prob <= 0.5):
-      raise InputError(
-        f"condition_drop_prob={prob} must be in [0, 0.5], and 0 without a condition"
-      )
+    if prob and self.condition is None:
+      raise InputError(f"condition_drop_prob={prob} must be 0 without a condition")
 
   @property
   def t_first(self) -> float:
@@ -214,28 +213,21 @@ class Sampling:
 
   sampler: Callable[[schedules.Schedule], samplers.Sampler] = samplers.ddim
   grid: Callable[[schedules.Schedule, int], Array] = grids.uniform
-  num_steps: int = 50
-  guidance_scale: float = 1.0
-  guidance_interval: tuple[float, float] = (0.0, 1.0)
-  guidance_rescale: float = 0.0
-  size: tuple[int, int] | None = None
-  tile: int | None = None
-  image_guidance_scale: float = 1.5
+  num_steps: ranges.Size = 50
+  guidance_scale: ranges.Finite = 1.0
+  guidance_interval: tuple[ranges.Fraction, ranges.Fraction] = (0.0, 1.0)
+  guidance_rescale: ranges.Fraction = 0.0
+  size: tuple[ranges.Size, ranges.Size] | None = None
+  tile: Annotated[int, ranges.Range(4, 2**20)] | None = None
+  image_guidance_scale: ranges.Finite = 1.5
 
   def __post_init__(self):
-    if self.num_steps < 1:
-      raise InputError(f"num_steps={self.num_steps} must be at least 1")
-    if not 0 <= self.guidance_rescale <= 1:
-      raise InputError(f"guidance_rescale={self.guidance_rescale} must be in [0, 1]")
-    if self.tile is not None and self.tile < 4:
-      raise InputError(f"tile={self.tile} must be at least 4; 64 is usual")
+    ranges.check(self)
     low, high = self.guidance_interval
-    if not 0 <= low < high <= 1:
+    if low >= high:
       raise InputError(
         f"guidance_interval={low},{high} must be two rising times in [0, 1]"
       )
-    if min(self.size or (1,)) < 1:
-      raise InputError(f"size={self.size} must be two numbers of pixels, at least 1")
 
 
 def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:

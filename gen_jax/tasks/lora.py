@@ -24,7 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax import rng, tree
+from gen_jax import ranges, rng, tree
 from gen_jax.tasks import base
 from gen_jax.types import Array, Batch, InputError, Params, PyTree
 
@@ -46,15 +46,12 @@ class LoRA:
     pattern: regex; kernels in whose path it occurs are adapted.
   """
 
-  rank: int = 8
-  alpha: float = 16.0
+  rank: ranges.Size = 8
+  alpha: ranges.NotNegative = 16.0
   pattern: str = r"attention/(query|value)/kernel$"
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise InputError(f"adapter.rank={self.rank} must be at least 1")
-    if not (math.isfinite(self.alpha) and self.alpha >= 0):
-      raise InputError(f"adapter.alpha={self.alpha} must be a number, at least 0")
+    ranges.check(self)
     try:
       re.compile(self.pattern)
     except re.error as error:

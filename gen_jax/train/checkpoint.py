@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gen_jax import files, tree
+from gen_jax import files, memory, tree
 from gen_jax.train import proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params, PyTree
@@ -48,7 +48,8 @@ class Progress:
   """What early stopping remembers.
 
   Attributes:
-    best: lowest value of the monitored metric so far.
+    best: lowest value of the monitored metric so far, of its negative where higher is
+      better.
     best_step: the step it was measured at, -1 for never.
     evals_since_best: evaluations since then.
     evaluated: this step's evaluation is done; a signal may cut it short.
@@ -310,6 +311,7 @@ def _verify(manager, step: int, warn: Callable[[str], None]) -> None:
 
 def _restoring(goal: PyTree, **options) -> proof.StateRestore:
   """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
+  memory.check("the checkpoint", goal)
   return proof.StateRestore(
     item=goal, restore_args=ocp.checkpoint_utils.construct_restore_args(goal), **options
   )

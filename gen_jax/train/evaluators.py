@@ -14,7 +14,7 @@ import numpy as np
 
 from gen_jax import rng, tree
 from gen_jax.tasks import base
-from gen_jax.types import Array, Batch, Params, PyTree
+from gen_jax.types import Array, Batch, InputError, Params, PyTree
 
 
 class Evaluator(Protocol):
@@ -28,6 +28,37 @@ class Evaluator(Protocol):
   def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
     """Evaluates."""
     ...
+
+
+# Measures by the last part of their names: a figure that is neither is no goal.
+LOWER_IS_BETTER = (
+  *("loss", "perplexity", "bits_per_byte", "bits_per_dim", "mse_eps", "mse", "l1"),
+  *("kl", "features", "hinge", "frechet", "kernel", "fid", "kid", "inside", "outside"),
+)
+HIGHER_IS_BETTER = (
+  *("accuracy", "prompt_accuracy", "exact_match", "rouge1", "rouge2", "rougeL"),
+  *("bleu", "chrf", "psnr", "ssim", "precision", "recall", "changed", "kept"),
+  *("place", "size", "colour", "shape"),
+)
+
+
+def cost(name: str, value: float) -> float:
+  """A figure such that lower is better: itself, or its negative.
+
+  >>> cost('validation/loss', 2.0), cost('answers/bleu', 30.0)
+  (2.0, -30.0)
+
+  Raises:
+    InputError: nobody knows which is better.
+  """
+  last = name.split("/")[-1]
+  if last not in LOWER_IS_BETTER + HIGHER_IS_BETTER:
+    raise InputError(
+      f"train.monitor={name}: whether lower or higher is better is not known; monitor"
+      f" another metric ({', '.join(LOWER_IS_BETTER + HIGHER_IS_BETTER)}), or add it to"
+      " gen_jax/train/evaluators.py"
+    )
+  return -value if last in HIGHER_IS_BETTER else value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

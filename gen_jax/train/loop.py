@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from gen_jax import signals
+from gen_jax import ranges, signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -52,7 +52,8 @@ class Config:
     num_steps: stop after so many steps.
     num_epochs: stop after so many passes over the data, if that comes first.
     patience: stop when `monitor` has not improved for so many evaluations.
-    monitor: the metric that 'best' and `patience` mean; lower is better.
+    monitor: the metric that 'best' and `patience` mean; whether lower or higher is
+      better is known by its name, see `evaluators.cost`.
     log_every: steps between rows of training metrics.
     save_every: steps between checkpoints.
     keep: number of latest checkpoints kept (the best is kept besides).
@@ -61,23 +62,18 @@ class Config:
     health_check: look at the first batch before the first step, see `health`.
   """
 
-  num_steps: int
-  num_epochs: float | None = None
-  patience: int | None = None
+  num_steps: ranges.Count
+  num_epochs: ranges.Positive | None = None
+  patience: ranges.Count | None = None
   monitor: str = "validation/loss"
-  log_every: int = 50
-  save_every: int = 500
-  keep: int = 2
-  num_microbatches: int = 1
-  ema_decay: float | None = None
+  log_every: ranges.Count = 50
+  save_every: ranges.Count = 500
+  keep: ranges.Count = 2
+  num_microbatches: ranges.Size = 1
+  ema_decay: ranges.ProperFraction | None = None
   health_check: bool = True
 
-  def __post_init__(self):
-    for name in ("num_steps", "log_every", "save_every", "keep", "num_microbatches"):
-      if getattr(self, name) < 1:
-        raise InputError(f"train.{name}={getattr(self, name)} must be at least 1")
-    if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-      raise InputError(f"train.ema_decay={self.ema_decay} must be in [0, 1)")
+  __post_init__ = ranges.check
 
   def total_steps(self, examples_per_epoch: int, batch_size: int) -> int:
     """The number of steps that `num_steps` and `num_epochs` allow together."""
@@ -251,13 +247,20 @@ def run(
         values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
-    if config.patience and values and config.monitor not in values:
-      raise unknown("metric (train.monitor)", config.monitor, values)
-    value = values.get(config.monitor)
-    if value is None or i == 0:  # what is not trained is not the best of a training
-      return None
-    progress = progress.update(i, value)
-    return value if math.isfinite(value) else None
+    numbers = {name for name, value in values.items() if isinstance(value, float)}
+    if config.monitor in numbers:
+      value = evaluators.cost(config.monitor, values[config.monitor])
+      if i == 0:  # what is not trained is not the best of a training
+        return None
+      progress = progress.update(i, value)
+      return value if math.isfinite(value) else None
+    # At step 0 all are due but those that wait for the end, whose names are others.
+    is_late = not all(evaluator.every for evaluator in evals)
+    families = {name.split("/")[0] for name in numbers}
+    is_known = not is_late or config.monitor.split("/")[0] in families
+    if numbers and (config.patience or (i == 0 and is_known)):
+      raise unknown("metric (train.monitor)", config.monitor, numbers)
+    return None
 
   def save(i, value=None):
     nonlocal saved_at

@@ -8,11 +8,13 @@ import pytest
 
 from gen_jax import experiment as experiments
 from gen_jax import types
-from gen_jax.cli import config_args
+from gen_jax.cli import config_args, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = config_args.load(str(ROOT / "configs" / "lm" / "pydoc.py"))
 IMAGES = config_args.load(str(ROOT / "configs" / "diffusion" / "digits.py"))
+
+SMOKE = "configs/lm/pydoc.py:smoke"
 
 
 def _apply(config, *overrides):
@@ -192,3 +194,68 @@ def test_a_config_survives_json(config):
 def test_dump_shows_every_value():
   text = config_args.dump({"a": {"b": (1, 2), "c": None}, "d": "x"})
   assert text.split("\n") == ["a:", "  b: (1, 2)", "  c: None", "d: 'x'"]
+
+
+def test_every_key_is_listed_with_its_range_default_and_meaning(call):
+  """Set or not; of the blocks that the config names, to any depth."""
+  outcome = call("train", "--config", SMOKE, "--keys", "--json")
+  found = json.loads(outcome.out.splitlines()[-1])["keys"]
+  assert found["optimizer.b1"] == {
+    "value": "0.9",
+    "wanted": "a number in [0, 1)",
+    "default": "0.9",
+    "meaning": "",
+  }
+  peak = found["optimizer.learning_rate.peak"]
+  assert peak["wanted"] == "a number at least 0 and finite" and "default" not in peak
+  assert "how attention is computed" in found["task.model.attend"]["meaning"]
+  assert "chunked" in found["task.model.attend"]["wanted"]
+  config = config_args.load(SMOKE)
+  plain = {"name", "evaluators", "init_from", "adapter", "mesh.rules"}
+  unlisted = {k for k in workdir.flat(config) if k.split(".")[-1] not in plain}
+  assert unlisted <= found.keys()
+  assert "optimizer.b1 = 0.9\n    a number in [0, 1); default 0.9\n" in outcome.out
+
+
+@pytest.mark.parametrize(
+  "override, says",
+  [
+    ("learning_rate=1e-3", "or did you mean --config.optimizer.learning_rate.peak?"),
+    ("learning_rate=cosine", "or did you mean --config.optimizer.learning_rate?"),
+    ("optimizer.peak=1", "or did you mean --config.optimizer.learning_rate.peak?"),
+    (
+      "optimizer.learning_rate=1e-3",
+      "did you mean --config.optimizer.learning_rate.peak=1e-3?",
+    ),
+    ("train=100", "did you mean --config.train.num_steps=100?"),
+    ("train.batch_size=8", "or did you mean --config.data.batch_size?"),
+    ("b2=0.9", "or did you mean --config.optimizer.b2?"),
+    ("model.width=64", "or did you mean --config.task.model.width?"),
+    ("model.widht=64", "or did you mean --config.task.model?"),
+  ],
+)
+def test_hints_lead_to_a_key_that_takes_the_value(override, says):
+  with pytest.raises(types.InputError) as caught:
+    _apply(TEXT, override)
+  assert str(caught.value).endswith(says)
+
+
+def test_a_config_file_with_a_key_in_the_wrong_place_is_told_where():
+  config = copy.deepcopy(TEXT)
+  config["train"]["batch_size"] = 8
+  with pytest.raises(types.InputError, match=r"did you mean data\.batch_size\?"):
+    experiments.check_config(config)
+
+
+@pytest.mark.parametrize(
+  "words, says",
+  [
+    (("--learning_rate=1e-3",), "did you mean --config.optimizer.learning_rate.peak?"),
+    (("--learning_rate", "1e-3"), "--config.optimizer.learning_rate.peak?"),
+    (("--batch_size", "8"), "did you mean --config.data.batch_size?"),
+    (("--dry_rnu",), "did you mean '--dry_run'?"),
+  ],
+)
+@pytest.mark.parametrize("config", [("--config", SMOKE), (f"--config={SMOKE}",)])
+def test_a_flag_that_is_a_key_of_the_config_is_told_so(refuse, words, says, config):
+  refuse("train", *config, *words, says=["unknown flag", says])

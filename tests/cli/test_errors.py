@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import build, types
+from gen_jax import build, memory, types
 from gen_jax.cli import config_args, lease, workdir
 from gen_jax.nn import attention
 from gen_jax.train import checkpoint, loop
@@ -165,6 +165,17 @@ OVERRIDES = [
   (IMAGES, "sampling.grid=karas", ["'karas'", "did you mean 'karras'?"]),
   # What does not fit together.
   (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes what is left"]),
+  (
+    TEXT,
+    "task.model.head_dim=3",
+    ["rotary turns pairs", "the head size, 3, must be even"],
+  ),
+  # Numbers beyond their range, see tests/build/test_ranges.py.
+  (TEXT, "train.num_epochs=-1", ["num_epochs=-1.0 must be more than 0 and finite"]),
+  (TEXT, "train.num_epochs=1e400", ["num_epochs=inf must be", "finite"]),
+  (TEXT, "task.model.width=2147483648", ["at least 1 and at most 1048576", "is 32"]),
+  (TEXT, "task.model.width=1e20", ["width=1e+20", "a whole number"]),
+  (TEXT, "evaluators.validation.every=-1", ["every=-1 must be at least 0"]),
   (TEXT, "mesh.tensor=-1", ["mesh data=-1", "at most one of them -1"]),
   (TEXT, "data.batch_size=6", ["data.batch_size=6", "divisible by 8", "try 8 or 16"]),
   (
@@ -709,3 +720,25 @@ def test_training_goes_on_below_a_damaged_checkpoint(
 def test_what_was_trained_cannot_be_overridden_later(refuse, text_workdir):
   words = ("evaluate", "--workdir", text_workdir, "--config.data.length=4")
   refuse(*words, says=["'data.length'", "trained model", "mesh, sampling"])
+
+
+@pytest.mark.parametrize("there, says", [(1e5, "state takes"), (4.2e5, "state takes")])
+def test_what_cannot_fit_is_refused_before_anything_is_written(
+  refuse, tmp_path, monkeypatch, there, says
+):
+  """The state alone is too much, or the step's temporaries are."""
+  monkeypatch.setattr(memory, "available", lambda sharding: there)
+  folder = tmp_path / "run"
+  refuse(
+    *("train", "--config", TEXT, "--workdir", folder),
+    says=["out of memory: a device needs", says],
+  )
+  assert not folder.exists()
+
+
+def test_a_checkpoint_that_cannot_fit_is_not_read(refuse, text_workdir, monkeypatch):
+  monkeypatch.setattr(memory, "available", lambda sharding: 1e3)
+  refuse(
+    *("sample", "--workdir", text_workdir, "--prompt", "a"),
+    says=["out of memory: the checkpoint would take"],
+  )

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import fidelity
-from gen_jax.cli import sample
+from gen_jax import fidelity, sheets
 from gen_jax.data.digits import source as digits
 
 
@@ -30,8 +29,8 @@ def folder(tmp_path_factory):
   examples = digits.Digits().examples("train")
   images = np.stack([examples[i]["image"] for i in range(30)])
   for i, image in enumerate(images):
-    sample.save_image(path / f"{i}.png", image)
-  sample.save_sheet(path / "grid.png", images[None])
+    sheets.save_image(path / f"{i}.png", image)
+  sheets.save_sheet(path / "grid.png", images[None])
   return path
 
 
@@ -87,7 +86,7 @@ def test_what_commands_and_desktops_add_is_not_counted(
   home.mkdir()
   images = np.stack([np.asarray(Image.open(folder / f"{i}.png")) for i in range(4)])
   drawn = lambda start: iter([images[start:, ..., None]])  # noqa: E731
-  sample.write_images(home, drawn, 4, ["a"] * 4, 0, list(range(4)), 2, {})
+  sheets.write_images(home, drawn, 4, ["a"] * 4, 0, list(range(4)), 2, {})
   (home / more).parent.mkdir(exist_ok=True)
   Image.new("L", (99, 33)).save(home / more)
   assert evaluate(digits_workdir, "--folder", home)["protocol"]["num"] == 4

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.cli import illustrate, main, sample
+from gen_jax import sheets
+from gen_jax.cli import illustrate, main
 from gen_jax.tasks import attribution
 from gen_jax.train import writers
 from tests.convert import test_stable_diffusion as tiny
@@ -31,7 +32,7 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
     "samplers": (1, 2),
     "attention": (2, 4),
   }
-  writers.Pictures(digits_workdir, 0, sample.save_sheet).write(
+  writers.Pictures(digits_workdir, 0, sheets.save_sheet).write(
     1500, {"samples": np.zeros((1, 3, 8, 8, 1), np.uint8)}
   )
   page = tmp_path / "page.html"

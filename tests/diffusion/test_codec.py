@@ -82,5 +82,5 @@ def test_patches_decode_in_tiles_as_they_do_whole():
 def test_pictures_of_no_whole_patches_are_refused():
   with pytest.raises(types.InputError, match="6x4 has no whole patches of 4x4"):
     codecs.patches(4).shape((4, 6, 3))
-  with pytest.raises(types.InputError, match=r"codec.side=0 must be at least 1"):
+  with pytest.raises(types.InputError, match=r"patches.side=0 must be at least 1"):
     codecs.patches(0)

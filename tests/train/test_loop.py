@@ -25,14 +25,14 @@ def fresh():
 class Spy:
   """Everything the loop is given, writing down what happens."""
 
-  def __init__(self, values=(), every=2, bad_at=None, signal_at=None):
-    self.events, self.every = [], every
+  def __init__(self, values=(), every=2, bad_at=None, signal_at=None, name="loss"):
+    self.events, self.every, self.name = [], every, f"validation/{name}"
     self.values = iter(values or itertools.count(100, -1))
     self.bad_at, self.signal_at = bad_at, signal_at
 
   def __call__(self, weights, frozen):
     self.events.append("evaluate")
-    yield "validation/loss", float(next(self.values))
+    yield self.name, float(next(self.values))
 
   def stream(self, start):
     for i in itertools.count(start):
@@ -51,7 +51,7 @@ class Spy:
     return dataclasses.replace(state, step=taken), {"loss": mean, "grad_norm": mean}
 
   def write(self, step, values):
-    kind = "validation" if "validation/loss" in values else "training"
+    kind = "validation" if self.name in values else "training"
     self.events.append(f"write {kind} {step}")
 
   def close(self):
@@ -165,6 +165,34 @@ def test_patience_with_a_metric_that_nobody_measures_is_refused(manager, saves):
   spy = saves(Spy(every=1))
   with pytest.raises(types.InputError, match="did you mean 'validation/loss'"):
     spy.run(manager, patience=2, monitor="validation/lost")
+
+
+@pytest.mark.parametrize("monitor", ["validation/lost", "valid/loss"])
+def test_a_metric_that_nobody_measures_is_refused_before_the_first_step(
+  manager, saves, monitor
+):
+  spy = saves(Spy(every=3))
+  with pytest.raises(types.InputError, match="There are: validation/loss"):
+    spy.run(manager, monitor=monitor)
+  assert not [event for event in spy.events if event.startswith("step")]
+
+
+def test_what_is_measured_at_the_end_alone_can_be_monitored(manager, saves):
+  spy = saves(Spy(every=0))
+  assert spy.run(manager).progress.best_step == 4
+
+
+def test_the_best_accuracy_is_the_highest(manager, saves):
+  spy = saves(Spy(values=[0.1, 0.3, 0.3, 0.2, 0.4], every=1, name="accuracy"))
+  result = spy.run(manager, 9, patience=2, monitor="validation/accuracy")
+  assert result.reason == "patience"
+  assert result.progress == checkpoint.Progress(-0.3, 1, 2)
+
+
+def test_a_metric_of_which_nobody_knows_the_better_side_is_refused(manager, saves):
+  spy = saves(Spy(every=1, name="num"))
+  with pytest.raises(types.InputError, match="whether lower or higher is better"):
+    spy.run(manager, monitor="validation/num")
 
 
 def test_bad_data_in_the_middle_loses_no_step(manager, saves):

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
+from gen_jax import ranges
 from gen_jax.data import sources
 from gen_jax.data.edits import Judge
 from gen_jax.data.shapes import edits, judge, scenes
-from gen_jax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +22,12 @@ class Shapes:
     seed: of the scenes.
   """
 
-  num: int = 20_000
-  num_validation: int = 500
-  side: int = 24
-  seed: int = 0
+  num: ranges.Count = 20_000
+  num_validation: ranges.Count = 500
+  side: Annotated[int, ranges.Range(16, 4096)] = 24
+  seed: ranges.Seed = 0
 
-  def __post_init__(self):
-    if not 0 <= self.seed < 2**63:
-      raise InputError(f"data.source.seed={self.seed} must be at least 0")
-    for name, least in (("num", 1), ("num_validation", 1), ("side", 16)):
-      if getattr(self, name) < least:
-        raise InputError(
-          f"data.source.{name}={getattr(self, name)} must be at least {least}"
-        )
+  __post_init__ = ranges.check
 
   def examples(self, split: str) -> Sequence[sources.Example]:
     """image, caption and scene; the splits have no index in common."""
@@ -72,7 +66,7 @@ class Shapes:
     wanted = [pair["scenes"] for pair in pairs]
     return lambda pictures: judge.edit_accuracy(pictures, wanted)
 
-  def exam(self, num: int, image_size: int) -> sources.Exam:
+  def exam(self, num: ranges.Count, image_size: int) -> sources.Exam:
     """The first `num` captions of the validation split; see `judge.accuracy`."""
     examples = list(self.examples("validation"))[:num]
     wanted = [example["scene"] for example in examples]

@@ -1,24 +1,15 @@
-"""From configs to objects: the only place where names are looked up.
-
-A block of a config is {'name': ..., keyword arguments of what the name stands for}.
-Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built first, to
-any depth; a bare string is short for {'name': string}. Unknown names and keys raise
-`InputError` with the nearest right ones, values are held against the annotations of
-what they are passed to. ConfigDict stops here.
-"""
+"""What the names in a config stand for, kind by kind."""
 
 import dataclasses
 import functools
 import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from gen_jax import evaluation, features, optim, sharding
+from gen_jax import evaluation, features, optim, ranges, sharding
 from gen_jax.data import (
   chat,
   conversations,
@@ -58,9 +49,7 @@ from gen_jax.nn import attention, embed, kernels, mlp, norms, spatial
 from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.tasks import diffusion, lm, lora
 from gen_jax.train import init_from, loop
-from gen_jax.types import InputError, unknown
-
-Config = Mapping[str, Any]
+from gen_jax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,25 +83,15 @@ def _later(fn, *injected):
 
 
 def _model(module, config):
-  none_at_all = {f.name for f in dataclasses.fields(config) if f.default == 0}
-
-  def make(**keys):
-    for key, value in keys.items():
-      if type(value) is int and value < 1 and key not in none_at_all:
-        raise InputError(f"{module.__name__} {key}={value} must be at least 1")
-    return module(config(**keys))
-
-  return Entry(make, config)
+  return Entry(lambda **keys: module(config(**keys)), config)
 
 
 def _value(value):
   return Entry(lambda: value, lambda: value)
 
 
-def _language_model(model, tokenizer, z_loss: float = 0.0):
+def _language_model(model, tokenizer, z_loss: ranges.NotNegative = 0.0):
   size = model.config.vocab_size
-  if z_loss < 0:
-    raise InputError(f"task.z_loss={z_loss} must be at least 0; 1e-4 is usual")
   if tokenizer is None:
     return lm.LanguageModel(model, np.zeros(size, np.int32), z_loss)
   if tokenizer.vocab_size > size:
@@ -285,162 +264,3 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "adapter": {"lora": _plain(lora.LoRA)},
   "mesh": {"mesh": _plain(sharding.make_layout, "devices")},
 }
-
-
-_PLAIN = {
-  int: "a whole number",
-  float: "a number",
-  bool: "true or false",
-  str: "text",
-  type(None): "None",
-}
-
-
-def options(hint: Any) -> tuple[Any, ...]:
-  """int | None -> (int, NoneType); int -> (int,)."""
-  is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-  return typing.get_args(hint) if is_union else (hint,)
-
-
-def is_block(key: str, hint: Any) -> bool:
-  """Whether a key stands for a block of its own (Heun's `scale`, not a codec's)."""
-  plain = _PLAIN.keys() - {type(None)}
-  return key in TABLES and not any(option in plain for option in options(hint))
-
-
-def typed(value: Any, hint: Any, path: str) -> Any:
-  """Returns `value` as its annotation wants it, a number where a float is meant.
-
-  Annotations other than numbers, bools, text, None and tuples of them say nothing.
-
-  Raises:
-    InputError: a value of another type.
-  """
-  expected = []
-  for option in options(hint):
-    if typing.get_origin(option) is tuple:
-      inner, *rest = typing.get_args(option)
-      length = None if ... in rest else 1 + len(rest)
-      size = "" if length is None else f" of {length}"
-      expected.append(f"a tuple{size}, each {_PLAIN[inner]}")
-      if isinstance(value, list | tuple) and length in (None, len(value)):
-        return tuple(typed(v, inner, f"{path}[{i}]") for i, v in enumerate(value))
-    elif option in _PLAIN:
-      expected.append(_PLAIN[option])
-      if option is float and type(value) in (int, float):
-        return float(value)
-      if type(value) is option:
-        return value
-  if not expected:
-    return value
-  raise InputError(f"{path}={value!r:.80} must be {' or '.join(expected)}")
-
-
-def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
-  """What a block names, and its keys, checked one level deep."""
-  if isinstance(block, str):
-    block = {"name": block}
-  if not isinstance(block, Mapping):
-    raise InputError(f"{path}={block!r:.80} must be a block with a name, or a name")
-  table = TABLES[kind]
-  name = block.get("name", kind if len(table) == 1 else None)
-  if not isinstance(name, str) or name not in table:
-    where = "" if kind == path else f" ({path})"
-    raise unknown(f"{kind}{where}", name, table)
-  keys = table[name].keys()
-  values = {}
-  for key, value in block.items():
-    if key == "name":
-      continue
-    if key not in keys:
-      raise unknown_key(path, block, key)
-    value, hint = _tuples(value), keys[key].annotation
-    if key == "dtype" and value not in DTYPES:
-      raise unknown(f"dtype (of {path})", value, DTYPES)
-    if not is_block(key, hint):
-      value = typed(value, hint, f"{path}.{key}")
-    elif value is None and type(None) not in options(hint):
-      raise InputError(f"{path}.{key}=None must be a name or a block")
-    values[key] = value
-  empty = inspect.Parameter.empty
-  missing = [k for k, p in keys.items() if p.default is empty and k not in values]
-  if missing:
-    raise InputError(f"{path} {name!r} needs {', '.join(missing)}")
-  return table[name], values
-
-
-def check(kind: str, block: Any, path: str) -> None:
-  """Checks names, keys and types of a block, to any depth, and builds nothing.
-
-  Raises:
-    InputError: see `build`.
-  """
-  if block is not None:
-    entry, values = _entry(kind, block, path)
-    for key, value in values.items():
-      if is_block(key, entry.keys()[key].annotation):
-        check(key, value, f"{path}.{key}")
-
-
-def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> Any:
-  """Builds what a block stands for.
-
-  Args:
-    kind: a key of TABLES.
-    block: {'name': ..., keys}, a bare name, or None (which stays None).
-    path: of the block in the config, for messages.
-    injected: arguments that do not come from the config, for this block and below.
-
-  Raises:
-    InputError: unknown name or key, missing key, a value of the wrong type, or one
-      that its owner refuses.
-  """
-  path = path or kind
-  if block is None:
-    return None
-  entry, values = _entry(kind, block, path)
-  for key, value in values.items():
-    if is_block(key, entry.keys()[key].annotation):
-      values[key] = build(key, value, f"{path}.{key}", **injected)
-  given = {key: injected[key] for key in entry.injected if key in injected}
-  return entry.make(**values, **given)
-
-
-def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
-  """The names that the block at a dotted path of the config may have, and its own."""
-  head, _, last = path.rpartition(".")
-  kind = "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
-  table = TABLES.get(kind, {})
-  name = block.get("name", kind if len(table) == 1 else None)
-  return table, name if isinstance(name, str) else None
-
-
-def hints(path: str, block: Config) -> dict[str, Any]:
-  """{key: annotation} of the keys that the block at a dotted path may have."""
-  if not path:
-    return {**dict.fromkeys((*BLOCKS, *OPTIONAL, "evaluators"), Any), "seed": int}
-  table, name = _table(path, block)
-  if not table:
-    return dict.fromkeys(block, Any)
-  keys = table[name].keys() if name in table else {}
-  return {"name": str, **{key: p.annotation for key, p in keys.items()}}
-
-
-def unknown_key(path: str, block: Config, key: str) -> InputError:
-  """The error for a key that the block at a dotted path does not have."""
-  table, name = _table(path, block)
-  owner = f"{path} {name!r}" if name in table else path or "the config"
-  error = unknown(f"key (of {owner})", key, hints(path, block))
-  others = [repr(other) for other, entry in table.items() if key in entry.keys()]
-  verb = "has" if len(others) == 1 else "have"
-  return InputError(f"{error}; {' and '.join(others)} {verb} it") if others else error
-
-
-def _tuples(value: Any) -> Any:
-  """JSON has only lists; configs want tuples."""
-  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
-OPTIONAL = ("init_from", "adapter")
-DTYPES = ("bfloat16", "float16", "float32")

@@ -1,0 +1,253 @@
+"""From configs to objects: the only place where names are looked up.
+
+A block of a config is {'name': ..., keyword arguments of what the name stands for}.
+Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built first, to
+any depth; a bare string is short for {'name': string}. Unknown names and keys raise
+`InputError` with the nearest right ones, values are held against the annotations of
+what they are passed to, numbers against their ranges. ConfigDict stops here.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gen_jax import ranges
+from gen_jax.build.tables import TABLES, Entry
+from gen_jax.types import InputError, unknown
+
+Config = Mapping[str, Any]
+BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
+OPTIONAL = ("init_from", "adapter")
+DTYPES = ("bfloat16", "float16", "float32")
+_DEEPEST = 16  # blocks in blocks; a schedule is four deep
+
+
+class UnknownKey(InputError):
+  """A key that a block does not have: `key`, dotted perhaps, and what it was set to."""
+
+  def __init__(self, message: str, key: str, value: Any):
+    super().__init__(message)
+    self.key, self.value = key, value
+
+
+def is_block(key: str, hint: Any) -> bool:
+  """Whether a key stands for a block of its own (Heun's `scale`, not a codec's)."""
+  return key in TABLES and not ranges.is_plain(hint)
+
+
+def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
+  """What a block names, and its keys, checked one level deep."""
+  if isinstance(block, str):
+    block = {"name": block}
+  if not isinstance(block, Mapping):
+    error = f"{path}={ranges.shown(block)} must be a block with a name, or a name"
+    raise InputError(error)
+  if path.count(".") >= _DEEPEST:
+    raise InputError(f"{path:.80} is nested too deeply; {_DEEPEST} blocks are enough")
+  table = TABLES[kind]
+  name = block.get("name", kind if len(table) == 1 else None)
+  if not isinstance(name, str) or name not in table:
+    where = "" if kind == path else f" ({path})"
+    raise unknown(f"{kind}{where}", name, table)
+  keys = table[name].keys()
+  values = {}
+  for key, value in block.items():
+    if key == "name":
+      continue
+    if key not in keys:
+      raise unknown_key(path, block, key, value)
+    hint = keys[key].annotation
+    if key == "dtype" and value not in DTYPES:
+      raise unknown(f"dtype (of {path})", value, DTYPES)
+    if not is_block(key, hint):
+      value = ranges.typed(value, hint, f"{path}.{key}")
+    elif value is None and type(None) not in ranges.options(hint):
+      raise InputError(f"{path}.{key}=None must be a name or a block")
+    values[key] = value
+  empty = inspect.Parameter.empty
+  missing = [k for k, p in keys.items() if p.default is empty and k not in values]
+  if missing:
+    raise InputError(f"{path} {name!r} needs {', '.join(missing)}")
+  return table[name], values
+
+
+def check(kind: str, block: Any, path: str) -> None:
+  """Checks names, keys, types and ranges of a block, to any depth, and builds nothing.
+
+  Raises:
+    InputError: see `build`.
+  """
+  if block is not None:
+    entry, values = _entry(kind, block, path)
+    for key, value in values.items():
+      if is_block(key, entry.keys()[key].annotation):
+        check(key, value, f"{path}.{key}")
+
+
+def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> Any:
+  """Builds what a block stands for.
+
+  Args:
+    kind: a key of TABLES.
+    block: {'name': ..., keys}, a bare name, or None (which stays None).
+    path: of the block in the config, for messages.
+    injected: arguments that do not come from the config, for this block and below.
+
+  Raises:
+    InputError: unknown name or key, missing key, a value of the wrong type or out of
+      its range, or one that its owner refuses.
+  """
+  path = path or kind
+  if block is None:
+    return None
+  entry, values = _entry(kind, block, path)
+  for key, value in values.items():
+    if is_block(key, entry.keys()[key].annotation):
+      values[key] = build(key, value, f"{path}.{key}", **injected)
+  given = {key: injected[key] for key in entry.injected if key in injected}
+  return entry.make(**values, **given)
+
+
+def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
+  """The names that the block at a dotted path of the config may have, and its own."""
+  head, _, last = path.rpartition(".")
+  kind = "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
+  table = TABLES.get(kind, {})
+  name = block.get("name", kind if len(table) == 1 else None)
+  return table, name if isinstance(name, str) else None
+
+
+def hints(path: str, block: Config) -> dict[str, Any]:
+  """{key: annotation} of the keys that the block at a dotted path may have."""
+  if not path:
+    blocks = dict.fromkeys((*BLOCKS, *OPTIONAL, "evaluators"), Any)
+    return {**blocks, "seed": ranges.Seed}
+  table, name = _table(path, block)
+  if not table:
+    return dict.fromkeys(block, Any)
+  keys = table[name].keys() if name in table else {}
+  return {"name": str, **{key: p.annotation for key, p in keys.items()}}
+
+
+def unknown_key(path: str, block: Config, key: str, value: Any = None) -> UnknownKey:
+  """The error for a key that the block at a dotted path does not have."""
+  table, name = _table(path, block)
+  owner = f"{path} {name!r}" if name in table else path or "the config"
+  error = unknown(f"key (of {owner})", key.split(".")[0], hints(path, block))
+  others = [repr(other) for other, entry in table.items() if key in entry.keys()]
+  verb = "has" if len(others) == 1 else "have"
+  note = f"; {' and '.join(others)} {verb} it" if others else ""
+  return UnknownKey(f"{error}{note}", key, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """A key that a config has, or may have.
+
+  Attributes:
+    path: dotted.
+    hint: its annotation.
+    default: `inspect.Parameter.empty` where there is none.
+    value: that the config gives it; the default where it does not.
+    meaning: what the docstring of its owner says of it.
+  """
+
+  path: str
+  hint: Any
+  default: Any
+  value: Any
+  meaning: str = ""
+
+  @property
+  def is_needed(self) -> bool:
+    """Whether a config cannot do without it."""
+    return self.default is inspect.Parameter.empty
+
+  @property
+  def wanted(self) -> str:
+    """Type and range in words, or the names that a block may have."""
+    last = self.path.split(".")[-1]
+    if not is_block(last, self.hint):
+      return ranges.text(self.hint)
+    none = " or None" if type(None) in ranges.options(self.hint) else ""
+    return f"a block: {', '.join(sorted(TABLES[last]))}{none}"
+
+
+def keys(config: Config) -> Iterator[Key]:
+  """Every key of the blocks that a config names, set or not; bad blocks have none."""
+  yield Key("seed", ranges.Seed, inspect.Parameter.empty, config.get("seed"))
+  for name in (*BLOCKS, *OPTIONAL):
+    yield from _keys("dataset" if name == "data" else name, config.get(name), name)
+  named = config.get("evaluators")
+  for name, block in named.items() if isinstance(named, Mapping) else ():
+    yield from _keys("evaluator", block, f"evaluators.{name}")
+
+
+def _keys(kind: str, block: Any, path: str) -> Iterator[Key]:
+  block = {"name": block} if isinstance(block, str) else block
+  if not isinstance(block, Mapping) or path.count(".") >= _DEEPEST:
+    return
+  table = TABLES[kind]
+  entry = table.get(block.get("name", kind if len(table) == 1 else None))
+  for key, p in entry.keys().items() if entry else ():
+    below, value = f"{path}.{key}", block.get(key, p.default)
+    yield Key(below, p.annotation, p.default, value, _meaning(entry.signature, key))
+    if is_block(key, p.annotation):
+      yield from _keys(key, value, below)
+
+
+def _meaning(owner: Any, key: str) -> str:
+  """What a docstring's list of attributes or arguments says of one, in one line."""
+  said: list[str] = []
+  for line in (inspect.getdoc(owner) or "").splitlines():
+    if re.match(rf"  (\w+, )*{key}(, \w+)*: ", line):
+      said = [line.partition(": ")[2]]
+    elif said and not line.startswith("    "):
+      break
+    elif said:
+      said.append(line.strip())
+  return " ".join(said)
+
+
+def places(config: Config, key: str, value: Any = None) -> list[str]:
+  """Paths where a config has, or may have, a key of this name, which may be dotted.
+
+  Where a block has the name and the value is none for a block, what in it takes the
+  value: `learning_rate=1e-3` is `optimizer.learning_rate.peak`.
+  """
+  found = []
+  for one in keys(config):
+    if f".{one.path}".endswith(f".{key}"):
+      last = one.path.split(".")[-1]
+      inner = inside(last, one.value, one.path, value)
+      found += inner if is_block(last, one.hint) and inner else [one.path]
+  return found
+
+
+def inside(kind: str, block: Any, path: str, value: Any) -> list[str]:
+  """Paths of the keys that a block cannot do without and that may be this value."""
+  if isinstance(value, str | Mapping | None) or kind not in TABLES:
+    return []
+  found = []
+  for one in _keys(kind, block, path):
+    if one.is_needed and ranges.is_plain(one.hint):
+      with contextlib.suppress(InputError):
+        ranges.typed(value, one.hint, one.path)
+        found.append(one.path)
+  return found
+
+
+@contextlib.contextmanager
+def pointing(config: Config, prefix: str = "") -> Iterator[None]:
+  """An unknown key's error says where in the config such a key is."""
+  try:
+    yield
+  except UnknownKey as error:
+    first = error.key.split(".")[0]
+    found = places(config, error.key, error.value) or places(config, first)
+    found = [f"{prefix}{path}" for path in found[:3]]
+    hint = f"; or did you mean {' or '.join(found)}?" if found else ""
+    raise InputError(f"{error}{hint}") from None
