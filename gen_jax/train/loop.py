@@ -200,6 +200,25 @@ def _write(sinks: Sequence[writers.Writer], step: int, values: dict) -> None:
     sink.write(step, values)
 
 
+def _monitored(
+  config: Config, values: Mapping[str, object], *, at_start: bool, all_due: bool
+) -> float | None:
+  """What is to be lowest, of an evaluation's values; None where it was not measured.
+
+  Raises:
+    InputError: nobody measures it: asked for by `patience`, or known at the start,
+      where all is due but what waits for the end, whose names are of other families.
+  """
+  numbers = {name for name, value in values.items() if isinstance(value, float)}
+  if config.monitor in numbers:
+    return evaluators.cost(config.monitor, values[config.monitor])
+  families = {name.split("/")[0] for name in numbers}
+  is_known = at_start and (all_due or config.monitor.split("/")[0] in families)
+  if numbers and (config.patience or is_known):
+    raise unknown("metric (train.monitor)", config.monitor, numbers)
+  return None
+
+
 def run(
   state: states.TrainState,
   *,
@@ -247,20 +266,11 @@ def run(
         values.update(evaluator(state.weights, frozen))
     if values:
       write(i, values)
-    numbers = {name for name, value in values.items() if isinstance(value, float)}
-    if config.monitor in numbers:
-      value = evaluators.cost(config.monitor, values[config.monitor])
-      if i == 0:  # what is not trained is not the best of a training
-        return None
-      progress = progress.update(i, value)
-      return value if math.isfinite(value) else None
-    # At step 0 all are due but those that wait for the end, whose names are others.
-    is_late = not all(evaluator.every for evaluator in evals)
-    families = {name.split("/")[0] for name in numbers}
-    is_known = not is_late or config.monitor.split("/")[0] in families
-    if numbers and (config.patience or (i == 0 and is_known)):
-      raise unknown("metric (train.monitor)", config.monitor, numbers)
-    return None
+    value = _monitored(config, values, at_start=i == 0, all_due=len(some) == len(evals))
+    if value is None or i == 0:  # what is not trained is not the best of a training
+      return None
+    progress = progress.update(i, value)
+    return value if math.isfinite(value) else None
 
   def save(i, value=None):
     nonlocal saved_at

@@ -662,7 +662,7 @@ def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
     ("--guidance_rescale 2", ["guidance_rescale=2.0 must be in [0, 1]"]),
     ("--guidance_interval 0.5", ["guidance_interval=(0.5,)", "a tuple of 2"]),
     ("--guidance_interval 0.5,0.2", ["guidance_interval=0.5,0.2", "rising times"]),
-    ("--grid {'name':'leading','first':1.5}", ["times that do not fall"]),
+    ("--grid {'name':'leading','first':1.5}", ["grid.first=1.5 must be in (0, 1]"]),
   ],
 )
 def test_sampling_pictures(refuse, image_workdir, flags, says):
