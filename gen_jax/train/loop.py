@@ -219,6 +219,14 @@ def _monitored(
   return None
 
 
+def _reason(told: bool, config: Config, progress: checkpoint.Progress) -> str:
+  """Why training ends before this step; 'finished': it does not, or for its length."""
+  if told:
+    return "interrupted"
+  is_out = config.patience and progress.evals_since_best >= config.patience
+  return "patience" if is_out else "finished"
+
+
 def run(
   state: states.TrainState,
   *,
@@ -305,10 +313,7 @@ def run(
           improved = value is not None and progress.best_step == i
           if improved or i % config.save_every == 0:
             save(i, value)
-        if interrupted(i):
-          reason = "interrupted"
-        elif config.patience and progress.evals_since_best >= config.patience:
-          reason = "patience"
+        reason = _reason(interrupted(i), config, progress)
         if reason != "finished":
           break
         with _compiling(window, state, rescued) if i == first else free:
