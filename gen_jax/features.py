@@ -113,7 +113,7 @@ def _network(name: str, rows, weights: str) -> Features:
       out.append(np.asarray(run(tensors, filled))[: len(some)])
     return np.concatenate(out)
 
-  digest = hashlib.sha256(file.read_bytes()).hexdigest()
+  digest = files.sha256(file)
   return Features(name, digest, in_batches)
 
 

@@ -8,11 +8,12 @@ import types as python_types
 import hypothesis
 import pytest
 from hypothesis import strategies
+from PIL import Image
 
-from gen_jax import files, scoring
+from gen_jax import build, features, files, ranges, scoring
 from gen_jax.cli import config_args, evaluate_pictures, export, report, trained, workdir
 from gen_jax.data import cache, conversations, edits, latents, sources, tokenizers
-from gen_jax.train import writers
+from gen_jax.train import init_from, writers
 from gen_jax.types import InputError
 
 MARK = b"\xef\xbb\xbf"
@@ -115,10 +116,7 @@ READERS = {
     lambda p: latents.read_statistics(p.parent),
     {"mean": [0.5], "std": [1.5], "sha256": "a" * 64},
   ),
-  "against.json": (
-    lambda p: evaluate_pictures._read(str(p)),
-    {"fid": 1.5, "protocol": {"num": 3}},
-  ),
+  "against.json": (evaluate_pictures._read, {"fid": 1.5, "protocol": {"num": 3}}),
   "evaluation.json": (_page, {"fid": 1.5, "protocol": {"num": 3}}),
   "samples/text.jsonl": (_page, [{"prompt": "a", "text": "b"}]),
   "samples/prompts.json": (_page, {"prompts": ["a", "b"], "seed": 3}),
@@ -231,3 +229,56 @@ def test_what_is_damaged_is_refused_in_one_line_or_read(name, place, capsys):
       else contextlib.nullcontext()
     ):
       read(path)
+
+
+_ADDRESS = "gs://bucket/x"
+_PATHS = set(
+  "pattern path directory prior_directory data_dir dataset source target".split()
+)
+_NOT_PATHS = set(
+  "field image_field caption_field template train_split validation_split prompt"
+  " prior_prompt table before instruction after image_key caption_key".split()
+)
+_READS = ("documents", "conversations", "examples", "edits", "codes")
+
+
+@pytest.mark.parametrize("name", build.TABLES["source"])
+def test_every_path_of_a_source_is_refused_if_it_is_an_address(name, tmp_path):
+  keys = build.TABLES["source"][name].keys()
+  texts = {k: p for k, p in keys.items() if str in ranges.options(p.annotation)}
+  assert not texts.keys() - _PATHS - _NOT_PATHS, "are these paths?"
+  file, image = tmp_path / "a.txt", tmp_path / "a.png"
+  file.write_text("a\n")
+  Image.new("RGB", (8, 8)).save(image)
+  for bad in texts.keys() & _PATHS:
+    needed = [k for k, p in texts.items() if p.default is p.empty]
+    block = {k: str(tmp_path if "directory" in k else file) for k in needed}
+    block[bad] = _ADDRESS
+    if bad == "prior_directory":
+      block["prior_prompt"] = "x"
+    source = build.build("source", {"name": name, **block})
+    read = next(getattr(source, n) for n in _READS if hasattr(source, n))
+    with pytest.raises(InputError, match=f"'{_ADDRESS}' is an address"):
+      list(read("train"))
+
+
+@pytest.mark.parametrize(
+  "read",
+  [
+    lambda: tokenizers.from_file([], _ADDRESS),
+    lambda: init_from.InitFrom(_ADDRESS).directory,
+    lambda: features.inception(_ADDRESS),
+    lambda: features.efficientnet_lite0(_ADDRESS),
+  ],
+)
+def test_other_paths_of_a_config_are_refused_as_well(read):
+  with pytest.raises(InputError, match=f"'{_ADDRESS}' is an address"):
+    read()
+
+
+@pytest.mark.parametrize("name", ["GEN_JAX_CACHE", "XDG_CACHE_HOME"])
+def test_the_cache_is_no_address(name, monkeypatch):
+  monkeypatch.delenv("GEN_JAX_CACHE", raising=False)
+  monkeypatch.setenv(name, _ADDRESS)
+  with pytest.raises(InputError, match=f"{name} '{_ADDRESS}' is an address"):
+    cache._home()

@@ -45,7 +45,7 @@ def module(path: str) -> types.ModuleType:
   Raises:
     InputError: no such file.
   """
-  file = pathlib.Path(path).absolute()
+  file = files.path(path, "--config").absolute()
   if not file.is_file():
     known = map(str, pathlib.Path("configs").glob("*/*.py"))
     raise unknown("config file", path, (f for f in known if "__" not in f))
@@ -68,7 +68,7 @@ def load(spec: str) -> dict[str, Any]:
   Raises:
     InputError: no such file, not a config, or an argument it refuses.
   """
-  path, _, arg = spec.partition(":")
+  path, _, arg = (spec, "", "") if "://" in spec else spec.partition(":")
   try:
     loaded = module(path)
     if not hasattr(loaded, "get_config"):
@@ -79,7 +79,7 @@ def load(spec: str) -> dict[str, Any]:
   except Exception as error:  # a config is a program: anything can happen in it
     if type(error) is ValueError:  # it refuses its argument
       raise InputError(f"config {spec}: {error}") from None
-    file = str(pathlib.Path(path).absolute())
+    file = str(files.path(path, "--config").absolute())
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f", line {lines[-1]}" if lines else ""

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from gen_jax import files, prompting, repainting, sheets
-from gen_jax.cli import config_args, sample, trained, workdir
+from gen_jax.cli import config_args, flags, sample, trained, workdir
 from gen_jax.data import images
 from gen_jax.types import InputError
 
@@ -18,7 +18,9 @@ IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the pi
 def add_arguments(parser) -> None:
   """See `gen-jax edit --help`."""
   trained.add_arguments(parser)
-  parser.add_argument("--image", required=True, metavar="FILE", help="what to edit")
+  parser.add_argument(
+    "--image", action=flags.Path, required=True, metavar="FILE", help="what to edit"
+  )
   parser.add_argument("--prompt", help="what to draw; default what --invert says")
   parser.add_argument(
     "--invert",
@@ -40,16 +42,24 @@ def add_arguments(parser) -> None:
     " --invert or for a model of instructions",
   )
   parser.add_argument(
-    "--mask", metavar="FILE", help="white, or a transparent hole, changes; black stays"
+    "--mask",
+    action=flags.Path,
+    metavar="FILE",
+    help="white, or a transparent hole, changes; black stays",
   )
   parser.add_argument(
     "--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw"
   )
   parser.add_argument("--num", type=int, default=1, help="how many, each by its seed")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", help="folder to write to; default WORKDIR/edits")
   parser.add_argument(
-    "--autoencoder", metavar="DIR", help="another one for the same latents"
+    "--out", action=flags.Path, help="folder to write to; default WORKDIR/edits"
+  )
+  parser.add_argument(
+    "--autoencoder",
+    action=flags.Path,
+    metavar="DIR",
+    help="another one for the same latents",
   )
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
@@ -65,7 +75,7 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Checks everything, draws, and only then writes."""
   trained.check_draws(args)
-  directory = pathlib.Path(args.workdir)
+  directory = args.workdir
   config = workdir.read_config(directory, args.overrides)
   given = {f"sampling.{n}": getattr(args, n) for n in (*IMAGE, "image_guidance_scale")}
   if config["task"]["name"] != "diffusion":
@@ -79,7 +89,7 @@ def run(args) -> dict:
   prompt = (args.invert or "") if args.prompt is None else args.prompt
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
   if args.autoencoder:
-    opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
+    opened = trained.with_autoencoder(opened, args.autoencoder)
   sample.check_idle(args, opened.experiment)
   task = opened.experiment.task
   if task.condition and task.condition.reads == "image" and not is_partial:
@@ -109,10 +119,10 @@ def run(args) -> dict:
 
   how = {
     **opened.experiment.config["sampling"],
-    "image": args.image,
-    "image_sha256": files.sha256(files.path(args.image, "--image")),
-    "mask": args.mask,
-    "mask_sha256": args.mask and files.sha256(files.path(args.mask, "--mask")),
+    "image": str(args.image),
+    "image_sha256": files.sha256(args.image),
+    "mask": args.mask and str(args.mask),
+    "mask_sha256": args.mask and files.sha256(args.mask),
     "outpaint": args.outpaint,
     "strength": strength,
     "invert": args.invert,
@@ -156,11 +166,11 @@ def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
   Raises:
     InputError: files that cannot be read, of two sizes, or nothing is to be drawn.
   """
-  picture = images.open_image(files.path(args.image, "--image"))
+  picture = images.open_image(args.image)
   picture = images.in_channels(picture, channels)
   change = np.ones(picture.shape[:2], np.bool_)
   if args.mask:
-    change = images.open_mask(files.path(args.mask, "--mask"))
+    change = images.open_mask(args.mask)
     (height, width), (rows, columns) = picture.shape[:2], change.shape
     if (height, width) != (rows, columns):
       raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from gen_jax import experiment as experiments
 from gen_jax import files, progress, tree
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.cli import config_args, flags, trained, workdir
 from gen_jax.data import latents, pipeline
 from gen_jax.tasks import autoencoder
 from gen_jax.types import InputError
@@ -23,7 +23,10 @@ def add_arguments(parser) -> None:
   """See `gen-jax encode --help`."""
   trained.add_arguments(parser)
   parser.add_argument(
-    "--to", metavar="DIR", help="new folder for the codes of all data"
+    "--to",
+    action=flags.Path,
+    metavar="DIR",
+    help="new folder for the codes of all data",
   )
   parser.add_argument(
     "--flip", action="store_true", help="encode each image mirrored as well"
@@ -38,7 +41,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Measures, and with --to writes the codes; given again, it goes on where it was."""
-  directory = files.path(args.workdir, "--workdir")
+  directory = args.workdir
   for key, _ in args.overrides:
     if key.split(".")[0] not in ("data", "mesh"):
       raise InputError(
@@ -46,7 +49,7 @@ def run(args) -> dict:
         " mesh"
       )
   config = config_args.apply(workdir.read_config(directory), args.overrides)
-  target = files.path(args.to, "--to") if args.to else None
+  target = args.to
   if target and target.exists():
     raise InputError(f"--to {target} is there already; take another folder")
   experiment = experiments.make(config, None)
@@ -87,7 +90,7 @@ def run(args) -> dict:
     f" {opened.step}: {directory / latents.NAME}"
     + (f"; codes in {target}" if target else "")
   )
-  return {"workdir": str(directory), "to": args.to, **notes}
+  return {"workdir": str(directory), "to": target and str(target), **notes}
 
 
 def _pieces(

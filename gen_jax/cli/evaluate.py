@@ -10,7 +10,7 @@ import jax
 
 import gen_jax
 from gen_jax import files, scoring
-from gen_jax.cli import config_args, evaluate_pictures, hosts, trained, workdir
+from gen_jax.cli import config_args, evaluate_pictures, flags, hosts, trained, workdir
 from gen_jax.types import InputError
 
 
@@ -22,7 +22,9 @@ def add_arguments(parser) -> None:
     "language models, on other data (instead of the config's evaluators)"
   )
   group.add_argument(
-    "--text", help="file, or glob in quotes: perplexity and bits per byte"
+    "--text",
+    action=flags.Path,
+    help="file, or glob in quotes: perplexity and bits per byte",
   )
   group.add_argument(
     "--stride",
@@ -30,7 +32,9 @@ def add_arguments(parser) -> None:
     help="new tokens per window of --text; default half the model's context",
   )
   group.add_argument(
-    "--choices", help="JSONL of context, choices, label: accuracy by log-likelihood"
+    "--choices",
+    action=flags.Path,
+    help="JSONL of context, choices, label: accuracy by log-likelihood",
   )
   evaluate_pictures.add_arguments(parser)
   parser.add_argument(
@@ -43,7 +47,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
-  directory = files.path(args.workdir, "--workdir")
+  directory = args.workdir
   is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
   given = [n for n in ("text", "stride", "choices") if is_given(n)]
   is_pictures = args.baseline or any(map(is_given, evaluate_pictures.FLAGS))
@@ -111,12 +115,12 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
   scoring.windows([], context, stride)  # refuses a stride that cannot be
   texts = questions = None
   if args.text is not None:
-    text_files = files.matching(args.text)
+    text_files = files.matching(str(args.text))
     texts = list(map(files.read, text_files))
     if not any(texts):
       raise InputError(f"--text {args.text} is empty; give a file with text")
   if args.choices is not None:
-    jsonl_files = files.matching(args.choices)
+    jsonl_files = files.matching(str(args.choices))
     questions = [
       question
       for path in jsonl_files

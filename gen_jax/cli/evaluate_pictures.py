@@ -14,7 +14,7 @@ import numpy as np
 import gen_jax
 from gen_jax import build, fidelity, files, pictures, progress, sheets
 from gen_jax import experiment as experiments
-from gen_jax.cli import trained
+from gen_jax.cli import flags, trained
 from gen_jax.data import folders, images, sources
 from gen_jax.types import InputError, unknown
 
@@ -26,6 +26,7 @@ FLAGS = {
   "split": "train (default), or validation (default of an autoencoder)",
   "against": "another evaluation.json; refused under another protocol",
 }
+_PATHS = ("folder", "feature_weights", "against")
 _SHOWN = 8  # pictures on the sheet of nearest neighbours
 
 
@@ -35,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "pictures, beside real ones (instead of the config's evaluators)"
   )
   for name, meaning in FLAGS.items():
-    kind = int if name == "pictures" else str
-    group.add_argument(f"--{name}", type=kind, help=meaning)
+    how = {"action": flags.Path} if name in _PATHS else {}
+    how |= {"type": int} if name == "pictures" else {}
+    group.add_argument(f"--{name}", help=meaning, **how)
   group.add_argument("--seed", type=int, default=0, help="of --pictures")
   group.add_argument(
     "--baseline", action="store_true", help="also figures of random latents, decoded"
@@ -57,12 +59,12 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
     raise unknown("--split", split, ("train", "validation"))
   block = {"name": args.features or "pixels"}
   if args.feature_weights:
-    block["weights"] = args.feature_weights
+    block["weights"] = str(args.feature_weights)
   features = build.build("features", block, "--features")
   other = _read(args.against) if args.against else {"protocol": {}}
   if args.folder:
     opened, experiment = None, experiments.make(config, None)
-    start = {"folder": args.folder}
+    start = {"folder": str(args.folder)}
   else:
     opened = trained.open_pictures(directory, config, args)
     experiment, start = opened.experiment, {"step": opened.step}
@@ -126,7 +128,7 @@ def _again(args, opened, gallery):
 def _in_folder(args, opened, gallery):
   """All images of a folder but the sheets that commands add."""
   del opened
-  found = folders.images_in(args.folder, "--folder")
+  found = folders.images_in(str(args.folder), "--folder")
   own = [path for path in found if path.name not in folders.SHEETS]
   if len(own) < 2:
     raise InputError(f"--folder {args.folder} needs two pictures at least")
@@ -175,9 +177,9 @@ def _pairs(made, features, gallery, num: int) -> dict[str, float]:
   return {**{name: float(np.mean(v)) for name, v in values.items()}, **found}
 
 
-def _read(path: str) -> dict:
+def _read(path: pathlib.Path) -> dict:
   try:
-    found = files.read_json(files.path(path, "--against"))
+    found = files.read_json(path)
     if not isinstance(found.get("protocol"), dict):
       raise InputError("it has no protocol")
   except InputError as error:
@@ -189,7 +191,7 @@ def _read(path: str) -> dict:
   return {n: v for n, v in found.items() if n == "protocol" or is_number(v)}
 
 
-def _check_protocol(here: dict, there: dict, path: str) -> None:
+def _check_protocol(here: dict, there: dict, path: pathlib.Path | None) -> None:
   """What one side alone has (a folder has no sampler) does not count."""
   differ = [
     f"{key} ({there[key]!r} there, {here[key]!r} here)"

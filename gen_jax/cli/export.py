@@ -12,7 +12,7 @@ import numpy as np
 
 from gen_jax import build, files, tree
 from gen_jax import experiment as experiments
-from gen_jax.cli import trained, workdir
+from gen_jax.cli import flags, trained, workdir
 from gen_jax.convert import (
   architectures,
   diffusers,
@@ -34,6 +34,7 @@ def add_arguments(parser) -> None:
   trained.add_arguments(parser)
   parser.add_argument(
     "--to",
+    action=flags.Path,
     required=True,
     metavar="DIR",
     help="new folder; FILE.safetensors: Stable Diffusion 1 by its original names",
@@ -47,10 +48,10 @@ def run(args) -> dict:
   """Writes the folder, whole or not at all."""
   if args.dtype not in _DTYPES:
     raise unknown("--dtype", args.dtype, _DTYPES)
-  target = pathlib.Path(args.to)
+  target = args.to
   if target.exists():
     raise InputError(f"--to {target} is there already; take another folder")
-  directory = pathlib.Path(args.workdir)
+  directory = args.workdir
   config = workdir.read_config(directory, args.overrides)
   experiment = experiments.make(config, None)
   if isinstance(experiment.task, diffusion.Diffusion):

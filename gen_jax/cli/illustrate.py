@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +41,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Draws everything that the model has."""
-  directory = pathlib.Path(args.workdir)
+  directory = args.workdir
   data = [o for o in args.overrides if o[0].startswith("data.")]  # what it is shown
   own = [o for o in args.overrides if o not in data]
   config = config_args.apply(workdir.read_config(directory, own), data)

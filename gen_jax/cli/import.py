@@ -11,7 +11,7 @@ import optax
 
 from gen_jax import experiment as experiments
 from gen_jax import files, tree
-from gen_jax.cli import config_args, lease, trained, workdir
+from gen_jax.cli import config_args, flags, lease, trained, workdir
 from gen_jax.convert import (
   architectures,
   diffusers,
@@ -34,11 +34,13 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--from", required=True, metavar="DIR_OR_ID", help="a folder, or org/name of a hub"
   )
-  parser.add_argument("--workdir", required=True, help="new folder to write")
+  parser.add_argument(
+    "--workdir", action=flags.Path, required=True, help="new folder to write"
+  )
   parser.add_argument("--revision", help="of the hub's model; default: the newest")
   parser.add_argument(
     "--lora",
-    action="append",
+    action=flags.Paths,
     default=[],
     metavar="FILE",
     help="of Stable Diffusion: added to its weights; may be repeated",
@@ -51,7 +53,10 @@ def add_arguments(parser) -> None:
     help="of each --lora; default 1, 0 is without",
   )
   parser.add_argument(
-    "--text", metavar="FILES", help="to evaluate on; default: Python's reference"
+    "--text",
+    action=flags.Path,
+    metavar="FILES",
+    help="to evaluate on; default: Python's reference",
   )
   parser.add_argument(
     "--scan_layers", action="store_true", help="stacked layers: compiles faster"
@@ -70,7 +75,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Checks everything, reads the weights, and only then writes."""
-  directory = pathlib.Path(args.workdir)
+  directory = args.workdir
   is_free = directory.is_dir() and {p.name for p in directory.iterdir()} <= {lease.NAME}
   if directory.exists() and not is_free:
     raise InputError(f"--workdir {directory} is not empty; take another one")
@@ -200,8 +205,7 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
 def _loras(args) -> dict[pathlib.Path, float]:
   """The scale of each file of --lora."""
-  paths = [files.path(file, "--lora") for file in args.lora]
-  scales = args.lora_scale or [1.0] * len(paths)
+  paths, scales = args.lora, args.lora_scale or [1.0] * len(args.lora)
   if not all(abs(scale) < 1e6 for scale in scales):  # NaN as well
     raise InputError(f"--lora_scale {scales} must be finite numbers, about 1")
   if len(scales) != len(paths) or len(set(paths)) < len(paths):
@@ -291,10 +295,10 @@ def _tokenizer(folder: pathlib.Path, vocab_size: int, is_padded: bool) -> list[s
 
 
 def _config(
-  block: dict[str, Any], directory: pathlib.Path, text: str | None
+  block: dict[str, Any], directory: pathlib.Path, text: pathlib.Path | None
 ) -> dict[str, Any]:
   """An experiment around an imported model."""
-  source = {"name": "files", "pattern": text} if text else {"name": "pydoc"}
+  source = {"name": "files", "pattern": str(text)} if text else {"name": "pydoc"}
   return {
     "seed": 0,
     "task": {"name": "language_model", "model": block},

@@ -6,14 +6,16 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import plan, sheets, tree
-from gen_jax.cli import batches, config_args, trained, workdir
+from gen_jax.cli import batches, config_args, flags, trained, workdir
 from gen_jax.train import checkpoint
 from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax inspect --help`."""
-  parser.add_argument("--workdir", required=True, help="folder of a training run")
+  parser.add_argument(
+    "--workdir", action=flags.Path, required=True, help="folder of a training run"
+  )
   parser.add_argument(
     "--checkpoint", default="latest", help="latest (default), best, or a step"
   )
@@ -24,7 +26,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
-  directory = pathlib.Path(args.workdir)
+  directory = args.workdir
   config = workdir.read_config(directory, args.overrides)
   if args.step is not None:
     return _batch(directory, config, args.step)

@@ -10,7 +10,7 @@ import jax
 from gen_jax import chips, plan
 from gen_jax import experiment as experiments
 from gen_jax.chips import GIB
-from gen_jax.cli import config_args
+from gen_jax.cli import config_args, flags
 from gen_jax.types import InputError
 
 ASSUMED = (
@@ -37,7 +37,9 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--limit", type=int, default=12, help="programs that --search compiles (12)"
   )
-  parser.add_argument("--picture", metavar="PNG", help="where --search draws its plans")
+  parser.add_argument(
+    "--picture", action=flags.Path, metavar="PNG", help="where --search draws its plans"
+  )
   parser.add_argument("--compare", metavar="FILE[:ARG]", help="a second config beside")
   parser.add_argument("--price", type=float, help="USD for a chip-hour")
   budget = parser.add_mutually_exclusive_group()
@@ -222,7 +224,7 @@ def _search(config: dict, topology: chips.Topology, args) -> dict:
   for i, row in enumerate(rows, 1):
     print(f"{i:>4} {row['name']}")
   if args.picture and rows:
-    _draw(rows, pathlib.Path(args.picture), topology)
+    _draw(rows, args.picture, topology)
   return {"tried": tried, "of": len(arms), "plans": rows, "refused": refused}
 
 

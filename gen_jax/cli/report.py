@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from gen_jax import files
-from gen_jax.cli import workdir
+from gen_jax.cli import flags, workdir
 from gen_jax.train import writers
 from gen_jax.types import InputError
 
@@ -30,28 +30,31 @@ pre { white-space: pre-wrap; background: #f6f6f6;
 def add_arguments(parser) -> None:
   """See `gen-jax report --help`."""
   parser.add_argument(
-    "--workdir", action="append", required=True, help="may be repeated"
+    "--workdir", action=flags.Paths, required=True, help="may be repeated"
   )
-  parser.add_argument("--out", help="default: report.html in the first workdir")
+  parser.add_argument(
+    "--out", action=flags.Path, help="default: report.html in the first workdir"
+  )
   parser.add_argument("--title", default="gen_jax")
   parser.add_argument(
-    "--summary", help="a JSON file of numbers to put at the top of the page"
+    "--summary",
+    action=flags.Path,
+    help="a JSON file of numbers to put at the top of the page",
   )
 
 
 def run(args) -> dict:
   """Writes the page and prints its path."""
-  workdirs = [files.path(w, "--workdir") for w in args.workdir]
   parts = [f"<h1>{html.escape(args.title)}</h1>"]
   if args.summary:
-    summary = files.read_json(files.path(args.summary, "--summary"))
+    summary = files.read_json(args.summary)
     parts.append(_table(_flat(summary)))
-  parts += [_section(w, workdir.read_config(w)) for w in workdirs]
+  parts += [_section(w, workdir.read_config(w)) for w in args.workdir]
   page = (
     f'<!doctype html><html lang="en"><meta charset="utf-8"><title>'
     f"{html.escape(args.title)}</title><style>{_STYLE}</style>{''.join(parts)}</html>"
   )
-  out = files.path(args.out, "--out") if args.out else workdirs[0] / "report.html"
+  out = args.out or args.workdir[0] / "report.html"
   out.parent.mkdir(parents=True, exist_ok=True)
   files.write(out, page)
   print(out)

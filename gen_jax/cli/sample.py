@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from gen_jax import files, progress, prompting, repainting, sheets, signals
-from gen_jax.cli import config_args, hosts, trained, workdir
+from gen_jax.cli import config_args, flags, hosts, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import generate
 from gen_jax.tasks import diffusion
@@ -43,7 +43,9 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--seed", type=int, default=0, help="sample i depends on (seed, i)"
   )
-  parser.add_argument("--out", help="folder to write to; default WORKDIR/samples")
+  parser.add_argument(
+    "--out", action=flags.Path, help="folder to write to; default WORKDIR/samples"
+  )
   group = parser.add_argument_group("text alone")
   for name, meaning in SWITCHES.items():
     group.add_argument(f"--{name}", action="store_true", help=meaning)
@@ -55,7 +57,10 @@ def add_arguments(parser) -> None:
     help="pictures: N of them from the first --prompt to the second",
   )
   parser.add_argument(
-    "--autoencoder", metavar="DIR", help="pictures: another one for the same latents"
+    "--autoencoder",
+    action=flags.Path,
+    metavar="DIR",
+    help="images: another one for the same latents",
   )
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
@@ -72,7 +77,7 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Draws samples and says where they are."""
   trained.check_draws(args)
-  directory = pathlib.Path(args.workdir)
+  directory = args.workdir
   config = workdir.read_config(directory, args.overrides)
   is_text = config["task"]["name"] == "language_model"
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
@@ -128,7 +133,7 @@ def _draw(args, directory: pathlib.Path, config: dict) -> dict:
   if args.interactive:
     return _talk(args, opened)
   if args.autoencoder:
-    opened = trained.with_autoencoder(opened, pathlib.Path(args.autoencoder))
+    opened = trained.with_autoencoder(opened, args.autoencoder)
   draw = _text if config["task"]["name"] == "language_model" else _pictures
   with workdir.out_folder(args.out, directory / "samples") as folder:
     result = draw(args, opened, args.prompt or [""], folder)

@@ -9,7 +9,7 @@ import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import flops, memory, plan, sharding, sheets, tree
-from gen_jax.cli import batches, config_args, hosts, lease, trained, workdir
+from gen_jax.cli import batches, config_args, flags, hosts, lease, trained, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -19,7 +19,9 @@ from gen_jax.types import InputError
 def add_arguments(parser) -> None:
   """See `gen-jax train --help`."""
   parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
-  parser.add_argument("--workdir", help="where everything goes; the same one resumes")
+  parser.add_argument(
+    "--workdir", action=flags.Path, help="where all goes; the same one resumes"
+  )
   parser.add_argument(
     "--dry_run",
     action="store_true",
@@ -43,7 +45,7 @@ def run(args) -> dict:
   """Trains, resumes, or only says what would be done."""
   if not (args.workdir or args.dry_run or args.keys):
     raise InputError("--workdir is needed (or --dry_run, or --keys)")
-  directory = pathlib.Path(args.workdir) if args.workdir else None
+  directory = args.workdir
   config = config_args.load(args.config)
   config = workdir.inherit_task(config, args.overrides, directory)
   config = config_args.apply(config, args.overrides)

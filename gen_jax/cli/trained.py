@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
 from gen_jax import files, tree
+from gen_jax.cli import flags
 from gen_jax.cli import workdir as workdirs
 from gen_jax.data import latents
 from gen_jax.train import checkpoint, init_from
@@ -161,7 +162,9 @@ def open_state(
 
 def add_arguments(parser) -> None:
   """Flags of every command that opens a trained model."""
-  parser.add_argument("--workdir", required=True, help="folder of a training run")
+  parser.add_argument(
+    "--workdir", action=flags.Path, required=True, help="folder of a training run"
+  )
   parser.add_argument(
     "--checkpoint",
     default="best",

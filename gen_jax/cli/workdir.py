@@ -233,7 +233,9 @@ def _noted(workdir: pathlib.Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def out_folder(given: str | None, usual: pathlib.Path) -> Iterator[pathlib.Path]:
+def out_folder(
+  given: pathlib.Path | None, usual: pathlib.Path
+) -> Iterator[pathlib.Path]:
   """Yields the folder that --out names, or the usual one.
 
   It is there in the body, and gone again if the body fails and has left nothing in it.
@@ -241,7 +243,7 @@ def out_folder(given: str | None, usual: pathlib.Path) -> Iterator[pathlib.Path]
   Raises:
     InputError: it cannot be written to.
   """
-  folder = files.path(given, "--out") if given else usual
+  folder = given or usual
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:

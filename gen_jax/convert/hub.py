@@ -6,6 +6,7 @@ import re
 
 import huggingface_hub
 
+from gen_jax import files
 from gen_jax.convert import safetensors
 from gen_jax.types import InputError
 
@@ -70,7 +71,7 @@ def locate(name: str, revision: str | None = None) -> Source:
   Raises:
     InputError: neither, or the hub does not give it.
   """
-  folder = pathlib.Path(name).expanduser()
+  folder = files.path(name, "--from")
   if folder.is_dir():
     if revision is not None:
       raise InputError(

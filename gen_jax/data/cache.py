@@ -157,9 +157,10 @@ def _watched(chunks: Iterable[Stream]) -> Iterator[Stream]:
 
 
 def _home() -> pathlib.Path:
-  own = os.environ.get("GEN_JAX_CACHE")
+  if own := os.environ.get("GEN_JAX_CACHE"):
+    return files.path(own, "GEN_JAX_CACHE") / "tokens"
   shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(own or f"{shared}/gen_jax").expanduser() / "tokens"
+  return files.path(shared, "XDG_CACHE_HOME") / "gen_jax" / "tokens"
 
 
 def key(

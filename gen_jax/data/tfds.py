@@ -16,6 +16,11 @@ from gen_jax.types import InputError, unknown
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
+def home(data_dir: str | None) -> str | None:
+  """The folder of prepared data sets that a source names; None is TFDS's own."""
+  return data_dir and str(files.path(data_dir, "data.source.data_dir"))
+
+
 def builder(dataset: str, data_dir: str | None):
   """A data set by directory or by name, prepared.
 
@@ -25,6 +30,7 @@ def builder(dataset: str, data_dir: str | None):
   import tensorflow_datasets as tfds  # imported here: most runs do not need it
 
   directory = files.path(dataset, "data.source.dataset")
+  data_dir = home(data_dir)
   is_there = directory.is_dir()
   for folder in [directory] if is_there else _homes(dataset, data_dir):
     for path in sorted(

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from gen_jax.data import sources
+from gen_jax.data import sources, tfds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Digits:
     from gen_jax.data.digits import digits_dataset_builder
 
     builder = digits_dataset_builder.Builder(
-      data_dir=self.data_dir, file_format="array_record"
+      data_dir=tfds.home(self.data_dir), file_format="array_record"
     )
     builder.download_and_prepare()
     source = builder.as_data_source("train" if split == "train" else "test")

@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from gen_jax import files
 from gen_jax.data import images
 from gen_jax.types import InputError
 
@@ -73,7 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def __init__(self, *, directory: str, **kwargs):
-    self.found = packages(pathlib.Path(directory).expanduser())
+    self.found = packages(files.path(directory, "data.source.directory"))
     name = "_".join(version for _, version in self.found.values())
     config = tfds.core.BuilderConfig(name=name, version=self.VERSION)
     super().__init__(config=config, **kwargs)

@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from gen_jax import files
-from gen_jax.data import sources
+from gen_jax.data import sources, tfds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +25,10 @@ class Emoji:
   def examples(self, split: str) -> Sequence[sources.Example]:
     from gen_jax.data.emoji import emoji_dataset_builder as emoji
 
-    directory = str(files.path(self.directory, "data.source.directory"))
     builder = emoji.Builder(
-      directory=directory, data_dir=self.data_dir, file_format="array_record"
+      directory=self.directory,
+      data_dir=tfds.home(self.data_dir),
+      file_format="array_record",
     )
     builder.download_and_prepare()
     parts = [builder.as_data_source(split)]

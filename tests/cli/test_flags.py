@@ -1,0 +1,72 @@
+"""Every flag that names a file or folder is read by `files.path`."""
+
+import argparse
+import pathlib
+
+import pytest
+
+from gen_jax import types
+from gen_jax.cli import config_args, flags, main
+from gen_jax.convert import hub
+
+ADDRESS = "gs://bucket/x"
+NOT_PATHS = set(
+  "checkpoint weights coordinator prompt negative interpolate max_tokens temperature"
+  " top_k top_p min_p repetition_penalty order stop sampler grid num_steps"
+  " guidance_scale guidance_interval guidance_rescale size tile topology invert"
+  " outpaint samplers image_guidance_scale features split revision dtype title".split()
+)
+OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
+ELSEWHERE = {"config", "compare", "from"}  # a path and more; see below
+
+
+def _flags(command: str) -> dict[str, argparse.Action]:
+  _, parsers = main._parser()
+  main._add_arguments(command, parsers[command])
+  return {a.dest: a for a in parsers[command]._actions if a.option_strings}
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_every_path_expands_the_home_and_refuses_an_address(command):
+  others = NOT_PATHS | ELSEWHERE | (OF_THE_HOSTS if command == "launch" else set())
+  for name, action in _flags(command).items():
+    if not isinstance(action, flags.Path | flags.Paths):
+      is_text = action.nargs != 0 and action.type in (None, str)
+      assert not is_text or name in others, f"is --{name} a path?"
+      continue
+    place, option = argparse.Namespace(**{name: None}), f"--{name}"
+    action(None, place, "~/x", option)
+    home = pathlib.Path.home() / "x"
+    assert getattr(place, name) == ([home] if type(action) is flags.Paths else home)
+    with pytest.raises(types.InputError, match=f"{option} '{ADDRESS}' is an address"):
+      action(None, place, ADDRESS, option)
+
+
+def test_a_repeated_path_does_not_change_the_default():
+  action = flags.Paths(["--x"], "x", default=[])
+  place = argparse.Namespace(x=action.default)
+  for name in ("a", "b"):
+    action(None, place, name, "--x")
+  assert place.x == [pathlib.Path("a"), pathlib.Path("b")]
+  assert action.default == []
+
+
+@pytest.mark.parametrize(
+  "read, flag", [(config_args.load, "--config"), (hub.locate, "--from")]
+)
+def test_what_is_a_path_and_more_is_held_to_the_same(read, flag):
+  with pytest.raises(types.InputError, match=f"{flag} '{ADDRESS}' is an address"):
+    read(ADDRESS)
+
+
+def test_a_config_is_found_in_the_home(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  text = "import ml_collections\nget_config = lambda arg: ml_collections.ConfigDict()\n"
+  (tmp_path / "c.py").write_text(text)
+  assert config_args.load("~/c.py") == {}
+
+
+def test_the_command_says_it_in_one_line(refuse):
+  for command in ("inspect", "sample", "train"):
+    words = ("--config", "configs/lm/pydoc.py") if command == "train" else ()
+    refuse(command, *words, f"--workdir={ADDRESS}", says=["--workdir", "is an address"])
