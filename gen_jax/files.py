@@ -269,10 +269,15 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file, whole or not at all."""
+  with replacing(path) as partial:
+    partial.write_bytes(content)
+
+
 def write(path: pathlib.Path, content: str) -> None:
   """Writes UTF-8 text, whole or not at all; half of a surrogate pair becomes '?'."""
-  with replacing(path) as partial:
-    partial.write_bytes(content.encode("utf-8", "replace"))
+  write_bytes(path, content.encode("utf-8", "replace"))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

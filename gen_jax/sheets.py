@@ -40,7 +40,7 @@ def save_figure(
   path = workdir / "figures" / f"{name}.png"
   path.parent.mkdir(exist_ok=True)
   save_sheet(path, images)
-  path.with_suffix(".txt").write_text(caption + "\n")
+  files.write(path.with_suffix(".txt"), caption + "\n")
   return path
 
 

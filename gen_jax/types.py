@@ -18,6 +18,15 @@ class InputError(ValueError):
   """Bad input from the user: one line that names the value, the rule and the fix."""
 
 
+def one_line(error: BaseException) -> str:
+  """What an error of a library says, on one line; its type where it says nothing.
+
+  >>> one_line(ValueError('a\\n b')), one_line(KeyError())
+  ('a b', 'KeyError')
+  """
+  return " ".join(str(error).split()) or type(error).__name__
+
+
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
   """Returns the error for a name that is not among `options`, nearest ones first.
 

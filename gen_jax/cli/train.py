@@ -86,7 +86,9 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
     work = experiment.flops_per_step()
     step = _fitting_step(experiment, optimizer, goal)
     base = None
-    if experiment.source and (experiment.adapter or not _has_checkpoint(directory)):
+    if experiment.source and (
+      experiment.adapter or workdir.latest_step(directory) is None
+    ):
       loaded = trained.load_base(directory, experiment)
       base, which = loaded.params, f"step {loaded.step} ({loaded.weights} weights)"
       print(f"starting from {experiment.source.workdir}, {which}", flush=True)
@@ -223,7 +225,7 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
   Raises:
     InputError: the run is beyond its new end.
   """
-  done = workdir.latest_step(directory)
+  done = workdir.latest_step(directory) or 0
   if done > num_steps:
     raise InputError(
       f"{directory} is at step {done}, beyond the {num_steps} that train.num_steps and"
@@ -253,11 +255,6 @@ def _fitting_step(experiment, optimizer, goal):
   step = steps.compile_step(step, goal, experiment.layout)
   plan.check_fits(experiment, goal, step)
   return step
-
-
-def _has_checkpoint(directory: pathlib.Path) -> bool:
-  folder = directory / "checkpoints"
-  return folder.is_dir() and any(p.name.isdecimal() for p in folder.iterdir())
 
 
 def _fresh_state(experiment, optimizer, goal, base) -> states.TrainState:

@@ -92,7 +92,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
   before = _check_owner(workdir, config)
   history = _run(workdir).get("history", [])
   if before:
-    history = [*history, {"step": latest_step(workdir), "before": before}]
+    history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
   folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
   names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
   paths = [workdir / name for name in names]
@@ -109,8 +109,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
     yield before
   except BaseException:
     for path, content in old.items():
-      with contextlib.suppress(OSError), files.replacing(path) as partial:
-        partial.write_bytes(content)
+      with contextlib.suppress(OSError):
+        files.write_bytes(path, content)
     for path in new:
       with contextlib.suppress(OSError):  # a folder with something else in it stays
         if path.name in folders and path.parent == workdir:
@@ -120,11 +120,16 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
     raise
 
 
-def latest_step(workdir: pathlib.Path) -> int:
-  """The newest step that has a checkpoint, 0 without any."""
+def _checkpoints(workdir: pathlib.Path) -> list[str]:
+  """Names in the folder of checkpoints: steps, and what is unfinished or set aside."""
   folder = workdir / "checkpoints"
-  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return max((int(name) for name in names if name.isdecimal()), default=0)
+  return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def latest_step(workdir: pathlib.Path) -> int | None:
+  """The newest step that has a checkpoint, None without any."""
+  steps = (int(name) for name in _checkpoints(workdir) if name.isdecimal())
+  return max(steps, default=None)
 
 
 def _check_shared(
@@ -184,10 +189,12 @@ def _check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any
 
 def _is_untrained(workdir: pathlib.Path) -> bool:
   """Whether no step was ever made: no checkpoint but that of step 0, which has none."""
-  folder = workdir / "checkpoints"
-  steps = [path.name for path in folder.iterdir()] if folder.is_dir() else []
   partial = "0.orbax-checkpoint-tmp"
-  others = [name for name in steps if name != "0" and not name.startswith(partial)]
+  others = [
+    name
+    for name in _checkpoints(workdir)
+    if name != "0" and not name.startswith(partial)
+  ]
   return not others and not is_imported(workdir)
 
 

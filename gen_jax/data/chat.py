@@ -18,7 +18,7 @@ import jinja2.ext
 from jinja2 import nodes
 
 from gen_jax.data import sandbox
-from gen_jax.types import InputError
+from gen_jax.types import InputError, one_line
 
 Message = Mapping[str, str]  # role: system, user or assistant; content
 Template = NewType("Template", str)
@@ -142,9 +142,9 @@ def render(
       },
     )
   except Exception as error:  # a template can raise anything
-    reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
-      f"the chat template cannot render {len(messages)} messages: {reason:.300}"
+      f"the chat template cannot render {len(messages)} messages:"
+      f" {one_line(error):.300}"
     ) from None
   return list(_parts(text))
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from gen_jax.types import InputError
+from gen_jax.types import InputError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SUFFIXES += (".jpe", ".jfif")
@@ -32,9 +32,8 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
     with Image.open(path, formats=_FORMATS) as file:
       yield file
   except Exception as error:  # damaged files make Pillow raise many kinds
-    reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
-      f"{path} is not a readable image ({reason}); repair it or take it away"
+      f"{path} is not a readable image ({one_line(error)}); repair it or take it away"
     ) from None
 
 

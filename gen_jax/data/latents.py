@@ -21,7 +21,7 @@ from flax import serialization
 
 from gen_jax import files
 from gen_jax.data import sources
-from gen_jax.types import InputError
+from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"
 _FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "files"}
@@ -33,21 +33,14 @@ def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int
   Args:
     examples: codes [F, h, w, 2 Z] and caption.
   """
-  partial = path.with_name(f"{path.name}.partial")
-  writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-  num = 0
-  try:
-    for codes, caption in examples:
-      record = {"codes": codes.astype(np.float16), "caption": caption}
-      writer.write(serialization.msgpack_serialize(record))
-      num += 1
-  except BaseException:
-    writer.close()
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise
-  writer.close()
-  partial.replace(path)
+  with files.replacing(path) as partial:
+    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+    with contextlib.closing(writer):
+      num = 0
+      for codes, caption in examples:
+        record = {"codes": codes.astype(np.float16), "caption": caption}
+        writer.write(serialization.msgpack_serialize(record))
+        num += 1
   return num
 
 
@@ -88,8 +81,7 @@ def _sha256(path: pathlib.Path, stamp: str) -> str:
   return files.sha256(path)
 
 
-def _damaged(path: pathlib.Path, reason: Any) -> InputError:
-  reason = " ".join(str(reason).split()) or type(reason).__name__
+def _damaged(path: pathlib.Path, reason: str) -> InputError:
   return InputError(
     f"the latent cache {path} is damaged ({reason:.200}); delete its folder and make it"
     " again with gen-jax encode"
@@ -102,7 +94,7 @@ def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
     source = grain.sources.ArrayRecordDataSource([str(path)])
     num = len(source)
   except Exception as error:  # its library raises many kinds
-    raise _damaged(path, error) from None
+    raise _damaged(path, one_line(error)) from None
 
   def read(i: int) -> dict[str, Any]:
     try:
@@ -111,7 +103,7 @@ def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
       if codes.dtype != np.float16 or codes.ndim != 4:
         raise ValueError(f"codes are {codes.dtype} {codes.shape}")
     except Exception as error:
-      raise _damaged(path, error) from None
+      raise _damaged(path, one_line(error)) from None
     return {"codes": codes, "caption": caption}
 
   return sources.Mapped(range(num), read)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_jax import files
 from gen_jax.data import chat, encoding
 from gen_jax.types import InputError
 
@@ -313,9 +314,7 @@ class Tokenizer:
     """Writes the files into a folder, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in self.files().items():
-      partial = folder / f"{name}.partial"
-      partial.write_bytes(content)
-      partial.replace(folder / name)
+      files.write_bytes(folder / name, content)
 
 
 def check_unicode(text: str) -> None:

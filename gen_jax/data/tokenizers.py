@@ -17,7 +17,7 @@ from gen_jax.data import (
   tokenizer,
   tokenizer_json,
 )
-from gen_jax.types import InputError
+from gen_jax.types import InputError, one_line
 
 Tokenizer = tokenizer.Tokenizer
 END_OF_TEXT = encodings.END_OF_TEXT
@@ -185,11 +185,10 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
   except BaseException as error:  # the libraries raise many kinds; Rust's panic is one
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
-    reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
-      f"cannot read tokenizer {path}: {reason}; needed is a folder or file of Hugging"
-      " Face (tokenizer.json), GPT-2 (encoder.json and vocab.bpe), SentencePiece"
-      " (.model) or tiktoken"
+      f"cannot read tokenizer {path}: {one_line(error)}; needed is a folder or file of"
+      " Hugging Face (tokenizer.json), GPT-2 (encoder.json and vocab.bpe),"
+      " SentencePiece (.model) or tiktoken"
     ) from None
   return made
 
