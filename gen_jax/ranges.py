@@ -205,6 +205,19 @@ def check(instance: Any) -> None:
     _check(getattr(instance, field.name), field.type, path)
 
 
+def rising(low: str, high: str) -> Callable[[Any], None]:
+  """`check`, and that one field is at most another one, as a `__post_init__`."""
+
+  def post_init(instance: Any) -> None:
+    check(instance)
+    first, last = getattr(instance, low), getattr(instance, high)
+    if first > last:
+      name = type(instance).__name__
+      raise InputError(f"{name}.{low}={first} must be at most {high}={last}")
+
+  return post_init
+
+
 def _check(value: Any, hint: Any, path: str) -> None:
   for kind, allowed in _members(hint):
     if typing.get_origin(kind) is tuple and isinstance(value, tuple):

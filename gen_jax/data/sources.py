@@ -20,7 +20,6 @@ from gen_jax.data import folders, images, tfds
 from gen_jax.types import InputError, unknown
 
 Example = dict[str, Any]
-open_image = images.open_image  # for who comes by way of the sources
 
 
 class TextSource(Protocol):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from gen_jax import ranges, rng
 from gen_jax.diffusion import schedule as schedules
-from gen_jax.types import Array, InputError
+from gen_jax.types import Array
 
 TimeSampler = Callable[[schedules.Schedule, Array], Array]
 
@@ -33,12 +33,6 @@ def corrupt(schedule: schedules.Schedule, t: Array, x0: Array, eps: Array) -> Ar
   return alpha * x0 + sigma * eps
 
 
-def _check_span(span) -> None:
-  ranges.check(span)
-  if span.t_min > span.t_max:
-    raise InputError(f"t_min={span.t_min} must be at most t_max={span.t_max}")
-
-
 @dataclasses.dataclass(frozen=True)
 class UniformTime:
   """t ~ U(t_min, t_max)."""
@@ -46,8 +40,7 @@ class UniformTime:
   t_min: ranges.Fraction = 1e-3
   t_max: ranges.Fraction = 1.0
 
-  def __post_init__(self):
-    _check_span(self)
+  __post_init__ = ranges.rising("t_min", "t_max")
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -61,8 +54,7 @@ class StratifiedTime:
   t_min: ranges.Fraction = 1e-3
   t_max: ranges.Fraction = 1.0
 
-  def __post_init__(self):
-    _check_span(self)
+  __post_init__ = ranges.rising("t_min", "t_max")
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule

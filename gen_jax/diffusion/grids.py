@@ -4,8 +4,8 @@ A grid is a function (schedule, num_steps) -> times float32 [num_steps + 1], str
 falling, that ends at exactly 0 (`to_first_node` alone does not). It starts at the
 noisiest time the schedule has, or where log-SNR reaches LOGSNR_MIN if that comes first:
 beyond it x0 cannot be recovered from eps in float32. Clamping lives here and nowhere in
-the formulas. `trailing` and `linspace` alone
-begin at t = 1 whatever is left there: for zero-terminal SNR, and targets that bear it.
+the formulas. `trailing` and `linspace` alone begin at t = 1, whatever is left there:
+for zero-terminal SNR, and targets that bear it.
 Above 0 no time is below `schedule.t_first`, the quietest that a model has seen.
 
 Sources: Song et al. 2020 (arXiv:2010.02502) (uniform); Lin et al. 2024 (2305.08891)

@@ -137,13 +137,7 @@ class VPLinear(VariancePreserving):
   beta_min: ranges.Positive = 0.1
   beta_max: ranges.Positive = 20.0
 
-  def __post_init__(self):
-    ranges.check(self)
-    if self.beta_min > self.beta_max:
-      raise InputError(
-        f"schedule vp_linear: beta_min={self.beta_min} must be at most"
-        f" beta_max={self.beta_max}"
-      )
+  __post_init__ = ranges.rising("beta_min", "beta_max")
 
   def log_alpha(self, t: Array) -> Array:
     slope = self.beta_max - self.beta_min
@@ -168,13 +162,7 @@ class _Chain(VariancePreserving):
   def betas(self) -> np.ndarray:
     """float64 [num_timesteps], the variances of the steps."""
 
-  def __post_init__(self):
-    ranges.check(self)
-    if self.beta_start > self.beta_end:
-      raise InputError(
-        f"a chain's beta_start={self.beta_start} must be at most"
-        f" beta_end={self.beta_end}"
-      )
+  __post_init__ = ranges.rising("beta_start", "beta_end")
 
   @functools.lru_cache  # noqa: B019 (a frozen dataclass hashes by its fields)
   def _log_alphas(self) -> np.ndarray:
