@@ -83,7 +83,7 @@ def run(args) -> dict:
   config = config_args.apply(
     config, [(k, v) for k, v in given.items() if v is not None]
   )
-  picture, change = _picture(args, config["data"]["channels"])
+  image, change = _picture(args, config["data"]["channels"])
   is_partial = bool(args.mask or args.outpaint)
   _check_inversion(args, is_partial)
   prompt = (args.invert or "") if args.prompt is None else args.prompt
@@ -101,8 +101,8 @@ def run(args) -> dict:
     )
   strength = args.strength
   if strength is None:
-    anew = is_partial or args.invert is not None or task.condition
-    strength = 1.0 if anew else 0.6
+    is_redrawn = is_partial or args.invert is not None or task.condition
+    strength = 1.0 if is_redrawn else 0.6
   painter, captions = opened.experiment.painter(), [prompt] * args.num
   keys = prompting.keys(args.seed, args.num)
   given = (opened.weights, opened.experiment.frozen)
@@ -110,14 +110,26 @@ def run(args) -> dict:
   def draw(start):
     del start
     if args.invert is None:
-      change_here = (picture, change, strength, args.negative)
+      change_here = (image, change, strength, args.negative)
       yield painter.edits(*given, captions, keys, *change_here)
     else:
       how = (strength, args.vary, args.negative)
-      how = (args.invert, captions, keys, picture, *how)
+      how = (args.invert, captions, keys, image, *how)
       yield repainting.redrawn(painter, *given, *how)
 
-  how = {
+  how = _how(args, opened, strength)
+  index = list(range(args.num))
+  with workdir.out_folder(args.out, directory / "edits") as folder:
+    result = sheets.write_images(
+      folder, draw, args.num, captions, args.seed, index, args.num, how
+    )
+  _compare(folder, image, result)
+  return {**result, "strength": strength, "step": opened.step, "weights": opened.kind}
+
+
+def _how(args, opened: trained.Opened, strength: float) -> dict:
+  """All that the images depend on, with the hashes of the files that are read."""
+  return {
     **opened.experiment.config["sampling"],
     "image": str(args.image),
     "image_sha256": files.sha256(args.image),
@@ -130,23 +142,15 @@ def run(args) -> dict:
     "negative": args.negative,
     **opened.provenance(),
   }
-  index = list(range(args.num))
-  with workdir.out_folder(args.out, directory / "edits") as folder:
-    result = sheets.write_images(
-      folder, draw, args.num, captions, args.seed, index, args.num, how
-    )
+
+
+def _compare(folder: pathlib.Path, image: np.ndarray, result: dict) -> None:
+  """Writes the image and its edits side by side; says how many pixels are as before."""
   paths = [pathlib.Path(one["path"]) for one in result["samples"]]
-  before = np.stack([picture, *map(sheets.open_own, paths)])
-  zoom = max(1, 64 // picture.shape[0])
-  sheets.save_image(
-    folder / "before_after.png", sheets.grid_image(before, len(before)), zoom
-  )
-  kept, total = int((before[1:] == picture).all((0, -1)).sum()), picture[..., 0].size
-  print(
-    f"before and after: {folder / 'before_after.png'}; {kept} of {total} pixels as"
-    " before"
-  )
-  return {**result, "strength": strength, "step": opened.step, "weights": opened.kind}
+  shown, path = np.stack([image, *map(sheets.open_own, paths)]), "before_after.png"
+  sheets.save_sheet(folder / path, shown[None])
+  kept, total = int((shown[1:] == image).all((0, -1)).sum()), image[..., 0].size
+  print(f"before and after: {folder / path}; {kept} of {total} pixels as before")
 
 
 def _check_inversion(args, is_partial: bool) -> None:
@@ -161,17 +165,17 @@ def _check_inversion(args, is_partial: bool) -> None:
 
 
 def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """uint8 [H, W, C], and bool [H, W], where it is to be drawn anew.
+  """uint8 [H, W, C], and bool [H, W], where it is drawn again.
 
   Raises:
-    InputError: files that cannot be read, of two sizes, or nothing is to be drawn.
+    InputError: files that cannot be read, of two sizes, or there is nothing to draw.
   """
-  picture = images.open_image(args.image)
-  picture = images.in_channels(picture, channels)
-  change = np.ones(picture.shape[:2], np.bool_)
+  image = images.open_image(args.image)
+  image = images.in_channels(image, channels)
+  change = np.ones(image.shape[:2], np.bool_)
   if args.mask:
     change = images.open_mask(args.mask)
-    (height, width), (rows, columns) = picture.shape[:2], change.shape
+    (height, width), (rows, columns) = image.shape[:2], change.shape
     if (height, width) != (rows, columns):
       raise InputError(
         f"--mask {args.mask} is {columns}x{rows} pixels, the image {width}x{height}:"
@@ -188,13 +192,13 @@ def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
         " and bottom, as in 0,0,32,0"
       ) from None
     around = ((top, bottom), (left, right))
-    change = change if args.mask else np.zeros(picture.shape[:2], np.bool_)
+    change = change if args.mask else np.zeros(image.shape[:2], np.bool_)
     change = np.pad(change, around, constant_values=True)
-    picture = np.pad(picture, (*around, (0, 0)), mode="edge")
+    image = np.pad(image, (*around, (0, 0)), mode="edge")
   if not change.any():
-    flags = " and ".join(f"--{n}" for n in ("mask", "outpaint") if getattr(args, n))
+    given = " and ".join(f"--{n}" for n in ("mask", "outpaint") if getattr(args, n))
     raise InputError(
-      f"{flags} keep all of the image, so that there is nothing to draw: white changes,"
+      f"{given} keep all of the image, so that there is nothing to draw: white changes,"
       " black stays"
     )
-  return picture, change
+  return image, change
