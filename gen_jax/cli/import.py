@@ -34,9 +34,7 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--from", required=True, metavar="DIR_OR_ID", help="a folder, or org/name of a hub"
   )
-  parser.add_argument(
-    "--workdir", action=flags.Path, required=True, help="new folder to write"
-  )
+  parser.add_argument("--workdir", action=flags.Path, required=True, help="new folder")
   parser.add_argument("--revision", help="of the hub's model; default: the newest")
   parser.add_argument(
     "--lora",
@@ -53,10 +51,7 @@ def add_arguments(parser) -> None:
     help="of each --lora; default 1, 0 is without",
   )
   parser.add_argument(
-    "--text",
-    action=flags.Path,
-    metavar="FILES",
-    help="to evaluate on; default: Python's reference",
+    "--text", action=flags.Path, metavar="FILES", help="to evaluate on; default: pydoc"
   )
   parser.add_argument(
     "--scan_layers", action="store_true", help="stacked layers: compiles faster"
@@ -177,11 +172,9 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
     **opened.latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"
   }  # fmt: skip
 
-  def beside():
-    block = {
-      "name": "autoencoder",
-      "autoencoder": config["task"]["codec"]["autoencoder"],
-    }
+  def write_more():
+    own = config["task"]["codec"]["autoencoder"]
+    block = {"name": "autoencoder", "autoencoder": own}
     trained.save_autoencoder(
       directory / workdir.AUTOENCODER, {**config, "task": block}, vae, statistics
     )
@@ -189,15 +182,14 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
     home, digest = directory / workdir.AUTOENCODER, tree.sha256(written)
     _check_written(home, _abstract(written), digest)
 
-  _write(directory, config, loaded, folder / "tokenizer", names, origin, beside)
+  _write(directory, config, loaded, folder / "tokenizer", names, origin, write_more)
   if not names:
     print(
       f"gen-jax: warning: {folder} has no tokenizer; put CLIP's vocab.json and"
       f" merges.txt into {directory / 'tokenizer'} before drawing",
       file=sys.stderr,
     )
-  sizes = {**{name: tree.size(p) for name, p in loaded.items()}}
-  sizes["autoencoder"] = tree.size(vae)
+  sizes = {n: tree.size(p) for n, p in {**loaded, "autoencoder": vae}.items()}
   listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
   print(f"{directory}: {source.name}: {listed} parameters")
   return {"workdir": str(directory), "params": sizes, "step": 0, **origin}
@@ -237,11 +229,11 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
     "weights": "raw",
   }
 
-  def beside():
+  def write_more():
     workdir.write_sealed(directory / latents.NAME, statistics)
 
   params = {"autoencoder": weights}
-  _write(directory, config, params, source.folder, [], origin, beside)
+  _write(directory, config, params, source.folder, [], origin, write_more)
   print(f"{directory}: {source.name}: {tree.size(weights):,} parameters")
   return {"workdir": str(directory), "params": tree.size(weights), "step": 0, **origin}
 
@@ -357,16 +349,18 @@ def _write(
   folder: pathlib.Path,
   tokenizer: list[str],
   origin: dict[str, Any],
-  beside: Callable[[], None] = lambda: None,
+  write_more: Callable[[], None] = lambda: None,
 ) -> None:
-  """Writes a workdir; `beside` writes what belongs to it, before the checkpoint."""
+  """Writes a workdir; `write_more` writes what belongs to it, before the checkpoint."""
   with lease.hold(directory):
     if (directory / "config.json").exists():
       raise InputError(f"--workdir {directory} is not empty; take another one")
-    _write_held(directory, config, params, folder, tokenizer, origin, beside)
+    _write_held(directory, config, params, folder, tokenizer, origin, write_more)
 
 
-def _write_held(directory, config, params, folder, tokenizer, origin, beside) -> None:
+def _write_held(
+  directory, config, params, folder, tokenizer, origin, write_more
+) -> None:
   digest, goal = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
@@ -377,7 +371,7 @@ def _write_held(directory, config, params, folder, tokenizer, origin, beside) ->
         for name in tokenizer:
           shutil.copyfile(folder / name, directory / "tokenizer" / name)
         files.write_hashes(directory / "tokenizer")
-      beside()
+      write_more()
       with checkpoint.open_manager(directory) as manager:
         state = states.of_weights(params)
         checkpoint.save(manager, 0, state, checkpoint.Progress())

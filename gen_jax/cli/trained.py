@@ -39,7 +39,7 @@ class Opened:
     """What says by which model something was drawn; equal iff it was the same one.
 
     `sha256` is of the weights and of the autoencoder that they work in; None in a run
-    of several processes, none of which has them all.
+    of several processes, where no process has them all.
     """
     whole = jax.process_count() == 1
     digest = tree.sha256((self.weights, self.experiment.frozen)) if whole else None

@@ -66,7 +66,7 @@ def _vocabulary(content: bytes) -> dict[str, int]:
 
 
 def _with_added(backend: tokenizers.Tokenizer, settings: Settings) -> HuggingFace:
-  """The encoding, with the tokens that files beside the vocabulary add to it."""
+  """The encoding, with the tokens that files next to the vocabulary add to it."""
   for i, token in sorted(settings.added.items()):
     made = tokenizers.AddedToken(**token)
     add = backend.add_special_tokens if made.special else backend.add_tokens

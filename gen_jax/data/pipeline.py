@@ -306,12 +306,12 @@ def pad_caption(
 def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
   """Centre-crops and resizes uint8 [H, W, C] to [size, size, channels] (bilinear)."""
   image = images.in_channels(image, channels)
-  picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-  side = min(picture.size)
-  left, top = ((extent - side) // 2 for extent in picture.size)
+  whole = Image.fromarray(image[..., 0] if channels == 1 else image)
+  side = min(whole.size)
+  left, top = ((extent - side) // 2 for extent in whole.size)
   box = (left, top, left + side, top + side)
-  picture = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-  return np.asarray(picture).reshape(size, size, channels)
+  square = whole.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(square).reshape(size, size, channels)
 
 
 def captioned_images(

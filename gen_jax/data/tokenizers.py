@@ -157,7 +157,7 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
   Understood are tokenizer.json, GPT-2's encoder.json and vocab.bpe (or vocab.json and
   merges.txt), SentencePiece's and tiktoken's tokenizer.model, and what `save` writes.
   tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-  generation_config.json and chat_template.jinja beside them say which tokens open and
+  generation_config.json and chat_template.jinja next to them say which tokens open and
   end texts. Texts are read as the format's own library reads them, normalisation
   included.
 

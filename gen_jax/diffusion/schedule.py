@@ -74,7 +74,7 @@ class Schedule(abc.ABC):
 
 
 def known(schedule: Schedule, t_known: float) -> Schedule:
-  """`schedule`, of which a model has seen nothing below t_known."""
+  """`schedule`, for a model that was trained on no time below t_known."""
   own = copy.copy(schedule)
   object.__setattr__(own, "t_known", t_known)
   return own

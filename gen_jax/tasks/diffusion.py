@@ -258,9 +258,9 @@ def check_times(task: Diffusion, sampling: Sampling) -> None:
   if abs(param.determinant(task.target, task.schedule, first).item()) < 1e-3:
     raise InputError(
       f"sampling.grid begins at t={first.item():g} with"
-      f" {task.schedule.alpha(first).item():g} of the picture left, of which target"
-      f" {type(task.target).__name__.lower()} says nothing; take grid=uniform, or"
-      " target=v"
+      f" {task.schedule.alpha(first).item():g} of the picture left, and target"
+      f" {type(task.target).__name__.lower()} says nothing about it; take grid=uniform,"
+      " or target=v"
     )
 
 
