@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import build, files, tree
+from gen_jax import build, files, ranges, tree
 from gen_jax import experiment as experiments
 from gen_jax.cli import flags, trained, workdir
 from gen_jax.convert import (
@@ -108,7 +108,7 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
     raise InputError(f"{directory} draws pixels; only latent diffusion is exported")
   path = directory / "import.json"
   origin = files.read_sealed(path) if path.exists() else {}
-  is_linear = build.typed(origin.get("is_linear", False), bool, f"{path}: is_linear")
+  is_linear = ranges.typed(origin.get("is_linear", False), bool, f"{path}: is_linear")
   vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
   latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
   size = experiment.data.image_size
