@@ -75,12 +75,11 @@ def _on_its_own(args, directory: pathlib.Path, config: dict, roll: hosts.Roll) -
     evals = opened.experiment.evaluators()
   print(f"step {opened.step}, {opened.kind} weights")
   result, provenance = {}, opened.provenance()
-  names = [name for name, block in config["evaluators"].items() if block is not None]
   about = {**provenance, **{k: config[k] for k in ("evaluators", "data", "sampling")}}
   if provenance["sha256"] is None:  # of several processes none has pieces of its own
     found = (_numbers(e, opened) for e in evals)
   else:
-    found = _kept(directory / "evaluation.partial", about, names, evals, opened)
+    found = _kept(directory / "evaluation.partial", about, evals, opened)
   for numbers in found:
     result |= _show(numbers)
   return {**provenance, **result, "sampling": config["sampling"]}
@@ -92,14 +91,14 @@ def _numbers(evaluator, opened: trained.Opened) -> dict[str, float]:
   return {name: value for name, value in pairs if isinstance(value, float)}
 
 
-def _kept(home: pathlib.Path, about: dict, names: list[str], evals, opened):
+def _kept(home: pathlib.Path, about: dict, evals, opened):
   """Yields the numbers of each evaluator, those of an interrupted command first."""
   with workdir.unfinished(home, about):
-    for name, evaluator in zip(names, evals, strict=True):
-      path = home / f"{name}.json"
+    for i, evaluator in enumerate(evals):
+      path = home / f"{i}.json"
       if not path.exists():
-        workdir.write_json(path, _numbers(evaluator, opened))
-      yield files.read_json(path)
+        workdir.write_sealed(path, _numbers(evaluator, opened))
+      yield files.read_sealed(path)
 
 
 def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
