@@ -27,6 +27,11 @@ def one_line(error: BaseException) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+  """The first line of what an error says, without its full stop; see `one_line`."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
   """Returns the error for a name that is not among `options`, nearest ones first.
 

@@ -86,14 +86,18 @@ def run(args) -> dict:
     _write_json(
       partial / "generation_config.json", {**ids, **_drawing(experiment.sampling)}
     )
+  return _told(args, opened, architecture.name, tree.size(opened.weights))
+
+
+def _told(args, opened: trained.Opened, name: str, params: Any) -> dict:
+  """Says what was written, and returns it as the command's result."""
   print(
-    f"{target}: {architecture.name}, {args.dtype}, the {opened.kind} weights of"
-    f" step {opened.step}"
+    f"{args.to}: {name}, {args.dtype}, the {opened.kind} weights of step {opened.step}"
   )
   return {
-    "path": str(target),
-    "architecture": architecture.name,
-    "params": tree.size(opened.weights),
+    "path": str(args.to),
+    "architecture": name.replace(" ", ""),
+    "params": params,
     "step": opened.step,
     "weights": opened.kind,
   }
@@ -149,17 +153,8 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
       if (home := directory / "tokenizer").exists():
         shutil.copytree(home, partial / "tokenizer", ignore=_NOT_FOREIGN)
       diffusers.write_folder(partial, described, plans, dtype)
-  print(
-    f"{target}: Stable Diffusion, {args.dtype}, the {opened.kind} weights of step"
-    f" {opened.step}"
-  )
-  return {
-    "path": str(target),
-    "architecture": "StableDiffusion",
-    "params": {name: tree.size(weights[name]) for name in models},
-    "step": opened.step,
-    "weights": opened.kind,
-  }
+  params = {name: tree.size(weights[name]) for name in models}
+  return _told(args, opened, "Stable Diffusion", params)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import huggingface_hub
 
 from gen_jax import files
 from gen_jax.convert import safetensors
-from gen_jax.types import InputError
+from gen_jax.types import InputError, first_line
 
 # Any of these is a tokenizer; the others say more about it.
 VOCABULARIES = (
@@ -97,11 +97,9 @@ def locate(name: str, revision: str | None = None) -> Source:
       ignore_patterns=list(_OTHERS) if is_pictures else ["*/*"],
     )
   except Exception as error:  # no network, no such model, no permission: many types
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     raise InputError(
       f"--from {name}: no such folder here, and the hub does not give it"
-      f" ({lines[0]:.200});"
-      " fetch it elsewhere and name its folder"
+      f" ({first_line(error):.200}); fetch it elsewhere and name its folder"
     ) from None
   return Source(name, pathlib.Path(fetched), commit)
 

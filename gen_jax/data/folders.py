@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from gen_jax import files
 from gen_jax.data import images
-from gen_jax.types import InputError
+from gen_jax.types import InputError, first_line
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHEETS = ("grid.png", "before_after.png", "nearest.png")  # that commands add
@@ -246,6 +246,5 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     rows = parquet.read_table(path).to_pylist()
   except Exception as error:  # pyarrow raises many kinds
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(f"{path} is not a Parquet table: {reason}") from None
+    raise InputError(f"{path} is not a Parquet table: {first_line(error)}") from None
   yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows))

@@ -17,7 +17,7 @@ import numpy as np
 
 from gen_jax import files, ranges
 from gen_jax.data import folders, images, tfds
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
 
@@ -164,7 +164,7 @@ def _tfds_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Exam
     except Exception as error:  # of many kinds
       raise InputError(
         f"example {i} of split {split!r} of {dataset!r} is damaged"
-        f" ({tfds.first_line(error)}); prepare the data set again"
+        f" ({first_line(error)}); prepare the data set again"
       ) from None
 
   return Mapped(range(len(source)), read)
@@ -300,7 +300,7 @@ class Npz:
         arrays = [np.asarray(file[key]) for key in keys if key in names]
     except Exception as error:  # numpy and zipfile raise many kinds
       raise InputError(
-        f"cannot read {path}: {tfds.first_line(error)}; an .npz file without pickled"
+        f"cannot read {path}: {first_line(error)}; an .npz file without pickled"
         " objects is needed"
       ) from None
     for key in keys:

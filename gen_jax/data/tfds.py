@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen_jax import files
-from gen_jax.types import InputError, unknown
+from gen_jax.types import InputError, first_line, unknown
 
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
@@ -67,11 +67,6 @@ def split_of(
       f" {first_line(error)}; there are: {', '.join(found.info.splits)}, and the"
       " files must be array_record"
     ) from None
-
-
-def first_line(error: Exception) -> str:
-  """The first line of an error's message, without its full stop."""
-  return (str(error).strip().splitlines() or [repr(error)])[0].rstrip(".")
 
 
 def _homes(dataset: str, data_dir: str | None) -> list[pathlib.Path]:

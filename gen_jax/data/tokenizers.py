@@ -105,9 +105,7 @@ def train_bpe(
       f"tokenizer vocab_size={vocab_size} must be at least {256 + len(names)}: 256"
       f" bytes and {', '.join(names)}"
     )
-  backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend = encodings.byte_level({}, [], [])
   trainer = tokenizers.trainers.BpeTrainer(
     vocab_size=vocab_size,
     special_tokens=names,

@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from gen_jax import files, memory, tree
 from gen_jax.train import proof
 from gen_jax.train import state as states
-from gen_jax.types import InputError, Params, PyTree
+from gen_jax.types import InputError, Params, PyTree, first_line
 
 T = TypeVar("T")
 
@@ -287,7 +287,7 @@ def _newest(
       raise
     except Exception as error:
       # Whatever orbax or tensorstore raises: the folder is damaged.
-      damaged[candidate] = (str(error).splitlines() or [repr(error)])[0][:200]
+      damaged[candidate] = first_line(error)[:200]
       continue
     for other, reason in damaged.items():
       warn(f"step {other} cannot be read ({reason}); going back to step {candidate}")
