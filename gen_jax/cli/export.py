@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,10 +122,9 @@ def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -
     origin.get("scheduler"),
   )
   if scheduler.grid:
-    print(
-      f"gen-jax: warning: {scheduler.name} steps on {scheduler.grid}, not quite on the"
-      f" grid of this config, {sampling.get('grid', 'uniform')}",
-      file=sys.stderr,
+    trained.warn(
+      f"warning: {scheduler.name} steps on {scheduler.grid}, not quite on the grid of"
+      f" this config, {sampling.get('grid', 'uniform')}"
     )
   described = diffusers.describe(task, vae.config, latents, size, is_linear, scheduler)
   models = {

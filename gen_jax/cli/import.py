@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -96,13 +95,12 @@ def run(args) -> dict:
   origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
   unused = architectures.passed_over(files.read_json(source.folder / "config.json"))
   if unused:
-    print(f"gen-jax: config.json: not used: {', '.join(unused)}", file=sys.stderr)
+    trained.warn(f"config.json: not used: {', '.join(unused)}")
   _write(directory, config, params, source.folder, tokenizer, origin)
   if not tokenizer:
-    print(
-      f"gen-jax: warning: {source.folder} has no tokenizer; the model can be exported,"
-      f" but reads and writes no text until {directory / 'tokenizer'} has its files",
-      file=sys.stderr,
+    trained.warn(
+      f"warning: {source.folder} has no tokenizer; the model can be exported, but reads"
+      f" and writes no text until {directory / 'tokenizer'} has its files"
     )
   num_params = tree.size(params)
   print(f"{directory}: {architecture.name}, {num_params:,} parameters of {source.name}")
@@ -184,10 +182,9 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
   _write(directory, config, loaded, folder / "tokenizer", names, origin, write_more)
   if not names:
-    print(
-      f"gen-jax: warning: {folder} has no tokenizer; put CLIP's vocab.json and"
-      f" merges.txt into {directory / 'tokenizer'} before drawing",
-      file=sys.stderr,
+    trained.warn(
+      f"warning: {folder} has no tokenizer; put CLIP's vocab.json and merges.txt into"
+      f" {directory / 'tokenizer'} before drawing"
     )
   sizes = {n: tree.size(p) for n, p in {**loaded, "autoencoder": vae}.items()}
   listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())

@@ -281,7 +281,7 @@ def _talk(args, opened) -> dict:
       messages.append({"role": "assistant", "content": answer})
     except InputError as error:  # the talk goes on
       messages = messages[:-1]
-      print(f"gen-jax: {error}", file=sys.stderr, flush=True)
+      trained.warn(str(error))
     num += 1
   print()
   return {"answers": num}
@@ -312,7 +312,7 @@ def _history(writer: prompting.Writer, messages: list[dict]) -> list[int]:
     ids = writer.tokenizer.encode_chat(messages)
     if len(ids) <= room or len(messages) < 3:
       return ids
-    print("gen-jax: the oldest turn is forgotten", file=sys.stderr, flush=True)
+    trained.warn("the oldest turn is forgotten")
     del messages[:2]
 
 
