@@ -85,7 +85,7 @@ def path(
   logsnr_max: float = 16.0,
   divergence: Divergence = hutchinson,
 ) -> Path:
-  """The way from data to noise along which `log_density` integrates.
+  """The way from data to noise, at whose end is log p(x) of what samplers draw.
 
   Args:
     x: float32 [B, ...], data.
@@ -138,17 +138,3 @@ def path(
   # The mean of x_t / norm given the data: what alpha makes of it.
   shrunk = jax.nn.sigmoid(logsnr_max) ** 0.5
   return Path(num_steps, (shrunk * x, jnp.zeros(len(x))), step, end)
-
-
-def log_density(
-  denoise: guidance.Denoise,
-  schedule: schedules.Schedule,
-  x: Array,
-  keys: Array,
-  num_steps: int = 64,
-  logsnr_max: float = 16.0,
-  divergence: Divergence = hutchinson,
-) -> Array:
-  """log p(x) in nats, float32 [B], of what samplers draw with `denoise`; see `path`."""
-  way = path(denoise, schedule, x, keys, num_steps, logsnr_max, divergence)
-  return way.integrate()

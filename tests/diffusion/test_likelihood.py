@@ -39,9 +39,10 @@ def draws() -> np.ndarray:
 
 
 def density(schedule, divergence, **how) -> np.ndarray:
-  run = functools.partial(
-    likelihood.log_density, correlated(schedule), schedule, divergence=divergence, **how
-  )
+  def run(x, keys):
+    given = (correlated(schedule), schedule, x, keys)
+    return likelihood.path(*given, divergence=divergence, **how).integrate()
+
   return np.asarray(jax.jit(run)(jnp.asarray(draws()), KEYS), np.float64)
 
 
