@@ -174,7 +174,7 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+  files.write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _ids(tokenizer: tokenizers.Tokenizer | None) -> dict[str, Any]:

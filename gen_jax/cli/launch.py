@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+from gen_jax import files
 from gen_jax.cli import engines
 from gen_jax.types import InputError, unknown
 
@@ -77,7 +78,7 @@ def _run(args, plan: engines.Plan) -> dict:
       f"--on {args.on} needs {', '.join(missing)} on this machine; install it first"
     )
   for path, text in plan.files.items():
-    pathlib.Path(path).write_text(text)
+    files.write(pathlib.Path(path), text)
   retries = 0 if plan.restarts else args.retries
   for attempt in range(retries + 1):
     code, told = _attempt(plan)

@@ -333,11 +333,9 @@ def write_folder(
   """
   for name, config in described.items():
     (folder / name).parent.mkdir(exist_ok=True)
-    if isinstance(config, str):  # as it came
-      (folder / name).write_text(config)
-      continue
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / name).write_text(f"{text}\n")
+    is_text = isinstance(config, str)  # as it came
+    text = config if is_text else json.dumps(config, indent=2, sort_keys=True) + "\n"
+    files.write(folder / name, text)
   for name, plan in plans.items():
     home, stem = folder / PARTS[name], STEMS[name][0]
     safetensors.write_folder(home, plan, dtype, stem=stem)

@@ -319,5 +319,4 @@ def write_folder(
     write_file(folder / file, names, plan, dtype)
     where |= dict.fromkeys(names, file)
   index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
-  path = folder / f"{stem}.safetensors.index.json"
-  path.write_text(json.dumps(index, indent=2) + "\n")
+  files.write_json(folder / f"{stem}.safetensors.index.json", index)

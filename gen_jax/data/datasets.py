@@ -368,7 +368,7 @@ def tokenizer_for(
     else:
       data.tokenizer(data.texts()).save(partial)
     if data.template is not None:
-      (partial / "chat_template.jinja").write_text(data.template)
+      files.write(partial / "chat_template.jinja", data.template)
     files.write_hashes(partial)
     partial.replace(folder)
   return tokenizers.load(folder)
