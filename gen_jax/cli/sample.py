@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -169,7 +168,7 @@ def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
     for prompt in prompts
     for first in range(0, args.num, BATCH_SIZE)
   ]
-  with _appending(path) as write:
+  with _appending(path, done.values()) as write:
     for prompt, group in progress.lines(groups, len(groups), "groups of samples"):
       found = [done.get((prompt, i)) for i in group]
       if None in found:
@@ -206,28 +205,39 @@ def _drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
 
 
 @contextlib.contextmanager
-def _appending(path: pathlib.Path) -> Iterator[Callable[[dict], None]]:
+def _appending(
+  path: pathlib.Path, before: Iterable[dict]
+) -> Iterator[Callable[[dict], None]]:
   """Yields what writes a line of JSON to a partial file, which takes the path's place.
 
   It does so however the body ends, if there is a line; a killed process leaves the
   partial file, of whose lines the last may be torn.
+
+  Args:
+    before: records that must not be lost: those that a body that fails has not come to
+      are written after its own.
   """
   if jax.process_index():
     yield lambda record: None
     return
-  partial, count = path.with_name(f"{path.name}.partial"), itertools.count()
-  with partial.open("w") as file:
+  partial, written = path.with_name(f"{path.name}.partial"), []
+  with partial.open("w", encoding="utf-8") as file:
 
     def write(record: dict) -> None:
-      next(count)
       file.write(json.dumps(record) + "\n")
       file.flush()
+      written.append((record["prompt"], record["index"]))
 
     try:
       yield write
+    except BaseException:
+      for record in before:
+        if (record["prompt"], record["index"]) not in written:
+          write(record)
+      raise
     finally:
       file.close()
-      partial.replace(path) if next(count) else partial.unlink()
+      partial.replace(path) if written else partial.unlink()
 
 
 def _stream(prompt: str):

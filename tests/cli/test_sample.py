@@ -140,7 +140,15 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
   stop_after = 9
   assert call(*words, *SHORT).out == whole.out
   assert drawn == [8, 4] and path.read_bytes() == content
+  # Cut off again before the last of what is there: nothing of it is lost.
+  lines = content.decode().split("\n")
+  path.write_text("\n".join([*lines[:8], *lines[16:]]))
   drawn.clear()
+  stop_after = 0
+  assert call(*words, *SHORT).code == 130
+  assert sorted(path.read_text().split("\n")) == sorted([*lines[:8], *lines[16:]])
+  drawn.clear()
+  stop_after = 9
   assert call(*words, "--max_tokens", "6", "--seed", "4").code == 0
   assert drawn == [8, 8, 4]
 
