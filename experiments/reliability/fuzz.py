@@ -115,8 +115,19 @@ def mutate_json(value: Any, draw: random.Random) -> Any:
   elif kind == 1 and isinstance(node, dict):
     node[draw.choice(("", "x", "name", key + "s"))] = node.pop(key)
   else:
-    node[key] = draw.choice(_VALUES)
+    node[key] = draw.choice((*_near(node[key]), *_VALUES))
   return value
+
+
+def _near(value: Any) -> tuple:
+  """Values of the same kind, as many as there are others: these come further."""
+  if isinstance(value, bool) or value is None:
+    return (not value,) * 20
+  if isinstance(value, int):
+    return (0, 1, 2, 3, 7, value + 1, value * 2, -value, 10**6, 10**9, 2**31 - 1) * 2
+  if isinstance(value, float):
+    return (0.0, 1.0, 0.3, -value, 2 * value, 1e-30, 1e20, 1e300, 1.0 - 1e-9) * 2
+  return (value,) * 5
 
 
 def mutate_file(path: pathlib.Path, draw: random.Random) -> None:
@@ -205,15 +216,16 @@ def _overrides(place, folder: pathlib.Path, draw: random.Random):
 
   def visit(prefix, node):
     for key, value in node.items():
-      keys.append(f"{prefix}{key}")
+      keys.append((f"{prefix}{key}", value))
       if isinstance(value, dict):
         visit(f"{prefix}{key}.", value)
 
   visit("", config)
   words = []
   for _ in range(draw.randint(1, 2)):
-    value = draw.choice((*_WORDS, *map(repr, _VALUES)))
-    words.append(f"--config.{draw.choice(keys)}={value}")
+    key, value = draw.choice(keys)
+    values = (*_WORDS, *map(repr, (*_near(value), *_near(value), *_VALUES)))
+    words.append(f"--config.{key}={draw.choice(values)}")
   base = ("train", "--config=configs/lm/pydoc.py:smoke")
   return (*base, "--workdir", folder / "run", *words)
 
@@ -233,6 +245,16 @@ def _workdir(place, folder: pathlib.Path, draw: random.Random, *names: str) -> N
     ignore=shutil.ignore_patterns("tensorboard", "3", "6"),
   )
   mutate_file(folder / "run" / draw.choice(names), draw)
+  _forget_hashes(folder / "run")
+
+
+def _forget_hashes(run: pathlib.Path) -> None:
+  """A workdir of before there were any, or of somebody who edits files on purpose.
+
+  What a hash refuses is counted among the damages; here readers are tried.
+  """
+  for path in (run / "run.json", *run.rglob("hashes.json")):
+    path.unlink(missing_ok=True)
 
 
 def _config(place, folder: pathlib.Path, draw: random.Random):
@@ -278,19 +300,18 @@ def _template(place, folder: pathlib.Path, draw: random.Random):
   if draw.random() < 0.5:
     text = mutate_bytes(text.encode(), draw).decode(errors="replace")
   path.write_text(json.dumps({**config, "chat_template": text}))
+  _forget_hashes(folder / "run")
   return ("sample", "--chat", "--workdir", folder / "run")
 
 
 def _jsonl(folder: pathlib.Path, draw: random.Random, row: dict) -> pathlib.Path:
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / "rows.jsonl"
-  path.write_text("".join(json.dumps(row) + "\n" for _ in range(4)))
+  rows = [json.dumps(row)] * 3
   if draw.random() < 0.5:
-    path.write_text(
-      "".join(json.dumps(mutate_json(row, draw)) + "\n" for _ in range(4)),
-      errors="replace",
-    )
-  else:
+    rows.append(json.dumps(mutate_json(row, draw)))
+  path.write_bytes("".join(f"{r}\n" for r in rows).encode("utf-8", "surrogatepass"))
+  if len(rows) == 3:
     path.write_bytes(mutate_bytes(path.read_bytes(), draw))
   return path
 
