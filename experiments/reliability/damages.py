@@ -77,9 +77,11 @@ def _damage(tree: pathlib.Path, draw: random.Random) -> str:
   """Damages one file of a tree; says which, and how."""
   paths = sorted(p for p in tree.rglob("*") if p.is_file() and p.stat().st_size)
   paths = [p for p in paths if not any(n in p.parts for n in _PASSED_OVER)]
-  # Each folder as often as each other: most files are in the newest checkpoints.
-  parent = draw.choice(sorted({p.parent for p in paths}))
-  path = draw.choice([p for p in paths if p.parent == parent])
+  if draw.random() < 0.5:  # by size: where the weights are
+    (path,) = draw.choices(paths, [p.stat().st_size for p in paths])
+  else:  # each folder as often as each other
+    parent = draw.choice(sorted({p.parent for p in paths}))
+    path = draw.choice([p for p in paths if p.parent == parent])
   way = draw.choice(WAYS)
   way(path, draw, paths)
   return f"{way.__name__} {path.relative_to(tree)}"
