@@ -9,9 +9,11 @@ mirrored image has been encoded as well), and the caption.
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -33,15 +35,41 @@ def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int
   Args:
     examples: codes [F, h, w, 2 Z] and caption.
   """
-  with files.replacing(path) as partial:
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-    with contextlib.closing(writer):
-      num = 0
-      for codes, caption in examples:
-        record = {"codes": codes.astype(np.float16), "caption": caption}
-        writer.write(serialization.msgpack_serialize(record))
-        num += 1
+  num = 0
+  with files.replacing(path) as partial, _writing(partial) as write_record:
+    for codes, caption in examples:
+      record = {"codes": codes.astype(np.float16), "caption": caption}
+      write_record(serialization.msgpack_serialize(record))
+      num += 1
   return num
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+  """Yields what writes a record."""
+  with _os_errors(path):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+
+  def write_record(record: bytes) -> None:
+    with _os_errors(path):
+      writer.write(record)
+
+  try:
+    yield write_record
+  finally:
+    with _os_errors(path):
+      writer.close()
+
+
+@contextlib.contextmanager
+def _os_errors(path: pathlib.Path) -> Iterator[None]:
+  """Riegeli says RuntimeError where the file system refuses; OSError as elsewhere."""
+  try:
+    yield
+  except RuntimeError as error:
+    is_full = os.strerror(errno.ENOSPC) in str(error)
+    code = errno.ENOSPC if is_full else errno.EIO
+    raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def join(folder: pathlib.Path, split: str) -> None:
