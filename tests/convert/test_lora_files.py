@@ -238,7 +238,7 @@ def test_peft_keeps_alpha_in_a_file_of_its_own(base, tmp_path):
     ({"lora_adapter_metadata": '{"unet.lora_alpha": 1e999}'}, "alpha=inf"),
     ({"lora_adapter_metadata": "[1]"}, "does not hold an object"),
     ({"lora_adapter_metadata": "{"}, "is not JSON"),
-    ({"lora_adapter_metadata": "[" * 100_000}, "is not JSON"),
+    ({"lora_adapter_metadata": "[" * 100_000}, "is nested too deeply"),
     ({"lora_adapter_metadata": 3}, "__metadata__ must hold texts"),
     ([1], "__metadata__ must hold texts"),
     ("text", "__metadata__ must hold texts"),
