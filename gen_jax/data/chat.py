@@ -80,7 +80,7 @@ def _to_json(
   )
   if not ensure_ascii:
     return text
-  return re.sub(f"[^\x00-\x7f{GUARD}]", lambda m: json.dumps(m[0])[1:-1], text)
+  return re.sub(f"[^\x00-\x7e{GUARD}]", lambda m: json.dumps(m[0])[1:-1], text)
 
 
 class _Generation(jinja2.ext.Extension):

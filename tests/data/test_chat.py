@@ -137,6 +137,7 @@ values = strategies.recursive(
 @hypothesis.given(
   value=values, ascii_=strategies.booleans(), sort=strategies.booleans()
 )
+@hypothesis.example("\x7f\x80", True, False)
 def test_tojson_is_that_of_json(value, ascii_, sort):
   for given in ({}, {"indent": 2}, {"separators": (",", ":")}):
     given = {"ensure_ascii": ascii_, "sort_keys": sort, **given}
