@@ -1,6 +1,5 @@
 """Trials, how they end, and how many ran: seeded, counted, kept."""
 
-import collections
 import dataclasses
 import json
 import os
@@ -10,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 GOOD = ("same", "said", "refused", "accepted", "skipped")
@@ -139,13 +138,12 @@ class _Shard:
       print(f"  {record.campaign} {index} {record.group}: {record.name}: {outcome}")
 
 
-def table(records: Sequence[Record]) -> str:
-  """Counts by campaign, group and outcome, as Markdown."""
-  counts = collections.Counter((r.campaign, r.group, r.kind) for r in records)
+def table(counts: Mapping[tuple[str, str, str], int]) -> str:
+  """Counts by (campaign, group, outcome), as Markdown."""
   kinds = [k for k in GOOD if any(key[2] == k for key in counts)]
   kinds += sorted({key[2] for key in counts} - set(GOOD))
   lines = [f"| faults | in | {' | '.join(kinds)} |", "|---|---|" + "---|" * len(kinds)]
-  for campaign, group in dict.fromkeys((r.campaign, r.group) for r in records):
-    row = [str(counts[campaign, group, kind] or "") for kind in kinds]
+  for campaign, group in dict.fromkeys(key[:2] for key in counts):
+    row = [str(counts.get((campaign, group, kind), "") or "") for kind in kinds]
     lines.append(f"| {campaign} | {group} | {' | '.join(row)} |")
   return "\n".join(lines)

@@ -7,6 +7,7 @@ Every fault is drawn from the seed. The counts stand in results.json and README.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -87,9 +88,10 @@ def main() -> int:
     records += engine.run(name, trials, num, folder / "trials", args.jobs)
     secs[name] = time.monotonic() - began
     print(f"{name}: {num} trials in {secs[name]:.0f} s", flush=True)
-  print(f"\n{engine.table(records)}")
+  counts = collections.Counter((r.campaign, r.group, r.kind) for r in records)
+  print(f"\n{engine.table(counts)}")
   bad = [record for record in records if record.kind not in engine.GOOD]
-  if not (args.only or args.trials or args.short):
+  if not (args.trials or args.short):
     _keep(records, secs, args.seed)
   if args.keep:
     print(f"trials that failed: {folder}")
@@ -99,12 +101,27 @@ def main() -> int:
   return 1 if bad else 0
 
 
-def _keep(records, secs: dict[str, float], seed: int) -> None:
-  bad = [r._asdict() for r in records if r.kind not in engine.GOOD]
-  table = engine.table(records)
-  result = {"seed": seed, "secs": secs, "table": table.splitlines(), "not_borne": bad}
-  (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n")
-  readme = HERE / "README.md"
+def _keep(records: list[engine.Record], secs: dict[str, float], seed: int) -> None:
+  """Puts whole campaigns into results.json, where others stay, and all into README."""
+  path, readme = HERE / "results.json", HERE / "README.md"
+  kept = json.loads(path.read_text()) if path.exists() else {}
+  for name, value in secs.items():
+    own = [record for record in records if record.campaign == name]
+    counts = collections.Counter((record.group, record.kind) for record in own)
+    kept[name] = {
+      "seed": seed,
+      "secs": round(value),
+      "counts": [[*key, count] for key, count in sorted(counts.items())],
+      "not_borne": [r._asdict() for r in own if r.kind not in engine.GOOD],
+    }
+  path.write_text(json.dumps(kept, indent=2) + "\n")
+  table = engine.table(
+    {
+      (name, group, kind): count
+      for name in CAMPAIGNS
+      for group, kind, count in kept.get(name, {}).get("counts", [])
+    }
+  )
   text = re.sub(
     r"(<!-- table -->\n).*(<!-- end -->)",
     lambda m: f"{m[1]}{table}\n{m[2]}",
