@@ -156,9 +156,8 @@ def test_an_instruction_model_draws_from_the_picture(setup):
 
 
 def test_prob_of_leaving_out_needs_something_to_leave_out():
-  with pytest.raises(
-    types.InputError, match=r"condition_drop_prob=0.1 must be in \[0, 0.5\]"
-  ):
+  says = "condition_drop_prob=0.1 must be 0 without a condition"
+  with pytest.raises(types.InputError, match=says):
     instructed(condition=None)
 
 
