@@ -20,6 +20,7 @@ from gen_jax.data import folders, images, tfds
 from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
+open_image = images.open_image  # its name of the first version, for one release
 
 
 class TextSource(Protocol):

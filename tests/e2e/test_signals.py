@@ -159,8 +159,7 @@ def test_stopped_before_anything_is_trained_leaves_nothing(
 def test_the_second_signal_ends_at_once(tmp_path):
   """While the first waits for what cannot be interrupted."""
   process = train(tmp_path / "run", program=IN_COMPILATION)
-  while not process.stdout.readline().startswith("blocks"):
-    pass
+  assert any(line.startswith("blocks") for line in process.stdout)
   process.send_signal(signal.SIGINT)
   time.sleep(0.5)
   sent = time.monotonic()
