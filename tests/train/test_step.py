@@ -93,6 +93,9 @@ def test_microbatches_equal_the_full_batch(kind, params):
     assert out.loss.count == full_out.loss.count == np.sum(batch["weights"])
 
 
+@pytest.mark.parametrize(
+  "kind", ["lm", *(pytest.param(k, marks=pytest.mark.long) for k in TASKS if k != "lm")]
+)
 def test_every_mesh_starts_alike_and_trains_alike(kind):
   """Initial parameters to the bit, 20 losses to 1e-5."""
   make_task, make_batch = TASKS[kind]
