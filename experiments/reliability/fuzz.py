@@ -202,11 +202,14 @@ def _judge(words, folder: pathlib.Path) -> Outcome:
     return Outcome("traceback", (lines or ["?"])[-1][:300])
   if code == 0:
     return Outcome("accepted")
-  if len(lines) != 1:
+  # Notes may stand before the error ("gen-jax: ... not verified"), each on its line.
+  if not all(line.startswith("gen-jax: ") for line in lines):
     return Outcome("many lines", err[-300:])
+  if [line for line in lines if line.startswith("gen-jax: error: ")] != lines[-1:]:
+    return Outcome("many errors", err[-300:])
   if _seen(folder) != before:
     new = {p[0] for p in _seen(folder)} ^ {p[0] for p in before}
-    return Outcome("written", f"{sorted(map(str, new))[:3]} after {lines[0][:200]}")
+    return Outcome("written", f"{sorted(map(str, new))[:3]} after {lines[-1][:200]}")
   return Outcome("refused")
 
 
