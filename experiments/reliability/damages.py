@@ -9,7 +9,7 @@ from experiments.reliability import stories
 from experiments.reliability.engine import Outcome, Trial
 
 NEEDS = ("lm", "lora", "autoencoder", "diffusion", "encoding")
-_WORDS = ("gen-jax:", "damaged", "cannot be read", "torn")  # of whoever says it
+_WORDS = ("gen-jax:", "damaged", "cannot be read", "torn", "is gone")  # of who says it
 _PASSED_OVER = ("tensorboard", "report.html")
 
 

@@ -91,7 +91,7 @@ def main() -> int:
   counts = collections.Counter((r.campaign, r.group, r.kind) for r in records)
   print(f"\n{engine.table(counts)}")
   bad = [record for record in records if record.kind not in engine.GOOD]
-  if not (args.trials or args.short):
+  if not args.short:
     _keep(records, secs, args.seed)
   if args.keep:
     print(f"trials that failed: {folder}")
@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def _keep(records: list[engine.Record], secs: dict[str, float], seed: int) -> None:
-  """Puts whole campaigns into results.json, where others stay, and all into README."""
+  """Puts campaigns into results.json, where others stay, and all into README."""
   path, readme = HERE / "results.json", HERE / "README.md"
   kept = json.loads(path.read_text()) if path.exists() else {}
   for name, value in secs.items():
