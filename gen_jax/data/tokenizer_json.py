@@ -139,6 +139,7 @@ def _canonical(source: bytes) -> dict[str, Any]:
     Exception: of many kinds, by the library, for what it cannot read.
   """
   given = files.parse_json(source, "tokenizer.json")
+  _check_ids(given)
   backend = tokenizers.Tokenizer.from_str(json.dumps(given))
   for token in given.get("added_tokens") or ():
     have = backend.token_to_id(token["content"])
@@ -148,6 +149,17 @@ def _canonical(source: bytes) -> dict[str, Any]:
   config.update(truncation=None, padding=None)
   config["model"].update({"dropout": None} if "dropout" in config["model"] else {})
   return config
+
+
+def _check_ids(given: Any) -> None:
+  """Refuses ids far beyond the entries, over whose range the library would go.
+
+  Whatever has another form than ids by names is left for the library to refuse.
+  """
+  model = given.get("model") if isinstance(given, dict) else None
+  vocab = model.get("vocab") if isinstance(model, dict) else None
+  ids = list(vocab.values()) if isinstance(vocab, dict) else []
+  encoding.check_ids([i for i in ids if type(i) is int] or [0])
 
 
 def _backend(config: Mapping[str, Any], names: Sequence[str]) -> tokenizers.Tokenizer:
