@@ -1,6 +1,7 @@
 """What ends a process: kills, signals, full disks, and a second run in its workdir."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import random
@@ -114,11 +115,11 @@ def _in_imports(place, bases, story, folder, number, moment, which) -> Outcome:
     text=True,
     preexec_fn=reset,
   )
-  after = 40 + int(moment * 800)  # modules after gen_jax.signals
   for line in process.stderr:
-    after -= line.rstrip().endswith(" gen_jax.signals") or after < 40 + moment * 800
-    if after <= 0:
+    if line.rstrip().endswith(" gen_jax.signals"):
       break
+  for _ in itertools.islice(process.stderr, 40 + int(moment * 800)):
+    pass  # so many modules later
   process.send_signal(number)
   began = processes.now()
   try:

@@ -43,7 +43,7 @@ CAMPAIGNS = {
   "pairs": (20, interruptions.pairs, ("lm",)),
   "fuzz": (10_000, fuzz.trials, ("lm",)),
 }
-SHORT = {"kills": 2, "damages": 6, "signals": 2, "pairs": 2, "fuzz": 200}
+SHORT = {"kills": 2, "damages": 6, "signals": 1, "pairs": 2, "fuzz": 200}
 SHORT_STORIES = ("lm",)
 
 
