@@ -220,13 +220,13 @@ def _appending(
   if jax.process_index():
     yield lambda record: None
     return
-  partial, written = path.with_name(f"{path.name}.partial"), []
+  partial, written = path.with_name(f"{path.name}.partial"), set()
   with partial.open("w", encoding="utf-8") as file:
 
     def write(record: dict) -> None:
       file.write(json.dumps(record) + "\n")
       file.flush()
-      written.append((record["prompt"], record["index"]))
+      written.add((record["prompt"], record["index"]))
 
     try:
       yield write
