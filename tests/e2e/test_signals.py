@@ -15,10 +15,11 @@ from gen_jax.cli import main
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A step of Python's that hears no signals: nothing of it comes back to the interpreter.
+# It is announced when it has surely begun: before, the main thread still hears them.
 BLOCKS = """
-import hashlib, sys
+import hashlib, sys, threading
 def block(*args, **kwargs):
-  print("blocks", flush=True)
+  threading.Timer(0.5, print, ["blocks"], {"flush": True}).start()
   hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
 PROGRAM = """
