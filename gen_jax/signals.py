@@ -6,6 +6,8 @@ on what the main thread does:
 - By default there is nothing to lose: `Interrupted` is raised there, between two
   bytecodes. Where none comes for `_PATIENCE_SECS` (XLA compiles), a thread ends the
   process.
+- In `importing` the process ends where it stands: C code that imports would print an
+  exception that passes through it.
 - In `held` a signal is noted and no more; the body looks at `asked`.
 - In `rescued`, within `held`, the body has `_PATIENCE_SECS` to end by itself. Then a
   thread saves what is known and ends the process.
@@ -52,7 +54,7 @@ class _Asked:
 # Signals belong to the process, and so does what is known of them.
 _asked: _Asked | None = None  # by the main thread
 _seen: _Asked | None = None  # by the thread that listens, while the main one cannot
-_holds, _hears, _free_since, _handled_at = 0, False, 0.0, 0.0
+_holds, _hears, _imports, _free_since, _handled_at = 0, False, False, 0.0, 0.0
 _save: Callable[[], None] | None = None
 _lock = threading.Lock()  # of _save: whoever has begun to save is not disturbed
 
@@ -109,6 +111,8 @@ def _handle(number: int, again: Callable[[int], None]) -> None:
     return
   if number == signal.SIGHUP:
     _leave_terminal()
+  if _imports:
+    stop()
   _asked = _Asked(number, raised=not _holds)
   threading.Thread(target=_insist, args=(_asked,), daemon=True).start()
   if _asked.raised:
@@ -142,8 +146,7 @@ def _insist(request: _Asked) -> None:
         _rescue(_save)
       is_slow = time.monotonic() - _free_since > _PATIENCE_SECS
       if not _holds and is_slow and request in (_asked, _seen):
-        say("gen-jax: stopped; the same command goes on")
-        os._exit(EXIT)
+        stop()
     time.sleep(0.1)
 
 
@@ -154,6 +157,12 @@ def _rescue(save: Callable[[], None]) -> NoReturn:
     say(f"gen-jax: error: {' '.join(str(error).splitlines())}")
     os._exit(2)
   say("gen-jax: interrupted; what was done is saved")
+  os._exit(EXIT)
+
+
+def stop() -> NoReturn:
+  """Ends the process without taking libraries down: their threads may still compute."""
+  say("gen-jax: stopped; the same command goes on")
   os._exit(EXIT)
 
 
@@ -191,6 +200,17 @@ def forget() -> None:
   """What was asked is done: the next signal is a first one again."""
   global _asked, _seen
   _asked = _seen = None
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+  """In here nothing has begun: a signal that is heard ends the process at once."""
+  global _imports
+  outer, _imports = _imports, _hears
+  try:
+    yield
+  finally:
+    _imports = outer
 
 
 @contextlib.contextmanager

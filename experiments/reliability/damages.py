@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from experiments.reliability import stories
 from experiments.reliability.engine import Outcome, Trial
 
-NEEDS = ("lm", "lora", "autoencoder", "diffusion", "encoding")
+NEEDS = ("lm", "lora", "autoencoder", "diffusion", "encoding", "latents")
 _WORDS = ("gen-jax:", "damaged", "cannot be read", "torn", "is gone")  # of who says it
 _PASSED_OVER = ("tensorboard", "report.html")
 
@@ -59,6 +59,7 @@ def trials(place, bases, draw: random.Random) -> Iterator[Trial]:
   told = stories.all_of(place.bases)
   cases = {name: _resume for name in ("lm", "lora", "autoencoder", "diffusion")}
   cases |= {"lm, sampled": _sample, "token cache": _from_cache}
+  cases |= {"latents": _from_latents}
   cases = {
     n: case for n, case in cases.items() if n.split(",")[0] in (*bases, "token cache")
   }
@@ -134,5 +135,15 @@ def _from_cache(place, story, expected, folder, draw) -> Outcome:
     story.words(folder), folder / "log", GEN_JAX_CACHE=str(folder / "cache")
   )
   ended = process.wait(stories.SECS)
+  found = "" if ended.code else story.digest(folder, place)
+  return _judge(ended, found == expected, what, found)
+
+
+def _from_latents(place, story, expected, folder, draw) -> Outcome:
+  """A run from the start on damaged codes."""
+  shutil.copytree(place.bases / "encoding" / "out", folder / "codes")
+  what = _damage(folder / "codes", draw)
+  words = stories.latent(folder / "codes", place.bases / "autoencoder" / "run")
+  ended = place.run(words(folder), folder / "log")
   found = "" if ended.code else story.digest(folder, place)
   return _judge(ended, found == expected, what, found)

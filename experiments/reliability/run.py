@@ -39,7 +39,7 @@ CAMPAIGNS = {
     interruptions.disks,
     ("lm", "autoencoder", "diffusion", "sampling text", "encoding"),
   ),
-  "signals": (60, interruptions.signals, interruptions.KILLED),
+  "signals": (60, interruptions.signals, (*interruptions.KILLED, "two processes")),
   "pairs": (20, interruptions.pairs, ("lm",)),
   "fuzz": (10_000, fuzz.trials, ("lm",)),
 }

@@ -109,8 +109,9 @@ def run(argv: list[str]) -> dict:
   Raises:
     InputError: bad input.
   """
-  from gen_jax import types
-  from gen_jax.cli import config_args
+  with signals.importing():
+    from gen_jax import types
+    from gen_jax.cli import config_args
 
   parser, parsers = _parser()
   if not argv:
@@ -124,7 +125,8 @@ def run(argv: list[str]) -> dict:
     raise types.unknown("command", command, COMMANDS)
   if command in parsers:
     # The command's module imports jax; --help and typing errors need not wait for it.
-    module = _add_arguments(command, parsers[command])
+    with signals.importing():
+      module = _add_arguments(command, parsers[command])
     if "jax" in sys.modules:  # `launch` does without
       _pass_over_absent_tpus()
   overrides, words = config_args.split_overrides(argv)
@@ -278,7 +280,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(files.finite(result)))
       sys.stdout.flush()
     except signals.Interrupted:
-      _interrupted()
+      with contextlib.suppress(OSError):
+        sys.stdout.flush()
+      signals.stop()
     except KeyboardInterrupt:  # raised by hand: signals do not come this way
       _say("gen-jax: stopped at once")
       _exit(128 + signal.SIGINT)
@@ -288,14 +292,6 @@ def main(argv: list[str] | None = None) -> None:
       _exit(128 + signal.SIGPIPE) if is_pipe else _fail(f"{error.strerror} (stdout)")
   if result.get("reason") == "interrupted":
     sys.exit(signals.EXIT)
-
-
-def _interrupted() -> NoReturn:
-  """Ends without taking libraries down: their threads may still compute."""
-  _say("gen-jax: stopped; the same command goes on")
-  with contextlib.suppress(OSError):
-    sys.stdout.flush()
-  os._exit(signals.EXIT)
 
 
 def console() -> None:
