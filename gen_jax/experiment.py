@@ -9,9 +9,12 @@ from typing import Any
 import jax
 import optax
 
-from gen_jax import build, flops, pictures, prompting, ranges, rng, sharding
+from gen_jax import build, ranges, rng, sharding
+from gen_jax.cost import flops
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
+from gen_jax.evaluation import image_sets
+from gen_jax.inference import image_generator, text_generator
 from gen_jax.models import transformer, unet
 from gen_jax.tasks import autoencoder, base, diffusion, lm, lora
 from gen_jax.train import evaluators, init_from, loop
@@ -163,11 +166,13 @@ class Experiment:
       if block is not None
     ]
 
-  def writer(self, piece: int = 8) -> prompting.Writer:
+  def text_generator(self, piece: int = 8) -> text_generator.TextGenerator:
     """Continues prompts (a language model's experiment)."""
-    return prompting.Writer(self.task.model, self.tokenizer, self.sampling, piece)
+    return text_generator.TextGenerator(
+      self.task.model, self.tokenizer, self.sampling, piece
+    )
 
-  def gallery(self, split: str) -> pictures.Gallery:
+  def reference_images(self, split: str) -> image_sets.ReferenceImages:
     """Real pictures of a split; a latent cache knows which it was made of.
 
     Raises:
@@ -179,18 +184,20 @@ class Experiment:
     if isinstance(data, datasets.LatentData):
       block = data.source.statistics()["data"]
       source = build.build("source", block, "data.source")
-    return pictures.Gallery(source.examples(split), data.image_size, data.channels)
+    return image_sets.ReferenceImages(
+      source.examples(split), data.image_size, data.channels
+    )
 
-  def painter(self) -> prompting.Painter:
+  def image_generator(self) -> image_generator.ImageGenerator:
     """Draws pictures for captions (a diffusion experiment)."""
     side = self.data.image_size
     height, width = self.sampling.size or (side, side)
     shards = self.layout.num_batch_shards
-    return prompting.Painter(
+    return image_generator.ImageGenerator(
       self.task,
       self.tokenizer,
       self.sampling,
-      prompting.latent_shape(self.task, (height, width, self.data.channels)),
+      image_generator.latent_shape(self.task, (height, width, self.data.channels)),
       self.data.caption_length,
       -(-max(1, min(50, 2**18 // (height * width))) // shards) * shards,  # at once
       self.layout.spread,

@@ -18,6 +18,11 @@ def per_example(key: Array, batch_size: int, offset: int | Array = 0) -> Array:
   return jax.vmap(jax.random.fold_in, (None, 0))(key, offset + jnp.arange(batch_size))
 
 
+def sample_keys(seed: int, num: int, offset: int = 0) -> Array:
+  """Returns keys [num] of samples offset, offset + 1, ... of a seed."""
+  return per_example(named(jax.random.key(seed), "sample"), num, offset)
+
+
 def fold_in(keys: Array, data: int | Array) -> Array:
   """Folds one number into each of keys [B]."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, data)

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 from gen_jax import experiment as experiments
-from gen_jax import flops, types
+from gen_jax import types
 from gen_jax.cli import config_args
+from gen_jax.cost import flops
 from gen_jax.train import step as steps
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -17,8 +17,8 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from gen_jax import build, sharding
-from gen_jax.convert import huggingface, safetensors, taesd
+from gen_jax import build, safetensors, sharding
+from gen_jax.convert import huggingface, taesd
 
 
 def peer(tensors: dict[str, safetensors.Tensor]) -> AutoencoderTiny:

@@ -14,10 +14,10 @@ import sys
 
 import numpy as np
 
-from gen_jax import build
+from gen_jax import build, safetensors
 from gen_jax import experiment as experiments
 from gen_jax.cli import config_args
-from gen_jax.convert import diffusers, safetensors, stable_diffusion
+from gen_jax.convert import diffusers, stable_diffusion
 
 STD = 1 / 0.18215  # of the latents of the released autoencoder
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from gen_jax import flops, optim, sharding
+from gen_jax import sharding
+from gen_jax.cost import flops
+from gen_jax.train import optim
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 

@@ -10,7 +10,8 @@ import measure
 import numpy as np
 import torch
 
-from gen_jax import flops, rng, sharding, tree
+from gen_jax import rng, sharding, tree
+from gen_jax.cost import flops
 from gen_jax.diffusion import codec, grids, samplers, schedule, weighting
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.models import autoencoder, text_encoder, unet

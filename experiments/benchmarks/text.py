@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import transformers
 
-from gen_jax import prompting, sharding, tree
+from gen_jax import rng, sharding, tree
 from gen_jax.decoding import generate
+from gen_jax.inference import text_generator
 from gen_jax.models import transformer
 from gen_jax.nn import attention, kernels
 from gen_jax.tasks import lm
@@ -82,9 +83,9 @@ def generation(batch_size: int, rounds: int, *, dtype: str) -> dict:
   init = jax.jit(lambda key: sharding.unbox(model.init(key, tokens))["params"])
   params = jax.tree.map(lambda x: x.astype(dtype), init(jax.random.key(0)))
   sampling = generate.Sampling(max_tokens=num_tokens, temperature=0.0)
-  writer = prompting.Writer(model, _Numbers(), sampling, piece=16)
+  writer = text_generator.TextGenerator(model, _Numbers(), sampling, piece=16)
   prompts = tokens.tolist()
-  keys = prompting.keys(0, batch_size)
+  keys = rng.sample_keys(0, batch_size)
 
   def ours():
     drawn = writer.samples(params, prompts, keys)

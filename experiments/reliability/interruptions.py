@@ -109,7 +109,7 @@ def _in_imports(place, bases, story, folder, number, moment, which) -> Outcome:
     preexec_fn=reset,
   )
   for line in process.stderr:
-    if line.rstrip().endswith(" gen_jax.signals"):
+    if line.rstrip().endswith(" gen_jax.system.signals"):
       break
   for _ in itertools.islice(process.stderr, 40 + int(moment * 800)):
     pass  # so many modules later

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import evaluation, features, optim, ranges, sharding
+from gen_jax import ranges, sharding
 from gen_jax.data import (
   chat,
   conversations,
@@ -37,6 +37,7 @@ from gen_jax.diffusion import (
   schedule,
   weighting,
 )
+from gen_jax.evaluation import evaluators, features
 from gen_jax.models import (
   autoencoder,
   discriminator,
@@ -48,7 +49,7 @@ from gen_jax.models import (
 from gen_jax.nn import attention, embed, kernels, mlp, norms, spatial
 from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.tasks import diffusion, lm, lora
-from gen_jax.train import init_from, loop
+from gen_jax.train import init_from, loop, optim
 from gen_jax.types import InputError
 
 
@@ -257,7 +258,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "bpe": _later(tokenizers.train_bpe, "texts"),
     "file": _later(tokenizers.from_file, "texts"),
   },
-  "evaluator": {make.__name__: _plain(make, "experiment") for make in evaluation.ALL},
+  "evaluator": {make.__name__: _plain(make, "experiment") for make in evaluators.ALL},
   "features": {make.__name__: _plain(make) for make in features.ALL},
   "train": {"train": _plain(loop.Config)},
   "init_from": {"init_from": _plain(init_from.InitFrom)},

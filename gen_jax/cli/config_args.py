@@ -12,7 +12,8 @@ import typing
 import warnings
 from typing import Any
 
-from gen_jax import files, ranges
+from gen_jax import ranges
+from gen_jax.system import files
 from gen_jax.types import InputError, unknown
 
 Overrides = list[tuple[str, str]]

@@ -7,9 +7,11 @@ import pathlib
 
 import numpy as np
 
-from gen_jax import files, prompting, repainting, sheets
+from gen_jax import rng
 from gen_jax.cli import config_args, flags, sample, trained, workdir
-from gen_jax.data import images
+from gen_jax.data import image_files
+from gen_jax.inference import inversion, sheets
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the picture
@@ -103,19 +105,19 @@ def run(args) -> dict:
   if strength is None:
     is_redrawn = is_partial or args.invert is not None or task.condition
     strength = 1.0 if is_redrawn else 0.6
-  painter, captions = opened.experiment.painter(), [prompt] * args.num
-  keys = prompting.keys(args.seed, args.num)
+  generator, captions = opened.experiment.image_generator(), [prompt] * args.num
+  keys = rng.sample_keys(args.seed, args.num)
   given = (opened.weights, opened.experiment.frozen)
 
   def draw(start):
     del start
     if args.invert is None:
       change_here = (image, change, strength, args.negative)
-      yield painter.edits(*given, captions, keys, *change_here)
+      yield generator.edits(*given, captions, keys, *change_here)
     else:
       how = (strength, args.vary, args.negative)
       how = (args.invert, captions, keys, image, *how)
-      yield repainting.redrawn(painter, *given, *how)
+      yield inversion.edit_by_inversion(generator, *given, *how)
 
   how = _how(args, opened, strength)
   index = list(range(args.num))
@@ -170,11 +172,11 @@ def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
   Raises:
     InputError: files that cannot be read, of two sizes, or there is nothing to draw.
   """
-  image = images.open_image(args.image)
-  image = images.in_channels(image, channels)
+  image = image_files.open_image(args.image)
+  image = image_files.in_channels(image, channels)
   change = np.ones(image.shape[:2], np.bool_)
   if args.mask:
-    change = images.open_mask(args.mask)
+    change = image_files.open_mask(args.mask)
     (height, width), (rows, columns) = image.shape[:2], change.shape
     if (height, width) != (rows, columns):
       raise InputError(

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from gen_jax import experiment as experiments
-from gen_jax import files, progress, tree
+from gen_jax import tree
 from gen_jax.cli import config_args, flags, trained, workdir
 from gen_jax.data import latents, pipeline
+from gen_jax.system import files, progress
 from gen_jax.tasks import autoencoder
 from gen_jax.types import InputError
 

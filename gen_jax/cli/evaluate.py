@@ -9,8 +9,9 @@ import pathlib
 import jax
 
 import gen_jax
-from gen_jax import files, scoring
 from gen_jax.cli import config_args, evaluate_pictures, flags, hosts, trained, workdir
+from gen_jax.evaluation import scoring
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 

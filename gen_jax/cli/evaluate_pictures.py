@@ -12,10 +12,13 @@ import pathlib
 import numpy as np
 
 import gen_jax
-from gen_jax import build, fidelity, files, pictures, progress, sheets
+from gen_jax import build
 from gen_jax import experiment as experiments
 from gen_jax.cli import flags, trained
-from gen_jax.data import folders, images, sources
+from gen_jax.data import folders, image_files, sources
+from gen_jax.evaluation import fidelity, image_sets
+from gen_jax.inference import sheets
+from gen_jax.system import files, progress
 from gen_jax.types import InputError, unknown
 
 FLAGS = {
@@ -68,7 +71,7 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
   else:
     opened = trained.open_pictures(directory, config, args)
     experiment, start = opened.experiment, {"step": opened.step}
-  gallery = experiment.gallery(split)
+  gallery = experiment.reference_images(split)
   make = _in_folder if args.folder else _again if again else _drawn
   made, protocol = make(args, opened, gallery)
   protocol |= {
@@ -86,13 +89,13 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
     found = _pairs(made, features, gallery, protocol["num"])
   else:
     real = features.of(gallery.batches())
-    held_out = experiment.gallery("validation") if split == "train" else None
+    held_out = experiment.reference_images("validation") if split == "train" else None
     found = _set(made, features, gallery, real, held_out, directory)
   if args.baseline:
     task, frozen = experiment.task, experiment.frozen
-    shape = experiment.painter().shape
-    noise = pictures.of_noise(task, frozen, shape, args.pictures, args.seed)
-    noise = pictures.compare(features, real, features.of(noise))
+    shape = experiment.image_generator().shape
+    noise = image_sets.of_noise(task, frozen, shape, args.pictures, args.seed)
+    noise = image_sets.compare(features, real, features.of(noise))
     found |= {f"random_latents/{name}": value for name, value in noise.items()}
   for name, value in found.items():
     beside = f"   there {other[name]:.4f}" if name in other else ""
@@ -102,15 +105,15 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
 
 def _drawn(args, opened, gallery):
   """Pictures for the captions of a gallery, and their part of the protocol."""
-  painter, frozen = opened.experiment.painter(), opened.experiment.frozen
+  generator, frozen = opened.experiment.image_generator(), opened.experiment.frozen
   if opened.experiment.sampling.size not in (None, (gallery.size, gallery.size)):
     raise InputError(
       f"sampling.size={opened.experiment.sampling.size}: figures are of pictures of"
       f" data.image_size={gallery.size}; set it to None"
     )
   captions = gallery.captions(args.pictures)
-  made = pictures.drawn(painter, opened.weights, frozen, captions, args.seed)
-  num = -(-len(captions) // min(painter.batch_size, len(captions)))
+  made = image_sets.drawn(generator, opened.weights, frozen, captions, args.seed)
+  num = -(-len(captions) // min(generator.batch_size, len(captions)))
   made = progress.lines(made, num, "batches drawn")
   sampling = opened.experiment.config["sampling"]
   how = {"weights": opened.kind, "seed": args.seed, "sampling": sampling}
@@ -121,7 +124,7 @@ def _again(args, opened, gallery):
   """Pictures of a gallery, decoded from their codes."""
   num = min(args.pictures, len(gallery))
   task, real = opened.experiment.task, gallery.batches(num)
-  made = pictures.reconstructed(task, opened.weights, real)
+  made = image_sets.reconstructed(task, opened.weights, real)
   return made, {"num": num, "weights": opened.kind}
 
 
@@ -132,7 +135,7 @@ def _in_folder(args, opened, gallery):
   own = [path for path in found if path.name not in folders.SHEETS]
   if len(own) < 2:
     raise InputError(f"--folder {args.folder} needs two pictures at least")
-  read = lambda path: {"image": images.open_image(path)}  # noqa: E731
+  read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
   made = dataclasses.replace(gallery, examples=sources.Mapped(own, read))
   return made.batches(), {"num": len(own)}
 
@@ -147,10 +150,10 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
       yield batch
 
   rows = features.of(watched())
-  found = pictures.compare(features, real, rows)
+  found = image_sets.compare(features, real, rows)
   if held_out is not None:
     others = features.of(held_out.batches()) if len(held_out) else real[:0]
-    more, index = pictures.memorisation(features, real, others, rows)
+    more, index = image_sets.memorisation(features, real, others, rows)
     sheet = [np.stack([x, *gallery.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
     caption = f"pictures, each with the nearest three of training, in {features.name}"
     path = sheets.save_figure(directory, "nearest", np.stack(sheet), caption)
@@ -173,7 +176,7 @@ def _pairs(made, features, gallery, num: int) -> dict[str, float]:
       yield batch
 
   rows = features.of(watched())
-  found = pictures.compare(features, features.of(gallery.batches(num)), rows)
+  found = image_sets.compare(features, features.of(gallery.batches(num)), rows)
   return {**{name: float(np.mean(v)) for name, v in values.items()}, **found}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import build, files, ranges, tree
+from gen_jax import build, ranges, safetensors, tree
 from gen_jax import experiment as experiments
 from gen_jax.cli import flags, trained, workdir
 from gen_jax.convert import (
@@ -17,10 +17,10 @@ from gen_jax.convert import (
   diffusers,
   diffusers_schedulers,
   huggingface,
-  safetensors,
   stable_diffusion,
 )
 from gen_jax.data import tokenizers
+from gen_jax.system import files
 from gen_jax.tasks import diffusion, lm
 from gen_jax.types import InputError, unknown
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from gen_jax import files
+from gen_jax.system import files
 
 
 class Path(argparse.Action):

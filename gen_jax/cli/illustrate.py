@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from gen_jax import build, prompting, rng, sheets
+from gen_jax import build, rng
 from gen_jax.cli import config_args, trained, workdir
 from gen_jax.data import pipeline
+from gen_jax.inference import image_generator, sheets
 from gen_jax.tasks import attribution, autoencoder, diffusion
 from gen_jax.types import InputError
 
@@ -57,7 +58,7 @@ def run(args) -> dict:
       raise InputError(f"{directory} is an imported model, which has no {what}")
     prompts, images = args.prompt, None
   else:
-    gallery = opened.experiment.gallery("train")
+    gallery = opened.experiment.reference_images("train")
     prompts = args.prompt or (gallery.captions(3) if draws else [])
     images = gallery.images(range(4)) if codec else None
   figures = {}
@@ -83,10 +84,11 @@ class _Canvas:
   """A model that draws, prompts, and the noise that every figure shares."""
 
   def __init__(self, opened: trained.Opened, prompts: list[str], seed: int):
-    self.task, self.painter = opened.experiment.task, opened.experiment.painter()
+    self.task = opened.experiment.task
+    self.generator = opened.experiment.image_generator()
     self.params, self.frozen = opened.weights, opened.experiment.frozen
-    self.prompts, self.caption = prompts, self.painter.caption(prompts)
-    self.keys = prompting.keys(seed, len(prompts))
+    self.prompts, self.caption = prompts, self.generator.caption(prompts)
+    self.keys = rng.sample_keys(seed, len(prompts))
     data, sampling = opened.experiment.data, opened.experiment.sampling
     side = sampling.size or (data.image_size, data.image_size)
     self.pixels = (*side, data.channels)
@@ -97,11 +99,11 @@ class _Canvas:
     @jax.jit
     def run(scale, *args):
       how = {"guidance_scale": scale, **changes}
-      sampling = dataclasses.replace(self.painter.sampling, **how)
-      return diffusion.draw(self.task, sampling, *args, self.painter.shape)
+      sampling = dataclasses.replace(self.generator.sampling, **how)
+      return diffusion.draw(self.task, sampling, *args, self.generator.shape)
 
     args = (self.params, self.frozen, self.caption, self.keys)
-    return lambda scale: prompting.to_uint8(run(jnp.float32(scale), *args))
+    return lambda scale: image_generator.to_uint8(run(jnp.float32(scale), *args))
 
   def by_guidance_and_steps(self, scales, steps):
     """Rows of guidance, columns of steps, for the first prompt."""
@@ -112,13 +114,16 @@ class _Canvas:
 
   def by_sampler(self, samplers):
     """Rows of samplers, columns of prompts."""
-    scale, num = self.painter.sampling.guidance_scale, self.painter.sampling.num_steps
+    scale, num = (
+      self.generator.sampling.guidance_scale,
+      self.generator.sampling.num_steps,
+    )
     rows = np.stack([self.draw(sampler=s)(scale) for s in samplers.values()])
     return rows, f"rows {_listed(samplers)}, {num} steps each; {_listed(self.prompts)}"
 
   def images(self):
     """uint8 [N, H, W, C], one for each prompt, as the model draws by itself."""
-    return self.draw()(self.painter.sampling.guidance_scale)
+    return self.draw()(self.generator.sampling.guidance_scale)
 
   def _maps(self, params, frozen, x):
     """float32 [N, H, W, S]: how much pixels of images in [-1, 1] look at each token."""
@@ -144,7 +149,7 @@ class _Canvas:
     found = np.asarray(jax.jit(self._maps)(self.params, self.frozen, _pixels(images)))
     rows = []
     for image, heat, prompt in zip(images, found, self.prompts, strict=True):
-      words = _by_word(heat, prompt, self.painter.tokenizer)
+      words = _by_word(heat, prompt, self.generator.tokenizer)
       rows.append([_colour(image), *(_glow(image, word) for word in words)])
     columns, blank = max(map(len, rows)), np.full_like(rows[0][0], 255)
     cells = np.array([row + [blank] * (columns - len(row)) for row in rows])
@@ -175,7 +180,7 @@ def _latents(codec, frozen, images: np.ndarray):
 
   @jax.jit
   def there_and_back(frozen, x):
-    z = codec.encode(frozen, x, prompting.keys(0, len(x)))
+    z = codec.encode(frozen, x, rng.sample_keys(0, len(x)))
     return z, codec.decode(frozen, z)
 
   z, again = map(np.asarray, there_and_back(frozen, _pixels(images)))
@@ -185,8 +190,10 @@ def _latents(codec, frozen, images: np.ndarray):
   shown = [*np.split(z, z.shape[-1], -1), z @ axes[:3].T][
     : z.shape[-1] + len(axes) // 3
   ]
-  shown = [prompting.to_uint8(v / 3).repeat(factor, 1).repeat(factor, 2) for v in shown]
-  columns = [images, prompting.to_uint8(again), *shown]
+  shown = [
+    image_generator.to_uint8(v / 3).repeat(factor, 1).repeat(factor, 2) for v in shown
+  ]
+  columns = [images, image_generator.to_uint8(again), *shown]
   return np.stack([_colour(x) for x in columns], 1), (
     f"pictures, the same decoded from their latents, the {z.shape[-1]} channels of"
     " these, and their three principal components as red, green and blue"

@@ -9,7 +9,7 @@ import jax
 import optax
 
 from gen_jax import experiment as experiments
-from gen_jax import files, tree
+from gen_jax import safetensors, tree
 from gen_jax.cli import config_args, flags, lease, trained, workdir
 from gen_jax.convert import (
   architectures,
@@ -18,11 +18,11 @@ from gen_jax.convert import (
   hub,
   huggingface,
   lora_files,
-  safetensors,
   stable_diffusion,
   taesd,
 )
 from gen_jax.data import latents, tokenizers
+from gen_jax.system import files
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params

@@ -5,8 +5,10 @@ import pathlib
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax import plan, sheets, tree
+from gen_jax import tree
 from gen_jax.cli import batches, config_args, flags, trained, workdir
+from gen_jax.cost import plan
+from gen_jax.inference import sheets
 from gen_jax.train import checkpoint
 from gen_jax.types import InputError
 

@@ -23,7 +23,7 @@ import threading
 import traceback
 from typing import NoReturn
 
-from gen_jax import signals
+from gen_jax.system import signals
 
 COMMANDS = {
   "train": "train a model from a config; the same command resumes",
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
       result = _run(argv)
       if "--json" in argv:
-        from gen_jax import files
+        from gen_jax.system import files
 
         print(json.dumps(files.finite(result)))
       sys.stdout.flush()

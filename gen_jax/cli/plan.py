@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from gen_jax import chips, plan
 from gen_jax import experiment as experiments
-from gen_jax.chips import GIB
 from gen_jax.cli import config_args, flags
+from gen_jax.cost import chips, plan
+from gen_jax.cost.chips import GIB
 from gen_jax.types import InputError
 
 ASSUMED = (

@@ -7,8 +7,8 @@ import json
 import pathlib
 from typing import Any
 
-from gen_jax import files
 from gen_jax.cli import flags, workdir
+from gen_jax.system import files
 from gen_jax.train import writers
 from gen_jax.types import InputError
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from gen_jax import files, progress, prompting, repainting, sheets, signals
+from gen_jax import rng
 from gen_jax.cli import config_args, flags, hosts, trained, workdir
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import generate
+from gen_jax.inference import inversion, sheets, text_generator
+from gen_jax.system import files, progress, signals
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError
 
@@ -155,9 +157,10 @@ def _reader(args, experiment):
 
 def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   """Continues every prompt; what an interrupted command of these words drew, stands."""
-  writer, read = opened.experiment.writer(piece=4), _reader(args, opened.experiment)
+  writer = opened.experiment.text_generator(piece=4)
+  read = _reader(args, opened.experiment)
   weights = opened.weights
-  keys = prompting.keys(args.seed, args.num)
+  keys = rng.sample_keys(args.seed, args.num)
   how = {"seed": args.seed, "sampling": dataclasses.asdict(writer.sampling)}
   how["flags"] = [name for name in SWITCHES if getattr(args, name)]
   how = json.loads(json.dumps({**how, "model": opened.provenance()}))  # as it is read
@@ -257,7 +260,9 @@ def _show_logprobs(record: dict, tokenizer) -> None:
   print()
 
 
-def _record(prompt: str, sample: prompting.Sample, index: int, logprobs: bool) -> dict:
+def _record(
+  prompt: str, sample: text_generator.Sample, index: int, logprobs: bool
+) -> dict:
   record = {"prompt": prompt, "text": sample.text, "index": index}
   record["logprob"] = float(sample.logprobs.sum())
   if logprobs:
@@ -268,7 +273,7 @@ def _record(prompt: str, sample: prompting.Sample, index: int, logprobs: bool) -
 
 def _talk(args, opened) -> dict:
   """Reads lines and answers them: as a chat where there is a template for one."""
-  writer = opened.experiment.writer(piece=2)
+  writer = opened.experiment.text_generator(piece=2)
   tokenizer, weights = writer.tokenizer, opened.weights
   is_chat = tokenizer.chat_template is not None
   print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")
@@ -286,7 +291,7 @@ def _talk(args, opened) -> dict:
     try:
       messages.append({"role": "user", "content": line})
       prompt = _history(writer, messages) if is_chat else line
-      key = prompting.keys(args.seed, 1, num)[0]
+      key = rng.sample_keys(args.seed, 1, num)[0]
       answer = _answer(writer.stream(weights, prompt, key))
       messages.append({"role": "assistant", "content": answer})
     except InputError as error:  # the talk goes on
@@ -315,7 +320,7 @@ def _answer(pieces: Iterator[str]) -> str:
   return answer
 
 
-def _history(writer: prompting.Writer, messages: list[dict]) -> list[int]:
+def _history(writer: text_generator.TextGenerator, messages: list[dict]) -> list[int]:
   """Tokens of the talk so far; the oldest turns go where the context is too short."""
   room = writer.model.config.max_length - min(32, writer.sampling.max_tokens)
   while True:
@@ -327,26 +332,26 @@ def _history(writer: prompting.Writer, messages: list[dict]) -> list[int]:
 
 
 def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
-  painter = opened.experiment.painter()
+  generator = opened.experiment.image_generator()
   given, negative = (opened.weights, opened.experiment.frozen), args.negative or ""
   columns = args.num if args.interpolate is None else args.interpolate
   if args.interpolate is None:
     captions = [prompt for prompt in prompts for _ in range(args.num)]
     index = [i for _ in prompts for i in range(args.num)]
-    keys = prompting.keys(args.seed, args.num)[np.array(index)]
-    size = min(painter.batch_size, len(captions))
+    keys = rng.sample_keys(args.seed, args.num)[np.array(index)]
+    size = min(generator.batch_size, len(captions))
 
     def draw(start):
-      return painter.batches(*given, captions, keys, negative, start)
+      return generator.batches(*given, captions, keys, negative, start)
 
   else:
     captions, index = [" to ".join(prompts)] * columns, list(range(columns))
-    keys, size = prompting.keys(args.seed, 2), columns
+    keys, size = rng.sample_keys(args.seed, 2), columns
 
     def draw(start):
       del start
       how = (tuple(prompts), keys, columns, negative)
-      yield repainting.between(painter, *given, *how)
+      yield inversion.interpolate(generator, *given, *how)
 
   how = {**opened.experiment.config["sampling"], "negative": negative}
   how |= {"num": columns, **opened.provenance()}

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax import flops, memory, plan, sharding, sheets, tree
+from gen_jax import sharding, tree
 from gen_jax.cli import batches, config_args, flags, hosts, lease, trained, workdir
+from gen_jax.cost import flops, plan
+from gen_jax.inference import sheets
+from gen_jax.system import memory
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps

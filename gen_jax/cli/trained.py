@@ -12,10 +12,11 @@ import optax
 from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
-from gen_jax import files, tree
+from gen_jax import tree
 from gen_jax.cli import flags
 from gen_jax.cli import workdir as workdirs
 from gen_jax.data import latents
+from gen_jax.system import files
 from gen_jax.train import checkpoint, init_from
 from gen_jax.train import state as states
 from gen_jax.types import InputError, PyTree, unknown

@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 
-from gen_jax import build, files
+from gen_jax import build
 from gen_jax import experiment as experiments
 from gen_jax.cli import config_args
 from gen_jax.nn import attention
+from gen_jax.system import files
 from gen_jax.train import proof
 from gen_jax.types import InputError
 

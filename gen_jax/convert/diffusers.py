@@ -6,11 +6,12 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gen_jax import build, files, tree
+from gen_jax import build, safetensors, tree
 from gen_jax.convert import diffusers_configs as configs
 from gen_jax.convert import diffusers_schedulers as schedulers
-from gen_jax.convert import foreign, huggingface, keys, safetensors
+from gen_jax.convert import foreign, huggingface, keys
 from gen_jax.convert import stable_diffusion as sd
+from gen_jax.system import files
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, unsupported
 

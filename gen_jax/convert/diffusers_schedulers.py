@@ -19,8 +19,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gen_jax import build, files, ranges
+from gen_jax import build, ranges
 from gen_jax.diffusion import parameterisation, schedule
+from gen_jax.system import files
 from gen_jax.types import InputError, unknown
 
 Block = dict[str, Any]

@@ -6,8 +6,8 @@ import re
 
 import huggingface_hub
 
-from gen_jax import files
-from gen_jax.convert import safetensors
+from gen_jax import safetensors
+from gen_jax.system import files
 from gen_jax.types import InputError, first_line
 
 # Any of these is a tokenizer; the others say more about it.

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import files, memory, tree
-from gen_jax.convert import architectures, names, safetensors
+from gen_jax import safetensors, tree
+from gen_jax.convert import architectures, names
 from gen_jax.models import transformer
+from gen_jax.system import files, memory
 from gen_jax.types import InputError, Params
 
 _BLOCKS = "blocks/"

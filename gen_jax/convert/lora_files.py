@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import files
-from gen_jax.convert import foreign, names, safetensors
+from gen_jax import safetensors
+from gen_jax.convert import foreign, names
 from gen_jax.convert import stable_diffusion as sd
+from gen_jax.system import files
 from gen_jax.types import InputError, Params
 
 _NETWORKS = {

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import tree
-from gen_jax.convert import huggingface, names, safetensors
+from gen_jax import safetensors, tree
+from gen_jax.convert import huggingface, names
 from gen_jax.models import autoencoder, text_encoder, unet
 from gen_jax.types import InputError, Params
 

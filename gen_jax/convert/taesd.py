@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen_jax import build, tree
-from gen_jax.convert import names, safetensors
+from gen_jax import build, safetensors, tree
+from gen_jax.convert import names
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.models import tiny_autoencoder
 from gen_jax.types import InputError, Params

@@ -1,3 +1,3 @@
 """Data: sources of documents and pictures, tokenizers, and batches by (seed, step)."""
 
-from gen_jax import files as files  # by this name, too, for those who import it so
+from gen_jax.system import files as files

@@ -23,8 +23,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from gen_jax import files
 from gen_jax.data import chat, conversations, slicing, sources, tokenizers
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 _FORMAT = 4  # of the files and of how documents become ids

@@ -10,8 +10,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from gen_jax import files, ranges
+from gen_jax import ranges
 from gen_jax.data import chat, sources
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 Messages = list[chat.Message]

@@ -14,18 +14,19 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from gen_jax import files, ranges
+from gen_jax import ranges
 from gen_jax.data import (
   cache,
   chat,
   conversations,
-  images,
+  image_files,
   infill,
   latents,
   pipeline,
   sources,
   tokenizers,
 )
+from gen_jax.system import files
 from gen_jax.types import Batch, InputError
 
 TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
@@ -251,12 +252,12 @@ class ImageData:
   def remark(self) -> str | None:
     if hasattr(self.source, "paths"):
       found = self.source.paths("train")
-      sizes = [images.size(path) for path in images.evenly(found, 2000)]
+      sizes = [image_files.size(path) for path in image_files.evenly(found, 2000)]
     else:
       found = self.examples("train")
-      some = images.evenly(range(len(found)), 16)
+      some = image_files.evenly(range(len(found)), 16)
       sizes = [found[i]["image"].shape[1::-1] for i in some]
-    return images.cut_off(sizes, len(found))
+    return image_files.cut_off(sizes, len(found))
 
   def abstract_batch(self) -> Batch:
     n, side = self.batch_size, self.image_size

@@ -14,8 +14,9 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from gen_jax import files, ranges
-from gen_jax.data import folders, images, sources
+from gen_jax import ranges
+from gen_jax.data import folders, image_files, sources
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 
@@ -82,5 +83,5 @@ def _paths(directory: str, key: str) -> list[pathlib.Path]:
 
 
 def _example(path: pathlib.Path, caption: str, weight: float) -> sources.Example:
-  image = images.open_image(path)
+  image = image_files.open_image(path)
   return {"image": image, "caption": caption, "loss_weight": weight}

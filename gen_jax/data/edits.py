@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gen_jax import files, ranges
-from gen_jax.data import images, sources
+from gen_jax import ranges
+from gen_jax.data import image_files, sources
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 Judge = Callable[[np.ndarray], dict[str, float]]
@@ -61,8 +62,8 @@ class EditFolder:
     def fn(row):
       before, instruction, after = row
       pair = {
-        "before": images.open_image(root / before),
-        "image": images.open_image(root / after),
+        "before": image_files.open_image(root / before),
+        "image": image_files.open_image(root / after),
         "caption": instruction,
       }
       if pair["before"].shape != pair["image"].shape:

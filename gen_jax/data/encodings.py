@@ -16,8 +16,8 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
-from gen_jax import files
 from gen_jax.data import encoding, ranks, tokenizer_json
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 END_OF_TEXT = ranks.END_OF_TEXT

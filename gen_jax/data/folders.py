@@ -16,8 +16,8 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gen_jax import files
-from gen_jax.data import images
+from gen_jax.data import image_files
+from gen_jax.system import files
 from gen_jax.types import InputError, first_line
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -69,14 +69,14 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
   if not root.is_dir():
     raise InputError(f"{name} {directory!r} is not a folder")
   found = list(_walk(root))
-  foreign = [path for path in found if path.suffix.lower() in images.FOREIGN]
+  foreign = [path for path in found if path.suffix.lower() in image_files.FOREIGN]
   if foreign:
+    known = ", ".join(image_files.SUFFIXES)
     raise InputError(
       f"{name} {directory!r} has {len(foreign)} images of a kind that is not read, the"
-      f" first is {foreign[0]}; convert them ({', '.join(images.SUFFIXES)}), or take"
-      " them away"
+      f" first is {foreign[0]}; convert them ({known}), or take them away"
     )
-  suffixes = images.SUFFIXES
+  suffixes = image_files.SUFFIXES
   paths = [path for path in found if path.suffix.lower() in suffixes]
   sheets = {home: _sheets(home) for home in {path.parent for path in paths}}
   is_sheet = lambda p: sheets[p.parent] and sheets[p.parent].fullmatch(p.name)  # noqa: E731
@@ -142,7 +142,9 @@ def captions(
     InputError: a caption is missing, a row names no image, or what says captions is in
       a form that is not read.
   """
-  others = [path for path in _walk(root) if path.suffix.lower() not in images.SUFFIXES]
+  others = [
+    path for path in _walk(root) if path.suffix.lower() not in image_files.SUFFIXES
+  ]
   tables = [path for path in others if path.name in TABLES]
   if not tables:
     return _without_tables(root, paths, tops, others)
@@ -155,7 +157,7 @@ def captions(
     for where, name, caption in _rows(table, field):
       path = os.path.abspath(table.parent / name)
       if path not in found:
-        is_image = path.startswith(home) and path.lower().endswith(images.SUFFIXES)
+        is_image = path.startswith(home) and path.lower().endswith(image_files.SUFFIXES)
         if not (is_image and os.path.isfile(path)):
           names.setdefault(where, name)
       found.setdefault(path, []).append(caption)

@@ -21,8 +21,8 @@ import numpy as np
 from array_record.python import array_record_module
 from flax import serialization
 
-from gen_jax import files
 from gen_jax.data import sources
+from gen_jax.system import files
 from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from PIL import Image
 
-from gen_jax.data import cache, images, tokenizers
+from gen_jax.data import cache, image_files, tokenizers
 from gen_jax.types import InputError
 
 # Decoding and resizing pictures runs beside each other, the rest of Python does not.
@@ -305,7 +305,7 @@ def pad_caption(
 
 def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
   """Centre-crops and resizes uint8 [H, W, C] to [size, size, channels] (bilinear)."""
-  image = images.in_channels(image, channels)
+  image = image_files.in_channels(image, channels)
   whole = Image.fromarray(image[..., 0] if channels == 1 else image)
   side = min(whole.size)
   left, top = ((extent - side) // 2 for extent in whole.size)

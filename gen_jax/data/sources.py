@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gen_jax import files, ranges
-from gen_jax.data import folders, images, tfds
+from gen_jax import ranges
+from gen_jax.data import folders, image_files, tfds
+from gen_jax.system import files
 from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
-open_image = images.open_image  # its name of the first version, for one release
+open_image = image_files.open_image  # its name of the first version, for one release
 
 
 class TextSource(Protocol):
@@ -275,7 +276,7 @@ class ImageFolder:
     captions = folders.captions(self._root, paths, layout.tops, self.caption_field)
     pairs = [(path, caption) for path in paths for caption in captions[path]]
     return Mapped(
-      pairs, lambda pair: {"image": images.open_image(pair[0]), "caption": pair[1]}
+      pairs, lambda pair: {"image": image_files.open_image(pair[0]), "caption": pair[1]}
     )
 
 

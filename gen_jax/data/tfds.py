@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gen_jax import files
+from gen_jax.system import files
 from gen_jax.types import InputError, first_line, unknown
 
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from gen_jax import files
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 FILES = (

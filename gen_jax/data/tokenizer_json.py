@@ -14,8 +14,8 @@ from typing import Any
 
 import tokenizers
 
-from gen_jax import files
 from gen_jax.data import encoding, token_settings
+from gen_jax.system import files
 
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import tokenizers
 
-from gen_jax import files, ranges
+from gen_jax import ranges
 from gen_jax.data import (
   encodings,
   ranks,
@@ -17,6 +17,7 @@ from gen_jax.data import (
   tokenizer,
   tokenizer_json,
 )
+from gen_jax.system import files
 from gen_jax.types import InputError, one_line
 
 Tokenizer = tokenizer.Tokenizer

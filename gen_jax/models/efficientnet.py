@@ -7,7 +7,7 @@ has ReLU6 everywhere.
 import jax
 import jax.numpy as jnp
 
-from gen_jax.nn import frozen
+from gen_jax.nn import torch_layers
 from gen_jax.types import Array
 
 # repeats, stride of the first, whether it expands by six
@@ -23,7 +23,7 @@ STAGES = (
 SIDE = 224
 
 
-def rows(weights: frozen.Weights, images: Array) -> Array:
+def rows(weights: torch_layers.Weights, images: Array) -> Array:
   """Images [B, H, W, 3] in 0 .. 255 -> float32 [B, 1280], what its classifier sees.
 
   They are resized to 224x224, bilinear, and scaled to about [-1, 1].
@@ -33,8 +33,8 @@ def rows(weights: frozen.Weights, images: Array) -> Array:
   x = (x - 127.0) / 128.0
 
   def layer(x, name, norm, **how):
-    x = frozen.conv(weights, name, x, **how)
-    return frozen.batch_norm(weights, norm, x)
+    x = torch_layers.conv(weights, name, x, **how)
+    return torch_layers.batch_norm(weights, norm, x)
 
   x = jax.nn.relu6(layer(x, "_conv_stem", "_bn0", stride=2))
   index = 0

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gen_jax.nn import frozen
+from gen_jax.nn import torch_layers
 from gen_jax.types import Array
 
 SIDE = 299
@@ -51,13 +51,13 @@ BLOCKS = {
 }
 
 
-def rows(weights: frozen.Weights, images: Array) -> Array:
+def rows(weights: torch_layers.Weights, images: Array) -> Array:
   """Images [B, H, W, 3] in 0 .. 255 -> float32 [B, 2048], what its classifier sees."""
   x = (_resize(images.astype(jnp.float32)) - 128.0) / 128.0
 
   def conv(x, name, stride=1, padding="SAME"):
-    x = frozen.conv(weights, f"{name}.conv", x, stride, padding)
-    return jax.nn.relu(frozen.batch_norm(weights, f"{name}.bn", x))
+    x = torch_layers.conv(weights, f"{name}.conv", x, stride, padding)
+    return jax.nn.relu(torch_layers.batch_norm(weights, f"{name}.bn", x))
 
   def step(x, word, block):
     if "|" in word:

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import losses, rng
-from gen_jax.tasks import base
+from gen_jax import rng
+from gen_jax.tasks import base, losses
 from gen_jax.types import Array, Batch, GeometricMean, Mean, Params, PyTree
 
 

@@ -23,7 +23,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gen_jax import files, memory, tree
+from gen_jax import tree
+from gen_jax.system import files, memory
 from gen_jax.train import proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params, PyTree, first_line

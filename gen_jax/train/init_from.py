@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from gen_jax import files, tree
+from gen_jax import tree
+from gen_jax.system import files
 from gen_jax.train import checkpoint
 from gen_jax.types import InputError, Params, unknown
 

@@ -27,7 +27,8 @@ import orbax.checkpoint as ocp
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from gen_jax import ranges, signals
+from gen_jax import ranges
+from gen_jax.system import signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps

@@ -23,7 +23,8 @@ import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
 
-from gen_jax import files, tree
+from gen_jax import tree
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 Shapes = dict[str, tuple[int, ...]]

@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from gen_jax import files
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 _CRC = "crc32"  # of a row of metrics.jsonl without it

@@ -6,9 +6,9 @@ import typing
 
 import pytest
 
-from gen_jax import build, optim, ranges
+from gen_jax import build, ranges
 from gen_jax.diffusion import corrupt
-from gen_jax.train import loop
+from gen_jax.train import loop, optim
 from gen_jax.types import InputError
 
 KEYS = {

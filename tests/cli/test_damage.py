@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from gen_jax import files
 from gen_jax.cli import trained, workdir
 from gen_jax.data import latents, tokenizers
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 STATISTICS = {"mean": [0.25, -1.5], "std": [1.0, 0.5], "sha256": "f0", "step": 3}

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import build, memory, types
+from gen_jax import build, types
 from gen_jax.cli import config_args, lease, workdir
 from gen_jax.nn import attention
+from gen_jax.system import memory
 from gen_jax.train import checkpoint, loop
 
 TEXT = "configs/lm/pydoc.py:smoke"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import fidelity, sheets
 from gen_jax.data.digits import source as digits
+from gen_jax.evaluation import fidelity
+from gen_jax.inference import sheets
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import sheets
 from gen_jax.cli import illustrate, main
+from gen_jax.inference import sheets
 from gen_jax.tasks import attribution
 from gen_jax.train import writers
 from tests.convert import test_stable_diffusion as tiny

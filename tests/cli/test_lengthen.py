@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from gen_jax import optim
+from gen_jax.train import optim
 
 TRAIN = (
   *("train", "--config", "configs/lm/pydoc.py:smoke"),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gen_jax import chips
+from gen_jax.cost import chips
 
 
 def test_a_plan_is_data(call):

@@ -7,8 +7,9 @@ import math
 
 import pytest
 
-from gen_jax import experiment, prompting
+from gen_jax import experiment
 from gen_jax.decoding import generate
+from gen_jax.inference import image_generator, text_generator
 
 SHORT = ("--max_tokens", "6", "--seed", "3")
 
@@ -120,7 +121,7 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
   whole = call(*words, *SHORT)
   assert whole.code == 0, whole
   content = path.read_bytes()
-  drawn, samples, stop_after = [], prompting.Writer.samples, 1
+  drawn, samples, stop_after = [], text_generator.TextGenerator.samples, 1
 
   def counting(self, weights, prompts, *args):
     drawn.append(len(prompts))
@@ -128,7 +129,7 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
       raise KeyboardInterrupt
     return samples(self, weights, prompts, *args)
 
-  monkeypatch.setattr(prompting.Writer, "samples", counting)
+  monkeypatch.setattr(text_generator.TextGenerator, "samples", counting)
   path.unlink()
   assert call(*words, *SHORT).code == 130
   kept = path.read_text().split("\n")
@@ -154,10 +155,10 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
 
 
 def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatch):
-  make = experiment.Experiment.painter
+  make = experiment.Experiment.generator
   monkeypatch.setattr(
     experiment.Experiment,
-    "painter",
+    "generator",
     lambda self: dataclasses.replace(make(self), batch_size=2),
   )
   words = ("sample", "--workdir", digits_workdir, "--num_steps", "2", "--num", "5")
@@ -165,13 +166,13 @@ def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatc
   assert call(*words).code == 0
   names = [f"one_0_{i}.png" for i in range(5)]
   whole = {name: (tmp_path / name).read_bytes() for name in (*names, "grid.png")}
-  starts, batches = [], prompting.Painter.batches
+  starts, batches = [], image_generator.ImageGenerator.batches
 
   def watched(self, *args):
     starts.append(args[-1])
     return batches(self, *args)
 
-  monkeypatch.setattr(prompting.Painter, "batches", watched)
+  monkeypatch.setattr(image_generator.ImageGenerator, "batches", watched)
   (tmp_path / names[3]).unlink()
   assert call(*words).code == 0
   assert call(*words).code == 0  # nothing is left to draw

@@ -10,7 +10,8 @@ import shutil
 import numpy as np
 import pytest
 
-from gen_jax.convert import hub, safetensors
+from gen_jax import safetensors
+from gen_jax.convert import hub
 from gen_jax.data import tokenizers
 from gen_jax.train import checkpoint
 from tests.cli import conftest

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from gen_jax import tree
-from gen_jax.convert import diffusers, foreign, hub, safetensors
+from gen_jax import safetensors, tree
+from gen_jax.convert import diffusers, foreign, hub
 from gen_jax.types import InputError
 from tests.convert import test_formats
 from tests.convert import test_huggingface as golden

@@ -10,8 +10,8 @@ import pytest
 import safetensors.flax
 
 from gen_jax import build, tree
+from gen_jax import safetensors as ours
 from gen_jax.convert import architectures, huggingface
-from gen_jax.convert import safetensors as ours
 from gen_jax.types import InputError
 from tests.convert import test_huggingface as golden
 

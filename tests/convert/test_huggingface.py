@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from gen_jax import build, losses, sharding, tree
-from gen_jax.convert import architectures, huggingface, safetensors
+from gen_jax import build, safetensors, sharding, tree
+from gen_jax.convert import architectures, huggingface
 from gen_jax.models import transformer
+from gen_jax.tasks import losses
 from gen_jax.train import state as states
 from tests import tiny
 

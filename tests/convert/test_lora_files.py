@@ -8,15 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import tree, types
+from gen_jax import safetensors, tree, types
 from gen_jax.cli import main
-from gen_jax.convert import (
-  diffusers,
-  huggingface,
-  lora_files,
-  safetensors,
-  stable_diffusion,
-)
+from gen_jax.convert import diffusers, huggingface, lora_files, stable_diffusion
 from tests.convert import test_stable_diffusion as tiny
 
 V1 = tiny.GOLDEN / "v1"

@@ -12,15 +12,9 @@ import pytest
 import safetensors.numpy as safetensors_numpy
 from PIL import Image
 
-from gen_jax import build, sharding, tree, types
+from gen_jax import build, safetensors, sharding, tree, types
 from gen_jax.cli import config_args, main, trained, workdir
-from gen_jax.convert import (
-  diffusers,
-  diffusers_configs,
-  huggingface,
-  safetensors,
-  stable_diffusion,
-)
+from gen_jax.convert import diffusers, diffusers_configs, huggingface, stable_diffusion
 from gen_jax.data import pipeline, tokenizers
 from gen_jax.diffusion import samplers
 from gen_jax.models import text_encoder

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gen_jax import types
-from gen_jax.data import images, pipeline
+from gen_jax.data import image_files, pipeline
 
 # What brings an upright image to how a camera stores it, by EXIF orientation.
 STORED = {
@@ -27,7 +27,7 @@ STORED = {
 def opened(tmp_path, image, kind="png", **options):
   path = tmp_path / f"a.{kind}"
   image.save(path, **options)
-  return images.open_image(path)
+  return image_files.open_image(path)
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg", "tif"])
@@ -80,7 +80,7 @@ def png(bits, colour, row, clear):
 def test_one_transparent_grey_at_every_depth(tmp_path, bits, row, clear, left, right):
   path = tmp_path / "a.png"
   path.write_bytes(png(bits, 0, row, [clear]))
-  assert images.open_image(path)[0, :, 0].tolist() == [left, right]
+  assert image_files.open_image(path)[0, :, 0].tolist() == [left, right]
 
 
 LEVELS = np.array([[0, 255, 256, 0x80FF, 0xFFFF]], np.uint16)
@@ -102,7 +102,7 @@ def test_other_sixteen_bits_of_tiff_are_not_guessed(tmp_path, tag, value):
   data[at + 8 : at + 10] = struct.pack("<H", value)
   path.write_bytes(data)
   with pytest.raises(types.InputError, match="not a readable image"):
-    images.open_image(path)
+    image_files.open_image(path)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_several_frames_are_refused(tmp_path, kind):
     opened(tmp_path, red, kind, save_all=True, append_images=[blue])
   path = tmp_path / "phone.jpg"
   red.save(path, "MPO", save_all=True, append_images=[blue])
-  assert images.open_image(path)[0, 0, 0] > 250
+  assert image_files.open_image(path)[0, 0, 0] > 250
 
 
 def test_a_bomb_and_nothing_are_refused(tmp_path, monkeypatch):
@@ -136,13 +136,13 @@ def test_a_bomb_and_nothing_are_refused(tmp_path, monkeypatch):
   with monkeypatch.context() as m:
     m.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(types.InputError, match="bomb"):
-      images.open_image(path)
+      image_files.open_image(path)
   for content in (b"", b"%!PS-Adobe-3.0 EPSF-3.0", path.read_bytes()[:60]):
     path.write_bytes(content)
     with pytest.raises(types.InputError, match=r"a\.png is not a readable image"):
-      images.open_image(path)
+      image_files.open_image(path)
   with pytest.raises(types.InputError, match="not a readable image"):
-    images.open_image(tmp_path)
+    image_files.open_image(tmp_path)
 
 
 def hole(colour, alpha=0, rest=255):
@@ -174,7 +174,7 @@ PHOTO[..., 3] = np.where(LEFT, 0, 255)
 )
 def test_white_and_holes_are_what_changes(tmp_path, mask):
   mask.save(tmp_path / "mask.png")
-  np.testing.assert_array_equal(images.open_mask(tmp_path / "mask.png"), LEFT)
+  np.testing.assert_array_equal(image_files.open_mask(tmp_path / "mask.png"), LEFT)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_white_and_holes_are_what_changes(tmp_path, mask):
 def test_a_mask_that_could_mean_either_is_refused(tmp_path, mask, says):
   mask.save(tmp_path / "mask.png")
   with pytest.raises(types.InputError, match=says):
-    images.open_mask(tmp_path / "mask.png")
+    image_files.open_mask(tmp_path / "mask.png")
 
 
 def test_a_mask_is_turned_upright_like_its_image(tmp_path):
@@ -196,26 +196,26 @@ def test_a_mask_is_turned_upright_like_its_image(tmp_path):
   exif[0x0112] = 6
   stored = Image.fromarray(np.uint8(255 * LEFT)).transpose(STORED[6])
   stored.save(tmp_path / "mask.png", exif=exif)
-  np.testing.assert_array_equal(images.open_mask(tmp_path / "mask.png"), LEFT)
+  np.testing.assert_array_equal(image_files.open_mask(tmp_path / "mask.png"), LEFT)
 
 
 def test_channels_are_luminance_or_grey_three_times():
   grey = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
   np.testing.assert_array_equal(
-    images.in_channels(images.in_channels(grey, 3), 1), grey
+    image_files.in_channels(image_files.in_channels(grey, 3), 1), grey
   )
   red = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-  assert images.in_channels(red, 1).tolist() == np.full((2, 2, 1), 76).tolist()
+  assert image_files.in_channels(red, 1).tolist() == np.full((2, 2, 1), 76).tolist()
   assert pipeline.to_square(red, 2, 1)[0, 0, 0] == 76
 
 
 def test_what_is_cut_off_is_said():
-  assert images.cut_off([(4, 4), (7, 7)], 2) is None
-  said = images.cut_off([(4, 4), (4, 8), (4, 3)], 3)
+  assert image_files.cut_off([(4, 4), (7, 7)], 2) is None
+  said = image_files.cut_off([(4, 4), (4, 8), (4, 3)], 3)
   assert said.startswith("2 of 3 images are not square: up to 50 % of one is cut off")
-  assert "1 of 1 images looked at (9 in all)" in images.cut_off([(1, 2)], 9)
-  assert len(images.evenly(range(5001), 2000)) <= 2000
-  assert list(images.evenly([1, 2], 2000)) == [1, 2]
+  assert "1 of 1 images looked at (9 in all)" in image_files.cut_off([(1, 2)], 9)
+  assert len(image_files.evenly(range(5001), 2000)) <= 2000
+  assert list(image_files.evenly([1, 2], 2000)) == [1, 2]
 
 
 def test_reading_gives_all_that_is_in_a_stream(tmp_path):
@@ -227,4 +227,4 @@ def test_reading_gives_all_that_is_in_a_stream(tmp_path):
     path = tmp_path / f"a.{kind}"
     path.write_bytes(file.getvalue()[: len(file.getvalue()) // 2])
     with pytest.raises(types.InputError, match="is not a readable image"):
-      images.open_image(path)
+      image_files.open_image(path)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from gen_jax import files, types
+from gen_jax import types
 from gen_jax.data import datasets, latents, tokenizers
+from gen_jax.system import files
 
 
 def written(folder, num=6, sides=2):

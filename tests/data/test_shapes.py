@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax import metrics, types
+from gen_jax import types
 from gen_jax.data import datasets, edits, tokenizers
 from gen_jax.data.shapes import edits as shape_edits
 from gen_jax.data.shapes import judge, scenes, source
+from gen_jax.evaluation import metrics
 
 BYTES = tokenizers.train_bpe([], 257)
 SHAPES = source.Shapes(num=300, num_validation=40)

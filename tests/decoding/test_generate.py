@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import prompting, sharding
+from gen_jax import rng, sharding
 from gen_jax.data import tokenizers
 from gen_jax.decoding import generate
+from gen_jax.inference import text_generator
 from gen_jax.models import transformer
 
 PROMPTS = ["a", "some words", "the quick brown fox", ""]
@@ -34,11 +35,11 @@ def setup():
 
 def writer(setup, piece=4, **sampling):
   sampling = generate.Sampling(**{"max_tokens": 10, **sampling})
-  return prompting.Writer(setup[0], setup[1], sampling, piece)
+  return text_generator.TextGenerator(setup[0], setup[1], sampling, piece)
 
 
 def test_ragged_batch_equals_one_by_one(setup):
-  keys = prompting.keys(0, 4)
+  keys = rng.sample_keys(0, 4)
   w = writer(setup)
   together = w.texts(setup[2], PROMPTS, keys)
   alone = [w.texts(setup[2], [p], keys[i : i + 1])[0] for i, p in enumerate(PROMPTS)]
@@ -58,7 +59,7 @@ def test_greedy_is_the_argmax_of_the_full_forward(setup):
     logits, _ = apply({"params": params}, padded)
     ids.append(int(logits[0, len(ids) - 1].argmax()))
   w = writer(setup, temperature=0.0)
-  (sample,) = w.samples(params, ["the fox"], prompting.keys(0, 1))
+  (sample,) = w.samples(params, ["the fox"], rng.sample_keys(0, 1))
   assert sample.tokens.tolist() == ids[start:]
 
 
@@ -74,13 +75,13 @@ def test_a_prompt_is_opened_as_its_tokenizer_opens_it(setup):
 
 @pytest.mark.parametrize("piece", [1, 3, 10])
 def test_cutting_into_pieces_changes_nothing(setup, piece):
-  keys = prompting.keys(3, 2)
+  keys = rng.sample_keys(3, 2)
   expected = writer(setup, piece=5).texts(setup[2], PROMPTS[:2], keys)
   assert writer(setup, piece=piece).texts(setup[2], PROMPTS[:2], keys) == expected
 
 
 def test_stream_spells_the_text(setup):
-  keys = prompting.keys(1, 1)
+  keys = rng.sample_keys(1, 1)
   w = writer(setup)
   streamed = "".join(w.stream(setup[2], PROMPTS[2], keys[0]))
   text = w.texts(setup[2], [PROMPTS[2]], keys)[0]
@@ -91,7 +92,7 @@ def test_stream_spells_the_text(setup):
 def test_new_prompt_lengths_in_a_bucket_do_not_recompile(setup):
   w = writer(setup)
   for prompt in ("a", "ab", "the fox"):
-    w.texts(setup[2], [prompt], prompting.keys(0, 1))
+    w.texts(setup[2], [prompt], rng.sample_keys(0, 1))
   assert w._start._cache_size() == 1
   assert w._extend._cache_size() == 1
 
@@ -105,7 +106,7 @@ def test_a_row_that_is_done_stays_done(setup):
   cache = transformer.init_cache(model.config, 2, 16)
   decode = decoder(model, params)
   prompts, lengths = jnp.array([[1, 2], [3, 4]]), jnp.array([2, 2])
-  state = generate.prefill(decode, cache, prompts, lengths, prompting.keys(0, 2))
+  state = generate.prefill(decode, cache, prompts, lengths, rng.sample_keys(0, 2))
   force = lambda x, seen, keys: x.at[0, 9].add(1e9).argmax(-1)  # noqa: E731 (row 0 ends)
   state, tokens, _ = generate.extend(decode, state, 5, force, (7, 9))
   assert tokens[0].tolist() == [9, 7, 7, 7, 7]
@@ -117,7 +118,7 @@ def test_seen_is_the_prompt_without_its_padding_and_what_was_drawn(setup):
   cache = transformer.init_cache(model.config, 2, 16)
   decode = decoder(model, params)
   prompts, lengths = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([2, 3])
-  state = generate.prefill(decode, cache, prompts, lengths, prompting.keys(0, 2))
+  state = generate.prefill(decode, cache, prompts, lengths, rng.sample_keys(0, 2))
   assert np.flatnonzero(state.seen[0]).tolist() == [1, 2]
   state, tokens, _ = generate.extend(decode, state, 2, generate.Sampling().draw, ())
   want = {4, 5, 6, *np.asarray(tokens[1]).tolist()}
@@ -128,7 +129,7 @@ def test_logprobs_are_those_of_the_full_forward(setup):
   """Of the model's own distribution, though the drawing was filtered."""
   model, tokenizer, params = setup
   w = writer(setup, temperature=0.5, top_k=3)
-  (sample,) = w.samples(params, ["the fox"], prompting.keys(0, 1))
+  (sample,) = w.samples(params, ["the fox"], rng.sample_keys(0, 1))
   ids = [tokenizer.eos, *tokenizer.encode("the fox")]
   logits, _ = model.apply({"params": params}, np.array([[*ids, *sample.tokens]]))
   scores = jax.nn.log_softmax(logits[0, len(ids) - 1 : -1], -1)
@@ -139,7 +140,7 @@ def test_logprobs_are_those_of_the_full_forward(setup):
 @pytest.mark.parametrize("piece", [1, 4])
 def test_stop_texts_end_a_continuation_and_are_left_out(setup, piece):
   """Whatever tokens and pieces they fall into; a stream never shows part of one."""
-  keys = prompting.keys(5, 1)
+  keys = rng.sample_keys(5, 1)
   free = writer(setup, piece=piece, max_tokens=30).texts(setup[2], ["the"], keys)[0]
   for start, stop in ((3, 4), (4, 7), (6, 12)):
     text = free[start:stop]
@@ -151,17 +152,17 @@ def test_stop_texts_end_a_continuation_and_are_left_out(setup, piece):
 
 def test_samples_are_those_drawn_singly(setup):
   w = writer(setup)
-  together = w.texts(setup[2], ["the"] * 5, prompting.keys(3, 5))
+  together = w.texts(setup[2], ["the"] * 5, rng.sample_keys(3, 5))
   for i, text in enumerate(together):
-    assert w.texts(setup[2], ["the"], prompting.keys(3, 1, offset=i)) == [text]
+    assert w.texts(setup[2], ["the"], rng.sample_keys(3, 1, offset=i)) == [text]
   assert len(set(together)) > 1
 
 
 def test_a_row_near_the_end_of_the_context_shortens_no_other(setup):
   w = writer(setup, max_tokens=30)
   prompts = ["the", "the quick " * 4]
-  short, long = w.samples(setup[2], prompts, prompting.keys(0, 2))
-  (alone,) = w.samples(setup[2], prompts[:1], prompting.keys(0, 1))
+  short, long = w.samples(setup[2], prompts, rng.sample_keys(0, 2))
+  (alone,) = w.samples(setup[2], prompts[:1], rng.sample_keys(0, 1))
   assert short.tokens.tolist() == alone.tokens.tolist()
   assert len(long.tokens) < 30
 
@@ -170,6 +171,6 @@ def test_stacked_layers_write_the_same(setup):
   model, tokenizer, params = setup
   config = dataclasses.replace(model.config, scan_layers=True)
   stacked = (transformer.Transformer(config), tokenizer, transformer.stack(params))
-  keys = prompting.keys(0, 1)
+  keys = rng.sample_keys(0, 1)
   want = writer(setup).texts(params, ["the"], keys)
   assert writer(stacked).texts(stacked[2], ["the"], keys) == want

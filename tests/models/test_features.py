@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gen_jax import features
+from gen_jax.evaluation import features
 from gen_jax.models import efficientnet, inception
 from gen_jax.types import InputError
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import flops, sharding
+from gen_jax import sharding
+from gen_jax.cost import flops
 from gen_jax.models import transformer
 from gen_jax.nn import attention, embed, kernels, mlp, norms
 from gen_jax.types import InputError

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import flops, sharding, types
+from gen_jax import sharding, types
+from gen_jax.cost import flops
 from gen_jax.nn import attention, kernels, linear, mlp, norms
 
 

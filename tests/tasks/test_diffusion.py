@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import flops, prompting, sharding
+from gen_jax import rng, sharding
+from gen_jax.cost import flops
 from gen_jax.data import tokenizers
 from gen_jax.diffusion import corrupt, parameterisation, samplers, schedule
+from gen_jax.inference import image_generator
 from gen_jax.tasks import diffusion
 from tests import tiny
 
@@ -68,7 +70,7 @@ def test_dropping_every_caption_leaves_nothing_of_it(setup):
 
 
 @pytest.fixture(scope="module")
-def painter(setup):
+def generator(setup):
   task, _, _ = setup
   tokenizer = tokenizers.train_bpe(["ab"], 257)
 
@@ -80,28 +82,30 @@ def painter(setup):
         config=dataclasses.replace(task.text_encoder.config, vocab_size=257),
       )
     )
-    return prompting.Painter(wide, tokenizer, sampling, (8, 8, 1), 4, batch_size)
+    return image_generator.ImageGenerator(
+      wide, tokenizer, sampling, (8, 8, 1), 4, batch_size
+    )
 
   return make
 
 
 @pytest.fixture(scope="module")
-def wide_params(setup, painter):
-  return tiny.weights(painter().task.init, setup[2])
+def wide_params(setup, generator):
+  return tiny.weights(generator().task.init, setup[2])
 
 
-def test_picture_i_does_not_depend_on_its_batch(painter, wide_params):
-  captions, keys = ["a", "b", "ab", "", "ba"], prompting.keys(0, 5)
+def test_picture_i_does_not_depend_on_its_batch(generator, wide_params):
+  captions, keys = ["a", "b", "ab", "", "ba"], rng.sample_keys(0, 5)
   ancestral = dict(sampler=samplers.ddpm)
-  all_at_once = painter(5, **ancestral).images(wide_params, {}, captions, keys)
-  in_threes = painter(3, **ancestral).images(wide_params, {}, captions, keys)
+  all_at_once = generator(5, **ancestral).images(wide_params, {}, captions, keys)
+  in_threes = generator(3, **ancestral).images(wide_params, {}, captions, keys)
   np.testing.assert_allclose(
     all_at_once.astype(int), in_threes.astype(int), atol=1
   )  # 8-bit pictures; kernels of another batch size may round differently
   assert len({image.tobytes() for image in all_at_once}) == 5
 
 
-def test_pictures_do_not_depend_on_the_mesh(painter, wide_params):
+def test_pictures_do_not_depend_on_the_mesh(generator, wide_params):
   """Eight devices draw eight pictures, one each; the ninth is in a batch of its own."""
   layout, placed = sharding.make_layout(data=4, fsdp=2), []
 
@@ -111,9 +115,9 @@ def test_pictures_do_not_depend_on_the_mesh(painter, wide_params):
 
   captions, keys = (
     ["a", "b", "ab", "", "ba", "aa", "bb", "abb", "a"],
-    prompting.keys(0, 9),
+    rng.sample_keys(0, 9),
   )
-  alone = painter(8)
+  alone = generator(8)
   shared = dataclasses.replace(alone, place=place)
   for num in (8, 9):
     both = [

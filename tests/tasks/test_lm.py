@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_jax import losses
+from gen_jax.tasks import losses
 from gen_jax.types import Mean
 from tests import tiny
 

@@ -12,7 +12,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from gen_jax import files, sharding, tree
+from gen_jax import sharding, tree
+from gen_jax.system import files
 from gen_jax.train import checkpoint, proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError

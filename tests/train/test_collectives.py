@@ -6,9 +6,10 @@ import re
 
 import jax
 
-from gen_jax import optim, sharding
+from gen_jax import sharding
 from gen_jax.models import unet
 from gen_jax.nn import kernels, mlp, spatial
+from gen_jax.train import optim
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from tests import tiny

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from gen_jax import optim, sharding, tree
+from gen_jax import sharding, tree
 from gen_jax.models import autoencoder, text_encoder, unet
 from gen_jax.nn import kernels
 from gen_jax.tasks import autoencoder as autoencoding
+from gen_jax.train import optim
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from tests import tiny

@@ -18,8 +18,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gen_jax import files
-from gen_jax.data import images
+from gen_jax.data import image_files
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 PICTURES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
@@ -100,6 +100,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     folders = (folder for folder, _ in self.found.values())
     for path, label, tags in _examples(*folders, split):
       png = io.BytesIO()
-      Image.fromarray(images.open_image(path)).save(png, format="PNG", compress_level=1)
+      Image.fromarray(image_files.open_image(path)).save(
+        png, format="PNG", compress_level=1
+      )
       png.seek(0)
       yield path.stem, {"image": png, "label": label, "tags": tags}

@@ -1,0 +1,398 @@
+"""What a compiled program will cost: memory, FLOPs, exchanges, time, money.
+
+The program is the one that would run, compiled by the same compiler: `training` is the
+step of `train.step`, `sampling` the loop that draws. On a mesh of a `chips.Topology`
+nothing but the chips themselves is missing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from gen_jax import sharding, tree
+from gen_jax.cost import flops, roofline
+from gen_jax.cost.chips import GIB, Topology
+from gen_jax.cost.hlo import cost as costs
+from gen_jax.decoding import generate
+from gen_jax.inference import image_generator
+from gen_jax.models import transformer
+from gen_jax.system import memory
+from gen_jax.tasks import diffusion
+from gen_jax.train import step as steps
+from gen_jax.types import InputError, PyTree
+
+Options = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draft:
+  """A program to compile.
+
+  Attributes:
+    run: the jitted function.
+    args: its arguments, abstract and with their shardings.
+    held: these by what they are; 'parameters' are the weights.
+    items: units of data that one run of it takes in or gives out.
+    model_flops: that the model asks for, over all devices, by convention; None: those
+      that are traced.
+  """
+
+  run: Any
+  args: tuple
+  held: Mapping[str, PyTree]
+  items: int
+  model_flops: Mapping[str, float] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program(Draft):
+  """A compiled program.
+
+  Attributes:
+    cost: what one device does.
+    peak_hbm_bytes: that one device needs.
+    matrix_flops: of the traced program over all devices, recomputation included.
+    kernel_flops: those of them in Pallas kernels, which XLA does not count.
+  """
+
+  cost: costs.Cost
+  peak_hbm_bytes: int
+  matrix_flops: float
+  kernel_flops: float
+
+
+# The compiler looks less long for fast kernels and is five times as fast. FLOPs and
+# exchanges are the same, but that float32 weights travel as they are, where it takes
+# bfloat16 else; more passes memory (GPT-2: a sixth).
+QUICK: Options = {"exec_time_optimization_effort": -1.0}
+
+
+def compile(draft: Draft, options: Options | None = None) -> Program:
+  """Compiles a draft.
+
+  Args:
+    options: of the compiler, `QUICK` say.
+  """
+  matrix, kernel = (f(draft.run, *draft.args) for f in (flops.count, flops.kernels))
+  compiled = draft.run.lower(*draft.args).compile(options)
+  return Program(
+    **{**vars(draft), "model_flops": draft.model_flops or {"mfu": matrix}},
+    cost=costs.cost(compiled.as_text()),
+    peak_hbm_bytes=memory.peak(compiled),
+    matrix_flops=matrix,
+    kernel_flops=kernel,
+  )
+
+
+def training(experiment: Any) -> Draft:
+  """The training step of an experiment, in its layout."""
+  train = experiment.train
+  optimizer, _ = experiment.optimizer(train.num_steps)
+  state, batch = experiment.abstract_state(optimizer), experiment.batch()
+  step = steps.make_step(
+    experiment.learner,
+    optimizer,
+    layout=experiment.layout,
+    num_microbatches=train.num_microbatches,
+    decay=train.ema_decay,
+  )
+  frozen = experiment.abstract_frozen()
+  return Draft(
+    steps.compile_step(step, state, experiment.layout),
+    (state, frozen, batch),
+    held={
+      "parameters": state.params,
+      "optimizer": state.opt_state,
+      "average": state.ema,
+      "frozen": frozen,
+      "batch": batch,
+    },
+    items=experiment.data.items_per_step,
+    model_flops=experiment.flops_per_step(),
+  )
+
+
+def sampling(experiment: Any) -> Draft:
+  """The loop that draws one picture, or continues one text, for each batch shard.
+
+  Raises:
+    InputError: an experiment that draws nothing.
+  """
+  if isinstance(experiment.task, diffusion.Diffusion):
+    return _drawing(experiment)
+  if hasattr(experiment.task, "model"):
+    return _writing(experiment)
+  raise InputError("--sample draws texts and pictures; an autoencoder draws nothing")
+
+
+def _place(layout: sharding.Layout, tree_of_shapes: PyTree) -> PyTree:
+  """Abstract arrays: rows over the batch axes, whatever is no row everywhere."""
+  num = layout.num_batch_shards
+
+  def place(x):
+    at = layout.batched(x) if x.shape[:1] == (num,) else layout.replicated
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+
+  return jax.tree.map(place, tree_of_shapes)
+
+
+def _keys(layout: sharding.Layout) -> PyTree:
+  num = layout.num_batch_shards
+  return _place(
+    layout, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num))
+  )
+
+
+def _drawing(experiment: Any) -> Draft:
+  """Pictures: all steps of the sampler, and the decoder."""
+  layout, data, params = (
+    experiment.layout,
+    experiment.data,
+    experiment.abstract_params(),
+  )
+  num = layout.num_batch_shards
+  sides = experiment.sampling.size or (data.image_size, data.image_size)
+  picture = (*sides, data.channels)
+  shape = image_generator.latent_shape(experiment.task, picture)
+  tokens, mask = (
+    jax.ShapeDtypeStruct((num, data.caption_length), dtype)
+    for dtype in (np.int32, np.bool_)
+  )
+  caption = _place(layout, diffusion.Caption(tokens, mask))
+
+  def draw(params, frozen, caption, keys):
+    with sharding.use(layout):
+      return diffusion.draw(
+        experiment.task, experiment.sampling, params, frozen, caption, keys, shape
+      )
+
+  return Draft(
+    jax.jit(draw),
+    (params, experiment.frozen, caption, _keys(layout)),
+    held={"parameters": params, "frozen": experiment.frozen},
+    items=num,
+    model_flops=None,
+  )
+
+
+def _writing(experiment: Any) -> Draft:
+  """Texts: max_tokens tokens after a prompt that leaves room for just them."""
+  layout, how = experiment.layout, experiment.sampling
+  model = transformer.in_a_row(experiment.task.model)
+  task = dataclasses.replace(experiment.task, model=model)
+  params = dataclasses.replace(experiment, task=task).abstract_params()
+  num, length = layout.num_batch_shards, model.config.max_length
+
+  def decoder(params):
+    return lambda tokens, cache, at: model.apply(
+      {"params": params}, tokens, cache, at=at
+    )
+
+  def start(params, keys):
+    cache = transformer.init_cache(model.config, num, length)
+    prompts = np.zeros((num, length - how.max_tokens), np.int32)
+    lengths = np.full(num, prompts.shape[1], np.int32)
+    return generate.prefill(decoder(params), cache, prompts, lengths, keys)
+
+  def draw(params, state):
+    with sharding.use(layout):
+      return generate.extend(decoder(params), state, how.max_tokens, how.draw, ())
+
+  state = _place(layout, jax.eval_shape(start, params, _keys(layout)))
+  return Draft(
+    jax.jit(draw, donate_argnums=1),
+    (params, state),
+    held={"parameters": params, "cache": state},
+    items=num * how.max_tokens,
+    model_flops=None,
+  )
+
+
+def parameter_table(params: PyTree) -> dict[str, int]:
+  """Elements by module, two levels deep."""
+  table: dict[str, int] = {}
+  for path, leaf in tree.flatten(params).items():
+    name = "/".join(path.split("/")[:-1][:2]) or path
+    table[name] = table.get(name, 0) + tree.size(leaf)
+  return table
+
+
+def describe(experiment: Any, program: Program) -> dict[str, Any]:
+  """What any compiled program says of itself, on any device; plain data."""
+  found, peak = program.cost, program.peak_hbm_bytes
+  params = program.held["parameters"]
+  mesh = dict(experiment.layout.mesh.shape)
+  num = experiment.layout.mesh.size
+  exchanges: dict[tuple, list[float]] = {}
+  for c, times in found.collectives.items():
+    key = (c.kind, "+".join(c.axes(mesh)), c.group_size)
+    entry = exchanges.setdefault(key, [0.0, 0.0, 0.0])
+    for i, value in enumerate((times, c.bytes * times, c.wire_bytes * times)):
+      entry[i] += value
+  bytes_held = {k: memory.bytes_per_device(v) for k, v in program.held.items()}
+  return {
+    "params": tree.size(params),
+    "params_by_module": parameter_table(params),
+    "mesh": mesh,
+    "num_devices": num,
+    "sharding": {p: str(x.sharding.spec) for p, x in tree.flatten(params).items()},
+    "bytes_per_device": {
+      **{k: v for k, v in bytes_held.items() if v},
+      "activations and temporary": max(peak - sum(bytes_held.values()), 0),
+    },
+    "peak_hbm_bytes": peak,
+    "held_bytes": tree.num_bytes(dict(program.held)),
+    "items": program.items,
+    "model_flops": program.model_flops["mfu"],
+    "model_flops_causal": program.model_flops.get("mfu_causal"),
+    "matrix_flops": program.matrix_flops,
+    "hardware_flops": found.flops * num + program.kernel_flops,
+    "kernel_flops": program.kernel_flops,
+    "hbm_bytes": found.hbm_bytes,
+    "collectives": [
+      {
+        **dict(zip(("kind", "axes", "group_size"), key, strict=True)),
+        **dict(zip(("times", "bytes", "wire_bytes"), entry, strict=True)),
+      }
+      for key, entry in sorted(exchanges.items(), key=lambda e: -e[1][1])
+    ],
+    "open_loops": list(found.open_loops),
+  }
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+  """`describe`, for reading."""
+  out = ["parameters by module"]
+  table = {**result["params_by_module"], "all": result["params"]}
+  out += [f"  {name:40} {size:>18,}" for name, size in table.items()]
+  out += ["", "sharding of parameters"]
+  out += [f"  {path:56} {spec}" for path, spec in result["sharding"].items()]
+  mesh = " x ".join(f"{axis}={size}" for axis, size in result["mesh"].items())
+  out += ["", f"mesh {mesh}", "", "bytes on each device"]
+  held = {**result["bytes_per_device"], "peak": result["peak_hbm_bytes"]}
+  out += [f"  {name:40} {size / GIB:>14.3f} GiB" for name, size in held.items()]
+  out += ["", "FLOPs of a run of the program, all devices together"]
+  for key, meaning in (
+    ("model_flops", "asked for by the model"),
+    ("model_flops_causal", "the same, causal attention halved"),
+    ("matrix_flops", "traced, recomputation included"),
+    ("hardware_flops", "in the compiled program, loops times their length"),
+    ("kernel_flops", "of these in Pallas kernels, by their grids"),
+  ):
+    if result[key]:
+      out.append(f"  {result[key]:>12.4g}  {meaning}")
+  out += ["", f"memory traffic of a device: {result['hbm_bytes'] / GIB:.2f} GiB"]
+  out += ["collectives of a device: whole arrays, what it sends, how often"]
+  for c in result["collectives"]:
+    out.append(
+      f"  {c['kind']:20} {c['axes']:14} {c['group_size']:>4} devices"
+      f" {c['bytes'] / GIB:>10.3f} GiB {c['wire_bytes'] / GIB:>10.3f} GiB"
+      f" {c['times']:>8.0f}"
+    )
+  if result["open_loops"]:
+    out.append(
+      f"{len(result['open_loops'])} loop(s) depend on data and count once:"
+      f" {', '.join(result['open_loops'])}"
+    )
+  return out
+
+
+def price(
+  program: Program, topology: Topology, num_steps: int, usd_per_chip_hour: float | None
+) -> dict[str, Any]:
+  """What a program means on the chips of a slice; plain data.
+
+  Args:
+    num_steps: of the whole run.
+  """
+  devices = len(topology.devices)
+  bounds = roofline.of(program.cost, topology, program.kernel_flops / devices)
+  capacity = topology.chip.hbm_bytes / topology.devices_per_chip
+  secs = bounds.step_secs
+  mfu = {
+    f"{name}_bound": roofline.utilisation(work, secs, topology)
+    for name, work in program.model_flops.items()
+  }
+  return {
+    "topology": topology.name,
+    "num_chips": topology.num_chips,
+    "hbm_capacity_bytes": capacity,
+    "fits": program.peak_hbm_bytes <= capacity,
+    "bounds_secs": bounds.bounds,
+    "step_secs_bound": secs,
+    "step_secs_serial": bounds.serial_secs,
+    "bound_by": bounds.bound_by,
+    **mfu,
+    "items_per_sec_bound": program.items / secs,
+    "cost": roofline.expense(num_steps, secs, topology.num_chips, usd_per_chip_hour),
+  }
+
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_USED = re.compile(
+  r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"
+  r"|\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"
+)
+
+
+def out_of_memory(text: str) -> tuple[float, float] | None:
+  """(bytes that a program needs, bytes there are) of the compiler's complaint."""
+  found = _USED.search(text)
+  if found is None:
+    return None
+  needed, unit, there, unit_there = (x for x in found.groups() if x)
+  return float(needed) * _UNITS[unit], float(there) * _UNITS[unit_there]
+
+
+def check_fits(experiment: Any, state: PyTree, step: Any = None) -> None:
+  """Refuses a run that this machine cannot hold, before anything is allocated.
+
+  Args:
+    state: of training, abstract.
+    step: the jitted training step; compiled here, and not again when it is called.
+      None: the state alone is looked at.
+
+  Raises:
+    InputError: see `too_large`.
+  """
+  held = (state, experiment.abstract_frozen(), experiment.batch())
+  there = memory.available(experiment.layout.replicated)
+  needed = (
+    memory.bytes_per_device(held)
+    if step is None
+    else memory.peak(step.lower(*held).compile())
+  )
+  if needed > there:
+    raise too_large(experiment, needed, there)
+
+
+def too_large(experiment: Any, needed: float, there: float) -> InputError:
+  """Says by how much a training step does not fit, and what would.
+
+  State shrinks with devices, activations with microbatches as well.
+  """
+  optimizer, _ = experiment.optimizer(experiment.train.num_steps)
+  state = memory.bytes_per_device(experiment.abstract_state(optimizer))
+  shards = experiment.layout.mesh.size
+  gib = lambda x: f"{x / GIB:.2f} GiB"  # noqa: E731
+  fixes = []
+  if state < 0.9 * there:
+    micro = experiment.train.num_microbatches
+    rows = experiment.data.batch_size // experiment.layout.num_batch_shards
+    times = -(-(needed - state) // (there - state)) * micro
+    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n >= times]
+    if fitting:
+      fixes.append(f"train.num_microbatches={fitting[0]} should do")
+    blocks = [x for x in experiment.config["task"].values() if isinstance(x, Mapping)]
+    if all(block.get("remat") != "full" for block in blocks):
+      fixes.append("remat=full keeps less")
+  more = int(-(-shards * needed // there))
+  fixes.append(f"about {more} such devices in place of {shards} hold it")
+  return InputError(
+    f"out of memory: a device needs {gib(needed)}, {gib(needed - there)} more than its"
+    f" {gib(there)} (the state takes {gib(state)} of it): {'; '.join(fixes)}"
+  )

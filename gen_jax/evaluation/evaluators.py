@@ -1,0 +1,252 @@
+"""Evaluators of an experiment: what the blocks of a config's `evaluators` stand for.
+
+Each function takes the experiment and the block's keys, prepares data and compiled
+functions, and returns one of `train.evaluators`.
+"""
+
+from typing import Annotated
+
+import jax
+import numpy as np
+
+from gen_jax import ranges, rng, sharding
+from gen_jax.data import datasets, pipeline
+from gen_jax.decoding import generate
+from gen_jax.evaluation import features as features_
+from gen_jax.evaluation import image_sets, metrics
+from gen_jax.inference import text_generator
+from gen_jax.system import progress
+from gen_jax.tasks import diffusion, flow
+from gen_jax.train import evaluators
+from gen_jax.types import InputError, unknown
+
+
+def _check_split(split: str) -> None:
+  if split not in ("train", "validation"):
+    raise unknown("split (of an evaluator)", split, ("train", "validation"))
+
+
+def loss(
+  experiment,
+  every: ranges.Whole,
+  split: str = "validation",
+  max_batches: ranges.Count | None = None,
+) -> evaluators.LossEvaluator:
+  """The task's loss and metrics on a split, the same noise every time."""
+  _check_split(split)
+  task, layout, data = experiment.task, experiment.layout, experiment.data
+  rows = layout.local_rows(data.batch_size)
+  split_pipeline = experiment.pipeline(split)
+
+  def batches():
+    for batch in split_pipeline.once(rows, max_batches):
+      yield layout.put(batch, data.batch_size)
+
+  def sums(weights, frozen, batch, keys):
+    with sharding.use(layout):
+      return task.loss(weights, frozen, batch, keys, train=False)
+
+  return evaluators.LossEvaluator(every, split, batches, jax.jit(sums))
+
+
+def likelihood(
+  experiment,
+  every: ranges.Whole,
+  num: ranges.Count,
+  split: str = "validation",
+  num_steps: ranges.Size = 64,
+) -> evaluators.BitsPerDim:
+  """Bits per dimension of the first `num` pictures of a split, under their captions.
+
+  By the probability-flow ODE without guidance, in num_steps of four evaluations.
+  """
+  _check_split(split)
+  task, data = experiment.task, experiment.data
+  if not isinstance(data, datasets.ImageData) or experiment.frozen:
+    raise InputError("likelihood is of models that draw pixels; this one does not")
+  if not isinstance(task, diffusion.Diffusion) or task.unet.config.extra_channels:
+    raise InputError("likelihood is of models that draw whole pictures from noise")
+  layout, split_pipeline = experiment.layout, experiment.pipeline(split)
+  shards = layout.num_batch_shards
+  size = min(data.batch_size, -(-num // shards) * shards)  # no more than is asked for
+  rows = layout.local_rows(size)
+
+  def batches():
+    for batch in split_pipeline.once(rows, -(-num // size)):
+      yield layout.put(batch, size)
+
+  def path(*given):
+    with sharding.use(layout):
+      return flow.bits_per_dim(task, *given, num_steps)
+
+  # A step at a time: XLA's CPU backend runs gradients of convolutions many times
+  # slower inside a loop, and one call for all would be silent for minutes.
+  start = jax.jit(lambda *given: path(*given).start)
+  step = jax.jit(lambda state, i, *given: path(*given).step(state, i), donate_argnums=0)
+  end = jax.jit(
+    lambda state, *given: path(*given).end(state), out_shardings=layout.replicated
+  )
+
+  def bits(*given):
+    state = start(*given)
+    for i in progress.lines(range(num_steps), num_steps, "steps of likelihood"):
+      state = jax.block_until_ready(step(state, i, *given))
+    return end(state, *given)
+
+  return evaluators.BitsPerDim(every, split, num, batches, bits)
+
+
+def gzip(
+  experiment, every: ranges.Whole, split: str = "validation"
+) -> evaluators.GzipBaseline:
+  """The bar that `gzip -9` sets on the same text."""
+  _check_split(split)
+  if experiment.data.reads != "documents":
+    raise InputError("evaluator gzip needs text data; take it out of evaluators")
+  return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
+
+
+def answers(
+  experiment,
+  every: ranges.Whole,
+  split: str = "validation",
+  num: ranges.Count = 100,
+  max_tokens: ranges.Size = 64,
+) -> evaluators.Answers:
+  """What the model answers, the likeliest token each time, against what is wanted.
+
+  Args:
+    num: questions asked, the same every time.
+    max_tokens: longest answer.
+  """
+  _check_split(split)
+  if not hasattr(experiment.data, "questions"):
+    raise InputError(
+      "evaluator answers needs data.name=instructions or infill; take it out of"
+      " evaluators"
+    )
+  sampling = generate.Sampling(max_tokens=max_tokens, temperature=0.0)
+  room = experiment.data.length - max_tokens  # no longer than what it has learned
+  questions = experiment.data.questions(split, experiment.tokenizer, num, room)
+  if not questions:
+    raise InputError(
+      f"evaluator answers: no question of {split} and max_tokens={max_tokens} fit into"
+      f" data.length={experiment.data.length}; raise it"
+    )
+  questions = sorted(questions, key=lambda question: len(question.prompt))
+  writer = text_generator.TextGenerator(
+    experiment.task.model, experiment.tokenizer, sampling
+  )
+
+  def answer(weights):
+    for first in range(0, len(questions), 16):
+      prompts = [question.prompt for question in questions[first : first + 16]]
+      yield from writer.texts(weights, prompts, rng.sample_keys(0, len(prompts)))
+
+  wanted = [question.answer for question in questions]
+  return evaluators.Answers(every, answer, wanted, metrics.answers)
+
+
+def prompt_accuracy(
+  experiment, every: ranges.Whole, num: ranges.Count = 200
+) -> evaluators.Measured:
+  """How many of `num` pictures show what was asked for, read by the source's judge."""
+  data = experiment.data
+  if not hasattr(data.source, "exam"):
+    raise InputError(
+      "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
+      " evaluators"
+    )
+  exam, generator = data.source.exam(num, data.image_size), experiment.image_generator()
+  keys = rng.sample_keys(0, len(exam.captions))
+
+  def measure(weights, frozen):
+    drawn = generator.images(weights, frozen, exam.captions, keys)
+    return {**exam.judge(drawn), "real_accuracy": exam.real_accuracy}
+
+  return evaluators.Measured(every, measure)
+
+
+def _check_draws(experiment, name: str) -> None:
+  if not hasattr(experiment.data, "caption_length") or not hasattr(
+    experiment.task, "denoiser"
+  ):
+    raise InputError(
+      f"evaluator {name} needs a model that draws; take it out of evaluators"
+    )
+
+
+def fidelity(
+  experiment,
+  every: ranges.Whole,
+  features: features_.Features,
+  num: Annotated[int, ranges.Range(2, 2**31 - 1)] = 500,
+  split: str = "train",
+  seed: ranges.Seed = 0,
+) -> evaluators.Measured:
+  """Distances of num drawn pictures from all real ones of a split, in `features`.
+
+  Args:
+    num: pictures drawn, for the captions of the split in turn.
+    seed: picture i depends on (seed, i).
+  """
+  _check_split(split)
+  _check_draws(experiment, "fidelity")
+  gallery, generator = experiment.reference_images(split), experiment.image_generator()
+  real, captions = features.of(gallery.batches()), gallery.captions(num)
+
+  def measure(weights, frozen):
+    drawn = image_sets.drawn(generator, weights, frozen, captions, seed)
+    return image_sets.compare(features, real, features.of(drawn))
+
+  return evaluators.Measured(every, measure)
+
+
+def samples(
+  experiment,
+  every: ranges.Whole,
+  prompts: tuple[str, ...],
+  num: ranges.Count = 4,
+  seed: ranges.Seed = 0,
+) -> evaluators.Measured:
+  """Pictures of the same prompts and noise at every evaluation, num for each."""
+  _check_draws(experiment, "samples")
+  if not prompts:
+    raise InputError("evaluator samples: prompts=() must not be empty")
+  generator = experiment.image_generator()
+  captions = [prompt for prompt in prompts for _ in range(num)]
+  index = np.tile(np.arange(num), len(prompts))
+  keys = rng.sample_keys(seed, num)[index]
+
+  def draw(weights, frozen):
+    images = generator.images(weights, frozen, captions, keys)
+    return {"samples": images.reshape(len(prompts), num, *images.shape[1:])}
+
+  return evaluators.Measured(every, draw)
+
+
+def edits(
+  experiment, every: ranges.Whole, num: ranges.Count = 100
+) -> evaluators.Measured:
+  """`num` edits of the validation split, drawn: did that change, and what else did?"""
+  data, generator = experiment.data, experiment.image_generator()
+  if not isinstance(data, datasets.EditData):
+    raise InputError("evaluator edits needs data.name=edits; take it out of evaluators")
+  source = data.source.edits("validation")
+  pairs = [source[i] for i in range(min(num, len(source)))]
+  if not pairs:
+    raise InputError(f"evaluator edits: num={num} of {len(source)} held out is none")
+  fit = lambda image: pipeline.to_square(image, data.image_size, data.channels)  # noqa: E731
+  before, after = (np.stack([fit(p[n]) for p in pairs]) for n in ("before", "image"))
+  captions, keys = [pair["caption"] for pair in pairs], rng.sample_keys(0, len(pairs))
+  everywhere = np.ones(before.shape[:3], np.bool_)
+  read = data.source.edit_judge(pairs)
+
+  def measure(weights, frozen):
+    drawn = generator.edits(weights, frozen, captions, keys, before, everywhere, 1.0)
+    return {**metrics.edits(before, after, drawn), **read(drawn)}
+
+  return evaluators.Measured(every, measure)
+
+
+ALL = (likelihood, loss, gzip, answers, prompt_accuracy, fidelity, samples, edits)

@@ -1,0 +1,146 @@
+"""Pictures in batches: real ones of a split, those of a model, and how they compare."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from gen_jax import rng
+from gen_jax.data import pipeline
+from gen_jax.evaluation import features as features_
+from gen_jax.evaluation import fidelity
+from gen_jax.inference import image_generator
+from gen_jax.tasks import autoencoder, diffusion
+from gen_jax.types import Params, PyTree
+
+_BATCH = 50
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReferenceImages:
+  """Real pictures as a model is shown them, in one order for all time.
+
+  Attributes:
+    examples: of a split.
+    size, channels: of the pictures once they are cut and resized.
+  """
+
+  examples: Sequence
+  size: int
+  channels: int
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  def _example(self, i: int):
+    return self.examples[int(self._order[i % len(self)])]
+
+  def __post_init__(self):
+    order = np.random.default_rng(0).permutation(len(self.examples))
+    object.__setattr__(self, "_order", order)
+
+  def captions(self, num: int) -> list[str]:
+    """Those of the first num pictures, again from the beginning if need be."""
+    return [self._example(i)["caption"] for i in range(num)]
+
+  def images(self, indices: Sequence[int]) -> np.ndarray:
+    """uint8 [n, size, size, channels]."""
+    found = (self._example(i)["image"] for i in indices)
+    return np.stack([pipeline.to_square(x, self.size, self.channels) for x in found])
+
+  def batches(self, num: int | None = None) -> Iterator[np.ndarray]:
+    """The first num pictures (default: all), uint8 [n, size, size, channels]."""
+    num = len(self) if num is None else min(num, len(self))
+    for first in range(0, num, _BATCH):
+      yield self.images(range(first, min(first + _BATCH, num)))
+
+  def sha256(self) -> str:
+    """Of all pixels and captions, in order."""
+    digest = hashlib.sha256()
+    for batch in self.batches():
+      digest.update(batch.tobytes())
+    digest.update("\n".join(self.captions(len(self))).encode())
+    return digest.hexdigest()
+
+
+def drawn(
+  generator: image_generator.ImageGenerator,
+  weights: Params,
+  frozen: PyTree,
+  captions: Sequence[str],
+  seed: int,
+) -> Iterator[np.ndarray]:
+  """uint8 [n, H, W, C]; picture i depends on captions[i], seed and i alone."""
+  size = min(generator.batch_size, len(captions))
+  for first in range(0, len(captions), size):
+    some = captions[first : first + size]
+    filled = [*some, *[some[-1]] * (size - len(some))]
+    keys = rng.sample_keys(seed, size, first)
+    yield generator.images(weights, frozen, filled, keys)[: len(some)]
+
+
+def of_noise(
+  task: diffusion.Diffusion, frozen: PyTree, shape: tuple[int, ...], num: int, seed: int
+) -> Iterator[np.ndarray]:
+  """uint8 [n, H, W, C]: what the codec decodes from standard normal latents of `shape`.
+
+  The bar for a model of latents: all that it knows is what these lack.
+  """
+  decode = jax.jit(lambda f, keys: task.codec.decode(f, rng.normal(keys, shape)))
+  for first in range(0, num, _BATCH):
+    batch = decode(frozen, rng.sample_keys(seed, _BATCH, first))
+    yield image_generator.to_uint8(batch)[: num - first]
+
+
+def reconstructed(
+  task: autoencoder.Autoencode, weights: Params, batches: Iterator[np.ndarray]
+) -> Iterator[np.ndarray]:
+  """Each of uint8 [n, H, W, C] again, by way of the autoencoder's posterior mean."""
+  decode = jax.jit(lambda w, x: task.autoencoder.apply({"params": w}, x))
+  for batch in batches:
+    filled = np.resize(batch, (_BATCH, *batch.shape[1:])).astype(np.float32)
+    found = decode(weights["autoencoder"], filled / 127.5 - 1.0)
+    yield image_generator.to_uint8(found)[: len(batch)]
+
+
+def compare(
+  features: features_.Features, real: np.ndarray, other: np.ndarray
+) -> dict[str, float]:
+  """`fidelity.compare` of feature rows [N, F], named after the features.
+
+  Pictures are drawn for the captions of the first real ones, but the blocks of a kernel
+  distance must know nothing of each other: real ones are taken from the end.
+  """
+  own = features.own_names
+  found = fidelity.compare(real[::-1], other)
+  return {f"{features.name}/{own.get(k, k)}": value for k, value in found.items()}
+
+
+def memorisation(
+  features: features_.Features,
+  training: np.ndarray,
+  held_out: np.ndarray,
+  other: np.ndarray,
+) -> tuple[dict[str, float], np.ndarray]:
+  """How near the training set drawn pictures come, beside real ones that it lacks.
+
+  Args:
+    training, held_out, other: feature rows [N, F]; there may be none held out.
+
+  Returns:
+    memorised (see `fidelity.memorised`), the median distance to the nearest training
+    picture, of drawn and of held-out pictures, and the share of drawn ones that are
+    nearer than that of the latter; and the three nearest of each drawn one, [N, 3].
+  """
+  distances, index = fidelity.nearest(other, training, 3)
+  found = {
+    "memorised": fidelity.memorised(distances),
+    "nearest": float(np.median(distances[:, 0])),
+  }
+  if len(held_out):
+    usual = float(np.median(fidelity.nearest(held_out, training)[0]))
+    nearer = float(np.mean(distances[:, 0] < usual))
+    found |= {"nearest_held_out": usual, "nearer_than_held_out": nearer}
+  return {f"{features.name}/{name}": value for name, value in found.items()}, index

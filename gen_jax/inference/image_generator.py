@@ -1,0 +1,189 @@
+"""Captions in, images out: strings and pixels around the compiled sampling loop."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax import tree
+from gen_jax.data import pipeline, tokenizers
+from gen_jax.tasks import diffusion
+from gen_jax.types import Array, InputError, Params, PyTree
+
+
+def to_uint8(images: Array | np.ndarray) -> np.ndarray:
+  """Pixels of about [-1, 1] as uint8, what lies beyond cut off."""
+  return np.clip(np.round(tree.fetch(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
+
+
+def latent_shape(
+  task: diffusion.Diffusion, picture: tuple[int, ...]
+) -> tuple[int, ...]:
+  """[h, w, Z] of the latents of a picture [H, W, C].
+
+  Raises:
+    InputError: sides that the codec or the UNet cannot divide.
+  """
+  (height, width), latent = picture[:2], task.codec.shape(picture)
+  factor = height // max(latent[0], 1)
+  if (latent[0] * factor, latent[1] * factor) != (height, width):
+    raise InputError(
+      f"the picture's sides {width}x{height} must be divisible by {factor}; crop it"
+    )
+  task.unet.config.check_side(*latent[:2])
+  return latent
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageGenerator:
+  """Draws pictures for captions, in batches of one fixed size; compiled once.
+
+  Attributes:
+    task: the diffusion task.
+    tokenizer: of its captions.
+    sampling: how to draw.
+    shape: of one latent, [H, W, C].
+    caption_length: tokens of a caption, S.
+    batch_size: pictures drawn at once; does not change any of them.
+    place: spreads arrays [batch_size, ...] over the devices that share the work.
+  """
+
+  task: diffusion.Diffusion
+  tokenizer: tokenizers.Tokenizer
+  sampling: diffusion.Sampling
+  shape: tuple[int, ...]
+  caption_length: int
+  batch_size: int = 50
+  place: Callable[[PyTree], PyTree] = lambda tree: tree
+
+  def __post_init__(self):
+    draw = functools.partial(diffusion.draw, self.task, self.sampling)
+    edit = functools.partial(diffusion.edit, self.task, self.sampling)
+    object.__setattr__(self, "_draw", jax.jit(draw, static_argnames="shape"))
+    object.__setattr__(self, "_edit", jax.jit(edit))
+
+  def images(
+    self,
+    params: Params,
+    frozen: PyTree,
+    captions: Sequence[str],
+    keys: Array,
+    negative: str = "",
+  ) -> np.ndarray:
+    """uint8 [N, H, W, C], picture i for captions[i] and keys[i].
+
+    Args:
+      negative: what guidance leads away from.
+
+    Raises:
+      InputError: a caption longer than the text encoder reads, or a model that only
+        edits.
+    """
+    return np.concatenate(list(self.batches(params, frozen, captions, keys, negative)))
+
+  def batches(
+    self,
+    params: Params,
+    frozen: PyTree,
+    captions: Sequence[str],
+    keys: Array,
+    negative: str = "",
+    start: int = 0,
+  ) -> Iterator[np.ndarray]:
+    """The images of `images` from number `start` on, as they are drawn.
+
+    Args:
+      start: a multiple of `batch_size`: the batches are those of a call for all.
+    """
+    if self.task.unet.config.extra_channels:
+      raise InputError("this model draws from a picture: gen-jax edit --image")
+
+    def draw(index, *captions):
+      caption, against = captions
+      at = self.place(keys[index])
+      return self._draw(params, frozen, caption, at, shape=self.shape, negative=against)
+
+    return self._batches(draw, captions, [negative] * len(captions), start=start)
+
+  def edits(
+    self,
+    params: Params,
+    frozen: PyTree,
+    captions: Sequence[str],
+    keys: Array,
+    picture: np.ndarray,
+    change: np.ndarray,
+    strength: float,
+    negative: str = "",
+  ) -> np.ndarray:
+    """uint8 [N, H, W, C]: pictures drawn anew, one for each caption and key.
+
+    Args:
+      picture: uint8 [N, H, W, C], or [H, W, C] for all.
+      change: bool [N, H, W] or [H, W]; every pixel outside comes back bit for bit.
+      strength: in [0, 1]: 0 is the picture itself, 1 forgets what was there.
+
+    Raises:
+      InputError: see `images`; or a strength or picture that does not fit.
+    """
+    if not 0 <= strength <= 1:
+      raise InputError(f"strength={strength} must be in [0, 1]")
+    height, width, channels = picture.shape[-3:]
+    if change.shape[-2:] != (height, width):
+      raise InputError(
+        f"the mask is {change.shape[-1]}x{change.shape[-2]}, the picture"
+        f" {width}x{height}; they must be of one size"
+      )
+    latent_shape(self.task, (height, width, channels))
+    picture = np.broadcast_to(picture, (len(captions), height, width, channels))
+    change = np.broadcast_to(change, picture.shape[:-1])
+
+    def draw(index, caption, against):
+      return self._edit(
+        params,
+        frozen,
+        caption,
+        self.place(keys[index]),
+        picture[index].astype(np.float32) / 127.5 - 1.0,
+        change[index],
+        np.float32(strength),
+        against,
+      )
+
+    drawn = self.in_batches(draw, captions, [negative] * len(captions))
+    changed = change[..., None] & (strength > 0)
+    return np.where(changed, drawn, picture)
+
+  def caption(self, texts: Sequence[str]) -> diffusion.Caption:
+    """Tokens and mask of texts, [N, S].
+
+    Raises:
+      InputError: a text longer than the text encoder reads.
+    """
+    for text in texts:
+      length = len(pipeline.caption_ids(text, self.tokenizer))
+      if length > self.caption_length:
+        raise InputError(
+          f"prompt {text!r} has {length} tokens; the text encoder reads"
+          f" {self.caption_length}: shorten it"
+        )
+    rows = [pipeline.pad_caption(t, self.tokenizer, self.caption_length) for t in texts]
+    return diffusion.Caption(*(jnp.asarray(np.stack(x)) for x in zip(*rows)))  # noqa: B905
+
+  def in_batches(self, draw, *texts: Sequence[str]) -> np.ndarray:
+    """uint8 of draw(indices, captions, ...) for N texts of each kind, in batches."""
+    return np.concatenate(list(self._batches(draw, *texts)))
+
+  def _batches(self, draw, *texts: Sequence[str], start: int = 0):
+    """Yields the batches of `in_batches` from image `start` on."""
+    for kind in texts:
+      self.caption(kind)  # refuses before anything is drawn
+    num = len(texts[0])
+    size = min(self.batch_size, num)
+    for first in range(start, num, size):
+      index = np.minimum(np.arange(first, first + size), num - 1)
+      given = (self.place(self.caption([kind[i] for i in index])) for kind in texts)
+      yield to_uint8(tree.fetch(draw(index, *given))[: num - first])

@@ -1,0 +1,129 @@
+"""Images on disk: one file each, sheets of many, and a record of how they were made."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from PIL import Image
+
+from gen_jax.system import files, progress
+from gen_jax.types import InputError
+
+
+def grid_image(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
+  """uint8 [N, H, W, C] -> one image, row by row, white lines in between."""
+  rows = -(-len(images) // columns)
+  n, height, width, channels = images.shape
+  cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
+  cells[:n] = images
+  cells = np.pad(cells, ((0, 0), (border, 0), (border, 0), (0, 0)), constant_values=255)
+  cells = cells.reshape(rows, columns, height + border, width + border, channels)
+  return cells.swapaxes(1, 2).reshape(
+    rows * (height + border), columns * (width + border), channels
+  )
+
+
+def save_sheet(path: pathlib.Path, images: np.ndarray) -> None:
+  """Writes uint8 [rows, columns, H, W, C] as one PNG, each at least 64 wide."""
+  columns, height = images.shape[1:3]
+  flat = images.reshape(-1, *images.shape[2:])
+  save_image(path, grid_image(flat, columns), max(1, 64 // height))
+
+
+def save_figure(
+  workdir: pathlib.Path, name: str, images: np.ndarray, caption: str
+) -> pathlib.Path:
+  """Writes a sheet, and what it shows, into WORKDIR/figures, for `gen-jax report`."""
+  path = workdir / "figures" / f"{name}.png"
+  path.parent.mkdir(exist_ok=True)
+  save_sheet(path, images)
+  files.write(path.with_suffix(".txt"), caption + "\n")
+  return path
+
+
+def save_image(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
+  """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide."""
+  pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+  image = Image.fromarray(pixels)
+  size = (image.width * zoom, image.height * zoom)
+  with files.replacing(path) as partial:
+    image.resize(size, Image.Resampling.NEAREST).save(partial, format="png")
+
+
+def _paths(folder, captions: list[str], seed: int, index: list[int]):
+  """A file for each image, named after its prompt, seed and place."""
+  prompts = list(dict.fromkeys(captions))
+  slugs = {
+    prompt: "".join(c if c.isalnum() else "_" for c in prompt)[:40] or "empty"
+    for prompt in prompts
+  }
+  if len(set(slugs.values())) < len(slugs):  # one file per image all the same
+    slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
+  pairs = zip(captions, index, strict=True)
+  return [folder / f"{slugs[caption]}_{seed}_{i}.png" for caption, i in pairs]
+
+
+def write_images(
+  folder: pathlib.Path,
+  draw: Callable[[int], Iterable[np.ndarray]],
+  size: int,
+  captions: list[str],
+  seed: int,
+  index: list[int],
+  columns: int,
+  how: dict,
+) -> dict:
+  """Writes each image as it is drawn, all of them in grid.png, and how they were made.
+
+  An interrupted command goes on with the first batch that is not complete: where
+  prompts.json says that images were drawn just so, those that are there stand.
+
+  Args:
+    draw: image number -> batches uint8 [n, H, W, C] from there on.
+    size: of a batch, but for the last.
+    index: of each image among those of its prompt.
+    how: goes into prompts.json next to the prompts.
+  """
+  paths = _paths(folder, captions, seed, index)
+  prompts = list(dict.fromkeys(captions))
+  record = {"prompts": prompts, "seed": seed, **how, "images": [p.name for p in paths]}
+  record = json.loads(json.dumps(record))  # as it will be read
+  writes, about = jax.process_index() == 0, folder / "prompts.json"
+  done = 0
+  with contextlib.suppress(InputError):
+    if how.get("sha256") and files.read_json(about) == record:
+      done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
+  start = done // size * size if done < len(paths) else done
+  is_begun = start > 0
+  at, batches = start, draw(start) if start < len(paths) else ()
+  left = -(-len(paths) // size)
+  for images in progress.track(batches, left, "batches drawn", start // size):
+    if writes and not is_begun:  # names may be those of other images
+      for path in paths:
+        path.unlink(missing_ok=True)
+      files.write_json(about, record)
+    is_begun = True
+    for image, path in zip(images, paths[at:], strict=False):
+      if writes:
+        save_image(path, image)
+    at += len(images)
+  if writes:
+    images = np.stack([open_own(path) for path in paths])
+    zoom = max(1, 64 // images.shape[1])
+    save_image(folder / "grid.png", grid_image(images, columns), zoom)
+  print(f"{len(paths)} images in {folder}, all of them in {folder / 'grid.png'}")
+  samples = [
+    {"prompt": caption, "path": str(path), "seed": seed, "index": i}
+    for caption, path, i in zip(captions, paths, index, strict=True)
+  ]
+  return {"samples": samples, "grid": str(folder / "grid.png")}
+
+
+def open_own(path: pathlib.Path) -> np.ndarray:
+  """uint8 [H, W, C] of an image that `save_image` has written."""
+  with Image.open(path) as image:
+    pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels

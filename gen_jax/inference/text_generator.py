@@ -1,0 +1,208 @@
+"""Prompts in, text out: strings around the compiled decoding loop."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_jax import tree
+from gen_jax.data import tokenizers
+from gen_jax.decoding import generate
+from gen_jax.models import transformer
+from gen_jax.types import Array, InputError, Params
+
+
+def _bucket(length: int) -> int:
+  """The next power of two, at least 16: few prompt lengths, few compilations."""
+  return max(16, 1 << (length - 1).bit_length())
+
+
+Prompt = str | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One continuation, without its prompt.
+
+  Attributes:
+    text: up to the first stop token or stop text.
+    tokens: int32 [T], those drawn, the stop token included.
+    logprobs: float32 [T], of each as the model has it, before any filter.
+  """
+
+  text: str
+  tokens: np.ndarray
+  logprobs: np.ndarray
+
+
+class _Row:
+  """One continuation in the making: its tokens, and the text that is safe to show."""
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer, stop: tuple[str, ...], room: int):
+    self._tokenizer, self._stop, self._room = tokenizer, stop, room
+    self.tokens: list[int] = []
+    self.logprobs: list[float] = []
+    self.text, self.done = "", False
+
+  def extend(self, tokens: np.ndarray, logprobs: np.ndarray) -> str:
+    """Takes in what was drawn; returns the new text, or "" while it may be a stop."""
+    for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+      if self.done:
+        break
+      self.tokens.append(token)
+      self.logprobs.append(logprob)
+      is_stop = token in self._tokenizer.stops
+      self.done = is_stop or len(self.tokens) >= self._room
+      if self._stop and self._ended(self._decoded()) is not None:
+        self.done = True
+    text = self._decoded()
+    end = self._ended(text)
+    if end is not None:
+      text = text[:end]
+    elif not self.done:
+      text = text[: len(text) - self._held(text)]
+    new = text[len(self.text) :]
+    self.text = text if len(text) > len(self.text) else self.text
+    return new
+
+  def _decoded(self) -> str:
+    ids = self.tokens
+    if ids and ids[-1] in self._tokenizer.stops:
+      ids = ids[:-1]
+    text = "".join(self._tokenizer.stream(ids))
+    # The bytes of a character may still be on their way.
+    return text if self.done else text.rstrip("\ufffd")
+
+  def _ended(self, text: str) -> int | None:
+    """Where the first stop text begins, if there is one."""
+    found = [text.find(stop) for stop in self._stop if stop in text]
+    return min(found) if found else None
+
+  def _held(self, text: str) -> int:
+    """Characters at the end that may be the beginning of a stop text."""
+    lengths = [
+      n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])
+    ]
+    return max(lengths, default=0)
+
+  def sample(self) -> Sample:
+    """What has become of it."""
+    return Sample(
+      self.text,
+      np.asarray(self.tokens, np.int32),
+      np.asarray(self.logprobs, np.float32),
+    )
+
+
+class TextGenerator:
+  """Continues prompts; compiled once per bucket of prompt lengths.
+
+  Attributes:
+    model: the transformer.
+    tokenizer: of the model.
+    sampling: how to draw.
+    piece: tokens drawn between two looks at them: 1 streams smoothly, more is faster.
+  """
+
+  def __init__(
+    self,
+    model: transformer.Transformer,
+    tokenizer: tokenizers.Tokenizer,
+    sampling: generate.Sampling,
+    piece: int = 8,
+  ):
+    self.tokenizer, self.sampling = tokenizer, sampling
+    self.model = transformer.in_a_row(model)
+    self.piece = min(piece, sampling.max_tokens)
+
+    def decoder(params):
+      variables = {"params": params}
+      return lambda tokens, cache, at: self.model.apply(variables, tokens, cache, at=at)
+
+    def start(params, prompts, lengths, keys, num_slots):
+      cache = transformer.init_cache(model.config, prompts.shape[0], num_slots)
+      return generate.prefill(decoder(params), cache, prompts, lengths, keys)
+
+    def extend(params, state):
+      return generate.extend(
+        decoder(params), state, self.piece, sampling.draw, tuple(tokenizer.stops)
+      )
+
+    self._start = jax.jit(start, static_argnames="num_slots")
+    self._extend = jax.jit(extend, donate_argnums=1)
+    self._unstack = jax.jit(transformer.unstack)
+
+  def _ids(self, prompt: Prompt) -> list[int]:
+    """Tokens of a prompt as its tokenizer opens it; ids are taken as they are."""
+    ids = list(prompt)
+    if isinstance(prompt, str):
+      ids = [*self.tokenizer.opens(prompt), *self.tokenizer.encode(prompt)]
+    context = self.model.config.max_length
+    if not ids:
+      raise InputError("the prompt is empty; this model needs at least one character")
+    if len(ids) >= context:
+      raise InputError(
+        f"a prompt has {len(ids)} tokens; the model's context holds {context}, one of"
+        " them for the answer: shorten the prompt"
+      )
+    return ids
+
+  def _pieces(
+    self, params: Params, prompts: Sequence[Prompt], keys: Array
+  ) -> Iterator[tuple[list[_Row], list[str]]]:
+    """Yields the rows, and what each has to show anew, until all are done."""
+    if "blocks" in params:
+      params = self._unstack(params)
+    ids = [self._ids(prompt) for prompt in prompts]
+    context = self.model.config.max_length
+    longest = max(map(len, ids))
+    width = min(_bucket(longest), context)
+    padded = np.zeros((len(ids), width), np.int32)
+    for i, row in enumerate(ids):
+      padded[i, : len(row)] = row
+    lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
+    limit = self.sampling.max_tokens
+    num_slots = min(width + limit, context) + self.piece
+    rooms = [min(limit, context - len(row)) for row in ids]
+    rows = [_Row(self.tokenizer, self.sampling.stop, room) for room in rooms]
+    state = self._start(params, padded, lengths, keys, num_slots=num_slots)
+    while not all(row.done for row in rows):
+      state, tokens, logprobs = self._extend(params, state)
+      tokens, logprobs = tree.fetch(tokens), tree.fetch(logprobs)
+      new = [row.extend(*x) for row, *x in zip(rows, tokens, logprobs, strict=True)]
+      yield rows, new
+
+  def samples(
+    self,
+    params: Params,
+    prompts: Sequence[Prompt],
+    keys: Array,
+    show: Callable[[list[str]], None] = lambda texts: None,
+  ) -> list[Sample]:
+    """One continuation per prompt and key; none depends on the others.
+
+    Args:
+      params: of the model, layers stacked or in a row.
+      prompts: texts, or ids that are taken as they are (a rendered chat).
+      keys: [B], see `keys`.
+      show: called with what each row has to show anew, as soon as it has.
+
+    Raises:
+      InputError: a prompt that leaves no room in the model's context, or an empty one
+        where the tokenizer has nothing to open a text with.
+    """
+    for rows, texts in self._pieces(params, prompts, keys):  # noqa: B007
+      show(texts)
+    return [row.sample() for row in rows]
+
+  def texts(self, params: Params, prompts: Sequence[Prompt], keys: Array) -> list[str]:
+    """The texts of `samples`."""
+    return [sample.text for sample in self.samples(params, prompts, keys)]
+
+  def stream(self, params: Params, prompt: Prompt, key: Array) -> Iterator[str]:
+    """The text of one continuation, as soon as it cannot be part of a stop text."""
+    for _, (text,) in self._pieces(params, [prompt], key[None]):
+      if text:
+        yield text
