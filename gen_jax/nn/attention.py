@@ -6,7 +6,6 @@ al. 2023, arXiv:2305.13245); K = N is Vaswani et al. 2017.
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import sharding
-from gen_jax.nn import linear
+from gen_jax.nn import cpu, linear
 from gen_jax.types import Array
 
 
@@ -134,9 +133,6 @@ def remembered(at: Array, num_slots: int, window: int | None = None) -> Mask:
   return Mask(allowed, at=at, held=held)
 
 
-_SCORES = 2**22  # that a CPU has at a time, of long sequences
-
-
 # (query [B, T, N, Dh], keys and values [B, K, S, Dh], mask) -> [B, T, N, Dh].
 Attend = Callable[[Array, KV, Mask], Array]
 
@@ -243,43 +239,13 @@ def _attend(rows, key, value, seen):
   """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, t, S]."""
   whole = lambda *inputs: _attend_forward(*inputs)[0]  # noqa: E731
   num_rows, num_slots = rows.shape[2], key.shape[2]
-  piece = math.gcd(num_rows, 2 ** int(math.log2(max(_SCORES / num_slots, 1))))
-  if num_rows * num_slots < _SCORES // 4 or piece < min(num_rows, 128):
+  piece = cpu.piece(num_rows, num_slots)
+  if piece is None:
     return whole(rows, key, value, seen)
-  in_pieces = functools.partial(_in_pieces, piece=piece)
+  in_pieces = functools.partial(cpu.attend, piece=piece, scores=scores)
   return jax.lax.platform_dependent(
     rows, key, value, seen, cpu=in_pieces, default=whole
   )
-
-
-def _in_pieces(rows, key, value, seen, piece):
-  """`_attend` one head and `piece` queries at a time, whose scores a cache holds.
-
-  All scores of a large picture are a gigabyte, which a CPU would write and read for
-  each step of the softmax.
-  """
-  if seen is not None:  # of every row, [B, R, S]
-    seen = jnp.tile(seen[:, 0], (1, rows.shape[2] // seen.shape[2], 1))
-    seen = jnp.broadcast_to(seen, (len(rows), *seen.shape[1:]))
-
-  def head(inputs, seen):  # [R, Dh], [S, Dh] twice, [R, S]
-    rows, key, value = inputs
-
-    def some(inputs):
-      rows, seen = jax.tree.map(lambda x: x[None, None], inputs)
-      found = scores(rows, key[None, None], seen)[0, 0]
-      likely = jnp.exp(found - found.max(-1, keepdims=True))
-      return (likely.astype(value.dtype) @ value) / likely.sum(-1, keepdims=True)
-
-    cut = lambda x: x.reshape(-1, piece, x.shape[-1])  # noqa: E731
-    out = jax.lax.map(some, jax.tree.map(cut, (rows, seen)))
-    return out.reshape(rows.shape).astype(rows.dtype)
-
-  def example(inputs):
-    *inputs, seen = inputs
-    return jax.lax.map(lambda one: head(one, seen), tuple(inputs))
-
-  return jax.lax.map(example, (rows, key, value, seen))
 
 
 def _attend_forward(rows, key, value, seen):

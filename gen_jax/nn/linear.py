@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import sharding
+from gen_jax.nn import cpu
 from gen_jax.types import Array
 
 Init = Callable[..., jnp.ndarray]
@@ -33,24 +34,9 @@ def product(x: Array, kernel: Array, depth: int = 1) -> Array:
   """
   if x.size == math.prod(kernel.shape[:depth]):
     multiply = functools.partial(jnp.tensordot, axes=depth)
-    in_pieces = functools.partial(_row_in_pieces, depth=depth)
+    in_pieces = functools.partial(cpu.row_times_kernel, depth=depth)
     return jax.lax.platform_dependent(x, kernel, cpu=in_pieces, default=multiply)
   return jnp.tensordot(x, kernel, depth)
-
-
-def _row_in_pieces(x: Array, kernel: Array, depth: int, most: int = 8) -> Array:
-  """`product` for one row: pieces of the sum, which are as many tasks for XLA.
-
-  One row times a kernel is a matter of reading the kernel, and XLA's CPU backend reads
-  it on one core.
-  """
-  num = math.gcd(x.size, most)
-  pieces = kernel.reshape(num, x.size // num, -1)
-  y = jnp.einsum(
-    "pd,pdf->pf", x.reshape(num, -1), pieces, preferred_element_type=jnp.float32
-  )
-  shape = (*x.shape[: x.ndim - depth], *kernel.shape[depth:])
-  return y.sum(0).astype(x.dtype).reshape(shape)
 
 
 def _contracting(axes: Sequence[str | None]):
