@@ -62,7 +62,7 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
         "use_bias": True,
         "tied_head": True,
         "window": None,
-        "attend": "xla",
+        "attention_impl": "xla",
         "dropout": 0.0,
         "scan_layers": False,
         "remat": None,
@@ -137,10 +137,10 @@ def diffusion(unet: dict, text_encoder: dict, **changes) -> dict:
   }
 
 
-def pictures(
+def images(
   task: dict, data: dict, optimizer: dict, train: dict
 ) -> ml_collections.ConfigDict:
-  """A whole experiment around pictures, and what differs from its habits."""
+  """A whole experiment around images, and what differs from its habits."""
   rate = {"peak": 1e-3, "warmup_steps": 50, "final_fraction": 0.05}
   rate.update(optimizer.pop("learning_rate", {}))
   config = {

@@ -95,31 +95,33 @@ class Experiment:
     """Shapes and shardings of what the learner needs beside its parameters."""
     return self.learner_frozen(self.abstract_params() if self.adapter else None)
 
-  def forms(self) -> list[init_from.Form]:
+  def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:
     """How the task's weights may be stored, as here first.
 
     The layers of a transformer may be scanned otherwise; a UNet with a condition may
     be one without, which hears nothing of it to begin with.
     """
-    forms = [init_from.Form(self.abstract_params(), lambda params: params)]
+    layouts = [
+      init_from.CheckpointLayout(self.abstract_params(), lambda params: params)
+    ]
     model = getattr(self.task, "model", None)
     if isinstance(model, transformer.Transformer):
       is_scanned = model.config.scan_layers
       other = dataclasses.replace(model.config, scan_layers=not is_scanned)
       task = dataclasses.replace(self.task, model=transformer.Transformer(other))
-      goal = _abstract_params(task, self.batch(), self.layout)
+      abstract = _abstract_params(task, self.batch(), self.layout)
       convert = transformer.stack if is_scanned else transformer.unstack
-      forms.append(init_from.Form(goal, convert))
+      layouts.append(init_from.CheckpointLayout(abstract, convert))
     if isinstance(self.task, diffusion.Diffusion) and self.task.condition is not None:
       narrow = dataclasses.replace(self.task.unet.config, extra_channels=0)
       task = dataclasses.replace(
         self.task, unet=unet.UNet(narrow), condition=None, condition_drop_prob=0.0
       )
-      goal = _abstract_params(task, self.batch(), self.layout)
+      abstract = _abstract_params(task, self.batch(), self.layout)
       extra = self.task.unet.config.extra_channels
       convert = lambda params: {**params, "unet": unet.widen(params["unet"], extra)}  # noqa: E731
-      forms.append(init_from.Form(goal, convert))
-    return forms
+      layouts.append(init_from.CheckpointLayout(abstract, convert))
+    return layouts
 
   def flops_per_step(self) -> dict[str, float]:
     """FLOPs that a training step asks of the model, as `flops.with_gradient` counts.
@@ -153,7 +155,7 @@ class Experiment:
 
   @property
   def expected_loss(self) -> float | None:
-    """Loss of a language model that knows nothing, ln V; None for pictures."""
+    """Loss of a language model that knows nothing, ln V; None for images."""
     is_text = isinstance(self.task, lm.LanguageModel)
     return math.log(self.task.model.config.vocab_size) if is_text else None
 
@@ -173,14 +175,14 @@ class Experiment:
     )
 
   def reference_images(self, split: str) -> image_sets.ReferenceImages:
-    """Real pictures of a split; a latent cache knows which it was made of.
+    """Real images of a split; a latent cache knows which it was made of.
 
     Raises:
       InputError: a text model's experiment.
     """
     source = data = self.data
     if isinstance(self.task, lm.LanguageModel):
-      raise InputError("this is a text model: it has no pictures")
+      raise InputError("this is a text model: it has no images")
     if isinstance(data, datasets.LatentData):
       block = data.source.statistics()["data"]
       source = build.build("source", block, "data.source")
@@ -189,7 +191,7 @@ class Experiment:
     )
 
   def image_generator(self) -> image_generator.ImageGenerator:
-    """Draws pictures for captions (a diffusion experiment)."""
+    """Draws images for captions (a diffusion experiment)."""
     side = self.data.image_size
     height, width = self.sampling.size or (side, side)
     shards = self.layout.num_batch_shards
@@ -321,7 +323,7 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     fitting = [
       n for n, e in build.TABLES["source"].items() if hasattr(e.signature, data.reads)
     ]
-    what = {"documents": "text", "examples": "pictures"}.get(data.reads, data.reads)
+    what = {"documents": "text", "examples": "images"}.get(data.reads, data.reads)
     raise InputError(
       f"data.source gives no {what}; those that do: {', '.join(fitting)}"
     )
@@ -338,8 +340,8 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     _check_length(
       "data.caption_length", data.caption_length, "task.text_encoder", task.text_encoder
     )
-    picture = (data.image_size, data.image_size, data.channels)
-    channels, *sides = reversed(task.codec.shape(picture))
+    image = (data.image_size, data.image_size, data.channels)
+    channels, *sides = reversed(task.codec.shape(image))
     if isinstance(data, datasets.LatentData):
       if task.codec.stored is None:
         raise InputError("data.name=latents needs task.codec.name=latent")
@@ -347,7 +349,7 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
       if given != (*sides, channels):
         raise InputError(
           f"data: latents of {list(given)} do not fit the codec, which makes"
-          f" {[*sides, channels]} of pictures {list(picture)}"
+          f" {[*sides, channels]} of images {list(image)}"
         )
     name = "data.channels" if channels == data.channels else "channels of the codec"
     own = task.unet.config.image_channels
@@ -368,7 +370,7 @@ def _check_condition(task: diffusion.Diffusion, data: datasets.Data, channels: i
     _check_channels(name, extra, "those of task.condition", wanted)
     if condition.reads not in data.abstract_batch():
       needed = {"before": "edits"}.get(condition.reads, "images")
-      raise InputError(f"task.condition needs pictures: set data.name={needed}")
+      raise InputError(f"task.condition needs images: set data.name={needed}")
 
 
 def _reads(task: base.Task, dataset: Any) -> bool:

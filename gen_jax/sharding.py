@@ -63,7 +63,7 @@ _DP = {
   "window": None,  # height or width of a convolution kernel
   "conv_in": None,
   "conv_out": None,
-  "image": None,  # channels of the picture itself: 1, 3, 4
+  "image": None,  # channels of the image itself: 1, 3, 4
 }
 _FSDP = {**_DP, "embed": "fsdp", "conv_out": "fsdp"}
 _FSDP_TENSOR = {

@@ -51,7 +51,7 @@ LATENT = (
     ("vae/emoji.py:smoke", []),  # two losses, each blind to half of the weights
   ],
 )
-def test_model_flops_of_pictures_are_those_of_the_step(spec, overrides):
+def test_model_flops_of_images_are_those_of_the_step(spec, overrides):
   experiment = make(spec, *overrides)
   work = experiment.flops_per_step()
   optimizer, _ = experiment.optimizer(1)
@@ -77,5 +77,5 @@ def test_a_grid_that_begins_with_noise_alone_needs_a_target_that_bears_it(
   if is_fine:
     build()
   else:
-    with pytest.raises(types.InputError, match=r"t=1 with 0 of the picture left.*eps"):
+    with pytest.raises(types.InputError, match=r"t=1 with 0 of the image left.*eps"):
       build()

@@ -29,7 +29,7 @@ def text_batch(seed: int = 0, length: int = 12) -> dict[str, np.ndarray]:
 
 
 def diffusion_task(**changes) -> diffusion.Diffusion:
-  """8x8 grey pictures, captions of 4 tokens out of 16."""
+  """8x8 grey images, captions of 4 tokens out of 16."""
   fields = dict(
     unet=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4)),
     text_encoder=text_encoder.TextEncoder(text_encoder.Config(16, 4, 1, 8, 2)),
@@ -46,7 +46,7 @@ def diffusion_task(**changes) -> diffusion.Diffusion:
 
 
 def image_batch(seed: int = 0) -> dict[str, np.ndarray]:
-  """Pictures and captions; the last two examples do not count."""
+  """Images and captions; the last two examples do not count."""
   generator = np.random.default_rng(seed)
   return {
     "image": generator.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32),

@@ -24,10 +24,10 @@ def main() -> None:
   """One JSON: {network: {name in the file: name in the folder}}."""
   target = pathlib.Path(sys.argv[1])
   opened = ours.open_folder(target / "v1")
-  goal = tiny.abstract(opened)
+  abstract = tiny.abstract(opened)
   marked, names = {}, []
   for part, model in opened.models().items():
-    for name, (_, shape) in model.rows(goal[part], stable_diffusion.FILE).items():
+    for name, (_, shape) in model.rows(abstract[part], stable_diffusion.FILE).items():
       marked[name] = torch.full(shape, float(len(names)))
       names.append((part, name))
   unet = UNet2DConditionModel.load_config(target / "v1/unet")

@@ -4,8 +4,8 @@ Runs where both this project and diffusers are installed:
 
     python tools/check_taesd.py FOLDER_OF_TAESD photograph.png ...
 
-Prints the PSNR in dB of each picture (its centre, 512x512 or what fits into multiples
-of 8), decoded to 8 bits by either, and how far apart codes and pictures are.
+Prints the PSNR in dB of each image (its centre, 512x512 or what fits into multiples
+of 8), decoded to 8 bits by either, and how far apart codes and images are.
 """
 
 import pathlib
@@ -39,21 +39,21 @@ def load(tensors: dict[str, safetensors.Tensor]):
   module = build.build("autoencoder", taesd.block(tensors))
   at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   boxed = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 8, 8, 3)))
-  goal = jax.tree.map(
+  abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
     sharding.unbox(boxed["params"]),
   )
-  return module, {"params": huggingface.load(taesd.match(tensors, goal), goal)}
+  return module, {"params": huggingface.load(taesd.match(tensors, abstract), abstract)}
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
-  """Of uint8 and float pictures in [-1, 1], the latter rounded to 8 bits."""
+  """Of uint8 and float images in [-1, 1], the latter rounded to 8 bits."""
   y = np.clip(np.round(y * 127.5 + 127.5), 0, 255)
   return 10 * np.log10(255.0**2 / np.mean((x - y) ** 2))
 
 
 def main() -> None:
-  """One line a picture, and the largest difference."""
+  """One line an image, and the largest difference."""
   tensors = taesd.open_folder(pathlib.Path(sys.argv[1]))
   theirs, (module, weights) = peer(tensors), load(tensors)
   apply = lambda method: jax.jit(lambda x: module.apply(weights, x, method=method))  # noqa: E731
@@ -75,7 +75,7 @@ def main() -> None:
     worst = max(worst, abs(pair[0] - pair[1]))
     print(
       f"{pathlib.Path(path).stem:16} {width}x{height} {pair[0]:7.3f} dB here"
-      f" {pair[1]:7.3f} dB there; codes within {apart:.1e}, pictures within"
+      f" {pair[1]:7.3f} dB there; codes within {apart:.1e}, images within"
       f" {np.abs(ours - other).max():.1e}"
     )
   print(f"at most {worst:.5f} dB apart")

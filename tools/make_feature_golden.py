@@ -1,4 +1,4 @@
-"""Writes tests/golden_features: what foreign networks see in two pictures.
+"""Writes tests/golden_features: what foreign networks see in two images.
 
 Runs in an environment of its own with torch and the packages that hold the networks,
 which the tests do not need:
@@ -6,7 +6,7 @@ which the tests do not need:
     pip install --no-deps efficientnet-lite-pytorch torch-fidelity
     python tools/make_feature_golden.py tests/golden_features
 
-Each file holds the shapes of a network's tensors (JSON), pictures uint8 [2, H, W, 3]
+Each file holds the shapes of a network's tensors (JSON), images uint8 [2, H, W, 3]
 and its features [2, F]. The weights are not stored: `fill` makes them of their names,
 here and in the tests, so that each term matters and none is zero.
 """

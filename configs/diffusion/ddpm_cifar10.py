@@ -1,6 +1,6 @@
 """DDPM on CIFAR-10: Ho et al. 2020 (arXiv:2006.11239), 35,746,307 parameters.
 
-The recipe is that of its appendix B: 32 x 32 pictures, mirrored at random, T = 1000
+The recipe is that of its appendix B: 32 x 32 images, mirrored at random, T = 1000
 with beta from 1e-4 to 0.02, the noise predicted with unit weight, Adam at 2e-4 after
 5,000 steps of warm-up, batches of 128, clipping at 1, dropout 0.1, an average at
 0.9999, 800,000 steps. Its FID is 3.17, with 1,000 ancestral steps. Differences: times
@@ -30,10 +30,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "num_groups": 32,
     "eps": 1e-6,
     "dropout": 0.1,
-    "clock_offset": -1.0,
+    "timestep_offset": -1.0,
   }
   text_encoder = {"max_length": 32, "num_layers": 1, "width": 4, "num_heads": 1}
-  config = common.pictures(
+  config = common.images(
     common.diffusion(
       unet,
       text_encoder,

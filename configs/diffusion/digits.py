@@ -1,6 +1,6 @@
 """A small text-conditioned UNet on 1,797 handwritten digits with captions.
 
-The pictures ship with scikit-learn, so this runs anywhere, offline. It is the other
+The images ship with scikit-learn, so this runs anywhere, offline. It is the other
 half of `make quickstart`.
 """
 
@@ -12,7 +12,7 @@ from configs import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds."""
   _, smoke = common.parse_arg(arg)
-  config = common.pictures(
+  config = common.images(
     common.diffusion(
       unet={
         "image_channels": 1,

@@ -1,14 +1,14 @@
-"""Fine-tuning on a folder of pictures: of an imported Stable Diffusion, or of your own.
+"""Fine-tuning on a folder of images: of an imported Stable Diffusion, or of your own.
 
     gen-jax import --from DIRECTORY --workdir runs/sd
     gen-jax train --config configs/diffusion/finetune.py:lora --workdir runs/mine
-      --config.init_from.workdir=runs/sd --config.data.source.directory=pictures/
+      --config.init_from.workdir=runs/sd --config.data.source.directory=images/
 
 variant     what is trained             rate   on
 full        every weight                1e-5   a folder with captions
 lora        rank 4, the UNet's          1e-4   a folder with captions
             attention
-dreambooth  every weight                2e-6   a few pictures of one thing, among those
+dreambooth  every weight                2e-6   a few images of one thing, among those
                                                of its kind, drawn beforehand:
 
     gen-jax sample --workdir runs/sd --prompt "a dog" --num 200 --out runs/dogs
@@ -49,7 +49,7 @@ PATTERN = r"^unet/.*attention/(query|key|value|out)/kernel$"
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:full`, `:lora` or `:dreambooth`; `:smoke` trains a tiny one from nothing."""
   variant, smoke = common.parse_arg(arg, VARIANTS)
-  config = common.pictures(
+  config = common.images(
     None,
     data={
       "name": "images",

@@ -16,7 +16,7 @@ from configs.vae import emoji
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds, on the pixels of digits."""
   _, smoke = common.parse_arg(arg)
-  config = common.pictures(
+  config = common.images(
     common.diffusion(
       unet={
         "image_channels": 16,

@@ -16,7 +16,7 @@ from configs import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds."""
   _, smoke = common.parse_arg(arg)
-  config = common.pictures(
+  config = common.images(
     common.diffusion(
       unet={
         "image_channels": 48,

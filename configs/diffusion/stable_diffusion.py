@@ -58,10 +58,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "use_bias": False,
     },
     "num_groups": 32,
-    "clock_offset": -1.0,
+    "timestep_offset": -1.0,
     "remat": None,
   }
-  config = common.pictures(
+  config = common.images(
     common.diffusion(
       unet,
       text_encoder,

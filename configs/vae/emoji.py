@@ -1,6 +1,6 @@
 """A KL autoencoder for 64x64 emoji: 64x64x3 to 8x8x16, a twelfth of the numbers.
 
-The pictures are named on the command line: a folder with captions
+The images are named on the command line: a folder with captions
 (--config.data.source.directory=DIR), --config.data.source=npz
 --config.data.source.path=FILE, or npm's packages of emoji themselves:
 
@@ -30,7 +30,7 @@ AUTOENCODER = {
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds, on digits."""
   _, smoke = common.parse_arg(arg)
-  config = common.pictures(
+  config = common.images(
     {
       "name": "autoencoder",
       "autoencoder": dict(AUTOENCODER),

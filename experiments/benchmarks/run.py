@@ -15,9 +15,9 @@ import os
 import statistics
 
 import diffusers
+import images
 import jax
 import measure
-import pictures
 import text
 import torch
 import transformers
@@ -44,23 +44,23 @@ BENCHMARKS = {
   "generate_8": lambda rounds, dtype, wrap: text.generation(
     8, _less(rounds), dtype=dtype
   ),
-  "train_ddpm": lambda rounds, **how: pictures.train(
-    pictures.ddpm, 32, 16, _less(rounds), **how
+  "train_ddpm": lambda rounds, **how: images.train(
+    images.ddpm, 32, 16, _less(rounds), **how
   ),
-  "train_ddpm_128": lambda rounds, **how: pictures.train(
-    pictures.ddpm, 32, 128, rounds, **how
+  "train_ddpm_128": lambda rounds, **how: images.train(
+    images.ddpm, 32, 128, rounds, **how
   ),
-  "sample_ddpm": lambda rounds, **how: pictures.sample(
-    pictures.ddpm, 32, 16, None, 3, **how
+  "sample_ddpm": lambda rounds, **how: images.sample(
+    images.ddpm, 32, 16, None, 3, **how
   ),
-  "sample_digits": lambda rounds, **how: pictures.sample(
-    pictures.small, 8, 16, pictures.normal(32, 12, 64), rounds, **how
+  "sample_digits": lambda rounds, **how: images.sample(
+    images.small, 8, 16, images.normal(32, 12, 64), rounds, **how
   ),
-  "sample_digits_1": lambda rounds, **how: pictures.sample(
-    pictures.small, 8, 1, pictures.normal(2, 12, 64), rounds, **how
+  "sample_digits_1": lambda rounds, **how: images.sample(
+    images.small, 8, 1, images.normal(2, 12, 64), rounds, **how
   ),
-  "unet_sd1": lambda rounds, **how: pictures.stable_diffusion(_less(rounds), **how),
-  "decode_512": lambda rounds, **how: pictures.decode(_less(rounds), **how),
+  "unet_sd1": lambda rounds, **how: images.stable_diffusion(_less(rounds), **how),
+  "decode_512": lambda rounds, **how: images.decode(_less(rounds), **how),
 }
 ON_GPUS_ALONE = ("train_gpt2_long", "train_ddpm_128")
 

@@ -41,7 +41,7 @@ def our_model(config: dict, dtype: str) -> transformer.Transformer:
   is_narrow = measure.DEVICE.type == "cuda" and dtype != "float32"
   attend = kernels.cudnn if is_narrow else attention.attend
   return transformer.Transformer(
-    transformer.Config(**config, dtype=dtype, attend=attend)
+    transformer.Config(**config, dtype=dtype, attention_impl=attend)
   )
 
 

@@ -19,12 +19,12 @@ DIGIT_PROMPTS = (
   "a handwritten zero",
   "the digit one",
   "two",
-  "a picture of the number three",
+  "an image of the number three",
   "somebody wrote a four",
   "a handwritten five",
   "the digit six",
   "seven",
-  "a picture of the number eight",
+  "an image of the number eight",
   "somebody wrote a nine",
 )
 
@@ -71,9 +71,9 @@ def main() -> None:
   phase("sample_text", "sample", "--workdir", text, *prompts)
 
   config = f"configs/diffusion/digits.py{variant}"
-  pictures = phase("train_digits", "train", "--config", config, "--workdir", digits)
+  images = phase("train_digits", "train", "--config", config, "--workdir", digits)
   prompts = [word for prompt in DIGIT_PROMPTS for word in ("--prompt", prompt)]
-  # Validation loss says little about pictures: take the last weights, not the "best".
+  # Validation loss says little about images: take the last weights, not the "best".
   opened = ("--workdir", digits, "--checkpoint", "latest")
   phase("sample_digits", "sample", *opened, "--num", "12", *prompts)
 
@@ -81,8 +81,8 @@ def main() -> None:
   summary = {
     "lm_bits_per_byte": lm["validation/bits_per_byte"],
     "gzip_bits_per_byte": lm.get("gzip/bits_per_byte"),
-    "digit_accuracy": pictures.get("prompt_accuracy"),
-    "real_digit_accuracy": pictures.get("real_accuracy"),
+    "digit_accuracy": images.get("prompt_accuracy"),
+    "real_digit_accuracy": images.get("real_accuracy"),
     "seconds": {**seconds, "all": round(sum(seconds.values()), 1)},
     "report": str(report),
   }

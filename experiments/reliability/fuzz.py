@@ -148,8 +148,8 @@ def _call(words) -> tuple[int, str]:
   """Exit code and stderr of a command that ends before it computes."""
   from gen_jax.cli import main, sample, train, trained
 
-  def begin(config, directory, roll):
-    del roll
+  def begin(config, directory, group):
+    del group
     from gen_jax import experiment as experiments
     from gen_jax.cli import workdir
 

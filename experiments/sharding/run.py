@@ -57,7 +57,7 @@ def step(
     "task.model.max_length": length,
     "task.model.remat": "full",
     "task.model.scan_layers": "true",
-    "task.model.attend": "splash",
+    "task.model.attention_impl": "splash",
     "task.model.head_chunk": 2048 * context // rows,  # a chip's logits at once: 2,048
     "task.model.dtype": "bfloat16",
     "train.num_microbatches": 1,

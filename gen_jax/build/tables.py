@@ -132,7 +132,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "transformer": _later(spatial.Transformer, "num_heads", "num_groups", "dtype"),
     "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
   },
-  "attend": {
+  "attention_impl": {
     "xla": _value(attention.attend),
     **{fn.__name__: _later(fn, *kernels.GIVEN) for fn in kernels.ALL},
   },

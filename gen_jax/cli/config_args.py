@@ -89,14 +89,29 @@ def load(spec: str) -> dict[str, Any]:
     raise InputError(
       f"config {path}: get_config must return a ConfigDict, not {config!r:.80}"
     )
-  return config.to_dict()
+  return _renamed(config.to_dict(), path)
+
+
+def _renamed(config: dict[str, Any], path: str) -> dict[str, Any]:
+  """A config by the new names of its keys, and a line if it has old ones."""
+  from gen_jax.build import upgrade
+
+  new = upgrade.config(config)
+  if new != config:
+    old = [f"{a} is now {b}" for a, b in upgrade.renamed(config)]
+    print(f"config {path}: {', '.join(old)}; old names go with the next release")
+  return new
 
 
 def apply(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
   """Returns the config with overrides set, each checked for name, type and range."""
   from gen_jax import build  # imported here: parsing errors need not wait for jax
+  from gen_jax.build import upgrade
 
-  for key, text in overrides:
+  for old, text in overrides:
+    key = upgrade.key(old)
+    if key != old:
+      print(f"config key {old} is now {key}; the old name goes with the next release")
     with build.pointing(config, "--config."):
       config = _set(config, key.split("."), text, key)
   return config

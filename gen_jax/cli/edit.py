@@ -14,7 +14,7 @@ from gen_jax.inference import inversion, sheets
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the picture
+IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the image
 
 
 def add_arguments(parser) -> None:
@@ -27,8 +27,8 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--invert",
     metavar="PROMPT",
-    help="what the picture shows: finds the noise that this prompt draws it from, and"
-    " draws from there; the same prompt gives the picture back",
+    help="what the image shows: finds the noise that this prompt draws it from, and"
+    " draws from there; the same prompt gives the image back",
   )
   parser.add_argument(
     "--vary",
@@ -40,7 +40,7 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--strength",
     type=float,
-    help="0 is the picture itself, 1 forgets it; default 0.6, 1 with a mask, with"
+    help="0 is the image itself, 1 forgets it; default 0.6, 1 with a mask, with"
     " --invert or for a model of instructions",
   )
   parser.add_argument(
@@ -69,7 +69,7 @@ def add_arguments(parser) -> None:
   for name in IMAGE:
     group.add_argument(f"--{name}", help="as in `gen-jax sample`")
   group.add_argument(
-    "--image_guidance_scale", help="to hold on to the picture; 1 is none"
+    "--image_guidance_scale", help="to hold on to the image; 1 is none"
   )
   parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
 
@@ -81,11 +81,11 @@ def run(args) -> dict:
   config = workdir.read_config(directory, args.overrides)
   given = {f"sampling.{n}": getattr(args, n) for n in (*IMAGE, "image_guidance_scale")}
   if config["task"]["name"] != "diffusion":
-    raise InputError(f"{directory} holds no model that draws pictures")
+    raise InputError(f"{directory} holds no model that draws images")
   config = config_args.apply(
     config, [(k, v) for k, v in given.items() if v is not None]
   )
-  image, change = _picture(args, config["data"]["channels"])
+  image, change = _image(args, config["data"]["channels"])
   is_partial = bool(args.mask or args.outpaint)
   _check_inversion(args, is_partial)
   prompt = (args.invert or "") if args.prompt is None else args.prompt
@@ -95,7 +95,7 @@ def run(args) -> dict:
   sample.check_idle(args, opened.experiment)
   task = opened.experiment.task
   if task.condition and task.condition.reads == "image" and not is_partial:
-    raise InputError("this model fills parts of a picture: give --mask or --outpaint")
+    raise InputError("this model fills parts of an image: give --mask or --outpaint")
   if args.image_guidance_scale and not task.condition_drop_prob:
     raise InputError(
       f"--image_guidance_scale {args.image_guidance_scale} is for models of"
@@ -157,16 +157,16 @@ def _compare(folder: pathlib.Path, image: np.ndarray, result: dict) -> None:
 
 def _check_inversion(args, is_partial: bool) -> None:
   if args.invert is None and args.vary:
-    raise InputError(f"--vary {args.vary} is for --invert: say what the picture shows")
+    raise InputError(f"--vary {args.vary} is for --invert: say what the image shows")
   if args.invert is not None and is_partial:
-    raise InputError("--invert is for the whole picture: leave out --mask, --outpaint")
+    raise InputError("--invert is for the whole image: leave out --mask, --outpaint")
   if args.invert is not None and args.sampler:
     raise InputError(
       f"--invert walks up and down by belm: leave out --sampler {args.sampler}"
     )
 
 
-def _picture(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _image(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
   """uint8 [H, W, C], and bool [H, W], where it is drawn again.
 
   Raises:

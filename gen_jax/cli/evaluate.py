@@ -1,6 +1,6 @@
 """`gen-jax evaluate`: numbers of a checkpoint, protocol included.
 
-Without --text, --choices, --pictures and --folder these are of the config's evaluators.
+Without --text, --choices, --images and --folder these are of the config's evaluators.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import pathlib
 import jax
 
 import gen_jax
-from gen_jax.cli import config_args, evaluate_pictures, flags, hosts, trained, workdir
+from gen_jax.cli import config_args, evaluate_images, flags, hosts, trained, workdir
 from gen_jax.evaluation import scoring
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -37,12 +37,12 @@ def add_arguments(parser) -> None:
     action=flags.Path,
     help="JSONL of context, choices, label: accuracy by log-likelihood",
   )
-  evaluate_pictures.add_arguments(parser)
+  evaluate_images.add_arguments(parser)
   parser.add_argument(
     "--likelihood",
     type=int,
     metavar="N",
-    help="bits per dimension of N validation pictures (instead of the evaluators)",
+    help="bits per dimension of N validation images (instead of the evaluators)",
   )
 
 
@@ -51,28 +51,30 @@ def run(args) -> dict:
   directory = args.workdir
   is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
   given = [n for n in ("text", "stride", "choices") if is_given(n)]
-  is_pictures = args.baseline or any(map(is_given, evaluate_pictures.FLAGS))
-  # What pictures are held against may be other data than they were learned from.
-  data = [o for o in args.overrides if is_pictures and o[0].startswith("data.")]
+  is_image_model = args.baseline or any(map(is_given, evaluate_images.FLAGS))
+  # What images are held against may be other data than they were learned from.
+  data = [o for o in args.overrides if is_image_model and o[0].startswith("data.")]
   own = [o for o in args.overrides if o not in data]
   config = config_args.apply(workdir.read_config(directory, own), data)
-  with hosts.join(args, config) as roll:
+  with hosts.join(args, config) as group:
     if given:
       result = _on_other_data(args, directory, config, given)
-    elif is_pictures:
-      result = evaluate_pictures.run(args, directory, config)
+    elif is_image_model:
+      result = evaluate_images.run(args, directory, config)
     else:
-      result = _on_its_own(args, directory, config, roll)
+      result = _on_its_own(args, directory, config, group)
     workdir.write_json(directory / "evaluation.json", result)
   return result
 
 
-def _on_its_own(args, directory: pathlib.Path, config: dict, roll: hosts.Roll) -> dict:
+def _on_its_own(
+  args, directory: pathlib.Path, config: dict, group: hosts.ProcessGroup
+) -> dict:
   if args.likelihood is not None:
     block = {"name": "likelihood", "every": 0, "num": args.likelihood}
     config = {**config, "evaluators": {"likelihood": block}}
   opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
-  with roll.first():
+  with group.main_process_first():
     evals = opened.experiment.evaluators()
   print(f"step {opened.step}, {opened.kind} weights")
   result, provenance = {}, opened.provenance()
@@ -106,7 +108,7 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
   """Reads and checks all data before the weights, which take longer."""
   if config["task"]["name"] != "language_model":
     raise InputError(
-      f"--{given[0]} is for text; {directory} holds a picture model: leave it out"
+      f"--{given[0]} is for text; {directory} holds an image model: leave it out"
     )
   if given == ["stride"] or (args.stride is not None and args.text is None):
     raise InputError(f"--stride {args.stride} is for --text: give both, or neither")

@@ -54,7 +54,7 @@ def run(args) -> dict:
   config = workdir.read_config(directory, args.overrides)
   experiment = experiments.make(config, None)
   if isinstance(experiment.task, diffusion.Diffusion):
-    return _pictures(args, directory, target, experiment)
+    return _images(args, directory, target, experiment)
   if not isinstance(experiment.task, lm.LanguageModel):
     raise InputError(
       f"{directory} holds neither a language model nor latent diffusion; only those are"
@@ -102,7 +102,7 @@ def _told(args, opened: trained.Opened, name: str, params: Any) -> dict:
   }
 
 
-def _pictures(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> dict:
+def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> dict:
   """Latent diffusion as a folder of diffusers, or by its original names as one file."""
   task = experiment.task
   opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)

@@ -144,7 +144,7 @@ def _facts(place: Place, config: dict[str, Any]) -> dict[str, str]:
   }
 
 
-class Roll:
+class ProcessGroup:
   """The processes of a run, each connected with process 0, and watched.
 
   Attributes:
@@ -160,7 +160,7 @@ class Roll:
     secs: float,
   ):
     self.process_id, self.hosts, self._links = process_id, hosts, links
-    self._ticks, self._moved = [0] * len(hosts), time.monotonic()
+    self._heartbeats, self._moved = [0] * len(hosts), time.monotonic()
     self._prepared, self._over = threading.Semaphore(0), threading.Event()
     watch = functools.partial(threading.Thread, target=self._watch, daemon=True)
     self._watchers = [watch(args=item) for item in links.items()]
@@ -183,7 +183,7 @@ class Roll:
       if "ended" in message:
         return
       if "ticks" in message:
-        self._ticks[other], self._moved = message["ticks"], time.monotonic()
+        self._heartbeats[other], self._moved = message["ticks"], time.monotonic()
       else:
         self._prepared.release()
     self.leave([other], code, reason)
@@ -191,7 +191,9 @@ class Roll:
   def _compare(self, secs: float) -> None:
     """Ends the run where some have come further than the rest, and nobody moves."""
     while not self._over.wait(secs / 10):
-      behind = [i for i, at in enumerate(self._ticks) if at < max(self._ticks)]
+      behind = [
+        i for i, at in enumerate(self._heartbeats) if at < max(self._heartbeats)
+      ]
       if behind and time.monotonic() - self._moved > secs:
         self.leave(behind, os.EX_TEMPFAIL, f"kept the others waiting for {secs:g} s")
 
@@ -204,12 +206,12 @@ class Roll:
     print(f"gen-jax: error: {names} {reason}{again}", file=sys.stderr, flush=True)
     os._exit(code)  # the main thread may wait for a process that is no more
 
-  def tick(self) -> None:
+  def heartbeat(self) -> None:
     """Says that this process has come on; all say so equally often."""
-    self._ticks[self.process_id] += 1
+    self._heartbeats[self.process_id] += 1
     self._moved = time.monotonic()
     if self.process_id:
-      self._tell({"ticks": self._ticks[self.process_id]})
+      self._tell({"ticks": self._heartbeats[self.process_id]})
 
   @contextlib.contextmanager
   def first(self) -> Iterator[None]:
@@ -238,9 +240,9 @@ class Roll:
       link.send(message)
 
 
-def call_roll(
+def rendezvous_of(
   place: Place, facts: dict[str, str], secs: float, workdir: pathlib.Path
-) -> Roll:
+) -> ProcessGroup:
   """Waits until all processes are there, and agree.
 
   Args:
@@ -253,7 +255,7 @@ def call_roll(
   links, answer = (_report if place.process_id else _gather)(place, here, secs, workdir)
   if answer["wrong"]:
     raise InputError(answer["wrong"])
-  return Roll(place.process_id, answer["hosts"], links, _PATIENCE * secs)
+  return ProcessGroup(place.process_id, answer["hosts"], links, _PATIENCE * secs)
 
 
 def _gather(place: Place, here: dict[str, Any], secs: float, workdir: pathlib.Path):
@@ -343,7 +345,7 @@ def _report(place: Place, here: dict[str, Any], secs: float, workdir: pathlib.Pa
 
 
 @contextlib.contextmanager
-def join(args, config: dict[str, Any]) -> Iterator[Roll]:
+def join(args, config: dict[str, Any]) -> Iterator[ProcessGroup]:
   """Makes this process part of its run, before anything is computed.
 
   Processes other than 0 lose their stdout. Whatever ends the body in one process ends
@@ -358,10 +360,10 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
   """
   place = find_place(args)
   if place is None:
-    yield Roll(0, (socket.gethostname(),), {}, math.inf)
+    yield ProcessGroup(0, (socket.gethostname(),), {}, math.inf)
     return
   directory = files.path(args.workdir, "--workdir")
-  roll = call_roll(place, _facts(place, config), args.host_timeout, directory)
+  group = rendezvous_of(place, _facts(place, config), args.host_timeout, directory)
   if place.process_id:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   flags.FLAGS.mark_as_parsed()  # barriers that end, and say who is missing:
@@ -381,18 +383,18 @@ def join(args, config: dict[str, Any]) -> Iterator[Roll]:
     shutdown_timeout_seconds=60,
   )
   try:
-    yield roll
+    yield group
   except BaseException as error:
     if isinstance(error, signals.Interrupted) or signals.was_raised():
-      roll.stop()
+      group.stop()
       raise
     if late := _late(str(error)):
-      roll.leave(late, os.EX_TEMPFAIL, "did not come where the others wait")
+      group.leave(late, os.EX_TEMPFAIL, "did not come where the others wait")
     if not isinstance(error, InputError):
       time.sleep(2.0)  # it may follow from the end of another process: see `_watch`
-    roll.end(str(error) or type(error).__name__)
+    group.end(str(error) or type(error).__name__)
     raise
-  roll.end()
+  group.end()
 
 
 def _late(error: str) -> list[int]:

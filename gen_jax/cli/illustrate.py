@@ -1,4 +1,4 @@
-"""`gen-jax illustrate`: figures about a picture model, for its report."""
+"""`gen-jax illustrate`: figures about an image model, for its report."""
 
 import dataclasses
 import itertools
@@ -34,7 +34,7 @@ def add_arguments(parser) -> None:
     how = {"nargs": "+", "type": kind, "default": values}
     parser.add_argument(f"--{name}", help="to compare", **how)
   parser.epilog = (
-    "Writes WORKDIR/figures, which `gen-jax report` shows: pictures by guidance and\n"
+    "Writes WORKDIR/figures, which `gen-jax report` shows: images by guidance and\n"
     "steps, by sampler, which words pixels look at, and an autoencoder's latents.\n"
     "An imported model has no data: --config.data.source.directory=DIR shows it some."
   )
@@ -49,7 +49,7 @@ def run(args) -> dict:
   samplers = {n: build.build("sampler", n, "--samplers") for n in args.samplers}
   if min(args.steps) < 1:
     raise InputError(f"--steps {min(args.steps)} must be at least 1")
-  opened = trained.open_pictures(directory, config, args)
+  opened = trained.open_image_model(directory, config, args)
   codec, draws = _codec(opened), isinstance(opened.experiment.task, diffusion.Diffusion)
   # What is missing is known before anything is drawn.
   if workdir.is_imported(directory):
@@ -144,7 +144,7 @@ class _Canvas:
     return True
 
   def attention(self):
-    """A row for each prompt: the picture, then what of it looks at each word."""
+    """A row for each prompt: the image, then what of it looks at each word."""
     images = self.images()
     found = np.asarray(jax.jit(self._maps)(self.params, self.frozen, _pixels(images)))
     rows = []
@@ -176,7 +176,7 @@ def _codec(opened: trained.Opened):
 
 
 def _latents(codec, frozen, images: np.ndarray):
-  """Rows of pictures: each itself, decoded again, its channels, these in colour."""
+  """Rows of images: each itself, decoded again, its channels, these in colour."""
 
   @jax.jit
   def there_and_back(frozen, x):
@@ -195,7 +195,7 @@ def _latents(codec, frozen, images: np.ndarray):
   ]
   columns = [images, image_generator.to_uint8(again), *shown]
   return np.stack([_colour(x) for x in columns], 1), (
-    f"pictures, the same decoded from their latents, the {z.shape[-1]} channels of"
+    f"images, the same decoded from their latents, the {z.shape[-1]} channels of"
     " these, and their three principal components as red, green and blue"
   )
 
@@ -209,7 +209,7 @@ def _colour(image: np.ndarray) -> np.ndarray:
 
 
 def _glow(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """The picture in grey under a map [H, W] in [0, 1]."""
+  """The image in grey under a map [H, W] in [0, 1]."""
   colours = 255.0 * matplotlib.colormaps["inferno"](heat)[..., :3]
   return np.round(0.3 * image.mean(-1, keepdims=True) + 0.7 * colours).astype(np.uint8)
 

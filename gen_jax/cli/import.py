@@ -74,8 +74,8 @@ def run(args) -> dict:
   if directory.exists() and not is_free:
     raise InputError(f"--workdir {directory} is not empty; take another one")
   source = hub.locate(getattr(args, "from"), args.revision)
-  if diffusers.is_pictures(source.folder):
-    return _pictures(args, source, directory)
+  if diffusers.is_image_model(source.folder):
+    return _images(args, source, directory)
   if args.lora or args.lora_scale:
     raise InputError("--lora is for Stable Diffusion")
   if taesd.is_here(source.folder):
@@ -87,9 +87,9 @@ def run(args) -> dict:
   config = _config(block, directory, args.text)
   config = config_args.apply(config, args.overrides)
   experiment = experiments.make(config, None)
-  goal = experiment.abstract_state(optax.identity()).params
-  places = huggingface.match(tensors, architecture, goal, biasless)
-  params = huggingface.load(places, goal)
+  abstract = experiment.abstract_state(optax.identity()).params
+  places = huggingface.match(tensors, architecture, abstract, biasless)
+  params = huggingface.load(places, abstract)
   names = ("config.json", *tokenizer)
   others = [source.folder / name for name in names]
   origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
@@ -124,7 +124,7 @@ def _check_contents(folder: pathlib.Path) -> None:
   )
 
 
-def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
+def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
   """Stable Diffusion: a folder of diffusers, or a single file."""
   is_file = source.folder.is_file()
   opened = (diffusers.open_file if is_file else diffusers.open_folder)(source.folder)
@@ -132,7 +132,7 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   names = _tokenizer(
     folder / "tokenizer", opened.task["text_encoder"]["vocab_size"], True
   )
-  config = _picture_config(
+  config = _image_config(
     opened.task,
     tokenizer={"name": "file", "path": str(directory / "tokenizer")},
     image_size=opened.side,
@@ -144,19 +144,21 @@ def _pictures(args, source: hub.Source, directory: pathlib.Path) -> dict:
   config = config_args.apply(config, args.overrides)
   experiment = experiments.make(config, None)
   models = opened.models()
-  goal = {
+  abstract = {
     **experiment.abstract_params(),
     "autoencoder": experiment.frozen["autoencoder"],
   }
   places = {
-    name: stable_diffusion.match(model, opened.tensors[name], goal[name], opened.column)
+    name: stable_diffusion.match(
+      model, opened.tensors[name], abstract[name], opened.column
+    )
     for name, model in models.items()
   }
   loras = _loras(args)
   for file, scale in loras.items():
-    places = lora_files.merge(file, scale, places, models, goal)
+    places = lora_files.merge(file, scale, places, models, abstract)
   # All is checked before anything is read.
-  loaded = {name: huggingface.load(places[name], goal[name]) for name in models}
+  loaded = {name: huggingface.load(places[name], abstract[name]) for name in models}
   vae = loaded.pop("autoencoder")
   tensors = [t for found in opened.tensors.values() for t in found.values()]
   others = [folder / "tokenizer" / name for name in names]
@@ -210,12 +212,12 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   tensors = taesd.open_folder(source.folder)
   block = taesd.block(tensors)
   task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
-  config = _picture_config(
+  config = _image_config(
     task, tokenizer={"name": "bytes"}, image_size=512, channels=3, caption_length=1
   )
   config = config_args.apply(config, args.overrides)
-  goal = experiments.make(config, None).abstract_params()["autoencoder"]
-  weights = huggingface.load(taesd.match(tensors, goal), goal)
+  abstract = experiments.make(config, None).abstract_params()["autoencoder"]
+  weights = huggingface.load(taesd.match(tensors, abstract), abstract)
   origin = _origin(source, "TAESD", source.folder, tensors.values())
   size = block["latent_channels"]
   statistics = {  # its latents have mean 0 and variance 1 as they are
@@ -235,8 +237,8 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   return {"workdir": str(directory), "params": tree.size(weights), "step": 0, **origin}
 
 
-def _picture_config(task: dict[str, Any], **data: Any) -> dict[str, Any]:
-  """An experiment around imported weights for pictures, ready for fine-tuning."""
+def _image_config(task: dict[str, Any], **data: Any) -> dict[str, Any]:
+  """An experiment around imported weights for images, ready for fine-tuning."""
   follows = (task.get("condition") or {}).get("name") == "instruction"
   name, source = ("edits", "edits") if follows else ("images", "image_folder")
   return {
@@ -358,7 +360,7 @@ def _write(
 def _write_held(
   directory, config, params, folder, tokenizer, origin, write_more
 ) -> None:
-  digest, goal = tree.sha256(params), _abstract(params)
+  digest, abstract = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
       # First of all: without it, a workdir whose writing broke off could be trained.
@@ -373,7 +375,7 @@ def _write_held(
         state = states.of_weights(params)
         checkpoint.save(manager, 0, state, checkpoint.Progress())
       jax.tree.map(lambda leaf: leaf.delete(), params)  # there is room for one copy
-      _check_written(directory, goal, digest)
+      _check_written(directory, abstract, digest)
   except BaseException:
     for path in directory.glob("*"):
       shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
@@ -386,10 +388,10 @@ def _abstract(params: Params) -> Params:
   )
 
 
-def _check_written(directory: pathlib.Path, goal: Params, digest: str) -> None:
+def _check_written(directory: pathlib.Path, abstract: Params, digest: str) -> None:
   """Raises InputError unless the checkpoint reads back as what was saved."""
   with checkpoint.open_manager(directory, read_only=True) as manager:
-    found = checkpoint.restore_weights(manager, goal)
+    found = checkpoint.restore_weights(manager, abstract)
   if found is None or tree.sha256(found[0]) != digest:
     raise InputError(
       f"the weights in {directory} do not read back as they were written; check the"

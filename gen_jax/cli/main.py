@@ -27,19 +27,22 @@ from gen_jax.system import signals
 
 COMMANDS = {
   "train": "train a model from a config; the same command resumes",
-  "sample": "draw text or pictures from a trained model",
+  "sample": "draw text or images from a trained model",
   "plan": "compile a config for chips that are not here; say what it costs",
-  "edit": "draw a picture, or a part of it, anew for a prompt",
+  "edit": "draw an image, or a part of it, anew for a prompt",
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
-  "illustrate": "draw figures about a picture model for its report",
+  "illustrate": "draw figures about an image model for its report",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
-  "import": "read released weights, of text or pictures, into a workdir",
+  "import": "read released weights, of text or images, into a workdir",
   "export": "write a model as transformers or diffusers load it",
   "launch": "run train, evaluate or sample on many hosts",
   "report": "write one self-contained HTML page about workdirs",
   "doctor": "check this machine: versions, devices, memory, speed",
 }
+
+# Flags by their old names, for one release more.
+RENAMED = {("evaluate", "--pictures"): "--images", ("plan", "--picture"): "--figure"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,6 +67,18 @@ def _check_flags(words: list[str], parser: argparse.ArgumentParser) -> None:
       if hint:
         raise types.InputError(f"unknown flag {name!r}: did you mean {hint}?")
       raise types.unknown("flag", name, flags)
+
+
+def _renamed(argv: list[str]) -> list[str]:
+  """The words of a command by the flags' new names; a line says which."""
+  words = []
+  for word in argv:
+    name, equals, value = word.partition("=")
+    new = RENAMED.get((argv[0], name))
+    if new:
+      _say(f"gen-jax: {name} is now {new}; the old name goes with the next release")
+    words.append(f"{new}{equals}{value}" if new else word)
+  return words
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -129,7 +144,7 @@ def run(argv: list[str]) -> dict:
       module = _add_arguments(command, parsers[command])
     if "jax" in sys.modules:  # `launch` does without
       _pass_over_absent_tpus()
-  overrides, words = config_args.split_overrides(argv)
+  overrides, words = config_args.split_overrides(_renamed(argv))
   _check_flags(words, parsers.get(command, parser))
   args, extra = parser.parse_known_args(words)
   if extra:

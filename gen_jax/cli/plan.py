@@ -38,13 +38,13 @@ def add_arguments(parser) -> None:
     "--limit", type=int, default=12, help="programs that --search compiles (12)"
   )
   parser.add_argument(
-    "--picture", action=flags.Path, metavar="PNG", help="where --search draws its plans"
+    "--figure", action=flags.Path, metavar="PNG", help="where --search draws its plans"
   )
   parser.add_argument("--compare", metavar="FILE[:ARG]", help="a second config beside")
   parser.add_argument("--price", type=float, help="USD for a chip-hour")
   budget = parser.add_mutually_exclusive_group()
   budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")
-  budget.add_argument("--images", type=float, help="the same for pictures")
+  budget.add_argument("--images", type=float, help="the same for images")
   parser.epilog = (
     "The compiler is that of libtpu; it runs on any machine. Values of the config can\n"
     "be set as for train: --config.mesh.fsdp=64 --config.train.num_microbatches=4"
@@ -56,8 +56,8 @@ def run(args) -> dict:
   for name in ("limit", "price", "tokens", "images"):
     if (value := getattr(args, name)) is not None and not value > 0:
       raise InputError(f"--{name}={value} must be a number above 0")
-  if not args.search and args.picture:
-    raise InputError("--picture is of what --search finds; give both")
+  if not args.search and args.figure:
+    raise InputError("--figure is of what --search finds; give both")
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.
   jax.config.update("jax_platforms", "cpu")
   topology = chips.topology(args.topology)
@@ -223,8 +223,8 @@ def _search(config: dict, topology: chips.Topology, args) -> dict:
     print(line)
   for i, row in enumerate(rows, 1):
     print(f"{i:>4} {row['name']}")
-  if args.picture and rows:
-    _draw(rows, args.picture, topology)
+  if args.figure and rows:
+    _draw(rows, args.figure, topology)
   return {"tried": tried, "of": len(arms), "plans": rows, "refused": refused}
 
 
@@ -248,4 +248,4 @@ def _draw(rows: list[dict], path: pathlib.Path, topology: chips.Topology) -> Non
   axes.legend(handles.values(), handles.keys())
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
-  print(f"picture: {path}")
+  print(f"image: {path}")

@@ -163,7 +163,7 @@ def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
     parts += ["<h3>gen-jax evaluate</h3>", _table(_flat(files.read_json(path)))]
   if frames := _frames(rows, config):
     parts.append(_image(curves(rows, frames), "training and validation over steps"))
-  parts += [_samples(directory), _pictures(directory)]
+  parts += [_samples(directory), _images(directory)]
   text = html.escape(json.dumps(config, indent=2))
   parts.append(f"<details><summary>config</summary><pre>{text}</pre></details>")
   return "".join(parts)
@@ -201,7 +201,7 @@ def _samples(directory: pathlib.Path) -> str:
   return "".join(parts)
 
 
-def _pictures(directory: pathlib.Path) -> str:
+def _images(directory: pathlib.Path) -> str:
   """What training, `gen-jax edit`, `evaluate` and `illustrate` have left."""
   parts = []
   sheets = writers.sheets(directory)

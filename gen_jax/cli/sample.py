@@ -1,4 +1,4 @@
-"""`gen-jax sample`: prompts in; text to the terminal, or pictures into the workdir."""
+"""`gen-jax sample`: prompts in; text to the terminal, or images into the workdir."""
 
 import contextlib
 import dataclasses
@@ -50,12 +50,12 @@ def add_arguments(parser) -> None:
   group = parser.add_argument_group("text alone")
   for name, meaning in SWITCHES.items():
     group.add_argument(f"--{name}", action="store_true", help=meaning)
-  parser.add_argument("--negative", help="pictures: what to lead away from")
+  parser.add_argument("--negative", help="images: what to lead away from")
   parser.add_argument(
     "--interpolate",
     type=int,
     metavar="N",
-    help="pictures: N of them from the first --prompt to the second",
+    help="images: N of them from the first --prompt to the second",
   )
   parser.add_argument(
     "--autoencoder",
@@ -72,7 +72,7 @@ def add_arguments(parser) -> None:
     else:
       group.add_argument(f"--{name}", help="text")
   for name in IMAGE:
-    group.add_argument(f"--{name}", help="pictures")
+    group.add_argument(f"--{name}", help="images")
 
 
 def run(args) -> dict:
@@ -88,8 +88,8 @@ def run(args) -> dict:
   ):
     if getattr(args, name):
       raise InputError(
-        f"--{name} is for {'pictures' if is_text else 'text'}; {directory} holds a"
-        f" {'text' if is_text else 'picture'} model: {', '.join(f'--{n}' for n in own)}"
+        f"--{name} is for {'images' if is_text else 'text'}; {directory} holds a"
+        f" {'text' if is_text else 'image'} model: {', '.join(f'--{n}' for n in own)}"
       )
   if args.interpolate is not None and (
     args.interpolate < 2 or len(args.prompt or []) != 2 or args.num != 1
@@ -135,7 +135,7 @@ def _draw(args, directory: pathlib.Path, config: dict) -> dict:
     return _talk(args, opened)
   if args.autoencoder:
     opened = trained.with_autoencoder(opened, args.autoencoder)
-  draw = _text if config["task"]["name"] == "language_model" else _pictures
+  draw = _text if config["task"]["name"] == "language_model" else _images
   with workdir.out_folder(args.out, directory / "samples") as folder:
     result = draw(args, opened, args.prompt or [""], folder)
   if jax.process_index() == 0:
@@ -331,7 +331,7 @@ def _history(writer: text_generator.TextGenerator, messages: list[dict]) -> list
     del messages[:2]
 
 
-def _pictures(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
+def _images(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
   generator = opened.experiment.image_generator()
   given, negative = (opened.weights, opened.experiment.frozen), args.negative or ""
   columns = args.num if args.interpolate is None else args.interpolate

@@ -61,33 +61,33 @@ def run(args) -> dict:
       f"{directory} holds imported weights, without an optimiser to go on with; train"
       f" in another --workdir with --config.init_from.workdir={directory}"
     )
-  with hosts.join(args, config) as roll:
+  with hosts.join(args, config) as group:
     # Refuse a bad config before anything is written.
     experiments.make(config, None)
     # One lease for all processes of a run.
-    with contextlib.nullcontext() if roll.process_id else lease.hold(directory):
-      return _train(config, directory, roll)
+    with contextlib.nullcontext() if group.process_id else lease.hold(directory):
+      return _train(config, directory, group)
 
 
-def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
+def _train(config: dict, directory: pathlib.Path, group: hosts.ProcessGroup) -> dict:
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
-    with roll.first():
+    with group.main_process_first():
       before = claimed.enter_context(workdir.claim(directory, config))
       experiment = experiments.make(config, directory)
       examples = experiment.pipeline("train")
       evals = experiment.evaluators()
       remarks = (workdir.unlike_start(config), experiment.data.remark())
-      if not roll.process_id and any(remarks):
+      if not group.process_id and any(remarks):
         print(*filter(None, remarks), sep="\n", flush=True)
     experiment = trained.with_frozen(experiment, directory)
     layout, data = experiment.layout, experiment.data
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     _check_length(experiment, before, num_steps, len(examples.examples), directory)
     optimizer, rate = experiment.optimizer(num_steps)
-    goal = experiment.abstract_state(optimizer)
-    plan.check_fits(experiment, goal)
+    abstract = experiment.abstract_state(optimizer)
+    plan.check_fits(experiment, abstract)
     work = experiment.flops_per_step()
-    step = _fitting_step(experiment, optimizer, goal)
+    step = _fitting_step(experiment, optimizer, abstract)
     base = None
     if experiment.source and (
       experiment.adapter or workdir.latest_step(directory) is None
@@ -96,20 +96,20 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       base, which = loaded.params, f"step {loaded.step} ({loaded.weights} weights)"
       print(f"starting from {experiment.source.workdir}, {which}", flush=True)
   if experiment.adapter:
-    evals = [evaluators.Viewed(e, _merged(experiment)) for e in evals]
+    evals = [evaluators.WithWeights(e, _merged(experiment)) for e in evals]
 
   with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
-    restored = checkpoint.restore(manager, goal)
+    restored = checkpoint.restore(manager, abstract)
     evaluated = restored is not None and restored[1].evaluated
     if restored is None:
       progress = checkpoint.Progress()
-      state = _fresh_state(experiment, optimizer, goal, base)
+      state = _fresh_state(experiment, optimizer, abstract, base)
     else:
       state, progress = restored
       progress = dataclasses.replace(progress, evaluated=True)
-      checkpoint.set_aside_after(manager, int(state.step))
+      checkpoint.quarantine_newer_than(manager, int(state.step))
     start = int(state.step)
-    attention = sorted({*_chosen("attend", config["task"])} or {"xla"})
+    attention = sorted({*_chosen("attention_impl", config["task"])} or {"xla"})
     print(
       f"{'resuming' if restored else 'training'} {directory} from step {start} of"
       f" {num_steps}: {tree.size(state.params):,} parameters, mesh"
@@ -126,14 +126,14 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
       first = layout.put(examples.batch(0, rows), data.batch_size)
       _health(experiment, state, base, first, num_steps, directory)
     sinks = []
-    if roll.process_id == 0:
+    if group.process_id == 0:
       kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
       sinks = [
         writers.JsonLines(directory, kept),
         writers.TensorBoard(directory, kept),
-        writers.Pictures(directory, kept, sheets.save_sheet),
+        writers.ImageFiles(directory, kept, sheets.save_sheet),
         writers.Terminal(start, num_steps, directory.name),
       ]
     try:
@@ -151,7 +151,7 @@ def _train(config: dict, directory: pathlib.Path, roll: hosts.Roll) -> dict:
         num_steps=num_steps,
         learning_rate=rate,
         per_step=_per_step(experiment, work),
-        tick=roll.tick,
+        heartbeat=group.heartbeat,
       )
     except loop.NotFiniteError as error:
       raise InputError(_not_finite(error, experiment, examples, directory)) from error
@@ -246,7 +246,7 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
     )
 
 
-def _fitting_step(experiment, optimizer, goal):
+def _fitting_step(experiment, optimizer, abstract):
   """The jitted training step, which this machine can hold; it is compiled here."""
   step = steps.make_step(
     experiment.learner,
@@ -255,15 +255,15 @@ def _fitting_step(experiment, optimizer, goal):
     num_microbatches=experiment.train.num_microbatches,
     decay=experiment.train.ema_decay,
   )
-  step = steps.compile_step(step, goal, experiment.layout)
-  plan.check_fits(experiment, goal, step)
+  step = steps.compile_step(step, abstract, experiment.layout)
+  plan.check_fits(experiment, abstract, step)
   return step
 
 
-def _fresh_state(experiment, optimizer, goal, base) -> states.TrainState:
+def _fresh_state(experiment, optimizer, abstract, base) -> states.TrainState:
   """At step 0: drawn at random, or around the weights of `init_from`."""
   if base is not None and not experiment.adapter:
-    return states.start_from(base, optimizer, goal, experiment.seed)
+    return states.start_from(base, optimizer, abstract, experiment.seed)
   return states.create(
     experiment.learner,
     optimizer,

@@ -104,7 +104,7 @@ def open_trained(
   return open_weights(experiments.make(config, workdir), workdir, which, weights)
 
 
-def open_pictures(workdir: pathlib.Path, config: dict[str, Any], args) -> Opened:
+def open_image_model(workdir: pathlib.Path, config: dict[str, Any], args) -> Opened:
   """`open_trained` by the flags of `add_arguments`; an autoencoder reads no text."""
   if config["task"]["name"] == "autoencoder":
     experiment = experiments.make(config, None)
@@ -125,10 +125,13 @@ def open_weights(
   has_average = experiment.train.ema_decay is not None
   kind = "ema" if weights == "ema" and has_average else "raw"
   experiment = with_frozen(experiment, workdir)
-  goal = experiment.abstract_state(optax.identity()).params
+  abstract = experiment.abstract_state(optax.identity()).params
   with checkpoint.open_manager(workdir, read_only=True) as manager:
     restored = checkpoint.restore_weights(
-      manager, goal, part="ema" if kind == "ema" else "params", **_which(which, manager)
+      manager,
+      abstract,
+      part="ema" if kind == "ema" else "params",
+      **_which(which, manager),
     )
   if restored is None:
     raise InputError(f"{workdir} has no checkpoint yet; train it first")
@@ -151,11 +154,11 @@ def open_state(
   home = workdir if (workdir / "tokenizer").exists() else None
   experiment = experiments.make(config, home)
   optimizer, _ = experiment.optimizer(1)
-  goal = experiment.abstract_state(optimizer)
+  abstract = experiment.abstract_state(optimizer)
   if workdirs.is_imported(workdir):
-    goal = dataclasses.replace(goal, opt_state=(), ema=None)
+    abstract = dataclasses.replace(abstract, opt_state=(), ema=None)
   with checkpoint.open_manager(workdir, read_only=True) as manager:
-    restored = checkpoint.restore(manager, goal, **_which(which, manager))
+    restored = checkpoint.restore(manager, abstract, **_which(which, manager))
   if restored is None:
     raise InputError(f"{workdir} has no checkpoint yet; train it first")
   return restored[0]
@@ -215,13 +218,15 @@ def _load(
   home = source.directory
   config = workdirs.read_config(home) if (home / "config.json").exists() else {}
   if not config.get("adapter"):
-    return init_from.load(source, experiment.forms(), warn)
+    return init_from.load(source, experiment.checkpoint_layouts(), warn)
   here = {"mesh": experiment.config["mesh"]}
   here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
   here["train"] = {**config["train"], "num_microbatches": 1}
   other = experiments.make({**config, **here}, None)
-  goal = other.abstract_state(optax.identity()).params
-  adapters = init_from.load(source, [init_from.Form(goal, lambda params: params)], warn)
+  abstract = other.abstract_state(optax.identity()).params
+  adapters = init_from.load(
+    source, [init_from.CheckpointLayout(abstract, lambda params: params)], warn
+  )
   base = load_base(home, other)
   merged = jax.jit(other.learner.merged)(
     adapters.params, other.learner_frozen(base.params)
@@ -229,7 +234,7 @@ def _load(
   parts = f"{base.sha256} {adapters.sha256} {other.adapter.scale}"
   return dataclasses.replace(
     adapters,
-    params=init_from.fit(merged, experiment.forms(), str(home)),
+    params=init_from.fit(merged, experiment.checkpoint_layouts(), str(home)),
     sha256=hashlib.sha256(parts.encode()).hexdigest(),
   )
 
@@ -289,11 +294,11 @@ def with_autoencoder(opened: Opened, home: pathlib.Path) -> Opened:
     )
   codec = {**config["task"]["codec"], "autoencoder": block}
   other = experiments.make({**config, "task": {**config["task"], "codec": codec}}, None)
-  picture = (opened.experiment.data.image_size,) * 2 + (other.data.channels,)
-  wanted, found = (t.codec.shape(picture) for t in (task, other.task))
+  image = (opened.experiment.data.image_size,) * 2 + (other.data.channels,)
+  wanted, found = (t.codec.shape(image) for t in (task, other.task))
   if found != wanted:
     raise InputError(
-      f"--autoencoder {home} makes latents {list(found)} of pictures {list(picture)},"
+      f"--autoencoder {home} makes latents {list(found)} of images {list(image)},"
       f" the model draws {list(wanted)}"
     )
   experiment = dataclasses.replace(
@@ -326,9 +331,9 @@ def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):
       f"{home / latents.NAME} is of other weights than those of step"
       f" {statistics['step']} (SHA-256 {found[:12]}); measure them anew: gen-jax encode"
     )
-  goal = experiment.frozen["autoencoder"]
+  abstract = experiment.frozen["autoencoder"]
   checkpoint.check(
-    str(home), {p: tuple(x.shape) for p, x in tree.flatten(weights).items()}, goal
+    str(home), {p: tuple(x.shape) for p, x in tree.flatten(weights).items()}, abstract
   )
   return weights, statistics
 

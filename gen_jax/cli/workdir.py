@@ -16,6 +16,7 @@ import jax
 
 from gen_jax import build
 from gen_jax import experiment as experiments
+from gen_jax.build import upgrade
 from gen_jax.cli import config_args
 from gen_jax.nn import attention
 from gen_jax.system import files
@@ -37,7 +38,9 @@ MAY_CHANGE = (
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
 # What a model has learned to draw, and a run that starts from it takes over.
 OF_IMAGES = ("image_size", "channels", "caption_length")
-ATTEND = "attend"  # under task; those that `attention.is_exact` may be exchanged
+ATTENTION = (
+  "attention_impl"  # under task; those that `attention.is_exact` may be exchanged
+)
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
   *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
@@ -57,7 +60,7 @@ def _inexact(block: Any) -> Any:
   return {
     key: _inexact(value)
     for key, value in block.items()
-    if key != ATTEND or not attention.is_exact(build.build(ATTEND, value))
+    if key != ATTENTION or not attention.is_exact(build.build(ATTENTION, value))
   }
 
 
@@ -313,7 +316,7 @@ def read_config(
     InputError: not a workdir, or an override of what may not change.
   """
   for key, _ in overrides:
-    if not _may_change(key) and ATTEND not in key.split(".")[1:]:
+    if not _may_change(key) and ATTENTION not in upgrade.key(key).split(".")[1:]:
       raise InputError(
         f"config key {key!r} belongs to the trained model; what may change is"
         f" {', '.join(MAY_CHANGE)}, and exact kernels of attention"
@@ -325,17 +328,18 @@ def read_config(
       f" {workdir}` makes one"
     )
   try:
-    config = files.parse_json(files.read_bytes(path), "it")
+    written = files.parse_json(files.read_bytes(path), "it")
   except InputError as error:
     raise InputError(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
+  config = upgrade.config(written)
   try:
     experiments.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  if (noted := _noted(workdir)) and files.value_sha256(config) not in noted:
+  if (noted := _noted(workdir)) and files.value_sha256(written) not in noted:
     raise InputError(
       f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
       " back from a copy, or delete run.json if you changed it yourself"

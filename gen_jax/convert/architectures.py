@@ -135,7 +135,7 @@ def _common_misfits(cfg: transformer.Config) -> list[str]:
     text
     for text, wrong in (
       (f"window={cfg.window}", cfg.window is not None),
-      ("attention other than softmax", not attention.is_exact(cfg.attend)),
+      ("attention other than softmax", not attention.is_exact(cfg.attention_impl)),
       ("its activation", _foreign_activation(activation) is None),
     )
     if wrong

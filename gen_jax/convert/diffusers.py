@@ -57,7 +57,7 @@ class Opened:
     latents: mean and std of each latent channel.
     tensors: of each of the three networks.
     column: `stable_diffusion.FOLDER` or FILE.
-    side: of the pictures.
+    side: of the images.
     sampler, grid: blocks of how the folder says that it is drawn.
     scheduler: its scheduler_config.json; None of a file, which has none.
   """
@@ -84,7 +84,7 @@ class Opened:
     }
 
 
-def is_pictures(path: pathlib.Path) -> bool:
+def is_image_model(path: pathlib.Path) -> bool:
   """Whether a path is Stable Diffusion: its folder, or its single file."""
   return (path / INDEX).is_file() or (path.is_file() and path.suffix == ".safetensors")
 
@@ -267,7 +267,7 @@ def describe(
   Args:
     vae: config of the autoencoder.
     latents: mean and std of each latent channel.
-    image_size: of the pictures that the model was trained on.
+    image_size: of the images that the model was trained on.
     is_linear: see `stable_diffusion.Model`.
     scheduler: of `diffusers_schedulers.write`.
 

@@ -97,7 +97,7 @@ def read_unet(config: Any) -> tuple[Block, bool]:
     "num_groups": read.take("norm_num_groups", int, 32),
     "eps": read.take("norm_eps", float, 1e-5),
     "dropout": read.take("dropout", float, 0.0),
-    "clock_offset": -1.0,
+    "timestep_offset": -1.0,
     "dtype": "float32",
     **_heads(heads, channels),
   }
@@ -218,7 +218,10 @@ def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Bl
       ("its feed-forward", feed and not _is_gated(feed)),
       (_INEXACT, not cfg.has_exact_attention),
       ("biases of its attention", getattr(attend, "use_bias", False)),
-      (f"clock_offset={cfg.clock_offset}, -1 is needed", cfg.clock_offset != -1.0),
+      (
+        f"clock_offset={cfg.timestep_offset}, -1 is needed",
+        cfg.timestep_offset != -1.0,
+      ),
     )
     if is_wrong
   ]
@@ -258,7 +261,7 @@ def write_autoencoder(
   """vae/config.json, which knows one shift and one scale for all channels."""
   if not isinstance(cfg, autoencoder.Config):
     raise InputError("only latent diffusion with a KL autoencoder can be exported")
-  if not attention.is_exact(cfg.attend):
+  if not attention.is_exact(cfg.attention_impl):
     raise InputError(f"the autoencoder cannot be exported: {_INEXACT}")
   if len(set(mean)) > 1 or len(set(std)) > 1:
     raise InputError(

@@ -320,12 +320,12 @@ def write(
   inner = {**grid, **grid.get("grid", {})}
   offset = round(inner.get("first", 0.002) * trained["num_train_timesteps"]) - 1
   same = [sampler, *(s for group in _SAME if sampler in group for s in group)]
-  for likeness in (lambda grid: grid, _likeness):
+  for feature_loss in (lambda grid: grid, _likeness):
     for name, kind in itertools.product(same, TABLE):
       for places in _places(kind, offset) if kind.sampler == name else ():
         config = {**kind.reads, **kind.says, **trained, **places}
         said = read(config, kind.name)
-        if said.sampler == name and likeness(said.grid) == likeness(grid):
+        if said.sampler == name and feature_loss(said.grid) == feature_loss(grid):
           config = {"_class_name": kind.name, **config}
           text = json.dumps(config, indent=2, sort_keys=True) + "\n"
           return Written(kind.name, text, None if said.grid == grid else said.grid)

@@ -37,7 +37,7 @@ _FETCHED = (
   *TOKENIZER_FILES,
 )
 # Of Stable Diffusion: its configs, its three networks in one precision, its tokenizer.
-_PICTURES = (
+_IMAGES = (
   "model_index.json",
   "*/config.json",
   "scheduler/scheduler_config.json",
@@ -89,12 +89,12 @@ def locate(name: str, revision: str | None = None) -> Source:
   try:
     info = huggingface_hub.HfApi().model_info(name, revision=revision)
     commit = info.sha
-    is_pictures = any(f.rfilename == "model_index.json" for f in info.siblings or ())
+    is_image_model = any(f.rfilename == "model_index.json" for f in info.siblings or ())
     fetched = huggingface_hub.snapshot_download(
       name,
       revision=commit,
-      allow_patterns=list(_PICTURES if is_pictures else _FETCHED),
-      ignore_patterns=list(_OTHERS) if is_pictures else ["*/*"],
+      allow_patterns=list(_IMAGES if is_image_model else _FETCHED),
+      ignore_patterns=list(_OTHERS) if is_image_model else ["*/*"],
     )
   except Exception as error:  # no network, no such model, no permission: many types
     raise InputError(

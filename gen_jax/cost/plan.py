@@ -117,7 +117,7 @@ def training(experiment: Any) -> Draft:
 
 
 def sampling(experiment: Any) -> Draft:
-  """The loop that draws one picture, or continues one text, for each batch shard.
+  """The loop that draws one image, or continues one text, for each batch shard.
 
   Raises:
     InputError: an experiment that draws nothing.
@@ -126,7 +126,7 @@ def sampling(experiment: Any) -> Draft:
     return _drawing(experiment)
   if hasattr(experiment.task, "model"):
     return _writing(experiment)
-  raise InputError("--sample draws texts and pictures; an autoencoder draws nothing")
+  raise InputError("--sample draws texts and images; an autoencoder draws nothing")
 
 
 def _place(layout: sharding.Layout, tree_of_shapes: PyTree) -> PyTree:
@@ -148,7 +148,7 @@ def _keys(layout: sharding.Layout) -> PyTree:
 
 
 def _drawing(experiment: Any) -> Draft:
-  """Pictures: all steps of the sampler, and the decoder."""
+  """Images: all steps of the sampler, and the decoder."""
   layout, data, params = (
     experiment.layout,
     experiment.data,
@@ -156,8 +156,8 @@ def _drawing(experiment: Any) -> Draft:
   )
   num = layout.num_batch_shards
   sides = experiment.sampling.size or (data.image_size, data.image_size)
-  picture = (*sides, data.channels)
-  shape = image_generator.latent_shape(experiment.task, picture)
+  image = (*sides, data.channels)
+  shape = image_generator.latent_shape(experiment.task, image)
   tokens, mask = (
     jax.ShapeDtypeStruct((num, data.caption_length), dtype)
     for dtype in (np.int32, np.bool_)
@@ -182,7 +182,7 @@ def _drawing(experiment: Any) -> Draft:
 def _writing(experiment: Any) -> Draft:
   """Texts: max_tokens tokens after a prompt that leaves room for just them."""
   layout, how = experiment.layout, experiment.sampling
-  model = transformer.in_a_row(experiment.task.model)
+  model = transformer.unscanned(experiment.task.model)
   task = dataclasses.replace(experiment.task, model=model)
   params = dataclasses.replace(experiment, task=task).abstract_params()
   num, length = layout.num_batch_shards, model.config.max_length

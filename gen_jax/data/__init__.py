@@ -1,3 +1,3 @@
-"""Data: sources of documents and pictures, tokenizers, and batches by (seed, step)."""
+"""Data: sources of documents and images, tokenizers, and batches by (seed, step)."""
 
 from gen_jax.system import files as files

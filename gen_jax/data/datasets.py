@@ -224,7 +224,7 @@ def _check_eos(tokenizer: tokenizers.Tokenizer, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-  """Pictures [image_size, image_size, channels] in [-1, 1] with captions."""
+  """Images [image_size, image_size, channels] in [-1, 1] with captions."""
 
   source: sources.ImageSource
   tokenizer: TrainTokenizer
@@ -235,7 +235,7 @@ class ImageData:
   flip: bool = False
 
   unit, reads, template = "images", "examples", None
-  pictures = ("image",)
+  image_keys = ("image",)
 
   def __post_init__(self):
     ranges.check(self)
@@ -262,9 +262,9 @@ class ImageData:
   def abstract_batch(self) -> Batch:
     n, side = self.batch_size, self.image_size
     shape = jax.ShapeDtypeStruct
-    picture = shape((n, side, side, self.channels), np.float32)
+    image = shape((n, side, side, self.channels), np.float32)
     return {
-      **dict.fromkeys(self.pictures, picture),
+      **dict.fromkeys(self.image_keys, image),
       "caption": shape((n, self.caption_length), np.int32),
       "caption_mask": shape((n, self.caption_length), np.bool_),
       "weights": shape((n,), np.float32),
@@ -278,7 +278,7 @@ class ImageData:
     return pipeline.captioned_images(
       self.examples(split),
       tokenizer,
-      pictures=self.pictures,
+      image_keys=self.image_keys,
       image_size=self.image_size,
       channels=self.channels,
       caption_length=self.caption_length,
@@ -290,9 +290,9 @@ class ImageData:
 
 @dataclasses.dataclass(frozen=True)
 class EditData(ImageData):
-  """Pictures before and after an edit; the caption is the instruction."""
+  """Images before and after an edit; the caption is the instruction."""
 
-  reads, pictures = "edits", ("image", "before")
+  reads, image_keys = "edits", ("image", "before")
 
   def examples(self, split):
     return self.source.edits(split)
@@ -300,12 +300,12 @@ class EditData(ImageData):
 
 @dataclasses.dataclass(frozen=True)
 class LatentData:
-  """The codes of pictures, made once by `gen-jax encode`, with captions.
+  """The codes of images, made once by `gen-jax encode`, with captions.
 
   Attributes:
-    image_size, channels: of the pictures that they stand for.
+    image_size, channels: of the images that they stand for.
     latent_size, latent_channels: side and channels of a code.
-    flip: whether mirrored pictures are shown as well; they must have been encoded.
+    flip: whether mirrored images are shown as well; they must have been encoded.
   """
 
   source: latents.Latents

@@ -1,9 +1,9 @@
-"""DreamBooth: a few pictures of one thing, among pictures of its kind.
+"""DreamBooth: a few images of one thing, among images of its kind.
 
     loss = (sum over instances + prior_weight * sum over the kind) / the sum of weights
 
 The few teach a prompt with a rare word in it ("a sks dog") what the thing looks like;
-the pictures of the kind, drawn beforehand by the model itself under the prompt without
+the images of the kind, drawn beforehand by the model itself under the prompt without
 that word ("a dog"), keep it from forgetting what others look like.
 
 Source: Ruiz et al. 2023 (arXiv:2208.12242) section 3.3, equation 2, whose lambda is
@@ -22,15 +22,15 @@ from gen_jax.types import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DreamBooth:
-  """Pictures of an instance and of its class, as many of one as of the other.
+  """Images of an instance and of its class, as many of one as of the other.
 
-  The validation split is a tenth of the pictures of the class, or, where there are
+  The validation split is a tenth of the images of the class, or, where there are
   none, the instance's own.
 
   Attributes:
-    directory: pictures of the instance.
+    directory: images of the instance.
     prompt: their caption.
-    prior_directory: pictures of the class, a folder of `gen-jax sample`, say; None:
+    prior_directory: images of the class, a folder of `gen-jax sample`, say; None:
       without.
     prior_prompt: their caption.
     prior_weight: lambda, of the class in the loss.

@@ -1,8 +1,8 @@
-"""Pictures before and after an edit, with the instruction that leads from one to other.
+"""Images before and after an edit, with the instruction that leads from one to other.
 
 An edit source gives `edits(split)`, a random-access sequence of {'before', 'image':
 uint8 [H, W, C] each, the latter after the edit, 'caption': the instruction} and more;
-and `edit_judge(pairs)`, what it can tell of pictures drawn for such pairs.
+and `edit_judge(pairs)`, what it can tell of images drawn for such pairs.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from gen_jax.data import image_files, sources
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-Judge = Callable[[np.ndarray], dict[str, float]]
+Scorer = Callable[[np.ndarray], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class EditFolder:
-  """A folder of pictures and a JSONL table with one edit a line.
+  """A folder of images and a JSONL table with one edit a line.
 
   Attributes:
     directory: where the table is, and where the names in it begin.
@@ -73,6 +73,6 @@ class EditFolder:
     chosen = sources.held_out(len(rows), split, self.validation_fraction)
     return sources.Mapped(rows, fn, chosen)
 
-  def edit_judge(self, pairs: Sequence[sources.Example]) -> Judge:
+  def edit_scorer(self, pairs: Sequence[sources.Example]) -> Scorer:
     del pairs
-    return lambda pictures: {}
+    return lambda images: {}

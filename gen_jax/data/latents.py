@@ -1,4 +1,4 @@
-"""The codes of a data set's pictures on disk, so that an autoencoder runs once.
+"""The codes of a data set's images on disk, so that an autoencoder runs once.
 
 A folder holds train.array_record, validation.array_record and latents.json: of which
 autoencoder (SHA-256 of its weights) the codes are, the hashes of both files, and one of

@@ -22,7 +22,7 @@ from PIL import Image
 from gen_jax.data import cache, image_files, tokenizers
 from gen_jax.types import InputError
 
-# Decoding and resizing pictures runs beside each other, the rest of Python does not.
+# Decoding and resizing images runs beside each other, the rest of Python does not.
 _THREADS = min(max(os.cpu_count() or 1, 2), 8)
 
 Features = dict[str, np.ndarray]
@@ -324,12 +324,12 @@ def captioned_images(
   batch_size: int,
   seed: int,
   flip: bool = False,
-  pictures: Sequence[str] = ("image",),
+  image_keys: Sequence[str] = ("image",),
 ) -> Pipeline:
-  """Pictures in [-1, 1] with tokenised captions, weighted by their loss_weight if any.
+  """Images in [-1, 1] with tokenised captions, weighted by their loss_weight if any.
 
   Args:
-    pictures: names of an example's pictures; they are mirrored together.
+    images: names of an example's images; they are mirrored together.
 
   Raises:
     InputError: no examples.
@@ -340,7 +340,7 @@ def captioned_images(
   def transform(example, generator: np.random.Generator) -> Features:
     mirrored = flip and generator.random() < 0.5
     features = {}
-    for name in pictures:
+    for name in image_keys:
       pixels = to_square(example[name], image_size, channels)
       pixels = pixels[:, ::-1] if mirrored else pixels
       features[name] = pixels.astype(np.float32) / 127.5 - 1.0
@@ -365,14 +365,14 @@ def captioned_latents(
   seed: int,
   flip: bool = False,
 ) -> Pipeline:
-  """Codes of pictures with tokenised captions.
+  """Codes of images with tokenised captions.
 
   Args:
     shape: [h, w, 2 Z] of a code's moments.
-    flip: take the code of the mirrored picture half of the time.
+    flip: take the code of the mirrored image half of the time.
 
   Raises:
-    InputError: no examples, codes of another shape, or none of mirrored pictures.
+    InputError: no examples, codes of another shape, or none of mirrored images.
   """
   if len(examples) == 0:
     raise InputError("the latent cache has no codes of this split")
@@ -384,7 +384,7 @@ def captioned_latents(
     )
   if flip and found[0] < 2:
     raise InputError(
-      "data.flip=True needs the codes of mirrored pictures: gen-jax encode --flip"
+      "data.flip=True needs the codes of mirrored images: gen-jax encode --flip"
     )
 
   def transform(example, generator: np.random.Generator) -> Features:

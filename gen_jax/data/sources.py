@@ -1,4 +1,4 @@
-"""Sources: where documents and pictures come from.
+"""Sources: where documents and images come from.
 
 A text source gives `documents(split)`, a sequence of strings. An image source gives
 `examples(split)`, a random-access sequence of {'image': uint8 [H, W, C], 'caption':
@@ -37,24 +37,24 @@ class TextSource(Protocol):
 
 
 class ImageSource(Protocol):
-  """Pictures with captions."""
+  """Images with captions."""
 
   def examples(self, split: str) -> Sequence[Example]:
     """All examples of 'train' or 'validation', by random access."""
     ...
 
 
-class Exam(NamedTuple):
+class PromptBenchmark(NamedTuple):
   """Prompts to draw for, and an independent judge of what was drawn.
 
   Attributes:
     captions: N of them.
-    judge: pictures uint8 [N, H, W, C], one per caption -> {name: value}.
-    real_accuracy: the judge's accuracy on real pictures that it has not seen.
+    judge: images uint8 [N, H, W, C], one per caption -> {name: value}.
+    real_accuracy: the judge's accuracy on real images that it has not seen.
   """
 
   captions: list[str]
-  judge: Callable[[np.ndarray], dict[str, float]]
+  scorer: Callable[[np.ndarray], dict[str, float]]
   real_accuracy: float
 
 
@@ -196,7 +196,7 @@ class TfdsText:
 
 @dataclasses.dataclass(frozen=True)
 class TfdsImages:
-  """Any TFDS data set of pictures; the caption is a text field or a class name.
+  """Any TFDS data set of images; the caption is a text field or a class name.
 
   Attributes:
     caption_field: a text field, or a label whose number is put into `template`.

@@ -61,8 +61,8 @@ def affine(shift: ranges.Finite | Array, scale: ranges.NotZero | Array) -> Codec
 def patches(side: ranges.Size) -> Codec:
   """Each patch of side x side pixels as one, of that many times the channels.
 
-  Nothing is lost: the same diffusion over a picture that is smaller to a network.
-  Pictures whose sides are no multiples of `side` are refused when they come.
+  Nothing is lost: the same diffusion over an image that is smaller to a network.
+  Images whose sides are no multiples of `side` are refused when they come.
 
   Raises:
     InputError: a side below 1.
@@ -75,7 +75,7 @@ def patches(side: ranges.Size) -> Codec:
     *batch, height, width, channels = size
     if height % side or width % side:
       raise InputError(
-        f"a picture of {width}x{height} has no whole patches of {side}x{side}"
+        f"an image of {width}x{height} has no whole patches of {side}x{side}"
         " (task.codec.side); crop it"
       )
     return (*batch, height // side, width // side, side * side * channels)
@@ -148,10 +148,10 @@ def latent(
 def tiled(codec: Codec, side: int) -> Codec:
   """The codec, decoding piece by piece: memory for one tile, not for the whole of z.
 
-  Tiles of side x side cover z and overlap by at least a quarter; there pictures are
+  Tiles of side x side cover z and overlap by at least a quarter; there images are
   blended by linear ramps. A pixel is the same as without tiles if all that the decoder
   looks at for it lies in each tile that the pixel is in. Norms and attention over the
-  whole picture see a tile instead: their result is near, not equal.
+  whole image see a tile instead: their result is near, not equal.
   """
 
   def decode(frozen, z):
@@ -167,13 +167,13 @@ def tiled(codec: Codec, side: int) -> Codec:
     factor = shape[1] // height
     rows, columns = (_windows(length, side, factor) for length in z.shape[1:3])
 
-    def add(picture, at):
+    def add(image, at):
       i, k = at
       y, x, down, across = rows[0][i], columns[0][k], rows[1][i], columns[1][k]
       part = piece(y, x) * jnp.outer(down, across)[None, :, :, None]
       start = (0, factor * y, factor * x, 0)
-      old = jax.lax.dynamic_slice(picture, start, shape)
-      return jax.lax.dynamic_update_slice(picture, old + part, start), None
+      old = jax.lax.dynamic_slice(image, start, shape)
+      return jax.lax.dynamic_update_slice(image, old + part, start), None
 
     pairs = jnp.indices((len(rows[0]), len(columns[0]))).reshape(2, -1)
     size = (shape[0], factor * z.shape[1], factor * z.shape[2], shape[3])

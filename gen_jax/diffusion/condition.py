@@ -1,9 +1,9 @@
-"""Conditions beside x_t: what a UNet with extra channels sees of a picture.
+"""Conditions beside x_t: what a UNet with extra channels sees of an image.
 
     condition.extra(codec, frozen, batch, keys) -> [B, h, w, E]
 
 The same function serves training, where the batch comes from data, and editing, where
-it is the user's picture and mask; the task concatenates.
+it is the user's image and mask; the task concatenates.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Condition(NamedTuple):
   """What goes beside x_t.
 
   Attributes:
-    reads: the picture of the batch that it is made of.
+    reads: the image of the batch that it is made of.
     channels: number Z of a latent's channels -> E.
     extra: (codec, its frozen, batch, keys [B]) -> [B, h, w, E].
   """
@@ -33,7 +33,7 @@ class Condition(NamedTuple):
 
 
 def instruction() -> Condition:
-  """The picture that an instruction is about: the code of batch['before'].
+  """The image that an instruction is about: the code of batch['before'].
 
   Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2, as released: the code is
   neither drawn nor scaled.
@@ -46,7 +46,7 @@ def instruction() -> Condition:
 
 
 def inpainting() -> Condition:
-  """A hole and the picture around it: mask, 1 where to draw, and masked picture.
+  """A hole and the image around it: mask, 1 where to draw, and masked image.
 
   The hole is batch['change'] bool [B, H, W], or drawn at random (`holes`).
 
@@ -54,13 +54,13 @@ def inpainting() -> Condition:
   """
 
   def extra(codec: codecs.Codec, frozen: PyTree, batch: Batch, keys: Array) -> Array:
-    picture = batch["image"]
+    image = batch["image"]
     hole_keys, codec_keys = rng.split(keys, 2)
     change = batch.get("change")
     if change is None:
-      change = holes(hole_keys, *picture.shape[1:3])
-    rest = codec.encode(frozen, jnp.where(change[..., None], 0.0, picture), codec_keys)
-    keep = editing.keep_latents(change, picture.shape[1] // rest.shape[1])
+      change = holes(hole_keys, *image.shape[1:3])
+    rest = codec.encode(frozen, jnp.where(change[..., None], 0.0, image), codec_keys)
+    keep = editing.keep_latents(change, image.shape[1] // rest.shape[1])
     return jnp.concatenate([1.0 - keep[..., None].astype(rest.dtype), rest], -1)
 
   return Condition("image", lambda channels: channels + 1, extra)
@@ -73,7 +73,7 @@ def holes(keys: Array, height: int, width: int, num: int = 4) -> Array:
   """Random masks bool [B, H, W]: everything, one time in four, or `num` thick strokes.
 
   A stroke is what is nearer to a random segment than a random radius of 3 to 20 % of
-  the picture's sides.
+  the image's sides.
   """
   y, x = jnp.meshgrid(
     (jnp.arange(height) + 0.5) / height,

@@ -1,4 +1,4 @@
-"""Editing: a picture's latent z as the start of sampling, whole or in part.
+"""Editing: an image's latent z as the start of sampling, whole or in part.
 
     strength   sampling starts at strength times the grid's first time, from z noised
                to there; the grid is drawn together to below that, so that any number
@@ -44,7 +44,7 @@ def start(
   return alpha * z + schedule.sigma(t) * eps
 
 
-def keeping(
+def inpainting(
   sampler: samplers.Sampler,
   schedule: schedules.Schedule,
   z: Array,
@@ -78,7 +78,7 @@ def invert(
     return denoise(x, jnp.maximum(t, times[-2]))
 
   start = sampler.init(z)
-  return samplers.walk(above_0, sampler, times[::-1], z, start, keys)[0]
+  return samplers.integrate(above_0, sampler, times[::-1], z, start, keys)[0]
 
 
 def slerp(first: Array, second: Array, share: Array) -> Array:

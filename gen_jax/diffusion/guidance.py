@@ -22,7 +22,7 @@ from gen_jax.types import Array
 
 Denoise = Callable[[Array, Array], param.Prediction]
 # The same of several conditions, each knowing one more than the one before.
-Rungs = Callable[[Array, Array], Sequence[param.Prediction]]
+Predictions = Callable[[Array, Array], Sequence[param.Prediction]]
 Scale = float | Array | Callable[[Array], Array]  # a function takes t [B] to [B]
 
 
@@ -32,39 +32,39 @@ def guide(main: Denoise, reference: Denoise, scale: Scale) -> Denoise:
   The null condition as reference is classifier-free guidance; a weaker network is
   autoguidance. Ho & Salimans' w is `scale - 1`.
   """
-  return ladder(each(reference, main), (scale,))
+  return multi_guidance(each(reference, main), (scale,))
 
 
-def each(*rungs: Denoise) -> Rungs:
+def each(*predictions: Denoise) -> Predictions:
   """Denoisers of any networks, called one by one."""
-  return lambda x, t: [rung(x, t) for rung in rungs]
+  return lambda x, t: [prediction(x, t) for prediction in predictions]
 
 
-def side_by_side(denoise: Denoise, num: int) -> Rungs:
+def batched(denoise: Denoise, num: int) -> Predictions:
   """One network under `num` conditions, called once.
 
   Args:
-    denoise: bound to num B conditions, those of a picture in a row: a mesh that cuts
+    denoise: bound to num B conditions, those of an image in a row: a mesh that cuts
       the batch does not part them (`beside` makes such rows).
   """
 
-  def rungs(x: Array, t: Array) -> Sequence[param.Prediction]:
-    found = denoise(*(beside(*[rows] * num) for rows in (x, t)))
+  def predictions(x: Array, t: Array) -> Sequence[param.Prediction]:
+    found = denoise(*(interleave(*[rows] * num) for rows in (x, t)))
     parts = jax.tree.map(lambda p: p.reshape(-1, num, *p.shape[1:]), found)
     return [jax.tree.map(lambda p, i=i: p[:, i], parts) for i in range(num)]
 
-  return rungs
+  return predictions
 
 
-def beside(*parts: Array) -> Array:
+def interleave(*parts: Array) -> Array:
   """[B, ...] each -> [num B, ...]: the first row of all, the second of all, ..."""
   return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
 
 
-def ladder(rungs: Rungs, scales: Sequence[Scale]) -> Denoise:
+def multi_guidance(predictions: Predictions, scales: Sequence[Scale]) -> Denoise:
   """rungs[0] + sum_i scales[i] (rungs[i + 1] - rungs[i]).
 
-  Every condition has a scale of its own: nothing, picture, picture and instruction with
+  Every condition has a scale of its own: nothing, image, image and instruction with
   (s_I, s_T) is the guidance of InstructPix2Pix. Equal scales are `guide` from bottom to
   top.
 
@@ -72,7 +72,7 @@ def ladder(rungs: Rungs, scales: Sequence[Scale]) -> Denoise:
   """
 
   def denoise(x: Array, t: Array) -> param.Prediction:
-    found = rungs(x, t)
+    found = predictions(x, t)
     out = found[0]
     for below, above, scale in zip(found[:-1], found[1:], scales, strict=True):
       at = schedules.expand(scale(t), x) if callable(scale) else scale

@@ -232,7 +232,7 @@ def belm(schedule: schedules.Schedule) -> samplers.Sampler:
 
   The parabola does not know which way time runs, so that the same steps taken back from
   where they ended, carry included, pass through every state again to rounding: this
-  inverts a picture exactly, on any network. Of order 2 after a first step of Euler's.
+  inverts an image exactly, on any network. Of order 2 after a first step of Euler's.
 
   Source: Wang et al. 2024 (arXiv:2410.07273), there in (x / alpha, sigma / alpha). Here
   in x / (alpha + sigma), where steps are more even: upwards theirs grow, and the error

@@ -52,7 +52,7 @@ class Sampler(NamedTuple):
   step: Step
 
 
-def walk(
+def integrate(
   denoise: guidance.Denoise,
   sampler: Sampler,
   times: Array,
@@ -95,7 +95,7 @@ def sample(
     The state at times[n] [B, ...], and `trace` stacked over steps [n, ...] (or None).
   """
   carry = sampler.init(x)
-  (x, _), kept = walk(denoise, sampler, times, x, carry, keys, trace=trace)
+  (x, _), kept = integrate(denoise, sampler, times, x, carry, keys, trace=trace)
   return x, kept
 
 

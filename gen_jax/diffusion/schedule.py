@@ -362,14 +362,14 @@ class Shift(Schedule):
       outer = float(self.t_of(self.schedule.logsnr(jnp.float32(inner))))
     return max(inner, outer, self.t_known)
 
-  def _clock(self, t: Array) -> Array:
+  def _time_embedding(self, t: Array) -> Array:
     return self.schedule.t_of(self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor))
 
   def alpha(self, t: Array) -> Array:
-    return self.schedule.alpha(self._clock(t))
+    return self.schedule.alpha(self._time_embedding(t))
 
   def sigma(self, t: Array) -> Array:
-    return self.schedule.sigma(self._clock(t))
+    return self.schedule.sigma(self._time_embedding(t))
 
   def logsnr(self, t: Array) -> Array:
     return self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor)

@@ -56,7 +56,7 @@ def likelihood(
   split: str = "validation",
   num_steps: ranges.Size = 64,
 ) -> evaluators.BitsPerDim:
-  """Bits per dimension of the first `num` pictures of a split, under their captions.
+  """Bits per dimension of the first `num` images of a split, under their captions.
 
   By the probability-flow ODE without guidance, in num_steps of four evaluations.
   """
@@ -65,7 +65,7 @@ def likelihood(
   if not isinstance(data, datasets.ImageData) or experiment.frozen:
     raise InputError("likelihood is of models that draw pixels; this one does not")
   if not isinstance(task, diffusion.Diffusion) or task.unet.config.extra_channels:
-    raise InputError("likelihood is of models that draw whole pictures from noise")
+    raise InputError("likelihood is of models that draw whole images from noise")
   layout, split_pipeline = experiment.layout, experiment.pipeline(split)
   shards = layout.num_batch_shards
   size = min(data.batch_size, -(-num // shards) * shards)  # no more than is asked for
@@ -150,19 +150,25 @@ def answers(
 def prompt_accuracy(
   experiment, every: ranges.Whole, num: ranges.Count = 200
 ) -> evaluators.Measured:
-  """How many of `num` pictures show what was asked for, read by the source's judge."""
+  """How many of `num` images show what was asked for, read by the source's judge."""
   data = experiment.data
   if not hasattr(data.source, "exam"):
     raise InputError(
       "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
       " evaluators"
     )
-  exam, generator = data.source.exam(num, data.image_size), experiment.image_generator()
-  keys = rng.sample_keys(0, len(exam.captions))
+  prompt_benchmark, generator = (
+    data.source.prompt_benchmark(num, data.image_size),
+    experiment.image_generator(),
+  )
+  keys = rng.sample_keys(0, len(prompt_benchmark.captions))
 
   def measure(weights, frozen):
-    drawn = generator.images(weights, frozen, exam.captions, keys)
-    return {**exam.judge(drawn), "real_accuracy": exam.real_accuracy}
+    drawn = generator.images(weights, frozen, prompt_benchmark.captions, keys)
+    return {
+      **prompt_benchmark.scorer(drawn),
+      "real_accuracy": prompt_benchmark.real_accuracy,
+    }
 
   return evaluators.Measured(every, measure)
 
@@ -184,11 +190,11 @@ def fidelity(
   split: str = "train",
   seed: ranges.Seed = 0,
 ) -> evaluators.Measured:
-  """Distances of num drawn pictures from all real ones of a split, in `features`.
+  """Distances of num drawn images from all real ones of a split, in `features`.
 
   Args:
-    num: pictures drawn, for the captions of the split in turn.
-    seed: picture i depends on (seed, i).
+    num: images drawn, for the captions of the split in turn.
+    seed: image i depends on (seed, i).
   """
   _check_split(split)
   _check_draws(experiment, "fidelity")
@@ -209,7 +215,7 @@ def samples(
   num: ranges.Count = 4,
   seed: ranges.Seed = 0,
 ) -> evaluators.Measured:
-  """Pictures of the same prompts and noise at every evaluation, num for each."""
+  """Images of the same prompts and noise at every evaluation, num for each."""
   _check_draws(experiment, "samples")
   if not prompts:
     raise InputError("evaluator samples: prompts=() must not be empty")
@@ -240,7 +246,7 @@ def edits(
   before, after = (np.stack([fit(p[n]) for p in pairs]) for n in ("before", "image"))
   captions, keys = [pair["caption"] for pair in pairs], rng.sample_keys(0, len(pairs))
   everywhere = np.ones(before.shape[:3], np.bool_)
-  read = data.source.edit_judge(pairs)
+  read = data.source.edit_scorer(pairs)
 
   def measure(weights, frozen):
     drawn = generator.edits(weights, frozen, captions, keys, before, everywhere, 1.0)

@@ -1,4 +1,4 @@
-"""Features that pictures are compared in, each with a name that goes into its figures.
+"""Features that images are compared in, each with a name that goes into its figures.
 
 A distance says nothing without them: FID is the Fréchet distance in those of Inception
 alone, and figures in different features are never put side by side.
@@ -13,13 +13,13 @@ import numpy as np
 
 from gen_jax import ranges, safetensors
 from gen_jax.data import pipeline
-from gen_jax.data.digits import judge, source
+from gen_jax.data.digits import scorer, source
 from gen_jax.models import efficientnet
 from gen_jax.models import inception as inception_
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-_BATCH = 16  # pictures that a network sees at once; changes no feature
+_BATCH = 16  # images that a network sees at once; changes no feature
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Features:
   Attributes:
     name: with whatever sets it apart, for the names of figures.
     sha256: of its weights; empty where it has none.
-    rows: uint8 [N, H, W, C] -> float [N, F]; a row depends on its picture alone.
+    rows: uint8 [N, H, W, C] -> float [N, F]; a row depends on its image alone.
     own_names: {name of a figure: what it is called in these features}.
   """
 
@@ -39,16 +39,16 @@ class Features:
   own_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def of(self, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """float32 [N, F] of pictures uint8 [n, H, W, C], batch by batch."""
+    """float32 [N, F] of images uint8 [n, H, W, C], batch by batch."""
     found = [self.rows(batch).astype(np.float32) for batch in batches]
     if not found:
-      raise InputError("there are no pictures to compare; look at the split")
+      raise InputError("there are no images to compare; look at the split")
     return np.concatenate(found)
 
 
 @ranges.checked
 def pixels(side: ranges.Size = 16) -> Features:
-  """The pictures themselves, averaged down to `side` pixels: blind to anything fine.
+  """The images themselves, averaged down to `side` pixels: blind to anything fine.
 
   Raises:
     InputError: a side that cannot be.
@@ -64,7 +64,7 @@ def pixels(side: ranges.Size = 16) -> Features:
 
 def digits() -> Features:
   """The last hidden layer of a network that reads the embedded digits, trained here."""
-  hidden, weights = judge.hidden(source.Digits())
+  hidden, weights = scorer.hidden(source.Digits())
   digest = hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest()
   return Features("digits_mlp", digest, hidden)
 

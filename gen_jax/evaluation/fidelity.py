@@ -1,14 +1,14 @@
-"""How near drawn pictures come to real ones: distances of distributions, and of pairs.
+"""How near drawn images come to real ones: distances of distributions, and of pairs.
 
 Distributions are compared in features, rows of [N, F]; which features is the caller's
 to choose and to name. A Fréchet distance is an FID only in those of Inception.
 
     frechet     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), of means and covariances
     kernel      squared maximum mean discrepancy under (x.y / F + 1)^3, unbiased
-    precision   share of drawn pictures within the manifold of real ones
-    recall      share of real pictures within the manifold of drawn ones
+    precision   share of drawn images within the manifold of real ones
+    recall      share of real images within the manifold of drawn ones
 
-Pictures are compared in pairs by PSNR and SSIM. All in float64, on the host.
+Images are compared in pairs by PSNR and SSIM. All in float64, on the host.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ def frechet(a: Moments, b: Moments) -> float:
   Source: Heusel et al. 2017 (arXiv:1706.08500) section 2; Dowson & Landau 1982.
   """
   if min(a.count, b.count) < 2:
-    raise InputError("a Fréchet distance needs two pictures on either side at least")
+    raise InputError("a Fréchet distance needs two images on either side at least")
   values, vectors = np.linalg.eigh(a.covariance)
   root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
   cross = np.linalg.eigvalsh(root @ b.covariance @ root)
@@ -102,7 +102,7 @@ def kernel_distance(
   size = min(len(x), len(y)) // num_blocks
   if size < 2:
     raise InputError(
-      f"a kernel distance in {num_blocks} blocks needs {2 * num_blocks} pictures on"
+      f"a kernel distance in {num_blocks} blocks needs {2 * num_blocks} images on"
       f" either side at least, got {len(x)} and {len(y)}"
     )
   estimates = []
@@ -149,7 +149,7 @@ def precision_recall(
   Source: Kynkaanniemi et al. 2019 (arXiv:1904.06991) section 2.
   """
   if min(len(real), len(drawn)) <= k:
-    raise InputError(f"precision and recall need more than {k} pictures on either side")
+    raise InputError(f"precision and recall need more than {k} images on either side")
 
   def within(points, manifold):
     radii = _radii(manifold, k)
@@ -167,12 +167,12 @@ def nearest(x: np.ndarray, y: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.nd
 
 
 def memorised(distances: np.ndarray) -> float:
-  """Share in [0, 1] of pictures that copy one of the training set.
+  """Share in [0, 1] of images that copy one of the training set.
 
   One that is three times nearer to its nearest neighbour than to the next.
 
   Args:
-    distances: to the two nearest training pictures, [N, 2], of `nearest`.
+    distances: to the two nearest training images, [N, 2], of `nearest`.
 
   Source: Gu et al. 2023 (arXiv:2310.02664) section 2.
   """
@@ -182,7 +182,7 @@ def memorised(distances: np.ndarray) -> float:
 def psnr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   """10 log10(255^2 / mean square error) in dB of uint8 [N, H, W, C] pairs, [N]."""
   error = np.square(x.astype(np.float64) - y).reshape(len(x), -1).mean(1)
-  with np.errstate(divide="ignore"):  # equal pictures: infinite
+  with np.errstate(divide="ignore"):  # equal images: infinite
     return 10.0 * np.log10(255.0**2 / error)
 
 
@@ -190,7 +190,7 @@ def ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   """Structural similarity in [-1, 1] of uint8 [N, H, W, C] pairs, [N].
 
   Mean over channels and over the places where an 11x11 Gaussian window (sigma 1.5) fits
-  into the picture.
+  into the image.
 
   Raises:
     InputError: a side below 11.

@@ -1,4 +1,4 @@
-"""Pictures in batches: real ones of a split, those of a model, and how they compare."""
+"""Images in batches: real ones of a split, those of a model, and how they compare."""
 
 import dataclasses
 import hashlib
@@ -20,11 +20,11 @@ _BATCH = 50
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceImages:
-  """Real pictures as a model is shown them, in one order for all time.
+  """Real images as a model is shown them, in one order for all time.
 
   Attributes:
     examples: of a split.
-    size, channels: of the pictures once they are cut and resized.
+    size, channels: of the images once they are cut and resized.
   """
 
   examples: Sequence
@@ -42,7 +42,7 @@ class ReferenceImages:
     object.__setattr__(self, "_order", order)
 
   def captions(self, num: int) -> list[str]:
-    """Those of the first num pictures, again from the beginning if need be."""
+    """Those of the first num images, again from the beginning if need be."""
     return [self._example(i)["caption"] for i in range(num)]
 
   def images(self, indices: Sequence[int]) -> np.ndarray:
@@ -51,7 +51,7 @@ class ReferenceImages:
     return np.stack([pipeline.to_square(x, self.size, self.channels) for x in found])
 
   def batches(self, num: int | None = None) -> Iterator[np.ndarray]:
-    """The first num pictures (default: all), uint8 [n, size, size, channels]."""
+    """The first num images (default: all), uint8 [n, size, size, channels]."""
     num = len(self) if num is None else min(num, len(self))
     for first in range(0, num, _BATCH):
       yield self.images(range(first, min(first + _BATCH, num)))
@@ -72,7 +72,7 @@ def drawn(
   captions: Sequence[str],
   seed: int,
 ) -> Iterator[np.ndarray]:
-  """uint8 [n, H, W, C]; picture i depends on captions[i], seed and i alone."""
+  """uint8 [n, H, W, C]; image i depends on captions[i], seed and i alone."""
   size = min(generator.batch_size, len(captions))
   for first in range(0, len(captions), size):
     some = captions[first : first + size]
@@ -110,7 +110,7 @@ def compare(
 ) -> dict[str, float]:
   """`fidelity.compare` of feature rows [N, F], named after the features.
 
-  Pictures are drawn for the captions of the first real ones, but the blocks of a kernel
+  Images are drawn for the captions of the first real ones, but the blocks of a kernel
   distance must know nothing of each other: real ones are taken from the end.
   """
   own = features.own_names
@@ -124,14 +124,14 @@ def memorisation(
   held_out: np.ndarray,
   other: np.ndarray,
 ) -> tuple[dict[str, float], np.ndarray]:
-  """How near the training set drawn pictures come, beside real ones that it lacks.
+  """How near the training set drawn images come, beside real ones that it lacks.
 
   Args:
     training, held_out, other: feature rows [N, F]; there may be none held out.
 
   Returns:
     memorised (see `fidelity.memorised`), the median distance to the nearest training
-    picture, of drawn and of held-out pictures, and the share of drawn ones that are
+    image, of drawn and of held-out images, and the share of drawn ones that are
     nearer than that of the latter; and the three nearest of each drawn one, [N, 3].
   """
   distances, index = fidelity.nearest(other, training, 3)

@@ -19,19 +19,17 @@ def to_uint8(images: Array | np.ndarray) -> np.ndarray:
   return np.clip(np.round(tree.fetch(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
 
 
-def latent_shape(
-  task: diffusion.Diffusion, picture: tuple[int, ...]
-) -> tuple[int, ...]:
-  """[h, w, Z] of the latents of a picture [H, W, C].
+def latent_shape(task: diffusion.Diffusion, image: tuple[int, ...]) -> tuple[int, ...]:
+  """[h, w, Z] of the latents of an image [H, W, C].
 
   Raises:
     InputError: sides that the codec or the UNet cannot divide.
   """
-  (height, width), latent = picture[:2], task.codec.shape(picture)
+  (height, width), latent = image[:2], task.codec.shape(image)
   factor = height // max(latent[0], 1)
   if (latent[0] * factor, latent[1] * factor) != (height, width):
     raise InputError(
-      f"the picture's sides {width}x{height} must be divisible by {factor}; crop it"
+      f"the image's sides {width}x{height} must be divisible by {factor}; crop it"
     )
   task.unet.config.check_side(*latent[:2])
   return latent
@@ -39,7 +37,7 @@ def latent_shape(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageGenerator:
-  """Draws pictures for captions, in batches of one fixed size; compiled once.
+  """Draws images for captions, in batches of one fixed size; compiled once.
 
   Attributes:
     task: the diffusion task.
@@ -47,7 +45,7 @@ class ImageGenerator:
     sampling: how to draw.
     shape: of one latent, [H, W, C].
     caption_length: tokens of a caption, S.
-    batch_size: pictures drawn at once; does not change any of them.
+    batch_size: images drawn at once; does not change any of them.
     place: spreads arrays [batch_size, ...] over the devices that share the work.
   """
 
@@ -73,7 +71,7 @@ class ImageGenerator:
     keys: Array,
     negative: str = "",
   ) -> np.ndarray:
-    """uint8 [N, H, W, C], picture i for captions[i] and keys[i].
+    """uint8 [N, H, W, C], image i for captions[i] and keys[i].
 
     Args:
       negative: what guidance leads away from.
@@ -99,7 +97,7 @@ class ImageGenerator:
       start: a multiple of `batch_size`: the batches are those of a call for all.
     """
     if self.task.unet.config.extra_channels:
-      raise InputError("this model draws from a picture: gen-jax edit --image")
+      raise InputError("this model draws from an image: gen-jax edit --image")
 
     def draw(index, *captions):
       caption, against = captions
@@ -114,32 +112,32 @@ class ImageGenerator:
     frozen: PyTree,
     captions: Sequence[str],
     keys: Array,
-    picture: np.ndarray,
+    image: np.ndarray,
     change: np.ndarray,
     strength: float,
     negative: str = "",
   ) -> np.ndarray:
-    """uint8 [N, H, W, C]: pictures drawn anew, one for each caption and key.
+    """uint8 [N, H, W, C]: images drawn anew, one for each caption and key.
 
     Args:
-      picture: uint8 [N, H, W, C], or [H, W, C] for all.
+      image: uint8 [N, H, W, C], or [H, W, C] for all.
       change: bool [N, H, W] or [H, W]; every pixel outside comes back bit for bit.
-      strength: in [0, 1]: 0 is the picture itself, 1 forgets what was there.
+      strength: in [0, 1]: 0 is the image itself, 1 forgets what was there.
 
     Raises:
-      InputError: see `images`; or a strength or picture that does not fit.
+      InputError: see `images`; or a strength or image that does not fit.
     """
     if not 0 <= strength <= 1:
       raise InputError(f"strength={strength} must be in [0, 1]")
-    height, width, channels = picture.shape[-3:]
+    height, width, channels = image.shape[-3:]
     if change.shape[-2:] != (height, width):
       raise InputError(
-        f"the mask is {change.shape[-1]}x{change.shape[-2]}, the picture"
+        f"the mask is {change.shape[-1]}x{change.shape[-2]}, the image"
         f" {width}x{height}; they must be of one size"
       )
     latent_shape(self.task, (height, width, channels))
-    picture = np.broadcast_to(picture, (len(captions), height, width, channels))
-    change = np.broadcast_to(change, picture.shape[:-1])
+    image = np.broadcast_to(image, (len(captions), height, width, channels))
+    change = np.broadcast_to(change, image.shape[:-1])
 
     def draw(index, caption, against):
       return self._edit(
@@ -147,7 +145,7 @@ class ImageGenerator:
         frozen,
         caption,
         self.place(keys[index]),
-        picture[index].astype(np.float32) / 127.5 - 1.0,
+        image[index].astype(np.float32) / 127.5 - 1.0,
         change[index],
         np.float32(strength),
         against,
@@ -155,7 +153,7 @@ class ImageGenerator:
 
     drawn = self.in_batches(draw, captions, [negative] * len(captions))
     changed = change[..., None] & (strength > 0)
-    return np.where(changed, drawn, picture)
+    return np.where(changed, drawn, image)
 
   def caption(self, texts: Sequence[str]) -> diffusion.Caption:
     """Tokens and mask of texts, [N, S].

@@ -1,4 +1,4 @@
-"""Pictures from a picture's own noise, and pictures between two prompts."""
+"""Images from an image's own noise, and images between two prompts."""
 
 import functools
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gen_jax.types import Array, InputError, Params, PyTree
 
 def _check(task) -> None:
   if task.unet.config.extra_channels:
-    raise InputError("this model draws from a picture and a mask: gen-jax edit --mask")
+    raise InputError("this model draws from an image and a mask: gen-jax edit --mask")
 
 
 def interpolate(
@@ -32,7 +32,7 @@ def interpolate(
   """
   _check(generator.task)
   shares = np.linspace(0.0, 1.0, num, dtype=np.float32)
-  fn = functools.partial(flow.between, generator.task, generator.sampling)
+  fn = functools.partial(flow.interpolate, generator.task, generator.sampling)
   run = jax.jit(fn, static_argnames="shape")
 
   def draw(index, first, second, against):
@@ -50,15 +50,15 @@ def edit_by_inversion(
   source: str,
   captions: Sequence[str],
   keys: Array,
-  picture: np.ndarray,
+  image: np.ndarray,
   strength: float = 1.0,
   vary: float = 0.0,
   negative: str = "",
 ) -> np.ndarray:
-  """uint8 [N, H, W, C]: a picture of `source`, inverted and drawn for each caption.
+  """uint8 [N, H, W, C]: an image of `source`, inverted and drawn for each caption.
 
   Args:
-    picture: uint8 [H, W, C].
+    image: uint8 [H, W, C].
     strength, vary: see `flow.redraw`.
 
   Raises:
@@ -70,15 +70,15 @@ def edit_by_inversion(
       raise InputError(f"{name}={share} must be in [0, 1]")
   if vary and strength < 1:
     raise InputError(f"vary={vary} turns all of the noise: leave strength at 1")
-  image_generator.latent_shape(generator.task, picture.shape)
-  pixels = picture.astype(np.float32) / 127.5 - 1.0
+  image_generator.latent_shape(generator.task, image.shape)
+  pixels = image.astype(np.float32) / 127.5 - 1.0
   run = jax.jit(functools.partial(flow.redraw, generator.task, generator.sampling))
   shares = np.float32(strength), np.float32(vary)
 
   def draw(index, shown, caption, against):
-    pictures = np.repeat(pixels[None], len(index), 0)
+    images = np.repeat(pixels[None], len(index), 0)
     at = generator.place(keys[index])
-    return run(params, frozen, shown, caption, at, pictures, *shares, against)
+    return run(params, frozen, shown, caption, at, images, *shares, against)
 
   size = len(captions)
   return generator.in_batches(draw, [source] * size, captions, [negative] * size)

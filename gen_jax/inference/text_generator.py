@@ -114,7 +114,7 @@ class TextGenerator:
     piece: int = 8,
   ):
     self.tokenizer, self.sampling = tokenizer, sampling
-    self.model = transformer.in_a_row(model)
+    self.model = transformer.unscanned(model)
     self.piece = min(piece, sampling.max_tokens)
 
     def decoder(params):

@@ -1,4 +1,4 @@
-"""KL autoencoder: pictures to a small space where diffusion is cheap, and back.
+"""KL autoencoder: images to a small space where diffusion is cheap, and back.
 
     encode  x [B, H, W, C] -> Posterior, mean and std [B, h, w, Z] each
     decode  z [B, h, w, Z] -> x [B, H, W, C]         h = H / 2 ** (levels - 1)
@@ -31,14 +31,14 @@ class Config:
   """Hyper-parameters.
 
   Attributes:
-    image_channels: C of the pictures.
+    image_channels: C of the images.
     latent_channels: Z.
     width: channels at full resolution.
     multipliers: channels of each level in units of `width`; a level halves the side.
     num_blocks: residual blocks per level of the encoder; the decoder has one more.
     num_groups: of GroupNorm; must divide every level's channels.
     middle_attention: whether the pixels of the smallest level see each other.
-    attend: how that is computed.
+    attention_impl: how that is computed.
     dtype: of activations; parameters are float32.
   """
 
@@ -49,7 +49,7 @@ class Config:
   num_blocks: ranges.Blocks
   num_groups: ranges.Size = 32
   middle_attention: bool = True
-  attend: attention.Attend = attention.attend
+  attention_impl: attention.Attend = attention.attend
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -68,7 +68,7 @@ class Config:
 
 
 def check_sides(x: Array, factor: int) -> None:
-  """Raises InputError for pictures [B, H, W, C] that cannot be made so much smaller."""
+  """Raises InputError for images [B, H, W, C] that cannot be made so much smaller."""
   if x.shape[1] % factor or x.shape[2] % factor:
     raise InputError(
       f"the autoencoder needs sides divisible by {factor}, got"
@@ -86,7 +86,11 @@ def _middle(cfg: Config, x: Array) -> Array:
   if cfg.middle_attention:
     dtype = jnp.dtype(cfg.dtype)
     x = spatial.SelfAttention(
-      1, cfg.num_groups, dtype, attend=cfg.attend, name="middle_attention"
+      1,
+      cfg.num_groups,
+      dtype,
+      attention_impl=cfg.attention_impl,
+      name="middle_attention",
     )(x)
   return _block(cfg, x, x.shape[-1], "middle_out")
 
@@ -166,5 +170,5 @@ class Autoencoder(nn.Module):
     return self.decoder(z).astype(jnp.float32)
 
   def __call__(self, x: Array) -> Array:
-    """The picture again, by way of the posterior's mean."""
+    """The image again, by way of the posterior's mean."""
     return self.decode(self.encode(x).mean)

@@ -1,4 +1,4 @@
-"""Patch discriminator: which parts of a picture look real.
+"""Patch discriminator: which parts of an image look real.
 
 Source: Isola et al. 2017 (arXiv:1611.07004) section 3.2, with GroupNorm.
 """
@@ -19,7 +19,7 @@ class Config:
   """Hyper-parameters.
 
   Attributes:
-    image_channels: C of the pictures.
+    image_channels: C of the images.
     width: channels of the first layer, doubled by each of the others.
     num_layers: each halves the side.
     num_groups: of GroupNorm.

@@ -26,7 +26,7 @@ class Config:
   """Hyper-parameters; the defaults are those of the release.
 
   Attributes:
-    image_channels: C of the pictures.
+    image_channels: C of the images.
     latent_channels: Z.
     width: channels of every level.
     num_levels: each but the first halves the side.
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-  """See the module's docstring; pictures in and out are about [-1, 1]."""
+  """See the module's docstring; images in and out are about [-1, 1]."""
 
   config: Config
 
@@ -128,5 +128,5 @@ class TinyAutoencoder(nn.Module):
     return 2.0 * self.decoder(z).astype(jnp.float32) - 1.0
 
   def __call__(self, x: Array) -> Array:
-    """The picture again."""
+    """The image again."""
     return self.decode(self.encode(x).mean)

@@ -41,7 +41,7 @@ class Config:
     use_bias: biases on the linear maps.
     tied_head: the head is the transposed token embedding.
     window: tokens that attention sees, itself included; None sees all before it.
-    attend: how attention is computed, of `attention` or `kernels`.
+    attention_impl: how attention is computed, of `attention` or `kernels`.
     dropout: drop_prob after embedding, attention and feed-forward.
     scan_layers: one compiled layer looped L times over stacked parameters, which
       compiles faster; else L layers in a row, which decodes faster.
@@ -67,7 +67,7 @@ class Config:
   use_bias: bool = True
   tied_head: bool = True
   window: ranges.Size | None = None
-  attend: attention.Attend = attention.attend
+  attention_impl: attention.Attend = attention.attend
   dropout: ranges.ProperFraction = 0.0
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
@@ -120,8 +120,8 @@ def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
   """
   heads = config.num_kv_heads or config.num_heads
   dim = config.dim_per_head
-  if not attention.is_exact(config.attend):
-    _check_cached(config.attend, config.num_heads, heads, dim, config.window)
+  if not attention.is_exact(config.attention_impl):
+    _check_cached(config.attention_impl, config.num_heads, heads, dim, config.window)
   num_slots = min(num_slots, config.window or num_slots)
   shape = (batch_size, heads, num_slots, dim)
   zeros = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
@@ -146,8 +146,8 @@ def _check_cached(
     )
     query, new = jnp.swapaxes(query, 1, 2), attention.KV(key, value)
     alone = attend(query, new, attention.Mask(is_causal=True, window=window))
-    cache = attention.last_ones(new, jnp.array([num]), num_slots)
-    mask = attention.remembered(jnp.array([[num - 1]]), num_slots, window)
+    cache = attention.tail_cache(new, jnp.array([num]), num_slots)
+    mask = attention.cache_mask(jnp.array([[num - 1]]), num_slots, window)
     cached = attend(query[:, -1:], cache, mask)
     is_same = bool(jnp.allclose(cached, alone[:, -1:], rtol=1e-3, atol=1e-3))
   if not is_same:
@@ -160,23 +160,23 @@ def _check_cached(
 
 def _memory(
   window: int | None, cache: Cache, order: Array, at: Array | None
-) -> tuple[attention.Mask, attention.Remember]:
+) -> tuple[attention.Mask, attention.CacheUpdate]:
   """What tokens at positions `order` see of a cache, and how it takes them in."""
   length, slots = order.shape[1], cache.layers[0].key.shape[2]
   if window is None or length == 1:
 
-    def remember(kv, new):
+    def cache_update(kv, new):
       kv = attention.write(kv, new, cache.length)
       return kv, kv
 
-    return attention.remembered(order, slots, window), remember
+    return attention.cache_mask(order, slots, window), cache_update
 
   # A prompt may be longer than what is remembered of it: it sees itself alone.
   lengths = jnp.full(len(order), length) if at is None else at + 1
 
   def remember_last(kv, new):
     del kv
-    return new, attention.last_ones(new, lengths, slots)
+    return new, attention.tail_cache(new, lengths, slots)
 
   return attention.Mask(is_causal=True, window=window), remember_last
 
@@ -207,7 +207,7 @@ def rows(params: Params) -> Params:
   return unstack(params) if "blocks" in params else params
 
 
-def in_a_row(model: "Transformer") -> "Transformer":
+def unscanned(model: "Transformer") -> "Transformer":
   """The same model for `unstack`ed parameters, which is what a cache wants."""
   return Transformer(dataclasses.replace(model.config, scan_layers=False))
 
@@ -226,8 +226,8 @@ class Transformer(nn.Module):
     positions: Array | None = None,
     segments: Array | None = None,
     at: Array | None = None,
-    read: embed.Read | None = None,
-    also: tuple[Array, ...] = (),
+    logits_fn: embed.LogitsFn | None = None,
+    logits_fn_args: tuple[Array, ...] = (),
     train: bool = False,
   ) -> tuple[PyTree, Cache | None]:
     """Scores every next token.
@@ -259,16 +259,16 @@ class Transformer(nn.Module):
     positions = order if positions is None else positions
     if cache is None:
       mask = attention.Mask(segments=segments, is_causal=True, window=cfg.window)
-      remember = None
+      cache_update = None
     else:
-      mask, remember = _memory(cfg.window, cache, order, at)
+      mask, cache_update = _memory(cfg.window, cache, order, at)
 
     embedding = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")
     x = embedding(tokens)
     x = embed.placed(x, positions, cfg.position, cfg.max_length)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
     x = sharding.constrain(x, "batch", "length", "act_embed")
-    x, layers = self._layers(x, mask, positions, cache, remember, train)
+    x, layers = self._layers(x, mask, positions, cache, cache_update, train)
     if at is not None:
       x = jnp.take_along_axis(x, at[:, None, None], axis=1)
     x = cfg.norm(name="final_norm")(x)
@@ -276,22 +276,27 @@ class Transformer(nn.Module):
       head = embedding.score
     else:
       head = embed.Head(cfg.vocab_size, dtype=dtype, name="head")
-    if read is None:
-      out = head(x, read=lambda logits: logits)
+    if logits_fn is None:
+      out = head(x, logits_fn=lambda logits: logits)
     else:
-      out = head(x, *also, read=read, chunk=cfg.head_chunk)
+      out = head(x, *logits_fn_args, logits_fn=logits_fn, chunk=cfg.head_chunk)
     if cache is not None:
       cache = Cache(layers, cache.length + length)
     return out, cache
 
-  def _layers(self, x, mask, positions, cache, remember, train):
+  def _layers(self, x, mask, positions, cache, cache_update, train):
     """L blocks, scanned or in a row; also the key-value caches they leave."""
     cfg = self.config
     make = self._make_block()
 
     def apply(layer, x, kv, mask, positions):
       return layer(
-        x, mask=mask, positions=positions, cache=kv, remember=remember, train=train
+        x,
+        mask=mask,
+        positions=positions,
+        cache=kv,
+        cache_update=cache_update,
+        train=train,
       )
 
     if cfg.remat is not None:
@@ -332,7 +337,7 @@ class Transformer(nn.Module):
       num_kv_heads=cfg.num_kv_heads,
       head_dim=cfg.dim_per_head,
       rotary=cfg.rotary,
-      attend=cfg.attend,
+      attention_impl=cfg.attention_impl,
       **common,
     )
     make_mlp = functools.partial(

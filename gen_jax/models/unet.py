@@ -24,7 +24,7 @@ class Config:
   """Hyper-parameters.
 
   Attributes:
-    image_channels: C of the picture and of the output.
+    image_channels: C of the image and of the output.
     width: channels at full resolution.
     multipliers: channels of each level in units of `width`; a level halves the side.
     num_blocks: residual blocks per level.
@@ -35,8 +35,8 @@ class Config:
     num_groups: of GroupNorm; must divide every level's channels.
     eps: of GroupNorm in residual blocks.
     dropout: drop_prob in residual blocks.
-    extra_channels: more channels of the input, that condition it: a mask, a picture.
-    clock_offset: added to 1000 t. Published chains call their first noisy step 0: -1.
+    extra_channels: more channels of the input, that condition it: a mask, an image.
+    timestep_offset: added to 1000 t; -1 where a published chain counts steps from 0.
     remat: policy that says what of a block is kept for the backward pass; None keeps
       all.
     dtype: of activations; parameters are float32.
@@ -54,7 +54,7 @@ class Config:
   eps: ranges.Positive = 1e-5
   dropout: ranges.ProperFraction = 0.0
   extra_channels: ranges.Whole = 0
-  clock_offset: ranges.Finite = 0.0
+  timestep_offset: ranges.Finite = 0.0
   remat: Callable[..., bool] | None = None
   dtype: str = "float32"
 
@@ -86,7 +86,7 @@ class Config:
     return attention.is_exact(self.attention(num_heads=1, num_groups=1).attend)
 
   def check_side(self, height: int, width: int) -> None:
-    """Raises InputError for a picture that the levels cannot halve."""
+    """Raises InputError for an image that the levels cannot halve."""
     unit = 2 ** (len(self.multipliers) - 1)
     if height % unit or width % unit:
       raise InputError(
@@ -135,7 +135,7 @@ class UNet(nn.Module):
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     cfg.check_side(*x.shape[1:3])
     levels = len(cfg.multipliers)
-    time = self._clock(t)
+    time = self._time_embedding(t)
 
     def apply(module, *inputs):
       run = lambda module, *inputs: module(*inputs)  # noqa: E731
@@ -193,12 +193,12 @@ class UNet(nn.Module):
     )(h)
     return h.astype(jnp.float32)
 
-  def _clock(self, t: Array) -> Array:
+  def _time_embedding(self, t: Array) -> Array:
     """Times [B] to what every block hears, [B, 4 width]."""
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     # Published UNets count time in steps of 1/1000.
-    clock = 1000.0 * t + cfg.clock_offset
-    time = embed.sinusoids(clock, embed.frequencies(cfg.width)).astype(dtype)
+    timestep = 1000.0 * t + cfg.timestep_offset
+    time = embed.sinusoids(timestep, embed.frequencies(cfg.width)).astype(dtype)
     width = 4 * cfg.width
     time = linear.dense(width, ("embed", "mlp"), name="time_in", dtype=dtype)(time)
     time = jax.nn.silu(time)

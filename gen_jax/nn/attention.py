@@ -30,7 +30,7 @@ class KV(NamedTuple):
 
 
 # (cache, new) -> what is attended to, and the cache with the new keys and values in it.
-Remember = Callable[[KV, KV], tuple[KV, KV]]
+CacheUpdate = Callable[[KV, KV], tuple[KV, KV]]
 
 
 def write(cache: KV, new: KV, start: Array) -> KV:
@@ -47,7 +47,7 @@ def write(cache: KV, new: KV, start: Array) -> KV:
   return jax.tree.map(lambda b, u: jax.vmap(row)(b, u, start), cache, new)
 
 
-def last_ones(new: KV, lengths: Array, num_slots: int) -> KV:
+def tail_cache(new: KV, lengths: Array, num_slots: int) -> KV:
   """A cache of the last `num_slots` of lengths[b] positions; new [B, K, T, Dh]."""
   last = lengths[:, None] - 1
   slots = jnp.arange(num_slots)[None, :]
@@ -79,7 +79,7 @@ class Mask:
   is_causal: bool = dataclasses.field(default=False, metadata={"static": True})
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
-  def between(self, rows: Array, columns: Array) -> Array | None:
+  def materialize(self, rows: Array, columns: Array) -> Array | None:
     """bool [B, 1, t, s] (B may be 1) for queries and keys in these slots; None: all.
 
     Args:
@@ -118,7 +118,7 @@ class Mask:
 EVERYTHING = Mask()
 
 
-def remembered(at: Array, num_slots: int, window: int | None = None) -> Mask:
+def cache_mask(at: Array, num_slots: int, window: int | None = None) -> Mask:
   """Which slots of a cache queries at positions int [B, T] see, and what these hold.
 
   Those that hold its own position and what came before, or the last `window` of that.
@@ -227,7 +227,7 @@ def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
   for i in range(num_blocks):
     start, stop = i * length // num_blocks, (i + 1) * length // num_blocks
     end = stop if is_long else num_slots
-    seen = mask.between(jnp.arange(start, stop), jnp.arange(end))
+    seen = mask.materialize(jnp.arange(start, stop), jnp.arange(end))
     rows = as_rows(query[:, start:stop], num_kv_heads)
     out = _attend(rows, key[:, :, :end], value[:, :, :end], seen)
     blocks.append(from_rows(out, heads))
@@ -275,7 +275,7 @@ class Attention(nn.Module):
   use_bias: bool = True
   out_bias: bool | None = None  # None: as use_bias
   rotary: Callable[[Array, Array], Array] | None = None
-  attend: Attend = attend
+  attention_impl: Attend = attend
   init: linear.Init | None = None
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
@@ -289,7 +289,7 @@ class Attention(nn.Module):
     mask: Mask = EVERYTHING,
     positions: Array | None = None,
     cache: KV | None = None,
-    remember: Remember | None = None,
+    cache_update: CacheUpdate | None = None,
   ) -> tuple[Array, KV | None]:
     """Returns the output and, where `cache` was given, the cache with x written in.
 
@@ -321,9 +321,9 @@ class Attention(nn.Module):
     if self.rotary is not None:
       query, key = self.rotary(query, positions), self.rotary(key, positions)
     new = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
-    compute = self.attend
+    compute = self.attention_impl
     if cache is not None:
-      new, cache = remember(cache, new)
+      new, cache = cache_update(cache, new)
       compute = attend if is_exact(compute) else compute
     y = compute(query, new, mask)  # [B, T, N, Dh]
     out = linear.dense(

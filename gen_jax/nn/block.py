@@ -28,13 +28,15 @@ class Block(nn.Module):
     mask: attention.Mask,
     positions: Array | None = None,
     cache: attention.KV | None = None,
-    remember: attention.Remember | None = None,
+    cache_update: attention.CacheUpdate | None = None,
     train: bool = False,
   ) -> tuple[Array, attention.KV | None]:
     drop = nn.Dropout(self.dropout, deterministic=not train)
     attend = self.attention(name="attention")
     h = self.norm(name="attention_norm")(x)
-    h, cache = attend(h, mask=mask, positions=positions, cache=cache, remember=remember)
+    h, cache = attend(
+      h, mask=mask, positions=positions, cache=cache, cache_update=cache_update
+    )
     x = x + drop(h)
     h = self.mlp(name="mlp")(self.norm(name="mlp_norm")(x))
     x = sharding.constrain(x + drop(h), "batch", "length", "act_embed")

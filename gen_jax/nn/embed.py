@@ -13,7 +13,7 @@ from gen_jax.nn import linear
 from gen_jax.types import Array, InputError, PyTree
 
 # (logits float32 [B, T, V], arrays [B, T]) -> a tree of arrays [B, T, ...].
-Read = Callable[..., PyTree]
+LogitsFn = Callable[..., PyTree]
 _TABLE = ("vocab", "embed")
 
 
@@ -34,11 +34,17 @@ class Embed(nn.Module):
     look_up = sharding.gathering(lambda table, at: table[at], _TABLE, has_length=True)
     return look_up(self.table.astype(self.dtype), tokens)
 
-  def score(self, x: Array, *also: Array, read: Read, chunk: int | None = None):
+  def score(
+    self,
+    x: Array,
+    *logits_fn_args: Array,
+    logits_fn: LogitsFn,
+    chunk: int | None = None,
+  ):
     """As `Head`, with the table for a kernel."""
     table = self.table.astype(self.dtype)
     multiply = lambda x, table: jnp.einsum("btd,vd->btv", x, table)  # noqa: E731
-    return _score(multiply, table, _TABLE, x, also, read, chunk)
+    return _score(multiply, table, _TABLE, x, logits_fn_args, logits_fn, chunk)
 
 
 class Head(nn.Module):
@@ -49,7 +55,13 @@ class Head(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, *also: Array, read: Read, chunk: int | None = None):
+  def __call__(
+    self,
+    x: Array,
+    *logits_fn_args: Array,
+    logits_fn: LogitsFn,
+    chunk: int | None = None,
+  ):
     """x [B, T, D], also [B, T] each -> read(logits float32 [B, T, V], *also).
 
     Args:
@@ -60,20 +72,20 @@ class Head(nn.Module):
     init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
     kernel = self.param("kernel", init, (x.shape[-1], self.vocab_size))
     kernel = kernel.astype(self.dtype)
-    return _score(linear.product, kernel, names, x, also, read, chunk)
+    return _score(linear.product, kernel, names, x, logits_fn_args, logits_fn, chunk)
 
 
-def _score(multiply, weight, names, x, also, read, chunk):
+def _score(multiply, weight, names, x, logits_fn_args, logits_fn, chunk):
   length = x.shape[1]
   if chunk is not None and length % chunk:
     raise InputError(f"head_chunk={chunk} must divide the length, {length}")
   parts = 1 if chunk is None else length // chunk
 
-  def part(weight, x, *also):
+  def part(weight, x, *logits_fn_args):
     logits = multiply(x, weight)
     logits = sharding.constrain(logits, "batch", "length", "act_vocab")
     # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
-    return read(logits.astype(jnp.float32), *also)
+    return logits_fn(logits.astype(jnp.float32), *logits_fn_args)
 
   def whole(weight, *inputs):  # the weight is gathered once for all parts
     own = inputs[0].shape[1]  # a part of the length where context cuts it
@@ -91,7 +103,7 @@ def _score(multiply, weight, names, x, also, read, chunk):
     out = jax.lax.map(one, jax.tree.map(cut, inputs))
     return jax.tree.map(join, out)
 
-  return sharding.gathering(whole, names, has_length=True)(weight, x, *also)
+  return sharding.gathering(whole, names, has_length=True)(weight, x, *logits_fn_args)
 
 
 def frequencies(width: int, max_period: float = 1e4) -> Array:

@@ -80,7 +80,7 @@ def ring(
   """
   if mask.allowed is not None:
     raise InputError(
-      "attend=ring needs a causal mask, window or segments; chunked takes any"
+      "attention_impl=ring needs a causal mask, window or segments; chunked takes any"
     )
   turns = sharding.ring("length")
   order = jnp.arange(query.shape[1])
@@ -121,13 +121,14 @@ def splash(
       table.
   """
   if not interpret:
-    sharding.require("tpu", "attend=splash")
+    sharding.require("tpu", "attention_impl=splash")
   parts = sharding.ring("length")
   length, num_slots = query.shape[1], keyvalue.key.shape[2]
   if mask.allowed is not None or length % (128 * parts.size) or num_slots % 128:
     raise InputError(
-      f"attend=splash needs lengths divisible by {128 * parts.size}, got {length} and"
-      f" {num_slots}, and a causal mask, window or segments; chunked takes any"
+      f"attention_impl=splash needs lengths divisible by {128 * parts.size}, got"
+      f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes"
+      " any"
     )
   shape = (length, num_slots)
   one = pallas.FullMask(shape)
@@ -181,11 +182,13 @@ def _own(info, parts: collectives.Ring):
 @attention.exact
 def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
   """`attention.attend` by cuDNN, on GPUs; bfloat16 or float16 alone."""
-  sharding.require("gpu", "attend=cudnn")
+  sharding.require("gpu", "attention_impl=cudnn")
   if query.dtype == jnp.float32:
-    raise InputError("attend=cudnn needs dtype bfloat16 or float16, not float32")
+    raise InputError(
+      "attention_impl=cudnn needs dtype bfloat16 or float16, not float32"
+    )
   slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
-  table = dataclasses.replace(mask, is_causal=False).between(*slots)
+  table = dataclasses.replace(mask, is_causal=False).materialize(*slots)
   window = None if mask.window is None else (mask.window - 1, 0)
 
   def local(query, key, value, table):
@@ -271,7 +274,7 @@ def _sight(mask: attention.Mask, at: Array) -> Callable[[Array], Array]:
 
   def see(slots):
     held = jnp.broadcast_to(slots >= 0, (1, 1, len(at), len(slots)))
-    seen = mask.between(at, jnp.maximum(slots, 0))
+    seen = mask.materialize(at, jnp.maximum(slots, 0))
     return held if seen is None else held & seen
 
   return see

@@ -1,4 +1,4 @@
-"""Layers over pictures [B, H, W, C], shared by UNets and autoencoders."""
+"""Layers over images [B, H, W, C], shared by UNets and autoencoders."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from gen_jax.types import Array
 
 
 def constrain(x: Array) -> Array:
-  """Says to the compiler how a picture's activations lie on the mesh."""
+  """Says to the compiler how an image's activations lie on the mesh."""
   return sharding.constrain(x, "batch", "space", "space", "act_channels")
 
 
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
   num_groups: int = 32
   dtype: jnp.dtype = jnp.float32
   eps: ranges.Positive = 1e-6
-  attend: attention.Attend = attention.attend
+  attention_impl: attention.Attend = attention.attend
 
   @nn.compact
   def __call__(
@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
     h, _ = attention.Attention(
       num_heads=self.num_heads,
       head_dim=channels // self.num_heads,
-      attend=self.attend,
+      attention_impl=self.attention_impl,
       out_init=linear.fan_in(0.0),
       dtype=self.dtype,
       name="attention",
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
   Attributes:
     mlp: constructor of the feed-forward part.
     use_bias: of queries, keys and values.
-    attend: how attention is computed.
+    attention_impl: how attention is computed.
 
   Source: Rombach et al. 2022 (arXiv:2112.10752) appendix E.2.1.
   """
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
   dtype: jnp.dtype = jnp.float32
   mlp: Callable[..., nn.Module] = mlp.MLP
   use_bias: bool = True
-  attend: attention.Attend = attention.attend
+  attention_impl: attention.Attend = attention.attend
 
   @nn.compact
   def __call__(self, x: Array, states: Array | None, mask: Array | None) -> Array:
@@ -121,7 +121,7 @@ class Transformer(nn.Module):
         head_dim=channels // self.num_heads,
         use_bias=self.use_bias,
         out_bias=True,
-        attend=self.attend,
+        attention_impl=self.attention_impl,
         dtype=self.dtype,
         name=name,
       )(*inputs, mask=mask)[0]

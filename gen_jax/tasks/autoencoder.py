@@ -1,4 +1,4 @@
-"""Learning to make pictures small: reconstruction, a prior on the code, and a critic.
+"""Learning to make images small: reconstruction, a prior on the code, and a critic.
 
     loss = |x - y| + kl_weight KL(q(z|x) | N(0, I))
            + feature_weight |phi(x) - phi(y)| - adversarial_weight D(y)
@@ -26,7 +26,7 @@ from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoencode:
-  """Reconstruction of pictures by way of a Gaussian code.
+  """Reconstruction of images by way of a Gaussian code.
 
   Attributes:
     autoencoder: with the methods encode and decode; `is_stochastic` where the code is
@@ -93,18 +93,20 @@ class Autoencode:
   def _critic(self, params: Params, x: Array, y: Array):
     """What the discriminator adds to the loss, [B], and what there is to watch."""
 
-    def judge(params, x):
+    def scorer(params, x):
       return self.discriminator.apply({"params": params}, x)
 
     fixed = jax.lax.stop_gradient(params)
-    features = judge(fixed, x)[1]
-    scores, seen = judge(fixed, y)
+    features = scorer(fixed, x)[1]
+    scores, seen = scorer(fixed, y)
     pairs = zip(features, seen, strict=True)
-    likeness = sum(_mean(jnp.abs(a - b)) for a, b in pairs) / len(features)
-    real, fake = judge(params, x)[0], judge(params, jax.lax.stop_gradient(y))[0]
+    feature_loss = sum(_mean(jnp.abs(a - b)) for a, b in pairs) / len(features)
+    real, fake = scorer(params, x)[0], scorer(params, jax.lax.stop_gradient(y))[0]
     hinge = _mean(jax.nn.relu(1.0 - real)) + _mean(jax.nn.relu(1.0 + fake))
-    deceit = self.feature_weight * likeness - self.adversarial_weight * _mean(scores)
-    return deceit + hinge, {"features": likeness, "hinge": hinge}
+    generator_loss = (
+      self.feature_weight * feature_loss - self.adversarial_weight * _mean(scores)
+    )
+    return generator_loss + hinge, {"features": feature_loss, "hinge": hinge}
 
 
 def codec(autoencoder: nn.Module, workdir: str | None = None) -> codecs.Codec:

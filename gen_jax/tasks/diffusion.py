@@ -196,18 +196,18 @@ class Diffusion:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How to draw pictures.
+  """How to draw images.
 
   Attributes:
     sampler: schedule -> Sampler.
     grid: (schedule, num_steps) -> times.
-    num_steps: steps from noise to picture.
+    num_steps: steps from noise to image.
     guidance_scale: 1 is no guidance.
-    image_guidance_scale: the same of the picture that an instruction is about; models
+    image_guidance_scale: the same of the image that an instruction is about; models
       that were trained without it now and then have it.
     guidance_interval: guide only while t is in it.
     guidance_rescale: share in [0, 1] of rescaling the guided prediction.
-    size: height and width of pictures; None: those of training.
+    size: height and width of images; None: those of training.
     tile: side, in latents, of the pieces in which they are decoded; None: at once.
   """
 
@@ -258,7 +258,7 @@ def check_times(task: Diffusion, sampling: Sampling) -> None:
   if abs(param.determinant(task.target, task.schedule, first).item()) < 1e-3:
     raise InputError(
       f"sampling.grid begins at t={first.item():g} with"
-      f" {task.schedule.alpha(first).item():g} of the picture left, and target"
+      f" {task.schedule.alpha(first).item():g} of the image left, and target"
       f" {type(task.target).__name__.lower()} says nothing about it; take grid=uniform,"
       " or target=v"
     )
@@ -286,20 +286,20 @@ def guided(
   network = task.denoiser(
     params,
     frozen,
-    jax.tree.map(guidance.beside, *captions),
-    extra=None if extra is None else guidance.beside(*extras),
+    jax.tree.map(guidance.interleave, *captions),
+    extra=None if extra is None else guidance.interleave(*extras),
   )
-  rungs = guidance.side_by_side(network, len(captions))
+  predictions = guidance.batched(network, len(captions))
   scales = [guidance.within(s, *sampling.guidance_interval) for s in scales]
-  denoise = guidance.ladder(rungs, scales)
+  denoise = guidance.multi_guidance(predictions, scales)
   if sampling.guidance_rescale and scales:
-    main = lambda x, t: rungs(x, t)[-1]  # noqa: E731
+    main = lambda x, t: predictions(x, t)[-1]  # noqa: E731
     denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
   return denoise
 
 
 def decode(task: Diffusion, sampling: Sampling, frozen: PyTree, z: Array) -> Array:
-  """Pictures of latents, in the pieces that `sampling` asks for."""
+  """Images of latents, in the pieces that `sampling` asks for."""
   codec = codecs.tiled(task.codec, sampling.tile) if sampling.tile else task.codec
   return codec.decode(frozen, z)
 
@@ -314,7 +314,7 @@ def draw(
   shape: tuple[int, ...],
   negative: Caption | None = None,
 ) -> Array:
-  """Draws one picture per caption; picture i depends on caption i and keys[i] alone.
+  """Draws one image per caption; image i depends on caption i and keys[i] alone.
 
   Args:
     caption: tokens and mask [B, S].
@@ -323,7 +323,7 @@ def draw(
     negative: what guidance leads away from, [B, S]; None: the empty caption.
 
   Returns:
-    Pictures float32 [B, ...] from the codec's decoder, about [-1, 1].
+    Images float32 [B, ...] from the codec's decoder, about [-1, 1].
   """
   denoise = guided(task, sampling, params, frozen, caption, negative)
   at = times(task, sampling)
@@ -340,32 +340,32 @@ def edit(
   frozen: PyTree,
   caption: Caption,
   keys: Array,
-  picture: Array,
+  image: Array,
   change: Array,
   strength: Array,
   negative: Caption | None = None,
 ) -> Array:
-  """Draws pictures anew from others; see `diffusion.editing`.
+  """Draws images anew from others; see `diffusion.editing`.
 
   Args:
-    picture: float32 [B, H, W, C] in [-1, 1].
+    image: float32 [B, H, W, C] in [-1, 1].
     change: bool [B, H, W], where it may change.
     strength: float32 [] in [0, 1]; traced.
 
   Returns:
-    Pictures as from `draw`; what is to be kept is kept in the latents, not in pixels.
+    Images as from `draw`; what is to be kept is kept in the latents, not in pixels.
   """
-  z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
-  factor = picture.shape[1] // z.shape[1]
+  z = task.codec.encode(frozen, image, rng.fold_in(keys, 1))
+  factor = image.shape[1] // z.shape[1]
   keep = editing.keep_latents(change, factor)
-  given = {"image": picture, "before": picture, "change": change}
+  given = {"image": image, "before": image, "change": change}
   extra = task.extra(frozen, given, rng.fold_in(keys, 2))
   denoise = guided(task, sampling, params, frozen, caption, negative, extra)
   at = editing.shortened(times(task, sampling), strength, task.t_first)
   noise_keys, step_keys = rng.split(keys, 2)
   eps = rng.normal(noise_keys, z.shape[1:])
   sampler = sampling.sampler(task.schedule)
-  sampler = editing.keeping(sampler, task.schedule, z, eps, keep)
+  sampler = editing.inpainting(sampler, task.schedule, z, eps, keep)
   x = editing.start(task.schedule, at[0], z, eps, strength)
   x, _ = samplers.sample(denoise, sampler, at, x, step_keys)
   return decode(task, sampling, frozen, jnp.where(strength > 0, x, z))

@@ -1,7 +1,7 @@
 """What else a trained diffusion is good for, along its ODE.
 
-Inversion with another prompt or other noise at the top, pictures between two, and the
-likelihood of pictures.
+Inversion with another prompt or other noise at the top, images between two, and the
+likelihood of images.
 """
 
 import jax
@@ -22,24 +22,24 @@ def redraw(
   source: diffusion.Caption,
   caption: diffusion.Caption,
   keys: Array,
-  picture: Array,
+  image: Array,
   strength: Array,
   vary: Array,
   negative: diffusion.Caption | None = None,
 ) -> Array:
-  """Inverts pictures under what they show and draws them again under another caption.
+  """Inverts images under what they show and draws them again under another caption.
 
   Up and down go by `belm` at the same guidance, so that under the same caption a
-  picture comes back exactly, but for the codec's own error.
+  image comes back exactly, but for the codec's own error.
 
   Args:
-    source: what the pictures show, [B, S].
-    picture: float32 [B, H, W, C] in [-1, 1].
+    source: what the images show, [B, S].
+    image: float32 [B, H, W, C] in [-1, 1].
     strength: float32 [] in [0, 1], how far up they are inverted; traced.
     vary: float32 [] in [0, 1], how far the noise found is turned towards fresh noise;
       traced.
   """
-  z = task.codec.encode(frozen, picture, rng.fold_in(keys, 1))
+  z = task.codec.encode(frozen, image, rng.fold_in(keys, 1))
   times = diffusion.times(task, sampling)
   times = editing.shortened(times, strength, task.t_first)
   sampler = multistep.belm(task.schedule)
@@ -54,11 +54,11 @@ def redraw(
   carry = jax.tree.map(
     lambda new, old: jnp.where(vary > 0, new, old), sampler.init(x), carry
   )
-  (x, _), _ = samplers.walk(down, sampler, times, x, carry, keys)
+  (x, _), _ = samplers.integrate(down, sampler, times, x, carry, keys)
   return diffusion.decode(task, sampling, frozen, jnp.where(strength > 0, x, z))
 
 
-def between(
+def interpolate(
   task: diffusion.Diffusion,
   sampling: diffusion.Sampling,
   params: Params,
@@ -69,7 +69,7 @@ def between(
   shape: tuple[int, ...],
   negative: diffusion.Caption | None = None,
 ) -> Array:
-  """Draws pictures between the two that `diffusion.draw` makes of captions and keys.
+  """Draws images between the two that `diffusion.draw` makes of captions and keys.
 
   Predictions are mixed, not the text encoder's states, which mean nothing where one of
   two captions is padding; noise goes along the arc.
@@ -77,7 +77,7 @@ def between(
   Args:
     captions: two, each [B, S].
     keys: two, each [B]; the first one's serve steps that draw noise.
-    share: float32 [B] in [0, 1]: 0 is the first picture, 1 the second.
+    share: float32 [B] in [0, 1]: 0 is the first image, 1 the second.
   """
   first, second = (
     diffusion.guided(task, sampling, params, frozen, c, negative) for c in captions

@@ -46,8 +46,8 @@ class LanguageModel:
     scores, _ = self.model.apply(
       {"params": params},
       batch["inputs"],
-      read=losses.score,
-      also=(targets,),
+      logits_fn=losses.score,
+      logits_fn_args=(targets,),
       train=train,
       rngs=dropout,
       **packing,

@@ -201,9 +201,9 @@ def _shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
 
 
-def check(where: str, have: proof.Shapes, goal: PyTree) -> None:
+def check(where: str, have: proof.Shapes, abstract: PyTree) -> None:
   """Raises InputError where {path: shape} are not those of `goal`."""
-  want = {p: tuple(x.shape) for p, x in tree.flatten(goal).items()}
+  want = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
   wrong = [
     f"{path} (checkpoint {have.get(path, 'none')}, model {want.get(path, 'none')})"
     for path in sorted(have.keys() | want.keys())
@@ -310,17 +310,19 @@ def _verify(manager, step: int, warn: Callable[[str], None]) -> None:
     )
 
 
-def _restoring(goal: PyTree, **options) -> proof.StateRestore:
+def _restoring(abstract: PyTree, **options) -> proof.StateRestore:
   """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
-  memory.check("the checkpoint", goal)
+  memory.check("the checkpoint", abstract)
   return proof.StateRestore(
-    item=goal, restore_args=ocp.checkpoint_utils.construct_restore_args(goal), **options
+    item=abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+    **options,
   )
 
 
 def restore(
   manager: ocp.CheckpointManager,
-  goal: states.TrainState,
+  abstract: states.TrainState,
   *,
   step: int | None = None,
   prefer: int | None = None,
@@ -339,8 +341,10 @@ def restore(
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
     _verify(manager, candidate, warn)
     where = f"{manager.directory}/{candidate}"
-    check(where, _shapes(manager, candidate), goal)
-    args = ocp.args.Composite(state=_restoring(goal), progress=ocp.args.JsonRestore())
+    check(where, _shapes(manager, candidate), abstract)
+    args = ocp.args.Composite(
+      state=_restoring(abstract), progress=ocp.args.JsonRestore()
+    )
     restored = manager.restore(candidate, args=args)
     # Orbax's buffers may be shared with its own caches: own them before donation.
     state = jax.tree.map(lambda x: x.copy(), restored["state"])
@@ -351,7 +355,7 @@ def restore(
 
 def restore_weights(
   manager: ocp.CheckpointManager,
-  goal: Params,
+  abstract: Params,
   *,
   part: str = "params",
   step: int | None = None,
@@ -368,7 +372,7 @@ def restore_weights(
   Raises:
     InputError: see `_newest`; another model.
   """
-  wanted = {part: goal}
+  wanted = {part: abstract}
 
   def read(candidate: int) -> tuple[Params, int]:
     _verify(manager, candidate, warn)
@@ -382,7 +386,7 @@ def restore_weights(
   return _newest(manager, read, step, prefer, warn)
 
 
-def set_aside_after(manager: ocp.CheckpointManager, step: int) -> None:
+def quarantine_newer_than(manager: ocp.CheckpointManager, step: int) -> None:
   """Renames checkpoints newer than `step`, which are damaged: N -> N.damaged-<time>.
 
   Orbax would refuse to save any step before them.

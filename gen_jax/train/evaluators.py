@@ -1,7 +1,7 @@
 """Evaluators: frozen, with a cadence, called with (weights, frozen), yielding numbers.
 
 They know nothing of the loop; what they need is passed to them as functions. One may
-yield pictures, uint8 [rows, columns, H, W, C], which writers keep or leave.
+yield images, uint8 [rows, columns, H, W, C], which writers keep or leave.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gen_jax.types import Array, Batch, InputError, Params, PyTree
 
 
 class Evaluator(Protocol):
-  """Yields (name, value) for a set of weights: a number, or pictures.
+  """Yields (name, value) for a set of weights: a number, or images.
 
   `every` is the number of steps between evaluations; 0 is at the end alone.
   """
@@ -94,12 +94,12 @@ class LossEvaluator:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BitsPerDim:
-  """Bits that pictures cost, and their mean's standard error; keys as in LossEvaluator.
+  """Bits that images cost, and their mean's standard error; keys as in LossEvaluator.
 
   Attributes:
     every: steps between evaluations.
     prefix: put before each name.
-    num: the first pictures of `batches` that count.
+    num: the first images of `batches` that count.
     batches: one pass over them, padded with zero weights.
     bits: (weights, frozen, batch, keys [B]) -> bits [B], whole on every host.
   """
@@ -125,7 +125,7 @@ class BitsPerDim:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Viewed:
+class WithWeights:
   """An evaluator of other weights than those that are trained: adapters, merged.
 
   Attributes:
@@ -182,7 +182,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-  """Whatever a function finds: numbers, or pictures to look at.
+  """Whatever a function finds: numbers, or images to look at.
 
   Attributes:
     every: steps between evaluations.

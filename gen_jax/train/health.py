@@ -33,7 +33,7 @@ class Health:
     grad_norm: by block.
     num_arrays: of parameters.
     without_gradient: paths of parameters whose gradient is exactly zero.
-    items_per_parameter: tokens or pictures of the whole run, per parameter.
+    items_per_parameter: tokens or images of the whole run, per parameter.
     tolerance: what rounding may make of `microbatch_error`.
   """
 
@@ -102,7 +102,7 @@ def examine(
   Args:
     batch: the first global batch, in its layout.
     num_microbatches: the run's, so that no more memory is needed than it will need.
-    num_items: tokens or pictures that the whole run will see.
+    num_items: tokens or images that the whole run will see.
     tolerance: of the two gradients' difference; 2e-2 was seen in bfloat16.
   """
   size = batch["weights"].shape[0]

@@ -39,7 +39,7 @@ class InitFrom:
     return files.path(self.workdir, "init_from.workdir")
 
 
-class Form(NamedTuple):
+class CheckpointLayout(NamedTuple):
   """One way in which the same weights are stored.
 
   Attributes:
@@ -47,7 +47,7 @@ class Form(NamedTuple):
     convert: to the form that is asked for.
   """
 
-  goal: Params
+  abstract: Params
   convert: Callable[[Params], Params]
 
 
@@ -69,7 +69,9 @@ class Loaded:
 
 
 def load(
-  source: InitFrom, forms: Sequence[Form], warn: Callable[[str], None] = print
+  source: InitFrom,
+  layouts: Sequence[CheckpointLayout],
+  warn: Callable[[str], None] = print,
 ) -> Loaded:
   """Reads the weights in whichever of `forms` they are stored.
 
@@ -97,17 +99,17 @@ def load(
       for path, shape in saved.items()
       if path.startswith(f"{part}/")
     }
-    form = _matching(forms, shapes)
+    layout = _matching(layouts, shapes)
     restored = checkpoint.restore_weights(
-      manager, form.goal, step=step, part=part, warn=warn
+      manager, layout.abstract, step=step, part=part, warn=warn
     )
     params = jax.tree.map(lambda x: x.copy(), restored[0])  # owned: it is donated
-  if form is not forms[0]:
-    params = _convert(params, form, forms[0].goal)
+  if layout is not layouts[0]:
+    params = _convert(params, layout, layouts[0].abstract)
   return Loaded(params, step, "ema" if part == "ema" else "raw", tree.sha256(params))
 
 
-def fit(params: Params, forms: Sequence[Form], where: str) -> Params:
+def fit(params: Params, layouts: Sequence[CheckpointLayout], where: str) -> Params:
   """Weights in memory, in whichever of `forms`, as the first of `forms` asks for.
 
   Args:
@@ -117,22 +119,26 @@ def fit(params: Params, forms: Sequence[Form], where: str) -> Params:
     InputError: names or shapes that differ in either direction.
   """
   shapes = _shapes(params)
-  form = _matching(forms, shapes)
-  checkpoint.check(where, shapes, form.goal)
-  return _convert(params, form, forms[0].goal)
+  layout = _matching(layouts, shapes)
+  checkpoint.check(where, shapes, layout.abstract)
+  return _convert(params, layout, layouts[0].abstract)
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
   return {path: tuple(x.shape) for path, x in tree.flatten(params).items()}
 
 
-def _matching(forms: Sequence[Form], shapes: Mapping[str, tuple[int, ...]]) -> Form:
+def _matching(
+  layouts: Sequence[CheckpointLayout], shapes: Mapping[str, tuple[int, ...]]
+) -> CheckpointLayout:
   """The form of parameters of these names, of these shapes if any is, or the first."""
-  named = [form for form in forms if _shapes(form.goal).keys() == shapes.keys()]
-  exact = [form for form in named if _shapes(form.goal) == shapes]
-  return next(iter((*exact, *named, *forms)))
+  named = [
+    layout for layout in layouts if _shapes(layout.abstract).keys() == shapes.keys()
+  ]
+  exact = [layout for layout in named if _shapes(layout.abstract) == shapes]
+  return next(iter((*exact, *named, *layouts)))
 
 
-def _convert(params: Params, form: Form, goal: Params) -> Params:
-  at = jax.tree.map(lambda x: x.sharding, goal)
-  return jax.jit(form.convert, out_shardings=at)(params)
+def _convert(params: Params, layout: CheckpointLayout, abstract: Params) -> Params:
+  at = jax.tree.map(lambda x: x.sharding, abstract)
+  return jax.jit(layout.convert, out_shardings=at)(params)

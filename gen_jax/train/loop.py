@@ -243,7 +243,7 @@ def run(
   num_steps: int,
   learning_rate: Callable[[int], float],
   per_step: Mapping[str, float],
-  tick: Callable[[], None] = lambda: None,
+  heartbeat: Callable[[], None] = lambda: None,
 ) -> Result:
   """Trains until done, `patience` is out or a signal comes. See the module docstring.
 
@@ -284,7 +284,7 @@ def run(
   def save(i, value=None):
     nonlocal saved_at
     if saved_at != i:
-      tick()
+      heartbeat()
       with window.paused(state):
         checkpoint.save(manager, i, state, progress, value)
       saved_at = i
@@ -320,7 +320,7 @@ def run(
         with _compiling(window, state, rescued) if i == first else free:
           with rescued(lambda: keep(True)):
             batch = next(batches)
-          tick()
+          heartbeat()
           state, metrics = step(state, frozen, batch)
         if pending is not None:
           fetch(*pending)

@@ -103,8 +103,8 @@ def create(
   Args:
     batch: abstract or real; only shapes and dtypes are used.
   """
-  goal = abstract(task, optimizer, batch, layout, with_ema=with_ema)
-  shardings = jax.tree.map(lambda x: x.sharding, goal)
+  abstract_state = abstract(task, optimizer, batch, layout, with_ema=with_ema)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
   init = jax.jit(
     lambda key: _init(task, optimizer, batch, key, with_ema),
     out_shardings=shardings,
@@ -116,7 +116,10 @@ def create(
 
 
 def start_from(
-  params: Params, optimizer: optax.GradientTransformation, goal: TrainState, seed: int
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  abstract_state: TrainState,
+  seed: int,
 ) -> TrainState:
   """A fresh state around parameters at hand, which are donated.
 
@@ -124,9 +127,9 @@ def start_from(
     goal: the abstract state, from `abstract`.
   """
   make = jax.jit(
-    lambda params, key: _around(params, optimizer, key, goal.ema is not None),
+    lambda params, key: _around(params, optimizer, key, abstract_state.ema is not None),
     donate_argnums=0,
-    out_shardings=jax.tree.map(lambda x: x.sharding, goal),
+    out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state),
   )
   return make(params, jax.random.key(seed))
 

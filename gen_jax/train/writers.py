@@ -1,6 +1,6 @@
 """Where numbers go: the terminal, metrics.jsonl and TensorBoard (no TensorFlow).
 
-Pictures that an evaluator yields go into samples/ and nowhere else.
+Images that an evaluator yields go into samples/ and nowhere else.
 """
 
 import contextlib
@@ -93,12 +93,12 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
 
 
 def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
-  """What of an evaluation is no picture."""
+  """What of an evaluation is no image."""
   return {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
 
 
-class Pictures:
-  """samples/NAME_STEP.png: the pictures of each evaluation on one sheet.
+class ImageFiles:
+  """samples/NAME_STEP.png: the images of each evaluation on one sheet.
 
   Opened after step i it first drops those beyond i: the run draws them again.
 
@@ -127,7 +127,7 @@ class Pictures:
 
 
 def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-  """What `Pictures` has written, and at which steps, in order."""
+  """What `Images` has written, and at which steps, in order."""
   paths = sorted((workdir / "samples").glob("*_????????.png"))
   steps = [path.stem[-8:] for path in paths]
   return [(p, int(s)) for p, s in zip(paths, steps, strict=True) if s.isdecimal()]

@@ -111,7 +111,7 @@ NASTY = {
     "data.source",
     "task.model.tied_head",
     "task.model.rotary",
-    "task.model.attend",
+    "task.model.attention_impl",
     "evaluators.gzip",
     "mesh",
     "train",
@@ -208,8 +208,8 @@ def test_every_key_is_listed_with_its_range_default_and_meaning(call):
   }
   peak = found["optimizer.learning_rate.peak"]
   assert peak["wanted"] == "a number at least 0 and finite" and "default" not in peak
-  assert "how attention is computed" in found["task.model.attend"]["meaning"]
-  assert "chunked" in found["task.model.attend"]["wanted"]
+  assert "how attention is computed" in found["task.model.attention_impl"]["meaning"]
+  assert "chunked" in found["task.model.attention_impl"]["wanted"]
   config = config_args.load(SMOKE)
   plain = {"name", "evaluators", "init_from", "adapter", "mesh.rules"}
   unlisted = {k for k in workdir.flat(config) if k.split(".")[-1] not in plain}

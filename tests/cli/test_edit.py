@@ -19,17 +19,17 @@ def read(folder, mask=None, outpaint=None, channels=3):
     Image.fromarray(mask).save(folder / "mask.png")
     mask = folder / "mask.png"
   args = argparse.Namespace(image=folder / "image.png", mask=mask, outpaint=outpaint)
-  return edit._picture(args, channels)
+  return edit._image(args, channels)
 
 
 def test_what_changes(tmp_path):
   assert read(tmp_path)[1].all()
   np.testing.assert_array_equal(read(tmp_path, LEFT)[1], LEFT)
-  picture, change = read(tmp_path, outpaint="0,1,2,0")
-  assert picture.shape == (5, 8, 3) and not change[1:, :6].any()
+  image, change = read(tmp_path, outpaint="0,1,2,0")
+  assert image.shape == (5, 8, 3) and not change[1:, :6].any()
   assert change.sum() == 5 * 8 - 4 * 6
-  picture, change = read(tmp_path, LEFT, "0,0,1,0", channels=1)
-  assert picture.shape == (4, 7, 1) and change.sum() == LEFT.sum() + 4
+  image, change = read(tmp_path, LEFT, "0,0,1,0", channels=1)
+  assert image.shape == (4, 7, 1) and change.sum() == LEFT.sum() + 4
   assert read(tmp_path, ~LEFT & LEFT, "0,0,1,0")[1].sum() == 4
 
 

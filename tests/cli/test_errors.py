@@ -186,10 +186,14 @@ OVERRIDES = [
   ),
   (TEXT, "data.length=64", ["data.length=64", "at most", "max_length=32"]),
   (TEXT, "data.source=digits", ["no text", "stdlib, files, jsonl, tfds_text"]),
-  (IMAGES, "data.source=pydoc", ["no pictures", "digits, emoji", "image_folder, npz"]),
+  (IMAGES, "data.source=pydoc", ["no images", "digits, emoji", "image_folder, npz"]),
   (TEXT, "sampling=image", ["language_model needs sampling.name=text"]),
   (TEXT, "data.source=image_folder", ["data.source 'image_folder' needs directory"]),
-  (TEXT, "task.model.attend=splash", ["lengths divisible by 128, got 16", "chunked"]),
+  (
+    TEXT,
+    "task.model.attention_impl=splash",
+    ["lengths divisible by 128, got 16", "chunked"],
+  ),
   (TEXT, "task.model.head_chunk=7", ["head_chunk=7 must divide the length, 16"]),
   (TEXT, "task.model.num_heads=0", ["num_heads=0 must be at least 1"]),
   (TEXT, "task.model.width=30", ["width=30", "num_heads=4", "try width"]),
@@ -323,7 +327,7 @@ NPZ = dict(name="npz", path="{}/a.npz")
       FOLDER,
       ["b.png is not a readable image"],
     ),
-    ({"a.jpg": b"not a picture"}, FOLDER, ["a.jpg is not a readable image"]),
+    ({"a.jpg": b"not an image"}, FOLDER, ["a.jpg is not a readable image"]),
     (
       {"a.png": _png(), "b.png": _png(), "a.txt": b"red"},
       FOLDER,
@@ -494,8 +498,8 @@ def test_only_exact_attention_may_be_exchanged(text_workdir, monkeypatch):
   """Overrides and a second `train` hold one rule; no kernel is named in it."""
   entry = build.Entry(lambda **keys: functools.partial(_soft_cap, **keys), _soft_cap,
                       ("query", "keyvalue", "mask"))  # fmt: skip
-  monkeypatch.setitem(build.TABLES["attend"], "soft_cap", entry)
-  key = "task.model.attend"
+  monkeypatch.setitem(build.TABLES["attention_impl"], "soft_cap", entry)
+  key = "task.model.attention_impl"
   chunked = workdir.read_config(text_workdir, [(key, "chunked"), (f"{key}.chunk", "4")])
   with workdir.claim(text_workdir, chunked):
     pass
@@ -621,8 +625,8 @@ LONG = "word " * 40
     ("--checkpoint newest", ["'newest'", "best, latest or a step"]),
     ("--checkpoint 7", ["no checkpoint at step 7", "there are: [0, 2]"]),
     ("--weights emma", ["'emma'", "did you mean 'ema'?"]),
-    ("--num_steps 5", ["--num_steps is for pictures", "--temperature"]),
-    ("--sampler ddim", ["--sampler is for pictures", "--top_p"]),
+    ("--num_steps 5", ["--num_steps is for images", "--temperature"]),
+    ("--sampler ddim", ["--sampler is for images", "--top_p"]),
     (f"--out {__file__}", [f"cannot write to {__file__}", "another --out"]),
   ],
 )
@@ -640,8 +644,8 @@ def test_prompts(refuse, text_workdir, tmp_path):
 
 
 def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
-  def zeros(manager, goal, **_):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), goal), 0
+  def zeros(manager, abstract, **_):
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract), 0
 
   monkeypatch.setattr(checkpoint, "restore_weights", zeros)
   says = [LONG, "tokens", "the text encoder reads 12: shorten it"]
@@ -666,7 +670,7 @@ def test_caption(refuse, image_workdir, tmp_path, monkeypatch):
     ("--grid {'name':'leading','first':1.5}", ["grid.first=1.5 must be in (0, 1]"]),
   ],
 )
-def test_sampling_pictures(refuse, image_workdir, flags, says):
+def test_sampling_images(refuse, image_workdir, flags, says):
   refuse("sample", "--workdir", image_workdir, *flags.split(), says=says)
   assert not (image_workdir / "samples").exists()
 

@@ -92,12 +92,12 @@ def token(monkeypatch):
   monkeypatch.setenv(rendezvous.TOKEN, "of this run")
 
 
-def roll(port, number, *reports, secs=10.0, workdir=pathlib.Path("/none")):
+def group(port, number, *reports, secs=10.0, workdir=pathlib.Path("/none")):
   """What each of the processes that start gets to hear: a roll or an error."""
 
   def call(index, facts):
     try:
-      return hosts.call_roll(
+      return hosts.rendezvous_of(
         hosts.Place(("localhost", port), number, index), facts, secs, workdir
       )
     except types.InputError as error:
@@ -108,7 +108,7 @@ def roll(port, number, *reports, secs=10.0, workdir=pathlib.Path("/none")):
 
 
 def test_all_are_there_and_process_0_goes_first(port):
-  rolls = roll(port, 3, (2, {}), (1, {}), (0, {}))
+  rolls = group(port, 3, (2, {}), (1, {}), (0, {}))
   assert [r.process_id for r in rolls] == [2, 1, 0]
   assert all(len(r.hosts) == 3 for r in rolls)
   order = []
@@ -127,13 +127,13 @@ def test_all_are_there_and_process_0_goes_first(port):
 
 def test_those_who_are_missing_are_named(port, monkeypatch):
   monkeypatch.setenv("GEN_JAX_HOSTS", "a,b,c,d")
-  told = roll(port, 4, (0, {}), (2, {}), secs=1.0)
+  told = group(port, 4, (0, {}), (2, {}), secs=1.0)
   message = f"process 1 (b), 3 (d) of 4 did not come to localhost:{port} within 1 s"
   assert all(text.startswith(message) for text in told)
 
 
 def test_process_0_is_missed_by_its_address(port):
-  (text,) = roll(port, 2, (1, {}), secs=0.5)
+  (text,) = group(port, 2, (1, {}), secs=0.5)
   assert text.startswith(f"process 0 of 2 did not answer at localhost:{port} within")
 
 
@@ -175,11 +175,11 @@ def test_strangers_are_not_believed_and_hold_up_nobody(port, kind, ends):
         connection.sendall(STRANGERS[kind])
       if ends:
         connection.close()
-    return roll(port, 2, (1, {}))
+    return group(port, 2, (1, {}))
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     begin, other = time.monotonic(), pool.submit(strangers)
-    (first,) = roll(port, 2, (0, {}))
+    (first,) = group(port, 2, (0, {}))
     (second,) = other.result()
   assert time.monotonic() - begin < 4.0
   for r in (first, second):
@@ -195,10 +195,10 @@ def test_a_flood_is_held_off(port):
     contextlib.ExitStack() as stack,
     concurrent.futures.ThreadPoolExecutor(1) as pool,
   ):
-    first = pool.submit(roll, port, 2, (0, {}))
+    first = pool.submit(group, port, 2, (0, {}))
     for _ in range(300):
       stack.enter_context(connect(port))
-    told = roll(port, 2, (1, {}))
+    told = group(port, 2, (1, {}))
     for r in (*told, *first.result()):
       assert len(r.hosts) == 2
       r.end()
@@ -220,7 +220,7 @@ def test_nobody_who_lacks_the_token_is_process_0(port):
 
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     pool.submit(impostor)
-    (text,) = roll(port, 2, (1, {}), secs=1.5)
+    (text,) = group(port, 2, (1, {}), secs=1.5)
   assert text.startswith("process 0 of 2 did not answer") and len(heard) == 2
   assert b"of this run" not in b"".join(heard)  # the token itself is not sent
 
@@ -237,7 +237,7 @@ def test_the_workdir_carries_the_token_for_as_long_as_it_is_needed(
   assert not any(tmp_path.iterdir())  # what it made is taken away
   workdir.mkdir(parents=True)
   (workdir / rendezvous._FILE).write_text("of a run that was killed")
-  rolls = roll(port, 3, (2, {}), (0, {}), (1, {}), workdir=workdir)
+  rolls = group(port, 3, (2, {}), (0, {}), (1, {}), workdir=workdir)
   assert all(len(r.hosts) == 3 for r in rolls)
   assert not any(workdir.iterdir())
   for r in rolls:
@@ -249,7 +249,7 @@ def test_another_workdir_is_not_this_run(port, tmp_path, monkeypatch):
   monkeypatch.setattr(hosts, "_SHARED_SECS", 0.3)
 
   def call(index):
-    return roll(port, 2, (index, {}), secs=1.0, workdir=tmp_path / str(index))[0]
+    return group(port, 2, (index, {}), secs=1.0, workdir=tmp_path / str(index))[0]
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     first, second = pool.map(call, range(2))
@@ -285,18 +285,18 @@ def test_a_name_that_is_loopback_here_alone_is_not_where_others_come(port, monke
 
 def test_a_port_that_is_taken_is_named(port):
   with socket.create_server(("localhost", port)):
-    (text,) = roll(port, 2, (0, {}), secs=0.5)
+    (text,) = group(port, 2, (0, {}), secs=0.5)
   assert text.startswith(f"--coordinator: process 0 cannot listen on port {port}")
 
 
 def test_another_config_is_refused_everywhere_and_names_the_key(port):
-  told = roll(port, 2, (0, {"config seed": "0"}), (1, {"config seed": "7"}))
+  told = group(port, 2, (0, {"config seed": "0"}), (1, {"config seed": "7"}))
   assert told[0] == told[1]
   assert "has another config seed: 7, process 0" in told[0]
 
 
 def test_a_number_given_twice_is_refused(port):
-  told = roll(port, 3, (0, {}), (1, {}), (1, {}))
+  told = group(port, 3, (0, {}), (1, {}), (1, {}))
   assert told[0] == told[1] == told[2] and "process 1" in told[0]
   assert "is there twice" in told[0]
 

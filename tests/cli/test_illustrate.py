@@ -15,7 +15,7 @@ from tests.convert import test_stable_diffusion as tiny
 
 
 def sheet(path):
-  """(rows, columns) of a sheet of 8x8 pictures, each 8 times as wide, and lines."""
+  """(rows, columns) of a sheet of 8x8 images, each 8 times as wide, and lines."""
   with Image.open(path) as image:
     return image.height // (9 * 8), image.width // (9 * 8)
 
@@ -32,7 +32,7 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
     "samplers": (1, 2),
     "attention": (2, 4),
   }
-  writers.Pictures(digits_workdir, 0, sheets.save_sheet).write(
+  writers.ImageFiles(digits_workdir, 0, sheets.save_sheet).write(
     1500, {"samples": np.zeros((1, 3, 8, 8, 1), np.uint8)}
   )
   page = tmp_path / "page.html"
@@ -47,7 +47,7 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
 
 
 def test_an_autoencoder(call, vae_workdir):
-  """The picture, its reconstruction, sixteen channels, and these as a colour."""
+  """The image, its reconstruction, sixteen channels, and these as a colour."""
   outcome = call("illustrate", "--workdir", vae_workdir, "--json")
   assert outcome.code == 0, outcome
   figures = json.loads(outcome.out.splitlines()[-1])["figures"]

@@ -1,4 +1,4 @@
-"""From a model of pictures to one of instructions, and an edit by it, by command."""
+"""From a model of images to one of instructions, and an edit by it, by command."""
 
 import json
 
@@ -20,7 +20,7 @@ SMALL = {"task.unet.multipliers": (1,), "task.unet.attention_levels": ()}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-  """A model of the same pictures without a condition: random weights at step 2."""
+  """A model of the same images without a condition: random weights at step 2."""
   path = tmp_path_factory.mktemp("base") / "run"
   experiment = conftest._claim(
     path,
@@ -36,8 +36,8 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-  """The first picture of the validation split, on disk."""
+def image(tmp_path_factory):
+  """The first image of the validation split, on disk."""
   path = tmp_path_factory.mktemp("pictures") / "before.png"
   pair = source.Shapes(num=64, num_validation=8, side=16).edits("validation")[0]
   Image.fromarray(pair["before"]).save(path)
@@ -45,10 +45,8 @@ def picture(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_an_instruction_model_starts_as_its_base_and_edits(
-  base, picture, tmp_path, call
-):
-  path, pair = picture
+def test_an_instruction_model_starts_as_its_base_and_edits(base, image, tmp_path, call):
+  path, pair = image
   start = f"--config.init_from.workdir={base}"
   still = "--config.optimizer.learning_rate.peak=0.0"
   home = tmp_path / "edit"

@@ -48,7 +48,7 @@ def test_a_plan_is_data(call):
     (["--topology", "v5e:2x4", "--images", "5"], ["tokens", "--tokens"]),
     (["--topology", "v5e:2x4", "--search", "--limit", "0"], ["--limit=0"]),
     (["--topology", "v5e:2x4", "--price", "-1"], ["--price=-1"]),
-    (["--topology", "v5e:2x4", "--picture", "a.png"], ["--picture", "--search"]),
+    (["--topology", "v5e:2x4", "--figure", "a.png"], ["--figure", "--search"]),
   ],
 )
 def test_what_cannot_be_is_said_in_a_line(call, words, parts):
@@ -87,7 +87,7 @@ def test_without_the_right_libtpu_a_plan_says_which(call, monkeypatch, version, 
 def test_search_ranks_what_fits_and_draws_it(call, tmp_path):
   outcome = call(
     *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),
-    *("--search", "--limit", "2", "--picture", tmp_path / "plans.png", "--quick"),
+    *("--search", "--limit", "2", "--figure", tmp_path / "plans.png", "--quick"),
     "--json",
   )
   assert outcome.code == 0, outcome.err

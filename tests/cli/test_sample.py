@@ -110,7 +110,7 @@ def test_a_prompt_over_the_context_leaves_nothing(refuse, text_workdir):
   assert not (text_workdir / "samples").exists()
 
 
-def test_switches_of_text_are_refused_for_pictures(refuse, image_workdir):
+def test_switches_of_text_are_refused_for_images(refuse, image_workdir):
   refuse("sample", "--workdir", image_workdir, "--chat", says=["--chat is for text"])
 
 
@@ -155,10 +155,10 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
 
 
 def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatch):
-  make = experiment.Experiment.generator
+  make = experiment.Experiment.image_generator
   monkeypatch.setattr(
     experiment.Experiment,
-    "generator",
+    "image_generator",
     lambda self: dataclasses.replace(make(self), batch_size=2),
   )
   words = ("sample", "--workdir", digits_workdir, "--num_steps", "2", "--num", "5")

@@ -171,8 +171,8 @@ def test_weights_that_do_not_read_back_are_no_import(
   """A disk that keeps other bytes than it was given."""
   restore = checkpoint.restore_weights
 
-  def other(manager, goal):
-    params, step = restore(manager, goal)
+  def other(manager, abstract):
+    params, step = restore(manager, abstract)
     params["embed"]["table"] = params["embed"]["table"].at[3, 3].multiply(-1.0)
     return params, step
 

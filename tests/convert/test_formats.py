@@ -26,9 +26,9 @@ def read(folder, **changes):
   """(model, parameters) of a folder."""
   architecture, block, tensors, biasless = huggingface.open_model(folder)
   model = build.build("model", {**block, **changes})
-  goal = golden.abstract(model)
-  places = huggingface.match(tensors, architecture, goal, biasless)
-  return model, huggingface.load(places, goal)
+  abstract = golden.abstract(model)
+  places = huggingface.match(tensors, architecture, abstract, biasless)
+  return model, huggingface.load(places, abstract)
 
 
 def change(folder, **keys):

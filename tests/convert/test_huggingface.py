@@ -19,20 +19,20 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 
 
-def abstract(model, **mesh):
+def abstract_params(model, **mesh):
   task = tiny.lm.LanguageModel(model, np.zeros(model.config.vocab_size, np.int32))
   layout = sharding.make_layout(**mesh)
   batch = {"inputs": jax.ShapeDtypeStruct((8, 4), np.int32)}
-  goal = states.abstract(task, optax.identity(), batch, layout, with_ema=False)
-  return goal.params
+  abstract = states.abstract(task, optax.identity(), batch, layout, with_ema=False)
+  return abstract.params
 
 
 def load(name, scan_layers=False, **mesh):
   architecture, block, tensors, biasless = huggingface.open_model(GOLDEN / name)
   model = build.build("model", {**block, "scan_layers": scan_layers})
-  goal = abstract(model, **mesh)
-  places = huggingface.match(tensors, architecture, goal, biasless)
-  return architecture, model, huggingface.load(places, goal)
+  abstract = abstract_params(model, **mesh)
+  places = huggingface.match(tensors, architecture, abstract, biasless)
+  return architecture, model, huggingface.load(places, abstract)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -98,9 +98,9 @@ def test_there_and_back_is_the_identity(golden, tmp_path):
   assert again is architecture and build.build("model", block).config.use_bias == (
     model.config.use_bias
   )
-  goal = abstract(build.build("model", block))
+  abstract = abstract_params(build.build("model", block))
   back = huggingface.load(
-    huggingface.match(tensors, architecture, goal, biasless), goal
+    huggingface.match(tensors, architecture, abstract, biasless), abstract
   )
   assert tree.sha256(back) == tree.sha256(params)
   assert architecture.write(build.build("model", block).config) == foreign
@@ -125,18 +125,20 @@ def test_scanned_and_sharded_are_the_same(name, mesh):
   _, _, params = load(name)
   _, model, stacked = load(name, scan_layers=True, **mesh)
   assert tree.sha256(transformer.stack(params)) == tree.sha256(stacked)
-  goal = abstract(model, **mesh)
-  same = jax.tree.map(lambda x, y: x.sharding == y.sharding, stacked, goal)
+  abstract = abstract_params(model, **mesh)
+  same = jax.tree.map(lambda x, y: x.sharding == y.sharding, stacked, abstract)
   assert all(jax.tree.leaves(same))
 
 
 def test_parts_are_views():
   """Else every shard would read the whole tensor."""
   architecture, _, tensors, _ = huggingface.open_model(GOLDEN / "gpt2")
-  goal = abstract(build.build("model", huggingface.open_model(GOLDEN / "gpt2")[1]))
-  for path, (row, tensor) in huggingface.match(tensors, architecture, goal).items():
+  abstract = abstract_params(
+    build.build("model", huggingface.open_model(GOLDEN / "gpt2")[1])
+  )
+  for path, (row, tensor) in huggingface.match(tensors, architecture, abstract).items():
     view = tensor.view()
-    shape = huggingface.unrolled_shapes(goal)[path]
+    shape = huggingface.unrolled_shapes(abstract)[path]
     assert np.shares_memory(row.part(view, path, shape), view), path
 
 

@@ -21,21 +21,23 @@ FILES = ("lora_diffusers", "lora_kohya")
 def base():
   """The tiny v1: its networks, places of its weights, shapes, and expected outputs."""
   opened = diffusers.open_folder(V1)
-  goal, models = tiny.abstract(opened), opened.models()
+  abstract, models = tiny.abstract(opened), opened.models()
   places = {
-    name: stable_diffusion.match(model, opened.tensors[name], goal[name], opened.column)
+    name: stable_diffusion.match(
+      model, opened.tensors[name], abstract[name], opened.column
+    )
     for name, model in models.items()
   }
   with np.load(V1 / "expected.npz") as one, np.load(V1 / "expected_lora.npz") as two:
     expected = {**one, **two}
-  return tiny.modules(opened.task), places, models, goal, expected
+  return tiny.modules(opened.task), places, models, abstract, expected
 
 
 def load(base, file, scale):
   """Weights with a file merged."""
-  _, places, models, goal, _ = base
-  merged = lora_files.merge(file, scale, places, models, goal)
-  return {name: huggingface.load(merged[name], goal[name]) for name in goal}
+  _, places, models, abstract, _ = base
+  merged = lora_files.merge(file, scale, places, models, abstract)
+  return {name: huggingface.load(merged[name], abstract[name]) for name in abstract}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -52,16 +54,16 @@ def test_both_spellings_do_what_diffusers_does(base, name):
 
 
 def test_scale_0_is_the_base_and_files_add_up(base):
-  _, places, models, goal, _ = base
-  plain = huggingface.load(places["unet"], goal["unet"])
+  _, places, models, abstract, _ = base
+  plain = huggingface.load(places["unet"], abstract["unet"])
   none = load(base, V1 / "lora_kohya.safetensors", 0.0)["unet"]
   kernel = lambda p: np.asarray(p["down_0_0"]["conv_in"]["kernel"])  # noqa: E731
   np.testing.assert_array_equal(kernel(none), kernel(plain))
   twice = places
   for scale in (0.3, 0.4):
     file = V1 / "lora_kohya.safetensors"
-    twice = lora_files.merge(file, scale, twice, models, goal)
-  twice = huggingface.load(twice["unet"], goal["unet"])
+    twice = lora_files.merge(file, scale, twice, models, abstract)
+  twice = huggingface.load(twice["unet"], abstract["unet"])
   once = load(base, V1 / "lora_kohya.safetensors", 0.7)["unet"]
   assert np.abs(kernel(once) - kernel(plain)).max() > 0.01
   np.testing.assert_allclose(kernel(twice), kernel(once), atol=1e-6)

@@ -45,33 +45,33 @@ def modules(task):
   return {name: build.build(name, block) for name, block in blocks.items()}
 
 
-def abstract(opened):
+def abstract_params(opened):
   """Shapes of all three networks, on one device."""
   width = opened.task["text_encoder"]["width"]
   at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  goal = {}
+  abstract = {}
   for name, module in modules(opened.task).items():
     inputs = INPUTS[name](module.config, width)
     boxed = jax.eval_shape(
       lambda k, m=module, i=inputs: m.init(k, *i), jax.random.key(0)
     )
-    goal[name] = jax.tree.map(
+    abstract[name] = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
       sharding.unbox(boxed["params"]),
     )
-  return goal
+  return abstract
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def golden(request):
   opened = diffusers.open_folder(GOLDEN / request.param)
-  goal = abstract(opened)
+  abstract = abstract_params(opened)
   params = {}
   for name, model in opened.models().items():
     places = stable_diffusion.match(
-      model, opened.tensors[name], goal[name], opened.column
+      model, opened.tensors[name], abstract[name], opened.column
     )
-    params[name] = huggingface.load(places, goal[name])
+    params[name] = huggingface.load(places, abstract[name])
   with np.load(GOLDEN / request.param / "expected.npz") as file:
     return opened, modules(opened.task), params, dict(file)
 
@@ -108,7 +108,7 @@ def test_autoencoder(golden):
   _, nets, params, expected = golden
   variables = {"params": params["autoencoder"]}
   net = nets["autoencoder"]
-  posterior = net.apply(variables, expected["picture"], method="encode")
+  posterior = net.apply(variables, expected["image"], method="encode")
   close(posterior.mean, expected["mean"], 1e-5)
   close(posterior.std, expected["std"], 1e-5)
   close(net.apply(variables, expected["z"], method="decode"), expected["decoded"], 1e-5)
@@ -118,13 +118,13 @@ def test_attention_in_chunks_is_the_same_model(golden):
   """No new parameters, and the goldens hold."""
   opened, _, params, expected = golden
   chunked = {"name": "chunked", "chunk": 7}
-  attention = {**opened.task["unet"]["attention"], "attend": chunked}
+  attention = {**opened.task["unet"]["attention"], "attention_impl": chunked}
   net = build.build("unet", {**opened.task["unet"], "attention": attention})
   t = jnp.float32((expected["timesteps"] + 1) / 1000.0)
   apply = jax.jit(lambda p: net.apply({"params": p}, expected["x"], t, states))
   states = expected["states"]
   close(apply(params["unet"]), expected["out"], 1e-4)
-  block = {**opened.task["codec"]["autoencoder"], "attend": chunked}
+  block = {**opened.task["codec"]["autoencoder"], "attention_impl": chunked}
   net = build.build("autoencoder", block)
   apply = jax.jit(lambda p: net.apply({"params": p}, expected["z"], method="decode"))
   close(apply(params["autoencoder"]), expected["decoded"], 1e-5)
@@ -231,18 +231,18 @@ def test_single_file_has_the_names_of_the_original_code():
   """What diffusers' own converter makes of our names of the file."""
   names = json.loads((GOLDEN / "single_file.json").read_text())
   opened = diffusers.open_folder(GOLDEN / "v1")
-  goal = abstract(opened)
+  abstract = abstract_params(opened)
   for part, model in opened.models().items():
     pairs = {}
     for column in (stable_diffusion.FILE, stable_diffusion.FOLDER):
-      for name, (row, _) in model.rows(goal[part], column).items():
+      for name, (row, _) in model.rows(abstract[part], column).items():
         pairs.setdefault(row.paths, []).append(name)
     assert dict(sorted(pairs.values())) == names[part]
 
 
 @pytest.fixture(scope="module")
 def draw(imported, tmp_path_factory):
-  """Pictures [N, H, W, C] of two steps each."""
+  """Images [N, H, W, C] of two steps each."""
 
   def run_it(*more):
     out = tmp_path_factory.mktemp("drawn")
@@ -259,36 +259,36 @@ def drawn(draw):
   return draw("--prompt", "wow 42", "--num", 2)
 
 
-def test_pictures_are_drawn(drawn):
+def test_images_are_drawn(drawn):
   assert drawn.shape == (4, 16, 16, 3)
   first, other, *_ = drawn
   assert np.abs(first - other).max() > 1  # each has noise of its own
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-  """A picture, and a mask whose right half is to be drawn anew."""
+def image(tmp_path_factory):
+  """An image, and a mask whose right half is to be drawn anew."""
   home = tmp_path_factory.mktemp("input")
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-  Image.fromarray(pixels).save(home / "picture.png")
+  Image.fromarray(pixels).save(home / "image.png")
   mask = np.repeat(np.arange(16)[None] >= 8, 16, 0)
   Image.fromarray(np.uint8(255 * mask)).save(home / "mask.png")
   Image.fromarray(np.uint8(255 * mask[:8])).save(home / "short.png")
-  (home / "text.png").write_text("no picture")
+  (home / "text.png").write_text("no image")
   return home
 
 
-def edit_words(imported, picture, *more):
-  words = ("edit", "--workdir", imported / "w", "--image", picture / "picture.png")
+def edit_words(imported, image, *more):
+  words = ("edit", "--workdir", imported / "w", "--image", image / "image.png")
   return (*words, "--num_steps", 2, "--prompt", "apple", *more)
 
 
-def test_a_masked_edit_changes_nothing_outside_the_mask(imported, picture, tmp_path):
-  words = edit_words(imported, picture, "--mask", picture / "mask.png")
+def test_a_masked_edit_changes_nothing_outside_the_mask(imported, image, tmp_path):
+  words = edit_words(imported, image, "--mask", image / "mask.png")
   result = run(*words, "--out", tmp_path / "out")
   before, after = (
     np.asarray(Image.open(p))
-    for p in (picture / "picture.png", result["samples"][0]["path"])
+    for p in (image / "image.png", result["samples"][0]["path"])
   )
   np.testing.assert_array_equal(after[:, :8], before[:, :8])
   assert (after[:, 8:] != before[:, 8:]).any()
@@ -296,24 +296,22 @@ def test_a_masked_edit_changes_nothing_outside_the_mask(imported, picture, tmp_p
   assert record["strength"] == 1.0 and len(record["sha256"]) == 64
 
 
-def test_an_edit_of_a_changed_file_is_drawn_again(imported, picture, tmp_path):
+def test_an_edit_of_a_changed_file_is_drawn_again(imported, image, tmp_path):
   """The names of image and mask are the same, what is in them is not."""
-  for name in ("picture.png", "mask.png"):
-    shutil.copyfile(picture / name, tmp_path / name)
+  for name in ("image.png", "mask.png"):
+    shutil.copyfile(image / name, tmp_path / name)
   words = edit_words(imported, tmp_path, "--mask", tmp_path / "mask.png")
 
   def drawn():
     path = run(*words, "--out", tmp_path / "out")["samples"][0]["path"]
-    return np.asarray(Image.open(path)), np.asarray(
-      Image.open(tmp_path / "picture.png")
-    )
+    return np.asarray(Image.open(path)), np.asarray(Image.open(tmp_path / "image.png"))
 
   drawn()
   mask = Image.open(tmp_path / "mask.png").transpose(Image.Transpose.ROTATE_180)
   mask.save(tmp_path / "mask.png")
   after, before = drawn()
   np.testing.assert_array_equal(after[:, 8:], before[:, 8:])
-  Image.fromarray(255 - before).save(tmp_path / "picture.png")
+  Image.fromarray(255 - before).save(tmp_path / "image.png")
   after, before = drawn()
   np.testing.assert_array_equal(after[:, 8:], before[:, 8:])
 
@@ -336,16 +334,16 @@ def test_an_edit_of_a_changed_file_is_drawn_again(imported, picture, tmp_path):
     (("--vary", "0.2"), "is for --invert"),
   ],
 )
-def test_an_edit_that_cannot_be_is_refused(imported, picture, tmp_path, more, named):
-  more = [picture / word if word.endswith(".png") else word for word in more]
+def test_an_edit_that_cannot_be_is_refused(imported, image, tmp_path, more, named):
+  more = [image / word if word.endswith(".png") else word for word in more]
   with pytest.raises(types.InputError, match=named):
-    run(*edit_words(imported, picture, *more, "--out", tmp_path / "out"))
+    run(*edit_words(imported, image, *more, "--out", tmp_path / "out"))
   assert not (tmp_path / "out").exists()
 
 
-def test_inversion_by_command(imported, picture, tmp_path):
+def test_inversion_by_command(imported, image, tmp_path):
   """Without --prompt it is drawn for what it shows; the laws are in test_flow."""
-  words = ("edit", "--workdir", imported / "w", "--image", picture / "picture.png")
+  words = ("edit", "--workdir", imported / "w", "--image", image / "image.png")
   words = (*words, "--num_steps", 2, "--invert", "apple", "--vary", 0.5)
   result = run(*words, "--out", tmp_path)
   record = json.loads((tmp_path / "prompts.json").read_text())
@@ -353,7 +351,7 @@ def test_inversion_by_command(imported, picture, tmp_path):
   assert [sample["prompt"] for sample in result["samples"]] == ["apple"]
 
 
-def test_interpolation_begins_and_ends_with_the_two_pictures(draw, drawn):
+def test_interpolation_begins_and_ends_with_the_two_images(draw, drawn):
   path = draw("--prompt", "wow 42", "--interpolate", 3)
   assert len(path) == 3
   assert np.abs(path[[0, 2]] - drawn[[0, 3]]).max() <= 1
@@ -364,7 +362,7 @@ def test_interpolation_begins_and_ends_with_the_two_pictures(draw, drawn):
 
 @pytest.fixture(scope="module")
 def instructed(tmp_path_factory):
-  """The tiny v1, widened for a picture as in tools/make_picture_golden.py."""
+  """The tiny v1, widened for an image as in tools/make_image_golden.py."""
   home = tmp_path_factory.mktemp("instructed")
   shutil.copytree(GOLDEN / "v1", home / "from")
   edit("unet/config.json", in_channels=8)(home / "from")
@@ -379,7 +377,7 @@ def instructed(tmp_path_factory):
 
 
 def test_instructions_are_followed_as_by_diffusers(instructed):
-  """Two steps with both scales: the picture's code is neither drawn nor scaled."""
+  """Two steps with both scales: the image's code is neither drawn nor scaled."""
   home = instructed / "w"
   words = tokenizers.load(home / "tokenizer")
   opened = trained.open_trained(home, workdir.read_config(home), "latest", "raw")
@@ -396,7 +394,7 @@ def test_instructions_are_followed_as_by_diffusers(instructed):
 
   @jax.jit
   def draw(params, frozen):
-    extra = task.extra(frozen, {"before": expected["picture"]}, keys)
+    extra = task.extra(frozen, {"before": expected["image"]}, keys)
     denoise = tasks.guided(task, sampling, params, frozen, caption, None, extra)
     ddim, noise = samplers.ddim(task.schedule), expected["noise"]
     return samplers.sample(denoise, ddim, times, noise, keys)[0]

@@ -36,7 +36,7 @@ def test_it_computes_what_its_own_network_does(imported):
   apply = lambda method, x: net.apply({"params": weights}, x, method=method)  # noqa: E731
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
     expected = dict(file)
-  posterior = apply("encode", expected["picture"])
+  posterior = apply("encode", expected["image"])
   np.testing.assert_allclose(posterior.mean, expected["code"], atol=1e-5)
   assert not posterior.std.any()
   ours, theirs = apply("decode", expected["z"]), expected["decoded"]
@@ -70,9 +70,9 @@ def test_diffusion_works_in_its_latents(imported, tmp_path):
   with workdir.claim(tmp_path / "w", config):
     made = trained.with_frozen(experiment.make(config, None), tmp_path / "w")
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
-    picture, code, z, decoded = (file[k] for k in ("picture", "code", "z", "decoded"))
+    image, code, z, decoded = (file[k] for k in ("image", "code", "z", "decoded"))
   found = made.task.codec.encode(
-    made.frozen, picture, jax.random.split(jax.random.key(0))
+    made.frozen, image, jax.random.split(jax.random.key(0))
   )
   np.testing.assert_allclose(found, code, atol=1e-5)  # nothing is drawn or rescaled
   opened = trained.Opened(made, {}, 0, "raw")

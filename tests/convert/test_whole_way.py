@@ -29,11 +29,11 @@ def test_adapters_leave_by_export_and_come_back_by_import(tmp_path, call):
   changes = {f"task.model.{key}": value for key, value in SHAPE.items()}
   base = tmp_path / "base"
   experiment = conftest._claim(base, "configs/lm/llama.py", *changes.items())
-  goal = experiment.abstract_state(experiment.optimizer(1)[0])
+  abstract = experiment.abstract_state(experiment.optimizer(1)[0])
   draw = np.random.default_rng(0)
   state = jax.tree.map(
     lambda x: jax.device_put(draw.normal(0, 0.1, x.shape).astype(x.dtype), x.sharding),
-    goal,
+    abstract,
   )
   with checkpoint.open_manager(base) as manager:
     state = dataclasses.replace(state, step=state.step * 0)

@@ -20,7 +20,7 @@ def layer(x, w):
   return jnp.tanh(x @ w)
 
 
-def in_a_row(x, ws):
+def unscanned(x, ws):
   for w in ws:
     x = layer(x, w)
   return x
@@ -42,7 +42,7 @@ def network(run, trained, before, after, x):
 
 
 @pytest.mark.parametrize("wrap", [lambda fn: fn, jax.jit, jax.checkpoint])
-@pytest.mark.parametrize("run, first", [(in_a_row, 2), (scanned, 3)])
+@pytest.mark.parametrize("run, first", [(unscanned, 2), (scanned, 3)])
 def test_frozen_layers_cost_what_gradients_ask_of_them(run, first, wrap):
   """1 before the trained ones, then 2 (to weights) and 3, and 2 (to x) after them.
 

@@ -205,7 +205,7 @@ def test_context_turns_keys_and_sums_pieces_of_gradients(small, fsdp, context, c
     "mesh.fsdp": fsdp,
     "mesh.context": context,
     "task.model.num_layers": 2,
-    "task.model.attend": "ring",
+    "task.model.attention_impl": "ring",
     "task.model.head_chunk": chunk,
   }
   mesh = {"data": 1, "fsdp": fsdp, "tensor": 1, "context": context}
@@ -230,7 +230,7 @@ def test_splash_beside_context_gathers_keys_and_scatters_their_gradients(small):
   overrides = {
     **{f"mesh.{axis}": size for axis, size in mesh.items()},
     "task.model.num_layers": layers,
-    "task.model.attend": "splash",
+    "task.model.attention_impl": "splash",
     "task.model.max_length": length,
     "data.length": length,
   }
@@ -246,7 +246,7 @@ def test_attention_in_the_compilers_own_kernel_is_counted():
   """All that is traced, and once more the scores that a gradient needs: 2 S^2 D a row.
 
   The kernel makes its own, forwards and where a block is computed again. With less
-  than eight rows a device the compiler cuts pictures too, into pieces that overlap.
+  than eight rows a device the compiler cuts images too, into pieces that overlap.
   """
   topology, rows, side, width = chips.topology("v5e:2x2"), 32, 16, 32
   overrides = {

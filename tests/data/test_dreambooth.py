@@ -1,4 +1,4 @@
-"""DreamBooth: a few pictures among others of their kind, and what they count."""
+"""DreamBooth: a few images among others of their kind, and what they count."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from tests import tiny
 
 @pytest.fixture
 def folders(tmp_path):
-  """Three pictures of a thing, and ten of its kind as `gen-jax sample` leaves them."""
+  """Three images of a thing, and ten of its kind as `gen-jax sample` leaves them."""
   for name, num in (("thing", 3), ("kind", 10)):
     (tmp_path / name).mkdir()
     for i in range(num):
@@ -114,7 +114,7 @@ def test_the_thing_is_learned_and_with_its_kind_less_of_the_kind_forgotten(tmp_p
   of_kind = data(directory=str(tmp_path / "kind"), prompt="a dog", prior_directory=None)
   alone, both = data(prior_directory=None), data()
 
-  def judge(params):
+  def scorer(params):
     """Of the thing's prompt and of its kind's."""
     batches = (examples.batch(0, range(8)) for examples in (alone, of_kind))
     return [
@@ -126,7 +126,7 @@ def test_the_thing_is_learned_and_with_its_kind_less_of_the_kind_forgotten(tmp_p
   base = jax.jit(lambda key: sharding.unbox(task.init(key, batch)))(jax.random.key(0))
   base = tune(base, of_kind, 100)
   before, forgot, kept = (
-    judge(p) for p in (base, tune(base, alone, 40), tune(base, both, 40))
+    scorer(p) for p in (base, tune(base, alone, 40), tune(base, both, 40))
   )
   assert forgot[0] < 0.5 * before[0] and kept[0] < 0.5 * before[0]
   assert forgot[1] - before[1] > 2 * abs(kept[1] - before[1])

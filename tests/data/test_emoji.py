@@ -12,7 +12,7 @@ from gen_jax.data.emoji import source
 
 NAMES = [
   {"label": "red heart", "hexcode": "2764-FE0F", "tags": ["love", "red"]},
-  {"label": "no picture", "hexcode": "1F999"},
+  {"label": "no image", "hexcode": "1F999"},
   {"label": "waving hand", "hexcode": "1F44B"},
   *(
     {
@@ -28,7 +28,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """node_modules with both packages: a picture for all but one; half transparent."""
+  """node_modules with both packages: an image for all but one; half transparent."""
   root = tmp_path_factory.mktemp("npm") / "node_modules"
   for name, version in ((builder.PICTURES, "1.1.0"), (builder.NAMES, "17.0.0")):
     (root / name).mkdir(parents=True)
@@ -52,11 +52,11 @@ def examples(folder, tmp_path, split, **options):
   return {e["caption"]: e["image"] for e in made.examples(split)}
 
 
-def test_each_picture_has_its_name_in_one_split(folder, tmp_path):
+def test_each_image_has_its_name_in_one_split(folder, tmp_path):
   train, held = (examples(folder, tmp_path, s) for s in builder.SPLITS)
   assert not train.keys() & held.keys() and 0 < len(held) < 12
   both = {**train, **held}
-  assert both.keys() == {n["label"] for n in NAMES} - {"no picture"}
+  assert both.keys() == {n["label"] for n in NAMES} - {"no image"}
   for i, label in ((0, "red heart"), (1, "waving hand"), (5, "letter 3")):
     assert both[label].dtype == np.uint8
     assert (both[label][:4] == (200, i, 0)).all() and (both[label][4:] == 255).all()

@@ -16,7 +16,7 @@ def written(folder, num=6, sides=2):
   generator = np.random.default_rng(0)
   codes = generator.standard_normal((num, sides, 2, 2, 4)).astype(np.float16)
   for split in ("train", "validation"):
-    pairs = ((c.astype(np.float32), f"picture {i}") for i, c in enumerate(codes))
+    pairs = ((c.astype(np.float32), f"image {i}") for i, c in enumerate(codes))
     assert latents.write(folder / f"{split}.array_record", pairs) == num
   notes = {"mean": [0.5, 1.0], "std": [2.0, 3.0], "sha256": "a" * 64}
   names = ("train.array_record", "validation.array_record")
@@ -45,7 +45,7 @@ def test_round_trip(tmp_path):
   assert len(examples) == len(codes)
   for i in (4, 0, 5):  # random access
     np.testing.assert_array_equal(examples[i]["codes"], codes[i])
-    assert examples[i]["caption"] == f"picture {i}"
+    assert examples[i]["caption"] == f"image {i}"
   found = latents.Latents(str(tmp_path)).statistics()
   np.testing.assert_array_equal(found["std"], np.float32([2.0, 3.0]))
 

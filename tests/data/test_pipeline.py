@@ -165,7 +165,7 @@ def test_caption_is_cut_and_closed():
   assert mask.all()
 
 
-def test_pictures_are_cropped_in_the_middle_and_scaled():
+def test_images_are_cropped_in_the_middle_and_scaled():
   image = np.zeros((4, 8, 3), np.uint8)
   image[:, 2:6] = 255
   tokenizer = tokenizers.train_bpe(["ab"], 257)

@@ -11,7 +11,7 @@ from PIL import Image
 from gen_jax import types
 from gen_jax.data import datasets, edits, tokenizers
 from gen_jax.data.shapes import edits as shape_edits
-from gen_jax.data.shapes import judge, scenes, source
+from gen_jax.data.shapes import scenes, scorer, source
 from gen_jax.evaluation import metrics
 
 BYTES = tokenizers.train_bpe([], 257)
@@ -26,14 +26,14 @@ def scene_of(caption):
 
 
 @pytest.mark.parametrize("side", [24, 32, 64])
-def test_the_judge_reads_every_real_picture(side):
+def test_the_judge_reads_every_real_image(side):
   examples = source.Shapes(num=300, side=side).examples("train")
   wanted = [example["scene"] for example in examples]
-  pictures = np.stack([example["image"] for example in examples])
-  assert set(judge.accuracy(pictures, wanted).values()) == {1.0}
-  shaken = pictures + np.random.default_rng(0).normal(0, 8, pictures.shape)
+  images = np.stack([example["image"] for example in examples])
+  assert set(scorer.accuracy(images, wanted).values()) == {1.0}
+  shaken = images + np.random.default_rng(0).normal(0, 8, images.shape)
   shaken = np.clip(np.round(shaken), 0, 255).astype(np.uint8)
-  assert judge.accuracy(shaken, wanted)["prompt_accuracy"] == 1.0
+  assert scorer.accuracy(shaken, wanted)["prompt_accuracy"] == 1.0
 
 
 def test_captions_say_the_scene():
@@ -55,7 +55,7 @@ def test_covered_area(name, area):
 
 
 def test_accuracy_counts_what_is_wrong():
-  """Four pictures of two things each; in each of three one word of one thing is off."""
+  """Four images of two things each; in each of three one word of one thing is off."""
   thing = scenes.Thing("large", "red", "circle")
   wanted = {"left": thing, "top": thing}
   shown = [
@@ -64,8 +64,8 @@ def test_accuracy_counts_what_is_wrong():
     {**wanted, "left": thing._replace(shape="triangle")},
     {"left": thing, "bottom": thing._replace(size="small")},
   ]
-  pictures = np.stack([scenes.draw(scene, 24) for scene in shown])
-  assert judge.accuracy(pictures, [wanted] * 4) == {
+  images = np.stack([scenes.draw(scene, 24) for scene in shown])
+  assert scorer.accuracy(images, [wanted] * 4) == {
     "prompt_accuracy": 0.25,
     "prompt/place": 7 / 8,
     "prompt/size": 7 / 8,
@@ -75,10 +75,10 @@ def test_accuracy_counts_what_is_wrong():
 
 
 def test_what_is_like_nothing_is_read_as_such():
-  picture = np.full((24, 24, 3), 255, np.uint8)
-  assert judge.read(picture) == {}
-  picture[11:13, 9:16] = scenes.COLOURS["green"]  # a bar
-  assert judge.read(picture) == {"centre": ("", "green", "")}
+  image = np.full((24, 24, 3), 255, np.uint8)
+  assert scorer.read(image) == {}
+  image[11:13, 9:16] = scenes.COLOURS["green"]  # a bar
+  assert scorer.read(image) == {"centre": ("", "green", "")}
 
 
 def test_an_example_is_a_function_of_seed_and_index():
@@ -158,7 +158,7 @@ def test_an_edit_changes_no_other_pixel():
 def test_edit_figures_of_the_truth_and_of_a_copy():
   pairs = list(SHAPES.edits("validation"))
   before, after = (np.stack([p[name] for p in pairs]) for name in ("before", "image"))
-  read = SHAPES.edit_judge(pairs)
+  read = SHAPES.edit_scorer(pairs)
   assert set(read(after).values()) == {1.0}
   assert read(before) == {"edits/accuracy": 0, "edits/changed": 0, "edits/kept": 1}
   empty = read(np.full_like(after, 255))
@@ -191,7 +191,7 @@ def test_a_folder_of_edits(tmp_path):
   (pair,) = folder.edits("train")
   assert pair["caption"] == "brighter"
   assert (pair["before"].max(), pair["image"].max()) == (0, 1)
-  assert folder.edit_judge([pair])(pair["image"][None]) == {}
+  assert folder.edit_scorer([pair])(pair["image"][None]) == {}
 
 
 @pytest.mark.parametrize(

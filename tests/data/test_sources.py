@@ -119,7 +119,7 @@ def test_the_cut_of_tinyshakespeare_is_nanogpts():
 
 
 class _Notes(tfds.core.GeneratorBasedBuilder):
-  """Five notes with a picture, a class and a text."""
+  """Five notes with an image, a class and a text."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -278,24 +278,24 @@ def test_digits_are_prepared_on_first_use(tmp_path):
 
 
 def test_the_exam_of_digits_asks_for_what_it_judges(tmp_path):
-  """Pictures that the judge has learned are right for their own prompts alone."""
+  """Images that the judge has learned are right for their own prompts alone."""
   source = digits.Digits(str(tmp_path))
-  exam, examples = source.exam(20, 8), source.examples("train")
+  prompt_benchmark, examples = source.prompt_benchmark(20, 8), source.examples("train")
   first = {e["label"]: e["image"] for e in (examples[i] for i in range(100))}
   names = digits_dataset_builder.NAMES
-  order = [names.index(caption.split()[-1]) for caption in exam.captions]
+  order = [names.index(caption.split()[-1]) for caption in prompt_benchmark.captions]
   assert sorted(order) == sorted([*range(10), *range(10)])
   pictures = np.stack([first[label] for label in order])
-  assert exam.judge(pictures) == {"prompt_accuracy": 1.0}
-  assert exam.judge(np.roll(pictures, 1, 0)) == {"prompt_accuracy": 0.0}
-  assert exam.real_accuracy > 0.95
+  assert prompt_benchmark.scorer(pictures) == {"prompt_accuracy": 1.0}
+  assert prompt_benchmark.scorer(np.roll(pictures, 1, 0)) == {"prompt_accuracy": 0.0}
+  assert prompt_benchmark.real_accuracy > 0.95
 
 
 def test_image_folder_with_folder_names(tmp_path):
   _save(tmp_path / "cat" / "a.png", _grey(10))
   _save(tmp_path / "dog" / "b.BMP", _grey(20))
   _save(tmp_path / "dog" / "c.webp", _grey(20), lossless=True)
-  (tmp_path / "dog" / "notes.md").write_text("not a picture")
+  (tmp_path / "dog" / "notes.md").write_text("not an image")
   images = _images(sources.ImageFolder(str(tmp_path), 0.0))
   assert {k: (v.shape, v.max()) for k, v in images.items()} == {
     "cat": ((4, 6, 3), 10),
@@ -396,7 +396,7 @@ def test_npz(tmp_path):
   for texts in (["a", "ö", "c"], [t.encode() for t in ("a", "ö", "c")]):
     tags = np.array([["x"], 1, None], object)  # pickled, and not asked for
     np.savez_compressed(path, picture=pictures, text=np.array(texts), tags=tags)
-    images = _images(sources.Npz(str(path), "picture", "text", 0.0))
+    images = _images(sources.Npz(str(path), "image", "text", 0.0))
     assert list(images) == ["a", "ö", "c"]
     assert np.array_equal(np.stack(list(images.values())), pictures)
 

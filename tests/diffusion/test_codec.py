@@ -79,7 +79,7 @@ def test_patches_decode_in_tiles_as_they_do_whole():
   np.testing.assert_allclose(tiles, patches.decode({}, z), atol=1e-6)
 
 
-def test_pictures_of_no_whole_patches_are_refused():
+def test_images_of_no_whole_patches_are_refused():
   with pytest.raises(types.InputError, match="6x4 has no whole patches of 4x4"):
     codecs.patches(4).shape((4, 6, 3))
   with pytest.raises(types.InputError, match=r"patches.side=0 must be at least 1"):

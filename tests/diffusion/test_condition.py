@@ -23,14 +23,14 @@ BLOCKS = codec.Codec(
 )
 
 
-def test_inpainting_sees_the_mask_and_the_rest_of_the_picture():
+def test_inpainting_sees_the_mask_and_the_rest_of_the_image():
   change = np.zeros((2, 8, 8), np.bool_)
   change[0, :4, :2] = True  # two whole latents, and
   change[0, 7, 7] = True  # one pixel of another
-  beside = condition.inpainting()
-  assert beside.channels(3) == 4
+  interleave = condition.inpainting()
+  assert interleave.channels(3) == 4
   given = {"image": PICTURE, "change": change}
-  mask, rest = np.split(np.asarray(beside.extra(BLOCKS, 2.0, given, KEYS)), [1], -1)
+  mask, rest = np.split(np.asarray(interleave.extra(BLOCKS, 2.0, given, KEYS)), [1], -1)
   wanted = np.zeros((2, 4, 4, 1))
   wanted[0, :2, 0] = wanted[0, 3, 3] = 1.0
   np.testing.assert_array_equal(mask, wanted)
@@ -38,12 +38,12 @@ def test_inpainting_sees_the_mask_and_the_rest_of_the_picture():
   np.testing.assert_allclose(rest, 2.0 * means(seen), atol=1e-6)
 
 
-def test_an_instruction_sees_the_picture_before():
-  beside = condition.instruction()
+def test_an_instruction_sees_the_image_before():
+  interleave = condition.instruction()
   given = {"before": PICTURE, "image": 0 * PICTURE}
-  extra = beside.extra(BLOCKS, 2.0, given, KEYS)
+  extra = interleave.extra(BLOCKS, 2.0, given, KEYS)
   np.testing.assert_array_equal(extra, means(PICTURE))  # unscaled
-  assert beside.channels(3) == extra.shape[-1]
+  assert interleave.channels(3) == extra.shape[-1]
 
 
 def test_random_holes():

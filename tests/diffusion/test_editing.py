@@ -37,7 +37,7 @@ def there_and_back(denoise, make, num_steps, z):
   @jax.jit
   def run(z):
     x, carry = editing.invert(denoise, sampler, times, z, KEYS)
-    return x, samplers.walk(denoise, sampler, times, x, carry, KEYS)[0][0]
+    return x, samplers.integrate(denoise, sampler, times, x, carry, KEYS)[0][0]
 
   return map(np.asarray, run(jnp.asarray(z)))
 
@@ -59,7 +59,7 @@ def test_belm_comes_back_exactly_on_any_network():
   ("make", "order"), [(samplers.ddim, 1), (samplers.heun, 2), (multistep.belm, 2)]
 )
 def test_inversion_of_gaussian_data(make, order):
-  """A picture STD z from the mean is the noise z; samplers lead back from there."""
+  """An image STD z from the mean is the noise z; samplers lead back from there."""
   gaps = []
   for num_steps in (50, 200):
     top, back = there_and_back(gaussian, make, num_steps, MEAN + STD * Z)

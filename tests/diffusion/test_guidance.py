@@ -160,10 +160,10 @@ def test_two_scales():
     calls.append(None)
     return jnp.cos(2.0 * x)
 
-  rungs = (REFERENCE, reader(middle), MAIN)
-  none, image, both = (rung(X, T) for rung in rungs)
+  predictions = (REFERENCE, reader(middle), MAIN)
+  none, image, both = (prediction(X, T) for prediction in predictions)
   calls.clear()
-  got = guidance.ladder(guidance.each(*rungs), (1.5, 7.5))(X, T)
+  got = guidance.multi_guidance(guidance.each(*predictions), (1.5, 7.5))(X, T)
   assert len(calls) == 1
   for out, n, i, b in zip(got, none, image, both, strict=True):
     wanted = n + 1.5 * (i - n) + 7.5 * (b - i)
@@ -172,13 +172,13 @@ def test_two_scales():
 
 def test_equal_scales_are_one_scale():
   """What lies between cancels."""
-  rungs = (REFERENCE, reader(lambda x, t: x**2), MAIN)
-  one = guidance.ladder(guidance.each(*rungs), (3.0, 3.0))(X, T)
+  predictions = (REFERENCE, reader(lambda x, t: x**2), MAIN)
+  one = guidance.multi_guidance(guidance.each(*predictions), (3.0, 3.0))(X, T)
   assert_same(one, guidance.guide(MAIN, REFERENCE, 3.0)(X, T), rtol=1e-4)
 
 
 def test_side_by_side_is_one_by_one():
-  """Rows of one picture under several conditions come back to their rungs."""
+  """Rows of one image under several conditions come back to their rungs."""
   gains = jnp.array([1.0, 2.0, 3.0])
 
   def under(gain):  # a network whose condition is a number for each row
@@ -188,10 +188,10 @@ def test_side_by_side_is_one_by_one():
 
   def network(x, t):
     calls.append(x.shape)
-    rows = guidance.beside(*(jnp.full(size, gain) for gain in gains))
+    rows = guidance.interleave(*(jnp.full(size, gain) for gain in gains))
     return under(rows)(x, t)
 
-  together = guidance.side_by_side(reader(network), 3)(X, T)
+  together = guidance.batched(reader(network), 3)(X, T)
   apart = guidance.each(*(reader(under(jnp.full(size, g))) for g in gains))(X, T)
   assert calls == [(3 * size, *X.shape[1:])]
   for one, other in zip(together, apart, strict=True):

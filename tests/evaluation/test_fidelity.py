@@ -1,4 +1,4 @@
-"""Distances of distributions and of pictures: closed forms, sums, limits, refusals."""
+"""Distances of distributions and of images: closed forms, sums, limits, refusals."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_pieces_of_tables_do_not_show(monkeypatch):
 
 
 def test_nearest_and_memorised():
-  """Of three pictures one is a copy, one nearly so, one between its neighbours."""
+  """Of three images one is a copy, one nearly so, one between its neighbours."""
   y = np.array([[0.0, 0.0], [10.0, 0.0]])
   x = np.array([[10.0, 0.0], [2.4, 0.0], [4.0, 3.0]])
   distances, index = fidelity.nearest(x, y, 2)
@@ -125,8 +125,8 @@ def test_psnr_by_hand():
   np.testing.assert_array_equal(fidelity.psnr(y, x), found)  # no uint8 overflow
 
 
-def test_ssim_of_equal_and_of_flat_pictures():
-  """Flat pictures have the luminance term alone; equal ones have 1."""
+def test_ssim_of_equal_and_of_flat_images():
+  """Flat images have the luminance term alone; equal ones have 1."""
   x = np.random.default_rng(0).integers(0, 256, (2, 16, 13, 3)).astype(np.uint8)
   np.testing.assert_allclose(fidelity.ssim(x, x), 1.0)
   a, b = np.full_like(x, 100), np.full_like(x, 150)

@@ -1,4 +1,4 @@
-"""Galleries, features, and pictures drawn in batches that do not show."""
+"""Galleries, features, and images drawn in batches that do not show."""
 
 import types
 
@@ -23,7 +23,7 @@ def gallery(num=7, seed=0, **changes):
 
 
 def test_an_order_for_all_time(monkeypatch):
-  """Captions and pictures go together, and begin again where they end."""
+  """Captions and images go together, and begin again where they end."""
   whole = gallery()
   captions = whole.captions(16)
   assert sorted(captions[:7]) == [f"c{i}" for i in range(7)]
@@ -51,7 +51,7 @@ def test_features_of_batches_are_those_of_the_whole():
   assert parts.shape == (7, 16) and seen.name == "pixels_4"
   flat = np.full((1, 8, 8, 3), 51, np.uint8)
   np.testing.assert_allclose(seen.of([flat]), 0.2)
-  with pytest.raises(InputError, match="no pictures"):
+  with pytest.raises(InputError, match="no images"):
     seen.of([])
 
 
@@ -88,7 +88,7 @@ class Dots:
     return np.concatenate([shown, keys], 1)[:, None, None]
 
 
-def test_pictures_do_not_depend_on_batches_nor_on_how_many():
+def test_images_do_not_depend_on_batches_nor_on_how_many():
   captions = [str(i) for i in range(11)]
 
   def draw(size, num):
@@ -121,7 +121,7 @@ def test_to_uint8_rounds_and_cuts_off():
   assert image_generator.to_uint8(x).tolist() == [0, 0, 64, 128, 255, 255]
 
 
-def test_memorisation_of_copies_and_of_new_pictures():
+def test_memorisation_of_copies_and_of_new_images():
   """Half are copies; held-out ones are as far as the other half."""
   seen = features.pixels()
   generator = np.random.default_rng(0)

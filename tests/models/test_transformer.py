@@ -54,7 +54,7 @@ def biased(query, keyvalue, mask, change):
   )  # [B, N, S, Dh]
   scores = jnp.einsum("btnd,bnsd->bnts", query, key) * query.shape[-1] ** -0.5
   scores = change(scores, mask.distances(rows, columns))
-  scores = jnp.where(mask.between(rows, columns), scores, -1e30)
+  scores = jnp.where(mask.materialize(rows, columns), scores, -1e30)
   return jnp.einsum("bnts,bnsd->btnd", jax.nn.softmax(scores), value)
 
 
@@ -68,7 +68,7 @@ VARIANTS = {
 SHORT = {"short window": {**LLAMA, "num_kv_heads": 2, "window": 3}}
 OTHERS = {
   f"{fn.__name__}{' window' if window else ''}": {
-    **LLAMA, "num_kv_heads": 2, "window": window, "attend": fn
+    **LLAMA, "num_kv_heads": 2, "window": window, "attention_impl": fn
   }
   for fn in (kernels.chunked, kernels.ring, soft_cap, alibi)
   for window in (None, 3)
@@ -136,7 +136,7 @@ def test_kernels_are_exact_and_what_nobody_declared_is_not():
 )
 def test_an_attention_that_a_cache_changes_is_refused(attend, window):
   """Before anything is drawn, and by its name; also while a program is traced."""
-  model, _, _ = make(**LLAMA, attend=attend, window=window)
+  model, _, _ = make(**LLAMA, attention_impl=attend, window=window)
   for run in (lambda f: f(), jax.eval_shape):
     with pytest.raises(InputError, match=attend.__name__):
       run(lambda: transformer.init_cache(model.config, 2, 16))

@@ -11,7 +11,7 @@ from hypothesis import strategies
 from PIL import Image
 
 from gen_jax import build, ranges
-from gen_jax.cli import config_args, evaluate_pictures, export, report, trained, workdir
+from gen_jax.cli import config_args, evaluate_images, export, report, trained, workdir
 from gen_jax.data import cache, conversations, edits, latents, sources, tokenizers
 from gen_jax.evaluation import features, scoring
 from gen_jax.system import files
@@ -118,7 +118,7 @@ READERS = {
     lambda p: latents.read_statistics(p.parent),
     {"mean": [0.5], "std": [1.5], "sha256": "a" * 64},
   ),
-  "against.json": (evaluate_pictures._read, {"fid": 1.5, "protocol": {"num": 3}}),
+  "against.json": (evaluate_images._read, {"fid": 1.5, "protocol": {"num": 3}}),
   "evaluation.json": (_page, {"fid": 1.5, "protocol": {"num": 3}}),
   "samples/text.jsonl": (_page, [{"prompt": "a", "text": "b"}]),
   "samples/prompts.json": (_page, {"prompts": ["a", "b"], "seed": 3}),

@@ -87,7 +87,7 @@ def test_the_critic_and_the_autoencoder_pull_each_its_own_way(setup):
   assert all(np.abs(x).max() for x in jax.tree.leaves(hinge["discriminator"]))
 
 
-def test_it_learns_pictures_better_than_their_mean(setup):
+def test_it_learns_images_better_than_their_mean(setup):
   _, batch = setup
   row = np.arange(8) / 8.0
   phases = np.random.default_rng(0).uniform(0, 6, (2, tiny.BATCH, 1, 1))

@@ -1,4 +1,4 @@
-"""The diffusion task and the drawing of pictures."""
+"""The diffusion task and the drawing of images."""
 
 import dataclasses
 import functools
@@ -94,19 +94,19 @@ def wide_params(setup, generator):
   return tiny.weights(generator().task.init, setup[2])
 
 
-def test_picture_i_does_not_depend_on_its_batch(generator, wide_params):
+def test_image_i_does_not_depend_on_its_batch(generator, wide_params):
   captions, keys = ["a", "b", "ab", "", "ba"], rng.sample_keys(0, 5)
   ancestral = dict(sampler=samplers.ddpm)
   all_at_once = generator(5, **ancestral).images(wide_params, {}, captions, keys)
   in_threes = generator(3, **ancestral).images(wide_params, {}, captions, keys)
   np.testing.assert_allclose(
     all_at_once.astype(int), in_threes.astype(int), atol=1
-  )  # 8-bit pictures; kernels of another batch size may round differently
+  )  # 8-bit images; kernels of another batch size may round differently
   assert len({image.tobytes() for image in all_at_once}) == 5
 
 
-def test_pictures_do_not_depend_on_the_mesh(generator, wide_params):
-  """Eight devices draw eight pictures, one each; the ninth is in a batch of its own."""
+def test_images_do_not_depend_on_the_mesh(generator, wide_params):
+  """Eight devices draw eight images, one each; the ninth is in a batch of its own."""
   layout, placed = sharding.make_layout(data=4, fsdp=2), []
 
   def place(batch):

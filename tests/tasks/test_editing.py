@@ -1,4 +1,4 @@
-"""Editing: its limits are the picture itself and text-to-image, exactly."""
+"""Editing: its limits are the image itself and text-to-image, exactly."""
 
 import dataclasses
 import functools
@@ -91,7 +91,7 @@ def test_a_latent_is_kept_if_none_of_its_pixels_changes():
 
 
 def instructed(**changes):
-  """A task that sees the picture before."""
+  """A task that sees the image before."""
   config = unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4, extra_channels=1)
   fields = dict(unet=unet.UNet(config), condition=condition.instruction())
   return tiny.diffusion_task(**{**fields, "condition_drop_prob": 0.1, **changes})
@@ -107,28 +107,28 @@ def test_a_wider_unet_starts_as_what_it_was(setup):
   one = jax.jit(base.denoiser(params, {}, caption))(picture, t)
   other = jax.jit(task.denoiser(wider, {}, caption, extra=extra))(picture, t)
   np.testing.assert_allclose(one.x0, other.x0, rtol=1e-5, atol=1e-5)
-  goal = jax.eval_shape(lambda: task.init(jax.random.key(0), tiny.image_batch()))
-  shapes = jax.tree.map(jnp.shape, sharding.unbox(goal))
+  abstract = jax.eval_shape(lambda: task.init(jax.random.key(0), tiny.image_batch()))
+  shapes = jax.tree.map(jnp.shape, sharding.unbox(abstract))
   assert shapes == jax.tree.map(jnp.shape, wider)
 
 
 def test_what_is_left_out_in_training():
-  """5 % of the captions, 5 % of the pictures, 5 % both; the rest untouched."""
+  """5 % of the captions, 5 % of the images, 5 % both; the rest untouched."""
   task = instructed()
   num = 2000
   u = (jnp.arange(num) + 0.5) / num
   caption = diffusion.Caption(jnp.full((num, 4), 7), jnp.ones((num, 4), bool))
   caption, extra = task._dropped(caption, jnp.ones((num, 2, 2, 1)), u)
   no_words = np.asarray((caption.tokens == 0).all(1))
-  no_picture = np.asarray((extra == 0).all((1, 2, 3)))
+  no_image = np.asarray((extra == 0).all((1, 2, 3)))
   assert ((caption.tokens == 7).all(1) != no_words).all()
-  assert ((extra == 1).all((1, 2, 3)) != no_picture).all()
-  both = no_words & no_picture
-  assert [x.sum() for x in (no_words & ~both, no_picture & ~both, both)] == [100] * 3
+  assert ((extra == 1).all((1, 2, 3)) != no_image).all()
+  both = no_words & no_image
+  assert [x.sum() for x in (no_words & ~both, no_image & ~both, both)] == [100] * 3
 
 
-def test_an_instruction_model_draws_from_the_picture(setup):
-  """Both scales at 1 are the network alone; the picture reaches what is drawn."""
+def test_an_instruction_model_draws_from_the_image(setup):
+  """Both scales at 1 are the network alone; the image reaches what is drawn."""
   _, params, caption, picture = setup
   task = instructed()
   params = {**params, "unet": unet.widen(params["unet"], 1)}
@@ -176,6 +176,6 @@ def test_an_inpainting_model_trains_on_random_holes(setup):
   )
   value, gradient = run(task)(wider)
   np.testing.assert_allclose(value, run(base)(params)[0], rtol=1e-5)
-  kernel = np.asarray(gradient["unet"]["conv_in"]["kernel"])  # x_t, mask, picture
+  kernel = np.asarray(gradient["unet"]["conv_in"]["kernel"])  # x_t, mask, image
   assert np.isfinite(kernel).all()
   assert (np.abs(kernel).max((0, 1, 3)) > 1e-3 * np.abs(kernel).max()).all()

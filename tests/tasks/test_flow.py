@@ -1,4 +1,4 @@
-"""What a diffusion does along its ODE: inversion, pictures between two, likelihood."""
+"""What a diffusion does along its ODE: inversion, images between two, likelihood."""
 
 import types
 
@@ -30,35 +30,35 @@ def setup():
 
 
 def test_redraw(setup):
-  """The same caption and noise are the picture; each of the other three changes it."""
-  task, params, (shown, other), picture = setup
+  """The same caption and noise are the image; each of the other three changes it."""
+  task, params, (shown, other), image = setup
 
   @jax.jit
   def run(caption, strength, vary):
     return flow.redraw(
-      task, SAMPLING, params, {}, shown, caption, KEYS, picture, strength, vary
+      task, SAMPLING, params, {}, shown, caption, KEYS, image, strength, vary
     )
 
   one, none = np.float32(1.0), np.float32(0.0)
   for strength in (one, np.float32(0.5)):  # a byte is 8e-3 wide
-    np.testing.assert_allclose(run(shown, strength, none), picture, atol=1e-3)
-  np.testing.assert_array_equal(run(other, none, none), picture)
-  whole = np.abs(run(other, one, none) - picture).mean()
-  half = np.abs(run(other, np.float32(0.4), none) - picture).mean()
+    np.testing.assert_allclose(run(shown, strength, none), image, atol=1e-3)
+  np.testing.assert_array_equal(run(other, none, none), image)
+  whole = np.abs(run(other, one, none) - image).mean()
+  half = np.abs(run(other, np.float32(0.4), none) - image).mean()
   assert whole > half > 1e-3
-  little = np.abs(run(shown, one, np.float32(0.02)) - picture).mean()
-  much = np.abs(run(shown, one, one) - picture).mean()
+  little = np.abs(run(shown, one, np.float32(0.02)) - image).mean()
+  much = np.abs(run(shown, one, one) - image).mean()
   assert much > 2.0 * little > 1e-3
   assert run._cache_size() == 1  # the shares are traced
 
 
-def test_pictures_between_begin_and_end_as_drawn(setup):
+def test_images_between_begin_and_end_as_drawn(setup):
   task, params, (first, second), _ = setup
   keys = KEYS, tiny.keys(4, NUM)
 
   @jax.jit
   def run(share):
-    return flow.between(
+    return flow.interpolate(
       task, SAMPLING, params, {}, (first, second), keys, share, (8, 8, 1)
     )
 

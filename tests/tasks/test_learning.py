@@ -63,7 +63,7 @@ def test_language_model():
 
 
 @pytest.mark.long
-def test_diffusion_learns_which_picture_a_caption_means():
+def test_diffusion_learns_which_image_a_caption_means():
   """At high noise only the caption says which of eight digits it was."""
   digits = sklearn.datasets.load_digits()
   first = [int(np.flatnonzero(digits.target == d)[0]) for d in range(tiny.BATCH)]
@@ -82,6 +82,6 @@ def test_diffusion_learns_which_picture_a_caption_means():
   )
   shifted = {**batch, "caption": np.roll(batch["caption"], 1, axis=0)}
   good, broken = train(task, (batch, shifted), 200, 4e-3)
-  spread = float(images.var(axis=0).mean())  # what guessing the mean picture costs
+  spread = float(images.var(axis=0).mean())  # what guessing the mean image costs
   assert loss(task, good, batch) < 0.3 * spread
   assert loss(task, broken, batch) > spread

@@ -25,9 +25,11 @@ def made():
   """(state of counted numbers, its shapes and shardings), on 8 devices."""
   layout = sharding.make_layout(data=2, fsdp=4, rules="fsdp")
   task, batch = tiny.language_model(), layout.put(tiny.text_batch(), tiny.BATCH)
-  goal = states.abstract(task, optax.adam(0.1), batch, layout, with_ema=True)
+  abstract = states.abstract(task, optax.adam(0.1), batch, layout, with_ema=True)
   count = lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape)  # noqa: E731
-  return jax.tree.map(lambda x: jax.device_put(count(x), x.sharding), goal), goal
+  return jax.tree.map(
+    lambda x: jax.device_put(count(x), x.sharding), abstract
+  ), abstract
 
 
 def test_arrays_are_written_as_they_are(tmp_path):
@@ -51,7 +53,7 @@ def test_what_is_small_is_saved_without_compiling(tmp_path, caplog):
 @pytest.mark.parametrize("is_older", [False, True])
 def test_all_or_the_weights_alone_come_back(is_older, made, tmp_path):
   """Also from compressed arrays, which earlier versions wrote."""
-  state, goal = made
+  state, abstract = made
   if is_older:
     handlers = {
       "state": ocp.StandardCheckpointHandler(),
@@ -67,13 +69,13 @@ def test_all_or_the_weights_alone_come_back(is_older, made, tmp_path):
       checkpoint.save(manager, 3, state, checkpoint.Progress())
   with checkpoint.open_manager(tmp_path, read_only=True) as manager:
     told = []
-    everything, progress = checkpoint.restore(manager, goal, warn=told.append)
+    everything, progress = checkpoint.restore(manager, abstract, warn=told.append)
     assert [("not verified" in line) for line in told] == [True] * is_older
-    average, step = checkpoint.restore_weights(manager, goal.ema, part="ema")
+    average, step = checkpoint.restore_weights(manager, abstract.ema, part="ema")
   assert (step, progress) == (3, checkpoint.Progress())
   assert tree.sha256(jax.device_get(everything)) == tree.sha256(jax.device_get(state))
   assert tree.sha256(jax.device_get(average)) == tree.sha256(jax.device_get(state.ema))
-  for got, want in ((everything, goal), (average, goal.ema)):
+  for got, want in ((everything, abstract), (average, abstract.ema)):
     same = jax.tree.map(lambda x, y: x.sharding == y.sharding, got, want)
     assert all(jax.tree.leaves(same))
 
@@ -91,10 +93,10 @@ def written(tmp_path_factory):
     for step in STEPS:
       state = jax.tree.map(lambda x: jax.device_put(x, at), made(step))
       checkpoint.save(manager, step, state, checkpoint.Progress(), 1.0 / step)
-  goal = jax.tree.map(
+  abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state
   )
-  return folder, goal
+  return folder, abstract
 
 
 def _files(step: pathlib.Path) -> list[pathlib.Path]:
@@ -141,7 +143,7 @@ def _add(path, draw):
 
 @pytest.mark.parametrize("damage", [_flip, _zero_tail, _truncate, _swap, _delete, _add])
 def test_no_damage_to_any_file_of_a_step_is_silent(damage, written, tmp_path, subtests):
-  folder, goal = written
+  folder, abstract = written
   draw = np.random.default_rng(0)
   names = [
     p.relative_to(folder) for p in _files(folder / "checkpoints" / str(STEPS[1]))
@@ -153,9 +155,11 @@ def test_no_damage_to_any_file_of_a_step_is_silent(damage, written, tmp_path, su
       told = []
       with checkpoint.open_manager(copy, read_only=True) as manager:
         prefer = checkpoint.find_step(manager, "best", told.append)
-        restored, _ = checkpoint.restore(manager, goal, prefer=prefer, warn=told.append)
+        restored, _ = checkpoint.restore(
+          manager, abstract, prefer=prefer, warn=told.append
+        )
         average, step = checkpoint.restore_weights(
-          manager, goal.params, prefer=prefer, warn=told.append
+          manager, abstract.params, prefer=prefer, warn=told.append
         )
       assert told
       assert float(restored.params["w"][0]) == float(average["w"][0]) == step
@@ -164,12 +168,12 @@ def test_no_damage_to_any_file_of_a_step_is_silent(damage, written, tmp_path, su
 
 
 def test_a_step_under_another_name_is_refused(written, tmp_path):
-  folder, goal = written
+  folder, abstract = written
   copy = shutil.copytree(folder, tmp_path / "run") / "checkpoints"
   (copy / "6").rename(copy / "9")
   told = []
   with checkpoint.open_manager(tmp_path / "run", read_only=True) as manager:
-    checkpoint.restore(manager, goal, warn=told.append)
+    checkpoint.restore(manager, abstract, warn=told.append)
   assert told == ["step 9 cannot be read (it holds step 6); going back to step 3"]
 
 
@@ -188,12 +192,12 @@ NAMES = (
 
 @pytest.mark.parametrize("name", [*NAMES, "gs:x", "~", "-x", "'\"", "x" * 200])
 def test_a_workdir_may_have_any_name(name, written, tmp_path):
-  _, goal = written
-  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), goal)
+  _, abstract = written
+  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), abstract)
   with checkpoint.open_manager(tmp_path / name) as manager:
     checkpoint.save(manager, 1, state, checkpoint.Progress(), 1.0)
   with checkpoint.open_manager(tmp_path / name, read_only=True) as manager:
-    restored, _ = checkpoint.restore(manager, goal)
+    restored, _ = checkpoint.restore(manager, abstract)
   assert restored.params["w"].all()
 
 
@@ -231,7 +235,7 @@ def test_a_step_counts_when_it_has_been_read_back(
   fault, says, written, tmp_path, monkeypatch
 ):
   """Until then it has no name, the one before it stays, and nobody lists it."""
-  folder, goal = written
+  folder, abstract = written
   copy = shutil.copytree(folder, tmp_path / "run")
   write = proof._write
 
@@ -240,7 +244,7 @@ def test_a_step_counts_when_it_has_been_read_back(
     write(folder, step)
 
   monkeypatch.setattr(proof, "_write", faulty)
-  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), goal)
+  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), abstract)
   with pytest.raises(InputError, match=says):
     with checkpoint.open_manager(copy, keep=1) as manager:
       checkpoint.save(manager, 9, state, checkpoint.Progress(), 0.01)
@@ -250,13 +254,13 @@ def test_a_step_counts_when_it_has_been_read_back(
         assert 9 not in manager.all_steps()
   with checkpoint.open_manager(copy, read_only=True) as manager:
     assert manager.all_steps() == list(STEPS)
-    assert checkpoint.restore_weights(manager, goal.params)[1] == STEPS[1]
+    assert checkpoint.restore_weights(manager, abstract.params)[1] == STEPS[1]
 
 
 def test_steps_may_be_deleted_under_a_run(written, tmp_path):
-  folder, goal = written
+  folder, abstract = written
   copy = shutil.copytree(folder, tmp_path / "run")
-  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), goal)
+  state = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype)), abstract)
   with checkpoint.open_manager(copy, keep=1) as manager:
     shutil.rmtree(copy / "checkpoints" / "3")
     checkpoint.save(manager, 9, state, checkpoint.Progress(), 0.01)

@@ -85,7 +85,7 @@ def test_context_sends_keys_round_a_ring_and_sums_every_gradient_once():
   The backward pass sends the keys again, but where the compiler has kept them.
   """
   attend = functools.partial(kernels.ring, chunk=3)
-  found, sizes = text_traffic((1, 1, 1, 8), "fsdp", attend=attend)
+  found, sizes = text_traffic((1, 1, 1, 8), "fsdp", attention_impl=attend)
   assert found.keys() == {"all-reduce", "collective-permute"}
   assert sorted(found["all-reduce"]) == sorted(sizes)
   assert set(found["collective-permute"]) == {tiny.BATCH * 64 * 24 // 8}

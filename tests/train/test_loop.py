@@ -200,10 +200,10 @@ def test_bad_data_in_the_middle_loses_no_step(manager, saves):
 
   def stream(start):
     yield from range(3)
-    raise types.InputError("broken picture")
+    raise types.InputError("broken image")
 
   spy.stream = stream
-  with pytest.raises(types.InputError, match="broken picture"):
+  with pytest.raises(types.InputError, match="broken image"):
     spy.run(manager, num_steps=9, save_every=100)
   assert spy.events[-1] == "save 3"
 
@@ -311,17 +311,18 @@ def test_latest_and_best_checkpoints_are_kept(tmp_path):
     assert sorted(manager.all_steps()) == [1, 3, 4]
     assert checkpoint.find_step(manager, "best") == 1
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  goal = jax.tree.map(
+  abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
   )
   with checkpoint.open_manager(tmp_path, read_only=True) as manager:
-    restored, progress = checkpoint.restore(manager, goal)
+    restored, progress = checkpoint.restore(manager, abstract)
     assert tree.sha256(restored) == tree.sha256(state)
     assert progress == checkpoint.Progress(1.0, 1, 3)
-    best, _ = checkpoint.restore(manager, goal, step=1)
+    best, _ = checkpoint.restore(manager, abstract, step=1)
     assert best.params["w"].tolist() == [1.0, 1.0]
     wrong = dataclasses.replace(
-      goal, params={"v": goal.params["w"], "w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+      abstract,
+      params={"v": abstract.params["w"], "w": jax.ShapeDtypeStruct((3,), jnp.float32)},
     )
     with pytest.raises(types.InputError, match=r"params/v .*params/w"):
       checkpoint.restore(manager, wrong)

@@ -102,7 +102,9 @@ def test_every_mesh_starts_alike_and_trains_alike(kind):
   make_task, make_batch = TASKS[kind]
   results = {}
   for name, mesh in MESHES.items():
-    around = {"attend": kernels.ring} if (kind, name) == ("lm", "context") else {}
+    around = (
+      {"attention_impl": kernels.ring} if (kind, name) == ("lm", "context") else {}
+    )
     task = make_task(**around)
     layout, state, step = make(task, make_batch(), mesh, with_ema=False)
     start, losses = tree.sha256(state.params), []

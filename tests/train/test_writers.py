@@ -45,7 +45,7 @@ def test_plain_lines(capsys):
   )
 
 
-def test_pictures_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
+def test_images_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
   """A run that resumes at step 20 draws what came after it again."""
   saved = {}
 
@@ -54,7 +54,7 @@ def test_pictures_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
     path.write_bytes(b"")
 
   values = {"loss": 1.0, "samples": np.zeros((2, 3, 8, 8, 1), np.uint8)}
-  sinks = [writers.Pictures(tmp_path, 0, save), writers.JsonLines(tmp_path, 0)]
+  sinks = [writers.ImageFiles(tmp_path, 0, save), writers.JsonLines(tmp_path, 0)]
   sinks.append(writers.Terminal(0, 40, "run"))
   for step in (20, 40):
     for sink in sinks:
@@ -65,7 +65,7 @@ def test_pictures_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
   assert "samples" not in capsys.readouterr().out
   assert saved["samples_00000020.png"] == (2, 3, 8, 8, 1)
   assert [step for _, step in writers.sheets(tmp_path)] == [20, 40]
-  writers.Pictures(tmp_path, 20, save)
+  writers.ImageFiles(tmp_path, 20, save)
   assert [path.name for path, _ in writers.sheets(tmp_path)] == ["samples_00000020.png"]
 
 

@@ -1,6 +1,6 @@
 """Captioned handwritten digits as a TFDS data set, without TensorFlow.
 
-1,797 grey 8x8 pictures by 43 writers (Alpaydin & Kaynak 1998, UCI 'Optical Recognition
+1,797 grey 8x8 images by 43 writers (Alpaydin & Kaynak 1998, UCI 'Optical Recognition
 of Handwritten Digits', as shipped with scikit-learn). Every fifth one is the test
 split.
 """
@@ -16,7 +16,7 @@ PHRASES = (
   "a handwritten {}",
   "the digit {}",
   "{}",
-  "a picture of the number {}",
+  "an image of the number {}",
   "somebody wrote a {}",
 )
 

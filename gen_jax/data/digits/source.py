@@ -22,8 +22,8 @@ class Digits:
     source = builder.as_data_source("train" if split == "train" else "test")
     return sources.Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
 
-  def exam(self, num: int, image_size: int) -> sources.Exam:
-    """ "a handwritten zero" to "... nine", in turn; see `data.digits.judge`."""
-    from gen_jax.data.digits import judge
+  def prompt_benchmark(self, num: int, image_size: int) -> sources.PromptBenchmark:
+    """ "a handwritten zero" to "... nine", in turn; see `data.digits.scorer`."""
+    from gen_jax.data.digits import scorer
 
-    return judge.exam(self, num, image_size)
+    return scorer.prompt_benchmark(self, num, image_size)

@@ -51,9 +51,9 @@ def _key(code_points: str) -> str:
   return "-".join(p for p in code_points.lower().split("-") if p != "fe0f")
 
 
-def _examples(pictures: pathlib.Path, names: pathlib.Path, split: str) -> Iterator[Any]:
-  """(path of a picture, its name, its tags) of a split."""
-  paths = {_key(path.stem): path for path in (pictures / "assets").glob("*.webp")}
+def _examples(images: pathlib.Path, names: pathlib.Path, split: str) -> Iterator[Any]:
+  """(path of an image, its name, its tags) of a split."""
+  paths = {_key(path.stem): path for path in (images / "assets").glob("*.webp")}
   wanted, is_toned = split.removesuffix(TONES), split.endswith(TONES)
   for emoji in json.loads((names / "en" / "data.json").read_text()):
     is_validation = zlib.crc32(_key(emoji["hexcode"]).encode()) % 20 == 0

@@ -1,4 +1,4 @@
-"""Captioned emoji as a source of pictures."""
+"""Captioned emoji as a source of images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ class Emoji:
   Attributes:
     directory: where npm has put its two packages, see `emoji_dataset_builder`.
     tags: whether captions go on with the emoji's tags.
-    tones: whether skin tones are shown as well, each a picture of its own.
+    tones: whether skin tones are shown as well, each an image of its own.
     data_dir: where the prepared data set is kept; None: TFDS's own place.
   """
 

@@ -1,1 +1,1 @@
-"""Scenes of coloured shapes, made on the spot: pictures, captions, edits, a judge."""
+"""Scenes of coloured shapes, made on the spot: images, captions, edits, a judge."""

@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes: in words, and as pictures.
+"""Scenes of coloured shapes: in words, and as images.
 
 A scene holds at most one thing in each of five places. Lengths are in units of the
-picture's side, x to the right and y down, so that a scene can be drawn at any size.
+image's side, x to the right and y down, so that a scene can be drawn at any size.
 Things stay within their place's surroundings and do not touch: each can be changed
 without a pixel of another.
 """
@@ -44,7 +44,7 @@ PHRASES = {
   "bottom": ("at the bottom", "below"),
   "centre": ("in the centre", "in the middle"),
 }
-OPENINGS = ("", "a picture of ", "here is ")
+OPENINGS = ("", "an image of ", "here is ")
 JOINTS = (", ", " and ")
 JITTER = 0.015
 
@@ -94,7 +94,7 @@ def caption(scene: Scene, generator: np.random.Generator) -> str:
 
   >>> generator = np.random.default_rng(1)
   >>> caption({'left': Thing('small', 'red', 'circle')}, generator)
-  'a picture of a small red circle on the left'
+  'an image of a small red circle on the left'
   """
   phrases = [
     f"a {' '.join(scene[place].words)} {choice(generator, PHRASES[place])}"
@@ -117,12 +117,12 @@ def coverage(
 
 
 def draw(scene: Scene, side: int) -> np.ndarray:
-  """The picture, uint8 [side, side, 3]."""
-  picture = np.full((side, side, 3), PAPER, np.float64)
+  """The image, uint8 [side, side, 3]."""
+  image = np.full((side, side, 3), PAPER, np.float64)
   for place, at in PLACES.items():
     if place in scene:
       size, colour, shape, shift = scene[place]
       centre = (at[0] + shift[0], at[1] + shift[1])
       covered = coverage(shape, size, centre, side)[..., None]
-      picture += covered * (np.array(COLOURS[colour]) - picture)
-  return np.round(picture).astype(np.uint8)
+      image += covered * (np.array(COLOURS[colour]) - image)
+  return np.round(image).astype(np.uint8)

@@ -8,8 +8,8 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import sources
-from gen_jax.data.edits import Judge
-from gen_jax.data.shapes import edits, judge, scenes
+from gen_jax.data.edits import Scorer
+from gen_jax.data.shapes import edits, scenes, scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Shapes:
 
   Attributes:
     num, num_validation: how many there are of each split.
-    side: of the pictures, in pixels.
+    side: of the images, in pixels.
     seed: of the scenes.
   """
 
@@ -61,18 +61,20 @@ class Shapes:
       "scenes": (before, after),
     }
 
-  def edit_judge(self, pairs: Sequence[sources.Example]) -> Judge:
+  def edit_scorer(self, pairs: Sequence[sources.Example]) -> Scorer:
     """See `judge.edit_accuracy`."""
     wanted = [pair["scenes"] for pair in pairs]
-    return lambda pictures: judge.edit_accuracy(pictures, wanted)
+    return lambda images: scorer.edit_accuracy(images, wanted)
 
-  def exam(self, num: ranges.Count, image_size: int) -> sources.Exam:
+  def prompt_benchmark(
+    self, num: ranges.Count, image_size: int
+  ) -> sources.PromptBenchmark:
     """The first `num` captions of the validation split; see `judge.accuracy`."""
     examples = list(self.examples("validation"))[:num]
     wanted = [example["scene"] for example in examples]
     real = np.stack([scenes.draw(scene, image_size) for scene in wanted])
-    return sources.Exam(
+    return sources.PromptBenchmark(
       [example["caption"] for example in examples],
-      lambda pictures: judge.accuracy(pictures, wanted),
-      judge.accuracy(real, wanted)["prompt_accuracy"],
+      lambda images: scorer.accuracy(images, wanted),
+      scorer.accuracy(real, wanted)["prompt_accuracy"],
     )

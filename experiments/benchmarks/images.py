@@ -1,4 +1,4 @@
-"""Pictures beside `diffusers`: UNets that train and draw, Stable Diffusion's parts."""
+"""Images beside `diffusers`: UNets that train and draw, Stable Diffusion's parts."""
 
 import functools
 import math
@@ -143,7 +143,7 @@ def stable_diffusion(rounds: int, *, dtype: str, wrap) -> dict:
     (0, 1, 2),
     num_heads=8,
     attention=TRANSFORMER,
-    clock_offset=-1.0,
+    timestep_offset=-1.0,
     dtype=dtype,
   )
   peer = diffusers.UNet2DConditionModel(
@@ -162,7 +162,7 @@ def stable_diffusion(rounds: int, *, dtype: str, wrap) -> dict:
 
 
 def decode(rounds: int, *, dtype: str, wrap) -> dict:
-  """Stable Diffusion's autoencoder from 64x64 latents to a picture of 512x512."""
+  """Stable Diffusion's autoencoder from 64x64 latents to an image of 512x512."""
   config = autoencoder.Config(3, 4, 128, (1, 2, 4, 4), 2, dtype=dtype)
   peer = diffusers.AutoencoderKL(
     down_block_types=("DownEncoderBlock2D",) * 4,
@@ -211,12 +211,12 @@ def train(make, size: int, batch_size: int, rounds: int, *, dtype: str, wrap) ->
   }
   ours, work = measure.trainer(task, batch, batch_size)
   chain = diffusers.DDPMScheduler()
-  pictures, peer_model = nchw(x), wrap(peer_model.to(measure.DEVICE))
+  images, peer_model = nchw(x), wrap(peer_model.to(measure.DEVICE))
 
   def peer_loss():
-    noise = torch.randn_like(pictures)
+    noise = torch.randn_like(images)
     times = torch.randint(0, 1000, (batch_size,), device=measure.DEVICE)
-    out = peer_model(chain.add_noise(pictures, noise, times), times).sample
+    out = peer_model(chain.add_noise(images, noise, times), times).sample
     return torch.nn.functional.mse_loss(out, noise)
 
   peer = measure.peer_trainer(peer_model, peer_loss, dtype)
@@ -224,7 +224,7 @@ def train(make, size: int, batch_size: int, rounds: int, *, dtype: str, wrap) ->
 
 
 def sample(make, size: int, num: int, states, rounds: int, *, dtype: str, wrap) -> dict:
-  """`num` pictures by DDIM in 50 steps; guided where there are states, for 2 num."""
+  """`num` images by DDIM in 50 steps; guided where there are states, for 2 num."""
   model, peer_model = make(dtype)
   x = normal(num, size, size, model.config.image_channels)
   times = grids.uniform(CHAIN, STEPS)

@@ -1,6 +1,6 @@
-"""`gen-jax evaluate` of pictures: how near they come to real ones, protocol included.
+"""`gen-jax evaluate` of images: how near they come to real ones, protocol included.
 
-A figure holds for its protocol alone: how many pictures, against which, cut how, in
+A figure holds for its protocol alone: how many images, against which, cut how, in
 which features, drawn how. Two files whose protocols differ are not compared.
 """
 
@@ -22,27 +22,27 @@ from gen_jax.system import files, progress
 from gen_jax.types import InputError, unknown
 
 FLAGS = {
-  "pictures": "N to draw for captions of the split; an autoencoder: to draw again",
-  "folder": "pictures that are there already, instead",
+  "images": "N to draw for captions of the split; an autoencoder: to draw again",
+  "folder": "images that are there already, instead",
   "features": "what to compare in; default pixels",
   "feature_weights": "safetensors file of --features",
   "split": "train (default), or validation (default of an autoencoder)",
   "against": "another evaluation.json; refused under another protocol",
 }
 _PATHS = ("folder", "feature_weights", "against")
-_SHOWN = 8  # pictures on the sheet of nearest neighbours
+_SHOWN = 8  # images on the sheet of nearest neighbours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The flags of pictures."""
+  """The flags of images."""
   group = parser.add_argument_group(
-    "pictures, beside real ones (instead of the config's evaluators)"
+    "images, beside real ones (instead of the config's evaluators)"
   )
   for name, meaning in FLAGS.items():
     how = {"action": flags.Path} if name in _PATHS else {}
-    how |= {"type": int} if name == "pictures" else {}
+    how |= {"type": int} if name == "images" else {}
     group.add_argument(f"--{name}", help=meaning, **how)
-  group.add_argument("--seed", type=int, default=0, help="of --pictures")
+  group.add_argument("--seed", type=int, default=0, help="of --images")
   group.add_argument(
     "--baseline", action="store_true", help="also figures of random latents, decoded"
   )
@@ -50,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args, directory: pathlib.Path, config: dict) -> dict:
   """Measures; refuses what it must before anything is drawn."""
-  if (args.folder is None) == (args.pictures is None):
-    raise InputError("give one of --pictures N and --folder DIR")
-  if args.pictures is not None and args.pictures < 2:
-    raise InputError(f"--pictures {args.pictures} must be at least 2")
+  if (args.folder is None) == (args.images is None):
+    raise InputError("give one of --images N and --folder DIR")
+  if args.images is not None and args.images < 2:
+    raise InputError(f"--images {args.images} must be at least 2")
   again = config["task"]["name"] == "autoencoder" and args.folder is None
   if args.baseline and (args.folder or again):
-    raise InputError("--baseline is for --pictures of a model that draws")
+    raise InputError("--baseline is for --images of a model that draws")
   split = args.split or ("validation" if again else "train")
   if split not in ("train", "validation"):
     raise unknown("--split", split, ("train", "validation"))
@@ -69,7 +69,7 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
     opened, experiment = None, experiments.make(config, None)
     start = {"folder": str(args.folder)}
   else:
-    opened = trained.open_pictures(directory, config, args)
+    opened = trained.open_image_model(directory, config, args)
     experiment, start = opened.experiment, {"step": opened.step}
   gallery = experiment.reference_images(split)
   make = _in_folder if args.folder else _again if again else _drawn
@@ -94,7 +94,7 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
   if args.baseline:
     task, frozen = experiment.task, experiment.frozen
     shape = experiment.image_generator().shape
-    noise = image_sets.of_noise(task, frozen, shape, args.pictures, args.seed)
+    noise = image_sets.of_noise(task, frozen, shape, args.images, args.seed)
     noise = image_sets.compare(features, real, features.of(noise))
     found |= {f"random_latents/{name}": value for name, value in noise.items()}
   for name, value in found.items():
@@ -104,25 +104,25 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
 
 
 def _drawn(args, opened, gallery):
-  """Pictures for the captions of a gallery, and their part of the protocol."""
+  """Images for the captions of a gallery, and their part of the protocol."""
   generator, frozen = opened.experiment.image_generator(), opened.experiment.frozen
   if opened.experiment.sampling.size not in (None, (gallery.size, gallery.size)):
     raise InputError(
-      f"sampling.size={opened.experiment.sampling.size}: figures are of pictures of"
+      f"sampling.size={opened.experiment.sampling.size}: figures are of images of"
       f" data.image_size={gallery.size}; set it to None"
     )
-  captions = gallery.captions(args.pictures)
+  captions = gallery.captions(args.images)
   made = image_sets.drawn(generator, opened.weights, frozen, captions, args.seed)
   num = -(-len(captions) // min(generator.batch_size, len(captions)))
   made = progress.lines(made, num, "batches drawn")
   sampling = opened.experiment.config["sampling"]
   how = {"weights": opened.kind, "seed": args.seed, "sampling": sampling}
-  return made, {"num": args.pictures, **how}
+  return made, {"num": args.images, **how}
 
 
 def _again(args, opened, gallery):
-  """Pictures of a gallery, decoded from their codes."""
-  num = min(args.pictures, len(gallery))
+  """Images of a gallery, decoded from their codes."""
+  num = min(args.images, len(gallery))
   task, real = opened.experiment.task, gallery.batches(num)
   made = image_sets.reconstructed(task, opened.weights, real)
   return made, {"num": num, "weights": opened.kind}
@@ -134,14 +134,14 @@ def _in_folder(args, opened, gallery):
   found = folders.images_in(str(args.folder), "--folder")
   own = [path for path in found if path.name not in folders.SHEETS]
   if len(own) < 2:
-    raise InputError(f"--folder {args.folder} needs two pictures at least")
+    raise InputError(f"--folder {args.folder} needs two images at least")
   read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
   made = dataclasses.replace(gallery, examples=sources.Mapped(own, read))
   return made.batches(), {"num": len(own)}
 
 
 def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]:
-  """Distances of all pictures together; of each to the training set."""
+  """Distances of all images together; of each to the training set."""
   shown = []
 
   def watched():
@@ -155,7 +155,7 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
     others = features.of(held_out.batches()) if len(held_out) else real[:0]
     more, index = image_sets.memorisation(features, real, others, rows)
     sheet = [np.stack([x, *gallery.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
-    caption = f"pictures, each with the nearest three of training, in {features.name}"
+    caption = f"images, each with the nearest three of training, in {features.name}"
     path = sheets.save_figure(directory, "nearest", np.stack(sheet), caption)
     print(f"{caption}: {path}")
     found |= more
@@ -163,7 +163,7 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
 
 
 def _pairs(made, features, gallery, num: int) -> dict[str, float]:
-  """Each picture beside the one that it was made of, and all of them together."""
+  """Each image beside the one that it was made of, and all of them together."""
   measures = {"psnr": fidelity.psnr}
   if gallery.size >= 11:
     measures["ssim"] = fidelity.ssim
@@ -188,7 +188,7 @@ def _read(path: pathlib.Path) -> dict:
   except InputError as error:
     raise InputError(
       f"--against {path} holds no evaluation of images ({error}); give the"
-      " evaluation.json of gen-jax evaluate --pictures"
+      " evaluation.json of gen-jax evaluate --images"
     ) from None
   is_number = lambda value: type(value) in (int, float)  # noqa: E731
   return {n: v for n, v in found.items() if n == "protocol" or is_number(v)}

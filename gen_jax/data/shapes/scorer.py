@@ -14,20 +14,20 @@ DROP = {"circle": 0.0, "square": 0.0, "triangle": 1.0 / 3.0}
 Reading = Mapping[str, tuple[str, str, str]]  # place: size, colour, shape
 
 
-def read(picture: np.ndarray) -> Reading:
-  """What is in each place of a picture uint8 [side, side, 3]; no entry is nothing.
+def read(image: np.ndarray) -> Reading:
+  """What is in each place of an image uint8 [side, side, 3]; no entry is nothing.
 
   Pixels belong to the nearest place. The colour of a place is the one whose blends with
   the paper explain its pixels best; size and shape are those of the thing that, drawn
   at the same centre of mass, overlaps best with what is covered there. A blot that is
   like none is ('', colour, '').
   """
-  side = picture.shape[0]
+  side = image.shape[0]
   middles = (np.arange(side) + 0.5) / side
   at = np.stack(np.meshgrid(middles, middles), -1)  # [side, side, 2]
   away = at[:, :, None] - np.array(list(scenes.PLACES.values()))
   nearest = np.square(away).sum(-1).argmin(-1)
-  ink = scenes.PAPER - picture.astype(np.float64)
+  ink = scenes.PAPER - image.astype(np.float64)
   found = {}
   for number, place in enumerate(scenes.PLACES):
     colour, covered = _colour(np.where((nearest == number)[..., None], ink, 0.0))
@@ -62,17 +62,17 @@ def _outline(covered: np.ndarray, at: np.ndarray) -> tuple[str, str]:
   return best[1:]
 
 
-def accuracy(pictures: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, float]:
-  """How well pictures uint8 [N, side, side, 3] show what was wanted.
+def accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, float]:
+  """How well images uint8 [N, side, side, 3] show what was wanted.
 
   Returns:
-    prompt_accuracy: share of the pictures with all that was wanted and nothing else;
+    prompt_accuracy: share of the images with all that was wanted and nothing else;
     prompt/place: share of the things wanted in whose place there is something;
     prompt/size, prompt/colour, prompt/shape: share of them of which that is right.
   """
   pairs = [
-    (read(picture), scenes.words(scene))
-    for picture, scene in zip(pictures, wanted, strict=True)
+    (read(image), scenes.words(scene))
+    for image, scene in zip(images, wanted, strict=True)
   ]
   hits = [
     (place in reading, *map(str.__eq__, reading.get(place, ("",) * 3), words))
@@ -86,18 +86,18 @@ def accuracy(pictures: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, 
 
 
 def edit_accuracy(
-  pictures: np.ndarray, edits: Sequence[tuple[scenes.Scene, scenes.Scene]]
+  images: np.ndarray, edits: Sequence[tuple[scenes.Scene, scenes.Scene]]
 ) -> dict[str, float]:
-  """How well pictures uint8 [N, side, side, 3] show scenes (before, after) an edit.
+  """How well images uint8 [N, side, side, 3] show scenes (before, after) an edit.
 
   Returns:
-    edits/accuracy: share of the pictures that show the scene after, and nothing else;
+    edits/accuracy: share of the images that show the scene after, and nothing else;
     edits/changed: in which all that was to change is as it should be;
     edits/kept: in which all the rest is as it was.
   """
   rows = []
-  for picture, (before, after) in zip(pictures, edits, strict=True):
-    reading, before, after = read(picture), scenes.words(before), scenes.words(after)
+  for image, (before, after) in zip(images, edits, strict=True):
+    reading, before, after = read(image), scenes.words(before), scenes.words(after)
     right = {at: reading.get(at) == after.get(at) for at in scenes.PLACES}
     new = {at for at in scenes.PLACES if before.get(at) != after.get(at)}
     changed, kept = (

@@ -9,7 +9,7 @@ from gen_jax.data import pipeline, sources
 from gen_jax.data.digits import digits_dataset_builder
 from gen_jax.types import InputError
 
-Judge = Callable[[np.ndarray], np.ndarray]
+Scorer = Callable[[np.ndarray], np.ndarray]
 
 
 def _features(images: np.ndarray) -> np.ndarray:
@@ -21,10 +21,10 @@ def _features(images: np.ndarray) -> np.ndarray:
   return np.stack(small).reshape(len(images), 64) / 255.0 * 16.0
 
 
-def train(source: sources.ImageSource, image_size: int) -> tuple[Judge, float]:
+def train(source: sources.ImageSource, image_size: int) -> tuple[Scorer, float]:
   """Fits on the source's training split.
 
-  Real pictures go through the same resizing as generated ones.
+  Real images go through the same resizing as generated ones.
 
   Returns:
     The judge, uint8 [N, image_size, image_size, 1] -> labels int [N], and its accuracy
@@ -44,7 +44,7 @@ def train(source: sources.ImageSource, image_size: int) -> tuple[Judge, float]:
   return lambda images: classifier.predict(_features(images)), real_accuracy
 
 
-def hidden(source: sources.ImageSource) -> tuple[Judge, list[np.ndarray]]:
+def hidden(source: sources.ImageSource) -> tuple[Scorer, list[np.ndarray]]:
   """Features of a perceptron trained to read the source's training split.
 
   Returns:
@@ -62,20 +62,22 @@ def hidden(source: sources.ImageSource) -> tuple[Judge, list[np.ndarray]]:
   def read(images):
     if images.shape[-1] != 1:
       raise InputError(
-        f"features of digits need pictures of 1 channel, got {images.shape[-1]}"
+        f"features of digits need images of 1 channel, got {images.shape[-1]}"
       )
     return np.maximum(_features(images) / 16.0 @ kernel + bias, 0.0)
 
   return read, [kernel, bias]
 
 
-def exam(source: sources.ImageSource, num: int, image_size: int) -> sources.Exam:
+def prompt_benchmark(
+  source: sources.ImageSource, num: int, image_size: int
+) -> sources.PromptBenchmark:
   """`num` prompts, each digit in turn, and the share that is read as asked for."""
   names = digits_dataset_builder.NAMES
   labels = np.arange(num) % len(names)
   read, real_accuracy = train(source, image_size)
-  return sources.Exam(
+  return sources.PromptBenchmark(
     [f"a handwritten {names[label]}" for label in labels],
-    lambda pictures: {"prompt_accuracy": float(np.mean(read(pictures) == labels))},
+    lambda images: {"prompt_accuracy": float(np.mean(read(images) == labels))},
     real_accuracy,
   )

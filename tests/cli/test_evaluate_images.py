@@ -1,4 +1,4 @@
-"""`gen-jax evaluate` of pictures: figures with their protocol, and what is refused."""
+"""`gen-jax evaluate` of images: figures with their protocol, and what is refused."""
 
 import json
 
@@ -35,9 +35,9 @@ def folder(tmp_path_factory):
   return path
 
 
-def test_drawn_pictures(evaluate, refuse, digits_workdir, tmp_path):
+def test_drawn_images(evaluate, refuse, digits_workdir, tmp_path):
   """A model of zeros predicts v = 0; its figures stand beside noise's own."""
-  flags = ("--pictures", "20", "--baseline", "--seed", "4")
+  flags = ("--images", "20", "--baseline", "--seed", "4")
   result = evaluate(digits_workdir, *flags)
   protocol = result["protocol"]
   assert protocol["num"] == 20 and protocol["reference_num"] == 1438
@@ -56,7 +56,7 @@ def test_drawn_pictures(evaluate, refuse, digits_workdir, tmp_path):
   other.write_text(json.dumps(result))
   words = ("evaluate", "--workdir", digits_workdir, *flags, "--against", other)
   says = ["another protocol", "num (20 there, 21 here)"]
-  refuse(*words, "--pictures", "21", says=says)
+  refuse(*words, "--images", "21", says=says)
   says = ["seed (4 there, 5 here)", "sampling (", "split ('train' there"]
   flags = ("--seed", "5", "--split", "validation", "--config.sampling.num_steps=3")
   refuse(*words, *flags, says=says)
@@ -66,7 +66,7 @@ def test_drawn_pictures(evaluate, refuse, digits_workdir, tmp_path):
   refuse(*words, "--features", "digits", says=says)
 
 
-def test_a_folder_of_training_pictures(evaluate, call, digits_workdir, folder):
+def test_a_folder_of_training_images(evaluate, call, digits_workdir, folder):
   """All are found again; of the whole training set they are a small part."""
   result = evaluate(digits_workdir, "--folder", folder)
   assert result["protocol"]["num"] == 30  # without the sheet
@@ -95,7 +95,7 @@ def test_what_commands_and_desktops_add_is_not_counted(
 
 def test_reconstructions(evaluate, vae_workdir):
   """An autoencoder of zeros draws 128 everywhere."""
-  result = evaluate(vae_workdir, "--pictures", "1000")
+  result = evaluate(vae_workdir, "--images", "1000")
   examples = digits.Digits().examples("validation")
   real = np.stack([examples[i]["image"] for i in range(len(examples))])
   grey = np.full_like(real, 128)
@@ -110,15 +110,15 @@ def test_reconstructions(evaluate, vae_workdir):
 @pytest.mark.parametrize(
   "flags, says",
   [
-    ("--pictures 1", ["--pictures 1", "at least 2"]),
-    ("--pictures 5 --folder x", ["one of --pictures N and --folder"]),
-    ("--features pixels", ["one of --pictures N and --folder"]),
-    ("--pictures 5 --features fid", ["features (--features) 'fid'", "pixels"]),
-    ("--pictures 5 --features digits --feature_weights x", ["'weights'"]),
-    ("--pictures 5 --split test", ["--split", "'test'", "train, validation"]),
+    ("--images 1", ["--images 1", "at least 2"]),
+    ("--images 5 --folder x", ["one of --images N and --folder"]),
+    ("--features pixels", ["one of --images N and --folder"]),
+    ("--images 5 --features fid", ["features (--features) 'fid'", "pixels"]),
+    ("--images 5 --features digits --feature_weights x", ["'weights'"]),
+    ("--images 5 --split test", ["--split", "'test'", "train, validation"]),
     ("--folder nowhere", ["'nowhere' is not a folder"]),
-    ("--folder docs --baseline", ["--baseline", "--pictures"]),
-    ("--pictures 5 --against README.md", ["README.md holds no evaluation"]),
+    ("--folder docs --baseline", ["--baseline", "--images"]),
+    ("--images 5 --against README.md", ["README.md holds no evaluation"]),
   ],
 )
 def test_bad_flags(refuse, image_workdir, flags, says):
@@ -126,8 +126,8 @@ def test_bad_flags(refuse, image_workdir, flags, says):
   assert not (image_workdir / "evaluation.json").exists()
 
 
-@pytest.mark.parametrize("flags", ["--pictures 5", "--folder docs"])
-def test_pictures_of_a_text_model(refuse, text_workdir, flags):
+@pytest.mark.parametrize("flags", ["--images 5", "--folder docs"])
+def test_images_of_a_text_model(refuse, text_workdir, flags):
   says = ["text model"]
   refuse("evaluate", "--workdir", text_workdir, *flags.split(), says=says)
 
@@ -136,5 +136,5 @@ def test_on_other_data(evaluate, vae_workdir, folder):
   """A folder in the place of the autoencoder's own data."""
   source = {"name": "image_folder", "directory": str(folder), "validation_fraction": 0}
   other = ("--split", "train", f"--config.data.source={source}")
-  protocol = evaluate(vae_workdir, "--pictures", "5", *other)["protocol"]
+  protocol = evaluate(vae_workdir, "--images", "5", *other)["protocol"]
   assert (protocol["num"], protocol["reference_num"]) == (5, 31)

@@ -3,7 +3,7 @@
 Runs in an environment of its own with torch, transformers, diffusers and peft, which
 the tests do not need:
 
-    python tools/make_picture_golden.py tests/golden_pictures
+    python tools/make_image_golden.py tests/golden_pictures
 
 Each folder is a pipeline as diffusers saves it, with expected.npz: inputs, outputs of
 the three networks and of blocks inside them, gradients by parameter, and the token ids
@@ -156,8 +156,8 @@ def write(folder: pathlib.Path, variant) -> None:
   timesteps = torch.tensor([3, 700])
   out = unet(x, timesteps, states).sample
   (out**2).mean().backward()
-  picture = torch.rand(2, 3, 16, 16) * 2 - 1
-  posterior = vae.encode(picture).latent_dist
+  image = torch.rand(2, 3, 16, 16) * 2 - 1
+  posterior = vae.encode(image).latent_dist
   z = torch.randn(2, 4, 8, 8)
   parameters = dict(unet.named_parameters())
   last = lambda y: y.movedim(1, -1)  # noqa: E731
@@ -167,7 +167,7 @@ def write(folder: pathlib.Path, variant) -> None:
     "x": last(x),
     "timesteps": timesteps,
     "out": last(out),
-    "picture": last(picture),
+    "image": last(image),
     "mean": last(posterior.mean),
     "std": last(posterior.std),
     "z": last(z),
@@ -196,11 +196,11 @@ def write_taesd(folder: pathlib.Path) -> None:
       number, rest = name.split(".", 1)
       tensors[f"{int(number) + shift}.{rest}"] = tensor.bfloat16().contiguous()
     safetensors.torch.save_file(tensors, folder / f"taesd_{half}.safetensors")
-  picture, z = torch.rand(2, 3, 16, 24) * 2 - 1, 4 * torch.randn(2, 4, 2, 3)
+  image, z = torch.rand(2, 3, 16, 24) * 2 - 1, 4 * torch.randn(2, 4, 2, 3)
   with torch.no_grad():
     arrays = {
-      "picture": picture,
-      "code": model.encode(picture).latents,
+      "image": image,
+      "code": model.encode(image).latents,
       "z": z,
       "decoded": model.decode(z).sample,
     }
@@ -300,7 +300,7 @@ def save_kohya(tensors, file: pathlib.Path) -> None:
 def write_edit(folder: pathlib.Path) -> None:
   """What InstructPix2Pix draws with the tiny v1, its first kernel made twice as deep.
 
-  The picture's four channels have half the latents' kernel, in reverse order.
+  The image's four channels have half the latents' kernel, in reverse order.
   """
   pipe = pipeline(folder)
   old = pipe.unet.conv_in
@@ -316,10 +316,10 @@ def write_edit(folder: pathlib.Path) -> None:
   )
   pipe.set_progress_bar_config(disable=True)
   torch.manual_seed(SEED)
-  picture, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
+  image, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 8, 8)
   drawn = pipe(
     TEXTS[0],
-    image=picture,
+    image=image,
     latents=noise,
     num_inference_steps=2,
     guidance_scale=7.5,
@@ -328,7 +328,7 @@ def write_edit(folder: pathlib.Path) -> None:
   ).images
   np.savez_compressed(
     folder / "expected_edit.npz",
-    picture=2.0 * picture.movedim(1, -1).numpy() - 1.0,
+    image=2.0 * image.movedim(1, -1).numpy() - 1.0,
     noise=noise.movedim(1, -1).numpy(),
     drawn=drawn.movedim(1, -1).numpy(),
     steps=pipe.scheduler.timesteps.numpy(),
@@ -344,7 +344,7 @@ def main() -> None:
   write_lora(target / "v1")
   write_edit(target / "v1")
   provenance = {
-    "made_by": "tools/make_picture_golden.py",
+    "made_by": "tools/make_image_golden.py",
     "seed": SEED,
     "torch": torch.__version__,
     "transformers": transformers.__version__,

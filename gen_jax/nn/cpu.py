@@ -1,0 +1,78 @@
+"""What XLA's CPU backend computes faster in pieces; other platforms never trace it.
+
+`jax.lax.platform_dependent` chooses these paths; the TPU's program does not hold them.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gen_jax.types import Array
+
+_SCORES = 2**22  # of attention, that fit a CPU's cache
+
+
+def row_times_kernel(x: Array, kernel: Array, depth: int, most: int = 8) -> Array:
+  """`linear.product` of one row, its sum in pieces that XLA computes in parallel.
+
+  One row times a kernel is bound by reading the kernel, and XLA's CPU backend reads it
+  on one core.
+  """
+  num = math.gcd(x.size, most)
+  pieces = kernel.reshape(num, x.size // num, -1)
+  y = jnp.einsum(
+    "pd,pdf->pf", x.reshape(num, -1), pieces, preferred_element_type=jnp.float32
+  )
+  shape = (*x.shape[: x.ndim - depth], *kernel.shape[depth:])
+  return y.sum(0).astype(x.dtype).reshape(shape)
+
+
+def piece(num_rows: int, num_slots: int) -> int | None:
+  """Queries that `attend` takes at a time; None where all at once is as fast."""
+  found = math.gcd(num_rows, 2 ** int(math.log2(max(_SCORES / num_slots, 1))))
+  is_short = num_rows * num_slots < _SCORES // 4
+  return None if is_short or found < min(num_rows, 128) else found
+
+
+def attend(
+  rows, key, value, seen, *, piece: int, scores: Callable[..., Array]
+) -> Array:
+  """softmax(q k^T) v, one head and `piece` queries at a time, whose scores fit a cache.
+
+  All scores of a large image are a gigabyte, which a CPU would write and read for each
+  step of the softmax.
+
+  Args:
+    rows: [B, K, R, Dh], scaled.
+    key, value: [B, K, S, Dh].
+    seen: bool [B, 1, t, S], or None.
+    piece: queries at a time; see `piece`.
+    scores: see `attention.scores`.
+
+  Returns:
+    [B, K, R, Dh].
+  """
+  if seen is not None:  # of every row, [B, R, S]
+    seen = jnp.tile(seen[:, 0], (1, rows.shape[2] // seen.shape[2], 1))
+    seen = jnp.broadcast_to(seen, (len(rows), *seen.shape[1:]))
+
+  def head(inputs, seen):  # [R, Dh], [S, Dh] twice, [R, S]
+    rows, key, value = inputs
+
+    def some(inputs):
+      rows, seen = jax.tree.map(lambda x: x[None, None], inputs)
+      found = scores(rows, key[None, None], seen)[0, 0]
+      likely = jnp.exp(found - found.max(-1, keepdims=True))
+      return (likely.astype(value.dtype) @ value) / likely.sum(-1, keepdims=True)
+
+    cut = lambda x: x.reshape(-1, piece, x.shape[-1])  # noqa: E731
+    out = jax.lax.map(some, jax.tree.map(cut, (rows, seen)))
+    return out.reshape(rows.shape).astype(rows.dtype)
+
+  def example(inputs):
+    *inputs, seen = inputs
+    return jax.lax.map(lambda one: head(one, seen), tuple(inputs))
+
+  return jax.lax.map(example, (rows, key, value, seen))
