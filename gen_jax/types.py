@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,23 @@ def unsupported(kind: str, name: object, options: Iterable[str]) -> InputError:
   """
   listed = ", ".join(sorted(options))
   return InputError(f"{kind} {name!r:.60} is not supported; supported: {listed}")
+
+
+class States(NamedTuple):
+  """What a denoising network is conditioned on; None where there is nothing.
+
+  Attributes:
+    tokens: float [B, S, D], for cross-attention.
+    mask: bool [B, S], False at tokens that are not seen; None: all are seen.
+    vector: float [B, D], added to the time embedding.
+  """
+
+  tokens: Array | None = None
+  mask: Array | None = None
+  vector: Array | None = None
+
+
+UNCONDITIONAL = States()
 
 
 @jax.tree_util.register_dataclass

@@ -17,15 +17,17 @@ Block = dict[str, Any]
 _INEXACT = "attention other than softmax"
 
 
-class _Reader:
+class Reader:
   """Takes keys out of a config; what is left must have its only known value."""
 
-  def __init__(self, path: str, config: Any):
+  def __init__(self, path: str, config: Any, known: str = "Stable Diffusion 1 and 2"):
+    """Args: known: the models that are understood, for the message."""
     if not isinstance(config, dict):
       raise InputError(f"{path} must be a block, not {config!r:.60}")
-    self.path, self.left = path, dict(config)
+    self.path, self.left, self.known = path, dict(config), known
 
   def take(self, key: str, hint: Any, *default: Any) -> Any:
+    """The value of a key, which is then accounted for; `default` where it lacks."""
     if key not in self.left:
       if default:
         return default[0]
@@ -33,7 +35,10 @@ class _Reader:
     return keys.typed(self.left.pop(key), hint, f"{self.path} {key}")
 
   def finish(self, fixed: Mapping[str, tuple]) -> None:
-    """Args: fixed: {key: values it may have}; others may be None or False."""
+    """Refuses what is left. Args: fixed: {key: values it may have}; ... is any value.
+
+    Keys that are not in `fixed` may be None or False.
+    """
     strange = {
       key: value
       for key, value in self.left.items()
@@ -45,7 +50,7 @@ class _Reader:
       listed = ", ".join(f"{key}={value!r:.60}" for key, value in strange.items())
       raise InputError(
         f"{self.path} has keys that are not understood and may change the model:"
-        f" {listed}; Stable Diffusion 1 and 2 are understood"
+        f" {listed}; {self.known} are understood"
       )
 
 
@@ -60,7 +65,7 @@ def _levels(path: str, channels: tuple[int, ...]) -> tuple[int, tuple[int, ...]]
 
 def read_unet(config: Any) -> tuple[Block, bool]:
   """The unet block, and whether its transformers begin and end with linear maps."""
-  read = _Reader("unet/config.json", config)
+  read = Reader("unet/config.json", config)
   channels = read.take("block_out_channels", tuple[int, ...])
   width, multipliers = _levels(read.path, channels)
   kinds = ("CrossAttnDownBlock2D", "DownBlock2D")
@@ -138,7 +143,7 @@ def _heads(heads: Any, channels: tuple[int, ...]) -> Block:
 
 def read_autoencoder(config: Any) -> tuple[Block, Block]:
   """The autoencoder block, and mean and std of each latent channel as they are used."""
-  read = _Reader("vae/config.json", config)
+  read = Reader("vae/config.json", config)
   channels = read.take("block_out_channels", tuple[int, ...])
   width, multipliers = _levels(read.path, channels)
   latent = read.take("latent_channels", int, 4)
@@ -179,7 +184,7 @@ def read_autoencoder(config: Any) -> tuple[Block, Block]:
 
 def read_text_encoder(config: Any) -> Block:
   """The text_encoder block."""
-  read = _Reader("text_encoder/config.json", config)
+  read = Reader("text_encoder/config.json", config)
   activation = read.take("hidden_act", str, "quick_gelu")
   known = {"quick_gelu": "quick_gelu", "gelu": "gelu_exact"}
   if activation not in known:

@@ -81,7 +81,8 @@ _RESNET = (
 _LAYER = "transformer_blocks.0"
 
 
-def _heads(ours: str, theirs: str) -> Iterator[Part]:
+def heads(ours: str, theirs: str) -> Iterator[Part]:
+  """The four maps of an attention."""
   for name, short in (("query", "q"), ("key", "k"), ("value", "v")):
     yield ((f"{ours}/{name}",), "dense", same(f"{theirs}.to_{short}"))
   yield ((f"{ours}/out",), "out", same(f"{theirs}.to_out.0"))
@@ -93,9 +94,9 @@ def _transformer(outer: str) -> tuple[Part, ...]:
     (("norm",), "norm", same("norm")),
     (("proj_in",), outer, same("proj_in")),
     (("self_norm",), "norm", same(f"{_LAYER}.norm1")),
-    *_heads("self_attention", f"{_LAYER}.attn1"),
+    *heads("self_attention", f"{_LAYER}.attn1"),
     (("cross_norm",), "norm", same(f"{_LAYER}.norm2")),
-    *_heads("cross_attention", f"{_LAYER}.attn2"),
+    *heads("cross_attention", f"{_LAYER}.attn2"),
     (("mlp_norm",), "norm", same(f"{_LAYER}.norm3")),
     (("mlp/up", "mlp/gate"), "dense", same(f"{_LAYER}.ff.net.0.proj")),
     (("mlp/down",), "dense", same(f"{_LAYER}.ff.net.2")),
@@ -338,15 +339,22 @@ def plan(
   model: Model, params: Params, column: int = FOLDER
 ) -> dict[str, safetensors.Planned]:
   """The foreign tensors of a model."""
+  return planned(model.rows(params, column), params)
+
+
+def planned(
+  found_rows: Mapping[str, tuple[names.Row, names.Shape]], params: Params
+) -> dict[str, safetensors.Planned]:
+  """The foreign tensors of the rows of `rows`."""
   flat = tree.flatten(params)
-  planned = {}
-  for name, (row, shape) in model.rows(params, column).items():
+  found = {}
+  for name, (row, shape) in found_rows.items():
 
     def make(row=row):
       return row.whole([np.asarray(flat[path]) for path in row.paths])
 
-    planned[name] = safetensors.Planned(shape, make)
-  return planned
+    found[name] = safetensors.Planned(shape, make)
+  return found
 
 
 def open_weights(

@@ -1,0 +1,143 @@
+"""DiT: equal to what diffusers computes, and its weights unchanged in and out."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy as safetensors_numpy
+
+from gen_jax import safetensors, sharding, types
+from gen_jax.convert import dit as convert
+from gen_jax.convert import huggingface
+from gen_jax.models import dit, labels
+
+pytestmark = pytest.mark.usefixtures("one_device")
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden_dit"
+STEM = "diffusion_pytorch_model"
+
+
+def read(folder=GOLDEN / "transformer"):
+  config = json.loads((folder / "config.json").read_text())
+  network, conditioning = convert.read_config(config)
+  network = {k: v for k, v in network.items() if k != "name"}
+  num_classes = conditioning["num_classes"]
+  return convert.Model(
+    dit.Config(**network), labels.Config(num_classes, network["width"])
+  )
+
+
+def abstract(model):
+  at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  side, channels = model.network.image_size, model.network.image_channels
+  x = jnp.zeros((1, side, side, channels))
+  key = jax.random.key(0)
+  net = jax.eval_shape(dit.DiT(model.network).init, key, x, jnp.zeros(1))
+  table = jax.eval_shape(labels.LabelEncoder(model.labels).init, key, jnp.zeros(1, int))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+    sharding.unbox({"dit": net["params"], "labels": table["params"]}),
+  )
+
+
+def load(folder=GOLDEN / "transformer"):
+  model = read(folder)
+  tensors = safetensors.open_folder(folder, STEM)
+  places = convert.match(model, tensors, abstract(model))
+  return model, huggingface.load(places, abstract(model))
+
+
+def close(ours, theirs, atol):
+  np.testing.assert_allclose(ours, theirs, atol=atol * np.abs(theirs).max())
+
+
+def test_network_blocks_positions_and_gradients():
+  model, params = load()
+  with np.load(GOLDEN / "expected.npz") as file:
+    expected = dict(file)
+  t = jnp.float32((expected["timesteps"] + 1) / 1000.0)
+
+  @jax.jit
+  def apply(params):
+    states = labels.LabelEncoder(model.labels).apply(
+      {"params": params["labels"]}, expected["labels"]
+    )
+    return dit.DiT(model.network).apply(
+      {"params": params["dit"]}, expected["x"], t, states, capture_intermediates=True
+    )
+
+  out, seen = apply(params)
+  close(out, expected["out"][..., :4], 1e-4)
+  for i in range(2):
+    ours = seen["intermediates"][f"block_{i}"]["__call__"][0]
+    close(ours, expected[f"block/{i}"], 1e-4)
+  close(dit.positions(4, 4, 4, 16), expected["positions"], 1e-6)
+  gradient = jax.jit(jax.grad(lambda p: jnp.mean(apply(p)[0] ** 2)))(params)
+  plan = convert.plan(model, gradient)
+  checked = [key for key in expected if key.startswith("gradient/")]
+  assert len(checked) == 5
+  for key in checked:
+    close(plan[key.removeprefix("gradient/")].make(), expected[key], 1e-4)
+
+
+def test_there_and_back_changes_no_bit(tmp_path):
+  model, params = load()
+  safetensors.write_folder(tmp_path, convert.plan(model, params), "F32", stem=STEM)
+  was = safetensors_numpy.load_file(GOLDEN / "transformer" / f"{STEM}.safetensors")
+  now = safetensors_numpy.load_file(tmp_path / f"{STEM}.safetensors")
+  assert was.keys() == now.keys()
+  for name, tensor in was.items():
+    np.testing.assert_array_equal(tensor, now[name])
+  config = json.loads((GOLDEN / "transformer" / "config.json").read_text())
+  written = convert.write_config(model.network, model.labels.num_classes)
+  assert convert.read_config(written) == convert.read_config(config)
+
+
+def test_embedders_that_differ_between_blocks_are_refused(tmp_path):
+  folder = shutil.copytree(GOLDEN / "transformer", tmp_path / "transformer")
+  file = folder / f"{STEM}.safetensors"
+  tensors = safetensors_numpy.load_file(file)
+  name = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_2.bias"
+  tensors[name][3] += 1e-6
+  safetensors_numpy.save_file(tensors, file)
+  with pytest.raises(types.InputError, match=f"{name} is not equal"):
+    load(folder)
+
+
+@pytest.mark.parametrize(
+  "change, named",
+  [
+    ({"norm_type": "ada_norm_single"}, "norm_type='ada_norm_single'"),
+    ({"norm_elementwise_affine": True}, "norm_elementwise_affine=True"),
+    ({"activation_fn": "geglu"}, "activation_fn='geglu'"),
+    ({"attention_bias": False}, "attention_bias=False"),
+    ({"dropout": 0.1}, "dropout=0.1"),
+    ({"norm_eps": 1e-3}, "norm_eps=0.001"),
+    ({"out_channels": 5}, "out_channels=5 must be in_channels=4, or twice"),
+    ({"caption_channels": 4096}, "caption_channels=4096; DiTs are understood"),
+  ],
+)
+def test_keys_that_may_change_the_model_are_refused(change, named):
+  config = json.loads((GOLDEN / "transformer" / "config.json").read_text())
+  with pytest.raises(types.InputError, match=named):
+    convert.read_config({**config, **change})
+
+
+@pytest.mark.parametrize(
+  "change, named",
+  [
+    ({"mlp_width": 24}, "mlp_width=24"),
+    ({"max_period": 1e4}, "max_period=10000"),
+    ({"timestep_offset": 0.0}, "timestep_offset=0"),
+    ({"extra_channels": 1}, "extra_channels=1"),
+  ],
+)
+def test_what_the_format_cannot_say_is_not_written(change, named):
+  config = read().network
+  convert.write_config(config, 5)
+  values = {**config.__dict__, **change}
+  with pytest.raises(types.InputError, match=named):
+    convert.write_config(dit.Config(**values), 5)
