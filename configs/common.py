@@ -102,37 +102,46 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
   return config
 
 
-def diffusion(unet: dict, text_encoder: dict, **changes) -> dict:
-  """A diffusion task on pixels: cosine schedule, v, guidance; and what differs.
-
-  Args:
-    unet, text_encoder: keys of the blocks that have no default here.
-  """
+def unet(**changes) -> dict:
+  """A small UNet, and what differs."""
   return {
-    "name": "diffusion",
-    "unet": {
-      "name": "unet",
-      "num_blocks": 1,
-      "num_heads": 4,
-      "num_groups": 8,
-      "dropout": 0.0,
-      "dtype": "float32",
-      **unet,
-    },
+    "name": "unet",
+    "num_blocks": 1,
+    "num_heads": 4,
+    "num_groups": 8,
+    "dropout": 0.0,
+    "dtype": "float32",
+    **changes,
+  }
+
+
+def text(**changes) -> dict:
+  """Conditioning on captions by a small text encoder, and what differs."""
+  return {
+    "name": "text",
     "text_encoder": {
       "name": "text_encoder",
       "vocab_size": 512,
       "num_heads": 4,
       "dropout": 0.0,
       "dtype": "float32",
-      **text_encoder,
+      **changes,
     },
+  }
+
+
+def diffusion(network: dict, conditioning: dict, **changes) -> dict:
+  """A diffusion task on pixels: cosine schedule, v, guidance; and what differs."""
+  return {
+    "name": "diffusion",
+    "network": network,
+    "conditioning": conditioning,
     "schedule": {"name": "cosine", "offset": 0.008},
     "target": {"name": "v"},
     "weighting": {"name": "unit"},
     "time_sampler": {"name": "stratified", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "identity"},
-    "caption_drop_prob": 0.1,
+    "drop_prob": 0.1,
     **changes,
   }
 
@@ -226,19 +235,26 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.data.channels = 1
     config.data.source = {"name": "digits", "data_dir": None}
   else:
-    config.task.unet.width = 16
-    config.task.unet.num_groups = 8
-    config.task.unet.num_heads = 2
-    config.task.unet.num_blocks = 1
-    config.task.unet.multipliers = (1, 2)
-    config.task.unet.attention_levels = ()  # the middle has it
-    config.task.text_encoder.width = 32
-    config.task.text_encoder.num_layers = 1
-    config.task.text_encoder.num_heads = 2
+    if config.task.network.name == "unet":
+      config.task.network.num_groups = 8
+      config.task.network.num_blocks = 1
+      config.task.network.multipliers = (1, 2)
+      config.task.network.attention_levels = ()  # the middle has it
+    else:
+      config.task.network.num_layers = 2
+      config.task.network.image_size = 8
+    config.task.network.width = 16
+    config.task.network.num_heads = 2
+    if config.task.conditioning.name == "text":
+      config.task.conditioning.text_encoder.width = 32
+      config.task.conditioning.text_encoder.num_layers = 1
+      config.task.conditioning.text_encoder.num_heads = 2
+    elif config.task.conditioning.name == "labels":
+      config.task.conditioning.num_classes = 10
     config.data.image_size = 8
     config.data.channels = 1
     config.data.source = {"name": "digits", "data_dir": None}
-    config.task.unet.image_channels = 1
+    config.task.network.image_channels = 1
     config.task.codec = {"name": "identity"}
     config.data.name = "images"
     for key in ("latent_size", "latent_channels"):

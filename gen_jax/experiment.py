@@ -14,8 +14,9 @@ from gen_jax.cost import flops
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.decoding import generate
 from gen_jax.evaluation import image_sets
-from gen_jax.inference import image_generator, text_generator
-from gen_jax.models import transformer, unet
+from gen_jax.inference import image_generator, prompts, text_generator
+from gen_jax.models import transformer
+from gen_jax.nn import linear
 from gen_jax.tasks import autoencoder, base, diffusion, lm, lora
 from gen_jax.train import evaluators, init_from, loop
 from gen_jax.train import state as states
@@ -26,7 +27,8 @@ from gen_jax.types import Batch, InputError, Params, PyTree
 class Experiment:
   """Everything that a config stands for, built.
 
-  `tokenizer` is None where nothing may be read or written (a dry run). `source`
+  `tokenizer` and `class_names` are None where nothing may be read or written (a dry
+  run), and where the task reads no captions, or no labels. `source`
   and `adapter` are None where training starts at random and moves all weights.
   `frozen` is what the task needs beside its parameters: abstract, until the command
   line puts the weights there.
@@ -39,6 +41,7 @@ class Experiment:
   task: base.Task
   train: loop.Config
   sampling: Any
+  class_names: tuple[str, ...] | None = None
   source: init_from.InitFrom | None = None
   adapter: lora.LoRA | None = None
   frozen: PyTree = dataclasses.field(default_factory=dict)
@@ -57,7 +60,13 @@ class Experiment:
     return lora.Frozen(base_params, self.frozen) if self.adapter else self.frozen
 
   def pipeline(self, split: str) -> pipeline.Pipeline:
-    """Batches of a split."""
+    """Batches of a split.
+
+    Raises:
+      InputError: the classes of the data are not those that the run began with.
+    """
+    if self.class_names is not None:
+      datasets.check_class_names(self.data, self.class_names)
     return self.data.pipeline(split, self.tokenizer, self.seed)
 
   def optimizer(
@@ -98,8 +107,8 @@ class Experiment:
   def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:
     """How the task's weights may be stored, as here first.
 
-    The layers of a transformer may be scanned otherwise; a UNet with a condition may
-    be one without, which hears nothing of it to begin with.
+    The layers of a transformer may be scanned otherwise; a network with a condition
+    may be one without, which ignores it to begin with.
     """
     layouts = [
       init_from.CheckpointLayout(self.abstract_params(), lambda params: params)
@@ -113,13 +122,19 @@ class Experiment:
       convert = transformer.stack if is_scanned else transformer.unstack
       layouts.append(init_from.CheckpointLayout(abstract, convert))
     if isinstance(self.task, diffusion.Diffusion) and self.task.condition is not None:
-      narrow = dataclasses.replace(self.task.unet.config, extra_channels=0)
+      config = self.task.network.config
+      narrow = self.task.network.clone(
+        config=dataclasses.replace(config, extra_channels=0)
+      )
       task = dataclasses.replace(
-        self.task, unet=unet.UNet(narrow), condition=None, condition_drop_prob=0.0
+        self.task, network=narrow, condition=None, condition_drop_prob=0.0
       )
       abstract = _abstract_params(task, self.batch(), self.layout)
-      extra = self.task.unet.config.extra_channels
-      convert = lambda params: {**params, "unet": unet.widen(params["unet"], extra)}  # noqa: E731
+
+      def convert(params):
+        name, extra = config.params_name, config.extra_channels
+        return {**params, name: linear.widen(params[name], config.stem, extra)}
+
       layouts.append(init_from.CheckpointLayout(abstract, convert))
     return layouts
 
@@ -190,6 +205,12 @@ class Experiment:
       source.examples(split), data.image_size, data.channels
     )
 
+  def _read_prompts(self) -> prompts.Read:
+    """How the task's prompts are read from strings."""
+    if "caption" in self.task.reads:
+      return prompts.captions(self.tokenizer, self.data.caption_length)
+    return prompts.labels(self.class_names) if self.task.reads else prompts.nothing
+
   def image_generator(self) -> image_generator.ImageGenerator:
     """Draws images for captions (a diffusion experiment)."""
     side = self.data.image_size
@@ -197,10 +218,9 @@ class Experiment:
     shards = self.layout.num_batch_shards
     return image_generator.ImageGenerator(
       self.task,
-      self.tokenizer,
+      self._read_prompts(),
       self.sampling,
       image_generator.latent_shape(self.task, (height, width, self.data.channels)),
-      self.data.caption_length,
       -(-max(1, min(50, 2**18 // (height * width))) // shards) * shards,  # at once
       self.layout.spread,
     )
@@ -258,6 +278,10 @@ def make(
   task = build.build("task", config["task"], **injected)
   sampling = build.build("sampling", config["sampling"])
   _check_fit(task, data, sampling)
+  data, class_names = data.giving(task.reads), None
+  if workdir and "label" in task.reads:
+    class_names = datasets.class_names_for(data, workdir)
+    _check_num_classes(task, class_names)
   return Experiment(
     config=config,
     layout=layout,
@@ -266,6 +290,7 @@ def make(
     task=task,
     train=train,
     sampling=sampling,
+    class_names=class_names,
     source=start,
     adapter=adapter,
     frozen=_abstract_frozen(task, layout),
@@ -337,9 +362,7 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
     owner, channels = "task.autoencoder", task.autoencoder.config.image_channels
     _check_channels("data.channels", data.channels, f"{owner}.image_channels", channels)
   else:
-    _check_length(
-      "data.caption_length", data.caption_length, "task.text_encoder", task.text_encoder
-    )
+    _check_prompts(task, data)
     image = (data.image_size, data.image_size, data.channels)
     channels, *sides = reversed(task.codec.shape(image))
     if isinstance(data, datasets.LatentData):
@@ -352,16 +375,48 @@ def _check_fit(task: base.Task, data: datasets.Data, sampling: Any) -> None:
           f" {[*sides, channels]} of images {list(image)}"
         )
     name = "data.channels" if channels == data.channels else "channels of the codec"
-    own = task.unet.config.image_channels
-    _check_channels(name, channels, "task.unet.image_channels", own)
+    own = task.network.config.image_channels
+    _check_channels(name, channels, "task.network.image_channels", own)
     _check_condition(task, data, channels)
     diffusion.check_times(task, sampling)
 
 
+def _check_prompts(task: diffusion.Diffusion, data: datasets.Data) -> None:
+  """Whether the data gives the captions or labels that the task reads, no others."""
+  if "caption" in task.reads:
+    for key in ("tokenizer", "caption_length"):
+      if getattr(data, key) is None:
+        raise InputError(f"task.conditioning=text reads captions: set data.{key}")
+    encoder = task.conditioning.text_encoder
+    owner = "task.conditioning.text_encoder"
+    _check_length("data.caption_length", data.caption_length, owner, encoder)
+  elif data.tokenizer is not None:
+    raise InputError(
+      "data.tokenizer is for captions, which task.conditioning does not read; set it"
+      " and data.caption_length to None, or take conditioning=text"
+    )
+  if "label" in task.reads and not hasattr(data.source, "class_names"):
+    table = build.TABLES["source"]
+    fitting = [n for n, e in table.items() if hasattr(e.signature, "class_names")]
+    raise InputError(
+      f"data.source knows no classes, which task.conditioning=labels reads; those that"
+      f" do: {', '.join(fitting)}"
+    )
+
+
+def _check_num_classes(task: diffusion.Diffusion, names: Sequence[str]) -> None:
+  num = task.conditioning.num_classes
+  if num != len(names):
+    raise InputError(
+      f"task.conditioning.num_classes={num} must equal the number of classes of the"
+      f" data, {len(names)}"
+    )
+
+
 def _check_condition(task: diffusion.Diffusion, data: datasets.Data, channels: int):
-  """Whether the UNet's extra channels hold what the data gives."""
-  condition, name = task.condition, "task.unet.extra_channels"
-  extra = task.unet.config.extra_channels
+  """Whether the network's extra channels hold what the data gives."""
+  condition, name = task.condition, "task.network.extra_channels"
+  extra = task.network.config.extra_channels
   if condition is None and extra:
     names = " or ".join(build.TABLES["condition"])
     raise InputError(f"{name}={extra} needs task.condition: {names}")

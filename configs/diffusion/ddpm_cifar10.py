@@ -4,9 +4,8 @@ The recipe is that of its appendix B: 32 x 32 images, mirrored at random, T = 10
 with beta from 1e-4 to 0.02, the noise predicted with unit weight, Adam at 2e-4 after
 5,000 steps of warm-up, batches of 128, clipping at 1, dropout 0.1, an average at
 0.9999, 800,000 steps. Its FID is 3.17, with 1,000 ancestral steps. Differences: times
-are continuous, in [0.001, 1]; the warm-up of the average. The model is unconditional:
-its attention has no place for text, and the smallest text encoder, which the task
-wants, idles beside it. Not yet run at full size.
+are continuous, in [0.001, 1]; the warm-up of the average. The model is unconditional.
+Not yet run at full size.
 
     gen-jax plan --config configs/diffusion/ddpm_cifar10.py --topology v5e:2x2
 """
@@ -19,36 +18,33 @@ from configs import common
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:smoke` shrinks it to seconds, on the pixels of digits."""
   _, smoke = common.parse_arg(arg)
-  unet = {
-    "image_channels": 3,
-    "width": 128,
-    "multipliers": (1, 2, 2, 2),
-    "num_blocks": 2,
-    "attention_levels": (1,),
-    "num_heads": 1,
-    "attention": {"name": "self_attention"},
-    "num_groups": 32,
-    "eps": 1e-6,
-    "dropout": 0.1,
-    "timestep_offset": -1.0,
-  }
-  text_encoder = {"max_length": 32, "num_layers": 1, "width": 4, "num_heads": 1}
+  unet = common.unet(
+    image_channels=3,
+    width=128,
+    multipliers=(1, 2, 2, 2),
+    num_blocks=2,
+    attention_levels=(1,),
+    num_heads=1,
+    attention={"name": "self_attention"},
+    num_groups=32,
+    eps=1e-6,
+    dropout=0.1,
+    timestep_offset=-1.0,
+  )
   config = common.images(
     common.diffusion(
       unet,
-      text_encoder,
+      {"name": "none"},
       schedule={"name": "linear", "num_timesteps": 1000},
       target={"name": "eps"},
       time_sampler={"name": "uniform", "t_min": 0.001, "t_max": 1.0},
-      caption_drop_prob=0.0,
+      drop_prob=0.0,
     ),
     data={
       "name": "images",
       "source": {"name": "tfds_images", "dataset": "cifar10", "caption_field": "label"},
-      "tokenizer": {"name": "bytes"},
       "image_size": 32,
       "channels": 3,
-      "caption_length": 32,
       "batch_size": 128,
       "flip": True,
     },

@@ -14,13 +14,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   _, smoke = common.parse_arg(arg)
   config = common.images(
     common.diffusion(
-      unet={
-        "image_channels": 1,
-        "width": 48,
-        "multipliers": (1, 2),
-        "attention_levels": (),
-      },
-      text_encoder={"max_length": 12, "num_layers": 1, "width": 64},
+      common.unet(image_channels=1, width=48, multipliers=(1, 2), attention_levels=()),
+      common.text(max_length=12, num_layers=1, width=64),
     ),
     data={
       "name": "images",

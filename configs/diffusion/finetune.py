@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.sampling.guidance_scale = 7.5
   if smoke:
     config.task = digits.get_config().task
-    config.data.caption_length = config.task.text_encoder.max_length
+    config.data.caption_length = config.task.conditioning.text_encoder.max_length
     return common.smoke(config)
   with config.unlocked():
     config.init_from = {"workdir": "runs/sd"}

@@ -18,19 +18,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   _, smoke = common.parse_arg(arg)
   config = common.images(
     common.diffusion(
-      unet={
-        "image_channels": 16,
-        "width": 96,
-        "multipliers": (1, 2),
-        "attention_levels": (0, 1),
-        "num_groups": 16,
-      },
-      text_encoder={
-        "vocab_size": 2048,
-        "max_length": 24,
-        "num_layers": 2,
-        "width": 128,
-      },
+      common.unet(
+        image_channels=16,
+        width=96,
+        multipliers=(1, 2),
+        attention_levels=(0, 1),
+        num_groups=16,
+      ),
+      common.text(vocab_size=2048, max_length=24, num_layers=2, width=128),
       codec={"name": "latent", "autoencoder": dict(emoji.AUTOENCODER), "workdir": None},
     ),
     data={

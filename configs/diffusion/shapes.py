@@ -18,20 +18,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   _, smoke = common.parse_arg(arg)
   config = common.images(
     common.diffusion(
-      unet={
-        "image_channels": 48,
-        "width": 96,
-        "multipliers": (1,),
-        "num_blocks": 2,
-        "attention_levels": (0,),
-      },
-      text_encoder={
-        "max_length": 40,
-        "num_layers": 2,
-        "width": 192,
-        "position": None,
-        "rotary": {"name": "rotary"},
-      },
+      common.unet(
+        image_channels=48,
+        width=96,
+        multipliers=(1,),
+        num_blocks=2,
+        attention_levels=(0,),
+      ),
+      common.text(
+        max_length=40, num_layers=2, width=192, position=None, rotary={"name": "rotary"}
+      ),
       # What is where is decided in noise that hides all but averages.
       schedule={"name": "shift", "factor": 3.0, "schedule": {"name": "cosine"}},
       codec={"name": "patches", "side": 4},

@@ -22,14 +22,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config = shapes.get_config()
   config.task.condition = {"name": "instruction"}
   config.task.condition_drop_prob = 0.1
-  config.task.unet.extra_channels = config.task.unet.image_channels
+  config.task.network.extra_channels = config.task.network.image_channels
   config.data.name = "edits"
   config.evaluators["reading"] = {"name": "edits", "every": 0, "num": 200}
   config.sampling.guidance_scale = 3.0
   config.sampling.image_guidance_scale = 1.5
   if smoke:
     config = common.smoke(config)
-    config.task.unet.image_channels = config.task.unet.extra_channels = 3
+    config.task.network.image_channels = config.task.network.extra_channels = 3
     config.data.update({"name": "edits", "image_size": 16, "channels": 3})
     config.data.source = {"name": "shapes", "num": 64, "num_validation": 8, "side": 16}
   return config

@@ -33,16 +33,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   """`:v1`, `:v2`, ...; `:smoke` shrinks it to seconds, on the pixels of digits."""
   variant, smoke = common.parse_arg(arg, VARIANTS)
   is_first = variant.startswith("v1")
-  text_encoder = {
-    "vocab_size": 49408,
-    "max_length": 77,
-    "num_layers": 12 if is_first else 23,
-    "width": 768 if is_first else 1024,
-    "num_heads": 12 if is_first else 16,
-    "mlp_width": None,
-    "activation": "quick_gelu" if is_first else "gelu_exact",
-    "is_causal": True,
-  }
+  text = common.text(
+    vocab_size=49408,
+    max_length=77,
+    num_layers=12 if is_first else 23,
+    width=768 if is_first else 1024,
+    num_heads=12 if is_first else 16,
+    mlp_width=None,
+    activation="quick_gelu" if is_first else "gelu_exact",
+    is_causal=True,
+  )
   unet = {
     "image_channels": 4,
     "extra_channels": 5 if variant == "v1-inpainting" else 0,
@@ -63,8 +63,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   }
   config = common.images(
     common.diffusion(
-      unet,
-      text_encoder,
+      common.unet(**unet),
+      text,
       schedule={
         "name": "scaled_linear",
         "num_timesteps": 1000,
@@ -101,9 +101,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.sampling.num_steps = 50
   config.sampling.guidance_scale = 7.5
   if smoke:
-    config.task.unet.update({"num_heads": 2, "head_dim": None, "extra_channels": 0})
+    config.task.network.update({"num_heads": 2, "head_dim": None, "extra_channels": 0})
     config.task.condition = None
-    config.task.text_encoder.vocab_size = 512
+    config.task.conditioning.text_encoder.vocab_size = 512
     config.data.tokenizer = {"name": "bpe", "vocab_size": 512}
     config.data.caption_length = 12
   return common.smoke(config) if smoke else config

@@ -43,10 +43,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     data={
       "name": "images",
       "source": {"name": "image_folder", "directory": "", "validation_fraction": 0.05},
-      "tokenizer": {"name": "bytes"},
       "image_size": 64,
       "channels": 3,
-      "caption_length": 1,
       "batch_size": 16,
       "flip": True,
     },

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -41,6 +42,8 @@ from gen_jax.evaluation import evaluators, features
 from gen_jax.models import (
   autoencoder,
   discriminator,
+  dit,
+  labels,
   text_encoder,
   tiny_autoencoder,
   transformer,
@@ -48,7 +51,7 @@ from gen_jax.models import (
 )
 from gen_jax.nn import attention, embed, kernels, mlp, norms, spatial
 from gen_jax.tasks import autoencoder as autoencoding
-from gen_jax.tasks import diffusion, lm, lora
+from gen_jax.tasks import conditioning, diffusion, lm, lora
 from gen_jax.train import init_from, loop, optim
 from gen_jax.types import InputError
 
@@ -103,31 +106,68 @@ def _language_model(model, tokenizer, z_loss: ranges.NotNegative = 0.0):
   return lm.LanguageModel(model, tokenizer.token_bytes(size), z_loss)
 
 
-def _diffusion(tokenizer, caption_length, **keys):
-  tokens = np.zeros((1, caption_length), np.int32)
-  mask = np.ones((1, caption_length), np.bool_)
+def _text(
+  text_encoder: nn.Module,
+  *,
+  tokenizer=None,
+  caption_length: int | None = None,
+  vector_width: int = 0,
+):
+  """Args:
+  text_encoder: reads the captions.
+  """
+  del vector_width
+  length = caption_length or 1
+  pair = np.zeros(length, np.int32), np.ones(length, np.bool_)
   if tokenizer is not None:
-    if tokenizer.vocab_size > keys["text_encoder"].config.vocab_size:
+    if tokenizer.vocab_size > text_encoder.config.vocab_size:
       raise InputError(
-        "task.text_encoder.vocab_size="
-        f"{keys['text_encoder'].config.vocab_size} is smaller than the tokenizer's"
-        f" vocabulary of {tokenizer.vocab_size}; raise it to at least that"
+        "task.conditioning.text_encoder.vocab_size="
+        f"{text_encoder.config.vocab_size} is smaller than the tokenizer's vocabulary"
+        f" of {tokenizer.vocab_size}; raise it to at least that"
       )
-    pair = pipeline.pad_caption("", tokenizer, caption_length)
-    tokens, mask = (x[None] for x in pair)
-  return diffusion.Diffusion(null_caption=diffusion.Caption(tokens, mask), **keys)
+    pair = pipeline.pad_caption("", tokenizer, length)
+  null_caption = conditioning.Caption(*(x[None] for x in pair))
+  return conditioning.Text(text_encoder, null_caption)
+
+
+def _labels(
+  num_classes: ranges.Vocabulary, dtype: str = "float32", *, vector_width: int
+):
+  """Args:
+  num_classes: of the data; there is one more row, for no class.
+  dtype: of the vectors; parameters are float32.
+  """
+  config = labels.Config(num_classes, vector_width, dtype)
+  return conditioning.ClassLabels(labels.LabelEncoder(config), num_classes)
+
+
+def _unconditional(*, vector_width: int = 0):
+  del vector_width
+  return conditioning.Unconditional()
+
+
+def _diffusion(conditioning, **keys):
+  width = keys["network"].config.vector_width
+  return diffusion.Diffusion(conditioning=conditioning(vector_width=width), **keys)
 
 
 TABLES: Mapping[str, Mapping[str, Entry]] = {
   "task": {
     "language_model": _plain(_language_model, "tokenizer"),
-    "diffusion": Entry(
-      _diffusion, diffusion.Diffusion, ("tokenizer", "caption_length", "null_caption")
-    ),
+    "diffusion": Entry(_diffusion, diffusion.Diffusion),
     "autoencoder": _plain(autoencoding.Autoencode),
   },
   "model": {"transformer": _model(transformer.Transformer, transformer.Config)},
-  "unet": {"unet": _model(unet.UNet, unet.Config)},
+  "network": {
+    "unet": _model(unet.UNet, unet.Config),
+    "dit": _model(dit.DiT, dit.Config),
+  },
+  "conditioning": {  # constructors, which are called with the network's vector width
+    "none": _later(_unconditional, "vector_width"),
+    "labels": _later(_labels, "vector_width"),
+    "text": _later(_text, "tokenizer", "caption_length", "vector_width"),
+  },
   "attention": {
     "transformer": _later(spatial.Transformer, "num_heads", "num_groups", "dtype"),
     "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
@@ -227,9 +267,9 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "packed_text": _plain(datasets.PackedText),
     "infill": _plain(datasets.Infill),
     "instructions": _plain(datasets.Instructions),
-    "images": _plain(datasets.ImageData),
-    "edits": _plain(datasets.EditData),
-    "latents": _plain(datasets.LatentData),
+    "images": _plain(datasets.ImageData, "prompts"),
+    "edits": _plain(datasets.EditData, "prompts"),
+    "latents": _plain(datasets.LatentData, "prompts"),
   },
   "source": {
     "pydoc": _plain(embedded.Pydoc),

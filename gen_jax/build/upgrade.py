@@ -1,30 +1,43 @@
-"""Config keys of the release before this one, read by their new names.
+"""Configs of the release before this one, read as what they are called now.
 
 Workdirs keep the config they were made with; files and command lines may hold old names
 for one release more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 KEYS = {"attend": "attention_impl", "clock_offset": "timestep_offset"}  # below `task`
+MOVED = {
+  "task.unet": "task.network",
+  "task.text_encoder": "task.conditioning.text_encoder",
+  "task.caption_drop_prob": "task.drop_prob",
+}
+OF_CAPTIONS = ("tokenizer", "caption_length")  # which every image model once had
 
 
 def key(path: str) -> str:
   """A dotted config key by its new name.
 
-  >>> key("task.model.attend")
-  'task.model.attention_impl'
+  >>> key("task.model.attend"), key("task.unet.width")
+  ('task.model.attention_impl', 'task.network.width')
   """
+  for old, new in MOVED.items():
+    if f"{path}.".startswith(f"{old}."):
+      path = f"{new}{path.removeprefix(old)}"
   head, *rest = path.split(".")
   return ".".join([head, *(KEYS.get(part, part) for part in rest)])
 
 
 def config(old: Mapping[str, Any]) -> Mapping[str, Any]:
   """A config with new names; what is no config stays what it is."""
-  if not isinstance(old, dict) or "task" not in old:
+  if not isinstance(old, dict) or not isinstance(old.get("task"), dict):
     return old
-  return {**old, "task": _block(old["task"])}
+  new = {**old, "task": _task(_block(old["task"]))}
+  data = old.get("data")
+  if isinstance(data, dict) and _reads_no_captions(new["task"], old["task"]):
+    new["data"] = {k: v for k, v in data.items() if k not in OF_CAPTIONS}
+  return new
 
 
 def _block(value: Any) -> Any:
@@ -33,13 +46,55 @@ def _block(value: Any) -> Any:
   return {KEYS.get(name, name): _block(inner) for name, inner in value.items()}
 
 
-def renamed(old: Mapping[str, Any], path: str = "task") -> list[tuple[str, str]]:
-  """(old, new) dotted keys that a config has below `path`."""
-  found = []
-  for name, value in old[path].items() if isinstance(old.get(path), dict) else ():
-    below = f"{path}.{name}"
-    if key(below) != below:
-      found.append((below, key(below)))
-    if isinstance(value, dict):
-      found += renamed({below: value}, below)
-  return found
+def _task(task: dict[str, Any]) -> dict[str, Any]:
+  """A diffusion task of a UNet and a text encoder, by its parts of today."""
+  if "unet" not in task:
+    return task
+  task = dict(task)
+  network, encoder = task.pop("unet"), task.pop("text_encoder", None)
+  if isinstance(network, dict):
+    network = {"name": "unet", **network}
+  task["network"] = network
+  task["conditioning"] = {"name": "text", "text_encoder": encoder}
+  if _is_without_text(network):
+    task["conditioning"] = {"name": "none"}
+  if "caption_drop_prob" in task:
+    task["drop_prob"] = task.pop("caption_drop_prob")
+  return task
+
+
+def _is_without_text(network: Any) -> bool:
+  """Whether a UNet has no place for text: the encoder next to it was idle."""
+  attention = network.get("attention") if isinstance(network, dict) else None
+  name = attention.get("name") if isinstance(attention, dict) else attention
+  return name == "self_attention"
+
+
+def _reads_no_captions(new: dict[str, Any], old: dict[str, Any]) -> bool:
+  was_idle = "unet" in old and new["conditioning"] == {"name": "none"}
+  return was_idle or new.get("name") == "autoencoder"
+
+
+def renamed(old: Mapping[str, Any]) -> list[str]:
+  """What `config` changes of a config: 'OLD is now NEW', or 'OLD is not read'."""
+  found = dict.fromkeys(
+    f"{moved} is now {key(moved)}"
+    for path in _paths(old)
+    for moved in [next((m for m in MOVED if f"{path}.".startswith(f"{m}.")), path)]
+    if key(moved) != moved
+  )
+  found |= dict.fromkeys(
+    f"{path} is now {key(path)}"
+    for path in _paths(old)
+    if path.split(".")[-1] in KEYS and path.startswith("task.")
+  )
+  had, has = (c.get("data") for c in (old, config(old)))
+  lost = had.keys() - has.keys() if isinstance(had, dict) else ()
+  return [*found, *(f"data.{name} is not read" for name in sorted(lost))]
+
+
+def _paths(block: Any, path: str = "") -> Iterator[str]:
+  """Dotted keys, those of blocks too."""
+  for name, value in block.items() if isinstance(block, dict) else ():
+    yield (below := f"{path}{name}")
+    yield from _paths(value, f"{below}.")

@@ -98,8 +98,8 @@ def _renamed(config: dict[str, Any], path: str) -> dict[str, Any]:
 
   new = upgrade.config(config)
   if new != config:
-    old = [f"{a} is now {b}" for a, b in upgrade.renamed(config)]
-    print(f"config {path}: {', '.join(old)}; old names go with the next release")
+    changes = ", ".join(upgrade.renamed(config))
+    print(f"config {path}: {changes}; old names go with the next release")
   return new
 
 

@@ -1,5 +1,6 @@
 """`gen-jax encode`: an autoencoder's latents, measured and kept on disk."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -65,6 +66,9 @@ def run(args) -> dict:
     "weights": opened.kind,
     "data": config["data"]["source"],
   }
+  if hasattr(experiment.data.source, "class_names"):
+    with contextlib.suppress(InputError):  # not every image has a class
+      notes["class_names"] = list(experiment.data.source.class_names())
   home = target or directory / "latents"
   home = home.with_name(f"{home.name}.partial")
   sizes = {split: len(examples) for split, examples in found.items()}
@@ -100,7 +104,7 @@ def _pieces(
   """Encodes what is missing of a split, a piece at a time; returns sums of each.
 
   Args:
-    encode: examples -> (moments float32 [F, h, w, 2 Z], caption) of each.
+    encode: examples -> `latents.Code` of each.
     keep: whether the codes are written, and not their sums alone.
   """
   firsts = range(0, len(examples), PIECE)
@@ -130,7 +134,7 @@ def _encoder(experiment, weights, flip: bool):
 
   compiled = jax.jit(encode)
 
-  def codes(examples: Sequence[dict]) -> Iterator[tuple[np.ndarray, str]]:
+  def codes(examples: Sequence[dict]) -> Iterator[latents.Code]:
     for first in range(0, len(examples), BATCH_SIZE):
       batch = examples[first : first + BATCH_SIZE]
       size, channels = data.image_size, data.channels
@@ -143,12 +147,13 @@ def _encoder(experiment, weights, flip: bool):
           "the autoencoder gives codes that are not finite; train another one"
         )
       for i, example in enumerate(batch):
-        yield np.stack([f[i] for f in found]), example["caption"]
+        about = {k: example[k] for k in ("caption", "label") if k in example}
+        yield np.stack([f[i] for f in found]), about
 
   return codes
 
 
-def _sums(codes: Sequence[tuple[np.ndarray, str]]) -> dict[str, Any]:
+def _sums(codes: Sequence[latents.Code]) -> dict[str, Any]:
   """Sums over draws from posteriors, in float64: of values and of their squares."""
   mean, std = np.split(np.stack([m for m, _ in codes]).astype(np.float64), 2, -1)
   axes = tuple(range(mean.ndim - 1))

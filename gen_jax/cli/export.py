@@ -128,9 +128,11 @@ def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> 
     )
   described = diffusers.describe(task, vae.config, latents, size, is_linear, scheduler)
   models = {
-    "unet": stable_diffusion.Model("unet", task.unet.config, is_linear),
+    "unet": stable_diffusion.Model("unet", task.network.config, is_linear),
     "autoencoder": stable_diffusion.Model("autoencoder", vae.config),
-    "text_encoder": stable_diffusion.Model("text_encoder", task.text_encoder.config),
+    "text_encoder": stable_diffusion.Model(
+      "text_encoder", task.conditioning.text_encoder.config
+    ),
   }
   weights = {**opened.weights, "autoencoder": frozen["autoencoder"]}
   is_file = target.suffix == ".safetensors"

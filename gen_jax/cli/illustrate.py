@@ -86,8 +86,9 @@ class _Canvas:
   def __init__(self, opened: trained.Opened, prompts: list[str], seed: int):
     self.task = opened.experiment.task
     self.generator = opened.experiment.image_generator()
+    self.tokenizer = opened.experiment.tokenizer
     self.params, self.frozen = opened.weights, opened.experiment.frozen
-    self.prompts, self.caption = prompts, self.generator.caption(prompts)
+    self.prompts, self.caption = prompts, self.generator.read(prompts)
     self.keys = rng.sample_keys(seed, len(prompts))
     data, sampling = opened.experiment.data, opened.experiment.sampling
     side = sampling.size or (data.image_size, data.image_size)
@@ -149,7 +150,7 @@ class _Canvas:
     found = np.asarray(jax.jit(self._maps)(self.params, self.frozen, _pixels(images)))
     rows = []
     for image, heat, prompt in zip(images, found, self.prompts, strict=True):
-      words = _by_word(heat, prompt, self.generator.tokenizer)
+      words = _by_word(heat, prompt, self.tokenizer)
       rows.append([_colour(image), *(_glow(image, word) for word in words)])
     columns, blank = max(map(len, rows)), np.full_like(rows[0][0], 255)
     cells = np.array([row + [blank] * (columns - len(row)) for row in rows])

@@ -129,15 +129,14 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
   is_file = source.folder.is_file()
   opened = (diffusers.open_file if is_file else diffusers.open_folder)(source.folder)
   folder = source.folder.parent if is_file else source.folder
-  names = _tokenizer(
-    folder / "tokenizer", opened.task["text_encoder"]["vocab_size"], True
-  )
+  encoder = opened.task["conditioning"]["text_encoder"]
+  names = _tokenizer(folder / "tokenizer", encoder["vocab_size"], True)
   config = _image_config(
     opened.task,
     tokenizer={"name": "file", "path": str(directory / "tokenizer")},
     image_size=opened.side,
     channels=opened.task["codec"]["autoencoder"]["image_channels"],
-    caption_length=opened.task["text_encoder"]["max_length"],
+    caption_length=encoder["max_length"],
   )
   drawn = {"sampler": opened.sampler, "grid": opened.grid, "num_steps": 50}
   config["sampling"] |= drawn
@@ -212,9 +211,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   tensors = taesd.open_folder(source.folder)
   block = taesd.block(tensors)
   task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
-  config = _image_config(
-    task, tokenizer={"name": "bytes"}, image_size=512, channels=3, caption_length=1
-  )
+  config = _image_config(task, image_size=512, channels=3)
   config = config_args.apply(config, args.overrides)
   abstract = experiments.make(config, None).abstract_params()["autoencoder"]
   weights = huggingface.load(taesd.match(tensors, abstract), abstract)

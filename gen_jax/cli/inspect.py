@@ -67,7 +67,8 @@ def _batch(directory: pathlib.Path, config: dict, step: int) -> dict:
   """Prints the examples of a training step's batch; images go on a sheet as well."""
   if step < 0:
     raise InputError(f"--step {step} must be at least 0")
-  if not (directory / "tokenizer").exists():
+  reads_text = config["data"].get("tokenizer") is not None
+  if reads_text and not (directory / "tokenizer").exists():
     raise InputError(f"{directory} has not begun to train: it has no tokenizer")
   experiment = experiments.make(config, directory)
   examples = experiment.pipeline("train")

@@ -170,7 +170,7 @@ def _beside(names: list[str], results: list[dict[str, Any]]) -> list[str]:
 
 def _arms(config: dict, num_devices: int) -> list[dict[str, Any]]:
   """Overrides to try: meshes x microbatches x remat, simple things first."""
-  where = next((key for key in ("model", "unet") if key in config["task"]), None)
+  where = next((key for key in ("model", "network") if key in config["task"]), None)
   remats = dict.fromkeys((config["task"][where].get("remat"), "dots", "full"))
   arms = [
     {

@@ -92,7 +92,8 @@ def open_trained(
     InputError: no such checkpoint, or no tokenizer.
   """
   _check_which(which)
-  if not (workdir / "tokenizer").exists():
+  has_text = config["data"].get("tokenizer") is not None
+  if has_text and not (workdir / "tokenizer").exists():
     if workdirs.is_imported(workdir):
       raise InputError(
         f"{workdir} was imported without a tokenizer: put its files (tokenizer.json)"

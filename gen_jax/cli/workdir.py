@@ -18,6 +18,7 @@ from gen_jax import build
 from gen_jax import experiment as experiments
 from gen_jax.build import upgrade
 from gen_jax.cli import config_args
+from gen_jax.data import datasets
 from gen_jax.nn import attention
 from gen_jax.system import files
 from gen_jax.train import proof
@@ -44,6 +45,7 @@ ATTENTION = (
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
   *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
+  datasets.CLASS_NAMES,
   *("metrics.jsonl", "tensorboard", "run.json", "config.json"),
 )
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -98,7 +100,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
   if before:
     history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
   folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
-  names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
+  names = ("config.json", "run.json", "init_from.json", datasets.CLASS_NAMES)
+  names = (*names, *folders, "checkpoints")
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
@@ -384,6 +387,8 @@ def inherit_task(
   task, data = there["task"], dict(config["data"])
   for key in (key for key in OF_IMAGES if key in data and data[key] is None):
     if key not in there["data"]:
+      if key == "caption_length":  # it reads no captions
+        continue
       raise InputError(f"data.{key}=None, and {home} has none to take over; set it")
     data[key] = there["data"][key]
   if (home / AUTOENCODER).exists():

@@ -76,9 +76,10 @@ class Opened:
     """The three networks by name."""
     make = lambda kind, block: build.build(kind, block).config  # noqa: E731
     vae = self.task["codec"]["autoencoder"]
-    encoder = self.task["text_encoder"]
+    encoder = self.task["conditioning"]["text_encoder"]
+    network = make("network", self.task["network"])
     return {
-      "unet": sd.Model("unet", make("unet", self.task["unet"]), self.is_linear),
+      "unet": sd.Model("unet", network, self.is_linear),
       "autoencoder": sd.Model("autoencoder", make("autoencoder", vae)),
       "text_encoder": sd.Model("text_encoder", make("text_encoder", encoder)),
     }
@@ -104,14 +105,14 @@ def _read(
     )
   task = {
     "name": "diffusion",
-    "unet": unet_block,
-    "text_encoder": text_block,
+    "network": unet_block,
+    "conditioning": {"name": "text", "text_encoder": text_block},
     "schedule": scheduler.schedule,
     "target": scheduler.target,
     "weighting": {"name": "unit"},
     "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
     "codec": {"name": "latent", "autoencoder": vae_block, "workdir": None},
-    "caption_drop_prob": 0.1,
+    "drop_prob": 0.1,
     **PIPELINES[_pipeline(unet_block["image_channels"], unet_block["extra_channels"])],
   }
   return task, is_linear, latents
@@ -141,12 +142,12 @@ def open_folder(folder: pathlib.Path) -> Opened:
     name: sd.open_weights(folder / part, STEMS[name]) for name, part in PARTS.items()
   }
   for name, block in (
-    ("unet", task["unet"]),
+    ("unet", task["network"]),
     ("autoencoder", task["codec"]["autoencoder"]),
   ):
     depth = len(block["multipliers"]) * block["num_blocks"]
     huggingface.check_depth(depth, tensors[name], f"blocks of the {name}")
-  depth = task["text_encoder"]["num_layers"]
+  depth = task["conditioning"]["text_encoder"]["num_layers"]
   huggingface.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
   side = _side(read(UNET).get("sample_size") or 64)
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
@@ -275,7 +276,7 @@ def describe(
     InputError: a model that the format cannot express.
   """
   vae_block = configs.write_autoencoder(vae, **latents, side=image_size)
-  unet, encoder = task.unet.config, task.text_encoder.config
+  unet, encoder = task.network.config, task.conditioning.text_encoder.config
   side = image_size // vae.factor
   return {
     UNET: configs.write_unet(unet, encoder.width, is_linear, side),

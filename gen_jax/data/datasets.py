@@ -6,6 +6,7 @@ Both kinds offer the same: what to train a tokenizer on, what a batch looks like
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable
@@ -36,7 +37,7 @@ class Data(Protocol):
   """What the trainer needs to know of data."""
 
   batch_size: ranges.Size
-  tokenizer: TrainTokenizer
+  tokenizer: TrainTokenizer | None
   reads: str  # the method of its source: 'documents', 'conversations' or 'examples'
   template: chat.Template | None  # goes around messages
 
@@ -62,8 +63,12 @@ class Data(Protocol):
     """Shapes and dtypes of a global batch, without reading anything."""
     ...
 
+  def giving(self, prompts: tuple[str, ...]) -> "Data":
+    """The same data, with these of 'caption' and 'label' in its batches."""
+    ...
+
   def pipeline(
-    self, split: str, tokenizer: tokenizers.Tokenizer, seed: int
+    self, split: str, tokenizer: tokenizers.Tokenizer | None, seed: int
   ) -> pipeline.Pipeline:
     """Batches of 'train' or 'validation'."""
     ...
@@ -92,6 +97,10 @@ class TextData:
 
   def remark(self) -> str | None:
     return None
+
+  def giving(self, prompts: tuple[str, ...]) -> "TextData":
+    del prompts
+    return self
 
   def abstract_batch(self) -> Batch:
     shape = (self.batch_size, self.length)
@@ -222,17 +231,35 @@ def _check_eos(tokenizer: tokenizers.Tokenizer, name: str) -> None:
     )
 
 
+def _abstract_prompts(data) -> Batch:
+  """Shapes of what the batches of images or latents have besides them."""
+  shape, n = jax.ShapeDtypeStruct, data.batch_size
+  found = {"weights": shape((n,), np.float32)}
+  if "caption" in data.prompts:
+    found["caption"] = shape((n, data.caption_length), np.int32)
+    found["caption_mask"] = shape((n, data.caption_length), np.bool_)
+  if "label" in data.prompts:
+    found["label"] = shape((n,), np.int32)
+  return found
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageData:
-  """Images [image_size, image_size, channels] in [-1, 1] with captions."""
+  """Images [image_size, image_size, channels] in [-1, 1], with captions or labels.
+
+  Attributes:
+    tokenizer, caption_length: of captions; None where none are read.
+    prompts: which of 'caption' and 'label' batches have.
+  """
 
   source: sources.ImageSource
-  tokenizer: TrainTokenizer
   image_size: ranges.Size
   channels: ranges.Size
-  caption_length: ranges.Size
   batch_size: ranges.Size
+  tokenizer: TrainTokenizer | None = None
+  caption_length: ranges.Size | None = None
   flip: bool = False
+  prompts: tuple[str, ...] = ()
 
   unit, reads, template = "images", "examples", None
   image_keys = ("image",)
@@ -263,25 +290,22 @@ class ImageData:
     n, side = self.batch_size, self.image_size
     shape = jax.ShapeDtypeStruct
     image = shape((n, side, side, self.channels), np.float32)
-    return {
-      **dict.fromkeys(self.image_keys, image),
-      "caption": shape((n, self.caption_length), np.int32),
-      "caption_mask": shape((n, self.caption_length), np.bool_),
-      "weights": shape((n,), np.float32),
-    }
+    return {**dict.fromkeys(self.image_keys, image), **_abstract_prompts(self)}
+
+  def giving(self, prompts: tuple[str, ...]) -> "ImageData":
+    return dataclasses.replace(self, prompts=prompts)
 
   def examples(self, split):
     """All examples of a split, by random access."""
     return self.source.examples(split)
 
   def pipeline(self, split, tokenizer, seed):
-    return pipeline.captioned_images(
+    return pipeline.images(
       self.examples(split),
-      tokenizer,
+      pipeline.Prompts(self.prompts, tokenizer, self.caption_length),
       image_keys=self.image_keys,
       image_size=self.image_size,
       channels=self.channels,
-      caption_length=self.caption_length,
       batch_size=self.batch_size,
       seed=seed,
       flip=self.flip and split == "train",
@@ -300,23 +324,25 @@ class EditData(ImageData):
 
 @dataclasses.dataclass(frozen=True)
 class LatentData:
-  """The codes of images, made once by `gen-jax encode`, with captions.
+  """The codes of images, made once by `gen-jax encode`, with captions or labels.
 
   Attributes:
+    tokenizer, caption_length, prompts: as of `ImageData`.
     image_size, channels: of the images that they stand for.
     latent_size, latent_channels: side and channels of a code.
     flip: whether mirrored images are shown as well; they must have been encoded.
   """
 
   source: latents.Latents
-  tokenizer: TrainTokenizer
   image_size: ranges.Size
   channels: ranges.Size
   latent_size: ranges.Size
   latent_channels: ranges.Size
-  caption_length: ranges.Size
   batch_size: ranges.Size
+  tokenizer: TrainTokenizer | None = None
+  caption_length: ranges.Size | None = None
   flip: bool = False
+  prompts: tuple[str, ...] = ()
 
   unit, reads, template = "images", "codes", None
 
@@ -333,34 +359,62 @@ class LatentData:
     return None
 
   def abstract_batch(self) -> Batch:
-    n, side, shape = self.batch_size, self.latent_size, jax.ShapeDtypeStruct
-    return {
-      "latent": shape((n, side, side, 2 * self.latent_channels), np.float32),
-      "caption": shape((n, self.caption_length), np.int32),
-      "caption_mask": shape((n, self.caption_length), np.bool_),
-      "weights": shape((n,), np.float32),
-    }
+    n, side = self.batch_size, self.latent_size
+    shape = (n, side, side, 2 * self.latent_channels)
+    latent = jax.ShapeDtypeStruct(shape, np.float32)
+    return {"latent": latent, **_abstract_prompts(self)}
+
+  def giving(self, prompts: tuple[str, ...]) -> "LatentData":
+    return dataclasses.replace(self, prompts=prompts)
 
   def pipeline(self, split, tokenizer, seed):
-    return pipeline.captioned_latents(
+    return pipeline.latents(
       self.source.codes(split),
-      tokenizer,
+      pipeline.Prompts(self.prompts, tokenizer, self.caption_length),
       shape=self.abstract_batch()["latent"].shape[1:],
-      caption_length=self.caption_length,
       batch_size=self.batch_size,
       seed=seed,
       flip=self.flip and split == "train",
     )
 
 
+CLASS_NAMES = "classes.json"
+
+
+def class_names_for(data: Data, workdir: pathlib.Path) -> tuple[str, ...]:
+  """Names of the classes of a workdir, noted there when it is first opened."""
+  path = workdir / CLASS_NAMES
+  if not path.exists():
+    files.write_json(path, files.sealed({"names": list(data.source.class_names())}))
+  return ranges.typed(files.read_sealed(path).get("names"), tuple[str, ...], str(path))
+
+
+def check_class_names(data: Data, names: tuple[str, ...]) -> None:
+  """Raises InputError unless the data has these classes, in this order."""
+  found = data.source.class_names()
+  if found != names:
+    one, other = next(
+      pair for pair in itertools.zip_longest(names, found) if pair[0] != pair[1]
+    )
+    raise InputError(
+      f"the classes of the data have changed: {other!r} is where {one!r} was when the"
+      " run began; put them back, or take another --workdir"
+    )
+
+
 def tokenizer_for(
   data: Data, workdir: pathlib.Path, source: pathlib.Path | None = None
-) -> tokenizers.Tokenizer:
+) -> tokenizers.Tokenizer | None:
   """The workdir's tokenizer: read from its folder, or made and written there.
 
   Args:
     source: a workdir whose tokenizer is taken over: weights mean nothing under another.
+
+  Returns:
+    None where the data has no text.
   """
+  if data.tokenizer is None:
+    return None
   folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
   if not folder.exists():
     if source and (source / "tokenizer").is_dir():

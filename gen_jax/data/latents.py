@@ -4,7 +4,8 @@ A folder holds train.array_record, validation.array_record and latents.json: of 
 autoencoder (SHA-256 of its weights) the codes are, the hashes of both files, and one of
 itself. They are verified when they are opened, at about 2 GB a second. A record is the
 moments of the posterior, float16 [F, h, w, 2 Z] (mean, then std; F = 2 where the
-mirrored image has been encoded as well), and the caption.
+mirrored image has been encoded as well), the caption, and the label where the data set
+knows classes, whose names latents.json then has.
 """
 
 import contextlib
@@ -27,18 +28,23 @@ from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"
 _FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "files"}
+_FIELDS |= {"class_names"}
 
 
-def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int:
+# Codes float16 or float32 [F, h, w, 2 Z], and 'caption' and 'label' as in a source.
+Code = tuple[np.ndarray, dict[str, Any]]
+
+
+def write(path: pathlib.Path, examples: Iterable[Code]) -> int:
   """Writes one split, whole or not at all; returns how many examples it has.
 
   Args:
-    examples: codes [F, h, w, 2 Z] and caption.
+    examples: see `Code`.
   """
   num = 0
   with files.replacing(path) as partial, _writing(partial) as write_record:
-    for codes, caption in examples:
-      record = {"codes": codes.astype(np.float16), "caption": caption}
+    for codes, about in examples:
+      record = {**about, "codes": codes.astype(np.float16)}
       write_record(serialization.msgpack_serialize(record))
       num += 1
   return num
@@ -76,7 +82,7 @@ def join(folder: pathlib.Path, split: str) -> None:
   """Makes one file of the pieces SPLIT.00000.array_record, ... that `write` wrote."""
   pieces = sorted(folder.glob(f"{split}.0*.array_record"))
   records = (record for piece in pieces for record in _records(piece))
-  examples = ((record["codes"], record["caption"]) for record in records)
+  examples = ((record.pop("codes"), record) for record in records)
   write(folder / f"{split}.array_record", examples)
 
 
@@ -132,7 +138,8 @@ def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
         raise ValueError(f"codes are {codes.dtype} {codes.shape}")
     except Exception as error:
       raise _damaged(path, one_line(error)) from None
-    return {"codes": codes, "caption": caption}
+    label = {"label": int(found["label"])} if "label" in found else {}
+    return {"codes": codes, "caption": caption, **label}
 
   return sources.Mapped(range(num), read)
 
@@ -161,8 +168,22 @@ class Latents:
       )
     return found
 
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the labels.
+
+    Raises:
+      InputError: there are none.
+    """
+    names = self.statistics().get("class_names")
+    if not names:
+      raise InputError(
+        f"the latent cache {self.directory!r} has no labels: make it again with gen-jax"
+        " encode, of a data set that knows classes"
+      )
+    return tuple(names)
+
   def codes(self, split: str) -> Sequence[dict[str, Any]]:
-    """{codes: float16 [F, h, w, 2 Z], caption} of a split."""
+    """{codes: float16 [F, h, w, 2 Z], caption, perhaps label} of a split."""
     statistics = self.statistics()
     path = self.folder / f"{split}.array_record"
     if not path.exists():

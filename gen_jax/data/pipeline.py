@@ -314,22 +314,44 @@ def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
   return np.asarray(square).reshape(size, size, channels)
 
 
-def captioned_images(
+class Prompts(NamedTuple):
+  """What batches have of the captions and labels of examples.
+
+  Attributes:
+    kinds: of 'caption' and 'label'.
+    tokenizer, length: of captions, where they are read.
+  """
+
+  kinds: tuple[str, ...]
+  tokenizer: tokenizers.Tokenizer | None = None
+  length: int | None = None
+
+  def of(self, example) -> Features:
+    """caption int32 [S] and caption_mask bool [S]; label int32 []."""
+    found = {}
+    if "caption" in self.kinds:
+      pair = pad_caption(example["caption"], self.tokenizer, self.length)
+      found["caption"], found["caption_mask"] = pair
+    if "label" in self.kinds:
+      found["label"] = np.int32(example["label"])
+    return found
+
+
+def images(
   examples: Sequence,
-  tokenizer: tokenizers.Tokenizer,
+  prompts: Prompts,
   *,
   image_size: int,
   channels: int,
-  caption_length: int,
   batch_size: int,
   seed: int,
   flip: bool = False,
   image_keys: Sequence[str] = ("image",),
 ) -> Pipeline:
-  """Images in [-1, 1] with tokenised captions, weighted by their loss_weight if any.
+  """Images in [-1, 1] and their prompts, weighted by their loss_weight if any.
 
   Args:
-    images: names of an example's images; they are mirrored together.
+    image_keys: names of an example's images; they are mirrored together.
 
   Raises:
     InputError: no examples.
@@ -344,28 +366,22 @@ def captioned_images(
       pixels = to_square(example[name], image_size, channels)
       pixels = pixels[:, ::-1] if mirrored else pixels
       features[name] = pixels.astype(np.float32) / 127.5 - 1.0
-    tokens, mask = pad_caption(example["caption"], tokenizer, caption_length)
-    return {
-      **features,
-      "caption": tokens,
-      "caption_mask": mask,
-      "weights": np.float32(example.get("loss_weight", 1.0)),
-    }
+    weight = np.float32(example.get("loss_weight", 1.0))
+    return {**features, **prompts.of(example), "weights": weight}
 
   return Pipeline(examples, transform, batch_size, seed)
 
 
-def captioned_latents(
+def latents(
   examples: Sequence,
-  tokenizer: tokenizers.Tokenizer,
+  prompts: Prompts,
   *,
   shape: tuple[int, ...],
-  caption_length: int,
   batch_size: int,
   seed: int,
   flip: bool = False,
 ) -> Pipeline:
-  """Codes of images with tokenised captions.
+  """Codes of images and their prompts.
 
   Args:
     shape: [h, w, 2 Z] of a code's moments.
@@ -389,12 +405,8 @@ def captioned_latents(
 
   def transform(example, generator: np.random.Generator) -> Features:
     mirrored = int(flip and generator.random() < 0.5)
-    tokens, mask = pad_caption(example["caption"], tokenizer, caption_length)
-    return {
-      "latent": example["codes"][mirrored].astype(np.float32),
-      "caption": tokens,
-      "caption_mask": mask,
-      "weights": np.ones((), np.float32),
-    }
+    latent = example["codes"][mirrored].astype(np.float32)
+    weight = np.ones((), np.float32)
+    return {"latent": latent, **prompts.of(example), "weights": weight}
 
   return Pipeline(examples, transform, batch_size, seed)

@@ -2,9 +2,10 @@
 
 A text source gives `documents(split)`, a sequence of strings. An image source gives
 `examples(split)`, a random-access sequence of {'image': uint8 [H, W, C], 'caption':
-str} and more; 'loss_weight' is what an example counts, 1 where it is not said. split is
-'train' or 'validation'; where a source has no split of its own, a fixed share is held
-out, the same in every run.
+str} and more; 'loss_weight' is what an example counts, 1 where it is not said. One that
+knows classes also gives `class_names()`, and each example its 'label', a number among
+them. split is 'train' or 'validation'; where a source has no split of its own, a fixed
+share is held out, the same in every run.
 """
 
 import dataclasses
@@ -224,17 +225,34 @@ class TfdsImages:
 
     def fn(example):
       caption = files.field(example, self.caption_field, self.dataset)
+      label = {}
       if isinstance(caption, int | np.integer):
-        caption = str(caption)
+        label, caption = {"label": int(caption)}, str(caption)
       caption = files.text(caption, f"{self.caption_field} of {self.dataset}")
       image = np.asarray(files.field(example, self.image_field, self.dataset))
       if image.dtype != np.uint8:
         raise InputError(
           f"{self.image_field} of {self.dataset} is {image.dtype}; uint8 is needed"
         )
-      return {**example, "image": image, "caption": self.template.format(caption)}
+      caption = self.template.format(caption)
+      return {**example, **label, "image": image, "caption": caption}
 
     return Mapped(source, fn)
+
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the labels in `caption_field`.
+
+    Raises:
+      InputError: it holds none.
+    """
+    features = tfds.builder(self.dataset, self.data_dir).info.features
+    names = getattr(features.get(self.caption_field), "names", None)
+    if not names:
+      raise InputError(
+        f"{self.caption_field} of {self.dataset} is no class label; set"
+        " data.source.caption_field"
+      )
+    return tuple(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,9 +293,37 @@ class ImageFolder:
     paths = self._of_split(layout, split)
     captions = folders.captions(self._root, paths, layout.tops, self.caption_field)
     pairs = [(path, caption) for path in paths for caption in captions[path]]
-    return Mapped(
-      pairs, lambda pair: {"image": image_files.open_image(pair[0]), "caption": pair[1]}
+    numbers = {name: i for i, name in enumerate(self._names(layout))}
+
+    def fn(pair):
+      path, caption = pair
+      example = {"image": image_files.open_image(path), "caption": caption}
+      if path.parent not in layout.tops:
+        example["label"] = numbers[path.parent.name]
+      return example
+
+    return Mapped(pairs, fn)
+
+  def _names(self, layout: folders.Layout) -> list[str]:
+    paths = [path for found in layout.by_split.values() for path in found]
+    return sorted(
+      {path.parent.name for path in paths if path.parent not in layout.tops}
     )
+
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the folders that hold images, in alphabetical order.
+
+    Raises:
+      InputError: images that lie in no such folder.
+    """
+    layout = self._layout()
+    paths = [path for found in layout.by_split.values() for path in found]
+    if loose := [path for path in paths if path.parent in layout.tops]:
+      raise InputError(
+        f"classes are folders, and {len(loose)} of {len(paths)} images in"
+        f" {self._root} lie in none, the first is {loose[0]}; move them"
+      )
+    return tuple(self._names(layout))
 
 
 @dataclasses.dataclass(frozen=True)

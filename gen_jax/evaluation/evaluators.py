@@ -64,7 +64,7 @@ def likelihood(
   task, data = experiment.task, experiment.data
   if not isinstance(data, datasets.ImageData) or experiment.frozen:
     raise InputError("likelihood is of models that draw pixels; this one does not")
-  if not isinstance(task, diffusion.Diffusion) or task.unet.config.extra_channels:
+  if not isinstance(task, diffusion.Diffusion) or task.network.config.extra_channels:
     raise InputError("likelihood is of models that draw whole images from noise")
   layout, split_pipeline = experiment.layout, experiment.pipeline(split)
   shards = layout.num_batch_shards
@@ -152,7 +152,7 @@ def prompt_accuracy(
 ) -> evaluators.Measured:
   """How many of `num` images show what was asked for, read by the source's judge."""
   data = experiment.data
-  if not hasattr(data.source, "exam"):
+  if not hasattr(data.source, "prompt_benchmark"):
     raise InputError(
       "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
       " evaluators"
@@ -174,7 +174,7 @@ def prompt_accuracy(
 
 
 def _check_draws(experiment, name: str) -> None:
-  if not hasattr(experiment.data, "caption_length") or not hasattr(
+  if not hasattr(experiment.data, "image_size") or not hasattr(
     experiment.task, "denoiser"
   ):
     raise InputError(

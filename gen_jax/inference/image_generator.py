@@ -5,11 +5,10 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import tree
-from gen_jax.data import pipeline, tokenizers
+from gen_jax.inference import prompts
 from gen_jax.tasks import diffusion
 from gen_jax.types import Array, InputError, Params, PyTree
 
@@ -23,7 +22,7 @@ def latent_shape(task: diffusion.Diffusion, image: tuple[int, ...]) -> tuple[int
   """[h, w, Z] of the latents of an image [H, W, C].
 
   Raises:
-    InputError: sides that the codec or the UNet cannot divide.
+    InputError: sides that the codec or the network cannot divide.
   """
   (height, width), latent = image[:2], task.codec.shape(image)
   factor = height // max(latent[0], 1)
@@ -31,29 +30,27 @@ def latent_shape(task: diffusion.Diffusion, image: tuple[int, ...]) -> tuple[int
     raise InputError(
       f"the image's sides {width}x{height} must be divisible by {factor}; crop it"
     )
-  task.unet.config.check_side(*latent[:2])
+  task.network.config.check_side(*latent[:2])
   return latent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageGenerator:
-  """Draws images for captions, in batches of one fixed size; compiled once.
+  """Draws images for prompts, in batches of one fixed size; compiled once.
 
   Attributes:
     task: the diffusion task.
-    tokenizer: of its captions.
+    read: N strings to a prompt of arrays [N, ...], see `inference.prompts`.
     sampling: how to draw.
     shape: of one latent, [H, W, C].
-    caption_length: tokens of a caption, S.
     batch_size: images drawn at once; does not change any of them.
     place: spreads arrays [batch_size, ...] over the devices that share the work.
   """
 
   task: diffusion.Diffusion
-  tokenizer: tokenizers.Tokenizer
+  read: prompts.Read
   sampling: diffusion.Sampling
   shape: tuple[int, ...]
-  caption_length: int
   batch_size: int = 50
   place: Callable[[PyTree], PyTree] = lambda tree: tree
 
@@ -77,8 +74,8 @@ class ImageGenerator:
       negative: what guidance leads away from.
 
     Raises:
-      InputError: a caption longer than the text encoder reads, or a model that only
-        edits.
+      InputError: a caption longer than the text encoder reads, a class that is not
+        known, or a model that only edits.
     """
     return np.concatenate(list(self.batches(params, frozen, captions, keys, negative)))
 
@@ -96,7 +93,7 @@ class ImageGenerator:
     Args:
       start: a multiple of `batch_size`: the batches are those of a call for all.
     """
-    if self.task.unet.config.extra_channels:
+    if self.task.network.config.extra_channels:
       raise InputError("this model draws from an image: gen-jax edit --image")
 
     def draw(index, *captions):
@@ -155,22 +152,6 @@ class ImageGenerator:
     changed = change[..., None] & (strength > 0)
     return np.where(changed, drawn, image)
 
-  def caption(self, texts: Sequence[str]) -> diffusion.Caption:
-    """Tokens and mask of texts, [N, S].
-
-    Raises:
-      InputError: a text longer than the text encoder reads.
-    """
-    for text in texts:
-      length = len(pipeline.caption_ids(text, self.tokenizer))
-      if length > self.caption_length:
-        raise InputError(
-          f"prompt {text!r} has {length} tokens; the text encoder reads"
-          f" {self.caption_length}: shorten it"
-        )
-    rows = [pipeline.pad_caption(t, self.tokenizer, self.caption_length) for t in texts]
-    return diffusion.Caption(*(jnp.asarray(np.stack(x)) for x in zip(*rows)))  # noqa: B905
-
   def in_batches(self, draw, *texts: Sequence[str]) -> np.ndarray:
     """uint8 of draw(indices, captions, ...) for N texts of each kind, in batches."""
     return np.concatenate(list(self._batches(draw, *texts)))
@@ -178,10 +159,10 @@ class ImageGenerator:
   def _batches(self, draw, *texts: Sequence[str], start: int = 0):
     """Yields the batches of `in_batches` from image `start` on."""
     for kind in texts:
-      self.caption(kind)  # refuses before anything is drawn
+      self.read(kind)  # refuses before anything is drawn
     num = len(texts[0])
     size = min(self.batch_size, num)
     for first in range(start, num, size):
       index = np.minimum(np.arange(first, first + size), num - 1)
-      given = (self.place(self.caption([kind[i] for i in index])) for kind in texts)
+      given = (self.place(self.read([kind[i] for i in index])) for kind in texts)
       yield to_uint8(tree.fetch(draw(index, *given))[: num - first])

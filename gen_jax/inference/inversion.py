@@ -12,7 +12,7 @@ from gen_jax.types import Array, InputError, Params, PyTree
 
 
 def _check(task) -> None:
-  if task.unet.config.extra_channels:
+  if task.network.config.extra_channels:
     raise InputError("this model draws from an image and a mask: gen-jax edit --mask")
 
 

@@ -17,6 +17,7 @@ task's, not the network's.
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -70,6 +71,9 @@ class Config:
   attention_impl: attention.Attend = attention.attend
   remat: Callable[..., bool] | None = None
   dtype: str = "float32"
+
+  params_name: ClassVar[str] = "dit"  # among a task's parameters
+  stem: ClassVar[str] = "patch_in"  # the layer that takes the image
 
   def __post_init__(self):
     ranges.check(self)

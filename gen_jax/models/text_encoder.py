@@ -1,6 +1,6 @@
-"""Text encoder: caption tokens in, one state per token out, the condition of a UNet.
+"""Text encoder: caption tokens in, one state per token out, for cross-attention.
 
-A small bidirectional transformer that is trained along with the UNet it conditions; or
+A small bidirectional transformer that is trained with the network it conditions; or
 CLIP's, causal, whose padding is seen like any token.
 
 Source: Radford et al. 2021 (arXiv:2103.00020) section 2.4 for the causal one.
@@ -9,24 +9,13 @@ Source: Radford et al. 2021 (arXiv:2103.00020) section 2.4 for the causal one.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from gen_jax import ranges
 from gen_jax.nn import attention, block, embed, mlp, norms
-from gen_jax.types import Array, InputError
-
-
-class States(NamedTuple):
-  """States [B, S, D], and mask bool [B, S], False where there is nothing to see.
-
-  No mask: everything is seen.
-  """
-
-  values: Array
-  mask: Array | None
+from gen_jax.types import Array, InputError, States
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +23,7 @@ class Config:
   """Hyper-parameters; names as in `transformer.Config`, and
 
   Attributes:
-    is_causal: a token sees those before it; the UNet sees all S, padding included.
+    is_causal: a token sees those before it; the network sees all S, padding included.
     mlp_width: None is 4 width.
   """
 
@@ -77,7 +66,7 @@ class TextEncoder(nn.Module):
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
-      States, values [B, S, D].
+      States with tokens [B, S, D]; no mask where padding is seen as well.
     """
     cfg = self.config
     dtype = jnp.dtype(cfg.dtype)

@@ -1,4 +1,4 @@
-"""UNet: a noisy image, a time and text states in, the network's target out.
+"""UNet: a noisy image, a time and what it is conditioned on in, the target out.
 
 Down the resolutions and up again with skip connections; every residual block hears the
 time, and at the chosen levels attention lets pixels see each other and the caption.
@@ -9,6 +9,7 @@ appendix E.2.1.
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from gen_jax import ranges
 from gen_jax.nn import attention, embed, linear, norms, spatial
-from gen_jax.types import Array, InputError, Params
+from gen_jax.types import UNCONDITIONAL, Array, InputError, States
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Config:
   remat: Callable[..., bool] | None = None
   dtype: str = "float32"
 
+  params_name: ClassVar[str] = "unet"  # among a task's parameters
+  stem: ClassVar[str] = "conv_in"  # the layer that takes the image
+
   def __post_init__(self):
     ranges.check(self)
     if (self.num_heads is None) == (self.head_dim is None):
@@ -81,6 +85,11 @@ class Config:
         )
 
   @property
+  def vector_width(self) -> int:
+    """D of `States.vector`."""
+    return 4 * self.width
+
+  @property
   def has_exact_attention(self) -> bool:
     """See `attention.is_exact`."""
     return attention.is_exact(self.attention(num_heads=1, num_groups=1).attend)
@@ -95,16 +104,6 @@ class Config:
       )
 
 
-def widen(params: Params, num: int) -> Params:
-  """Parameters of the same UNet with `num` more extra channels, which count nothing.
-
-  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2.
-  """
-  kernel = params["conv_in"]["kernel"]  # [3, 3, C, width]
-  kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, num), (0, 0)))
-  return {**params, "conv_in": {**params["conv_in"], "kernel": kernel}}
-
-
 class UNet(nn.Module):
   """See the module's docstring."""
 
@@ -112,21 +111,15 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x: Array,
-    t: Array,
-    states: Array | None = None,
-    mask: Array | None = None,
-    *,
-    train: bool = False,
+    self, x: Array, t: Array, states: States = UNCONDITIONAL, *, train: bool = False
   ) -> Array:
     """Predicts the target the network is trained on; zero at initialisation.
 
     Args:
       x: [B, H, W, C + extra], H and W divisible by 2 ** (number of levels - 1).
       t: float32 [B] in [0, 1]; 0 is clean.
-      states: [B, S, D] text states, or None for an unconditional model.
-      mask: bool [B, S], False at padding; None: there is none.
+      states: `tokens` are for cross-attention, `vector` [B, 4 width] is added to the
+        time embedding.
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
@@ -136,6 +129,8 @@ class UNet(nn.Module):
     cfg.check_side(*x.shape[1:3])
     levels = len(cfg.multipliers)
     time = self._time_embedding(t)
+    if states.vector is not None:
+      time = time + states.vector.astype(dtype)
 
     def apply(module, *inputs):
       run = lambda module, *inputs: module(*inputs)  # noqa: E731
@@ -154,7 +149,7 @@ class UNet(nn.Module):
       module = cfg.attention(
         num_heads=heads, num_groups=cfg.num_groups, dtype=dtype, name=name
       )
-      return apply(module, h, states, mask)
+      return apply(module, h, states.tokens, states.mask)
 
     def stage(h, name, level):
       h = block(h, cfg.width * cfg.multipliers[level], name)

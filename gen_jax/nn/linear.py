@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gen_jax import sharding
 from gen_jax.nn import cpu
-from gen_jax.types import Array
+from gen_jax.types import Array, Params
 
 Init = Callable[..., jnp.ndarray]
 
@@ -61,6 +61,16 @@ def _convolving(axes: Sequence[str | None]):
     return sharding.gathering(fn, axes)(kernel, x)
 
   return run
+
+
+def widen(params: Params, name: str, num: int) -> Params:
+  """Parameters whose convolution `name` takes `num` more channels, ignored at first.
+
+  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2.
+  """
+  kernel = params[name]["kernel"]  # [h, w, C, features]
+  kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, num), (0, 0)))
+  return {**params, name: {**params[name], "kernel": kernel}}
 
 
 def dense(

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax.diffusion import corrupt, schedule
-from gen_jax.tasks import diffusion
+from gen_jax.tasks import conditioning, diffusion
 from gen_jax.types import Array, InputError, Params
 
 
 def attention_maps(
   task: diffusion.Diffusion,
   params: Params,
-  caption: diffusion.Caption,
+  caption: conditioning.Caption,
   z: Array,
   eps: Array,
   t: Array,
@@ -30,14 +30,17 @@ def attention_maps(
     float32 [B, H, W, S], sums to 1 over the tokens; 0 at padding that is masked.
 
   Raises:
-    LookupError: the UNet has no cross-attention.
+    LookupError: the network has no cross-attention to a text.
     InputError: its attention is not softmax(q k^T) of queries and keys.
 
   Source: Tang et al. 2022 (arXiv:2210.04885) section 2.2, who sum where we average.
   """
-  if not task.unet.config.has_exact_attention:
-    raise InputError("maps of attention are of softmax's: this UNet has another one")
-  states, mask = task.text_encoder.apply({"params": params["text_encoder"]}, *caption)
+  config = task.network.config
+  if "caption" not in task.reads:
+    raise LookupError("the model reads no text")
+  if not config.has_exact_attention:
+    raise InputError("maps of attention are of softmax's: this network has another one")
+  states = task.conditioning.encode(params, caption, train=False, key=None)
   scale = schedule.expand(task.target.input_scale(task.schedule, t), z)
   x = scale * corrupt.corrupt(task.schedule, t, z, eps)
 
@@ -45,21 +48,20 @@ def attention_maps(
     del method
     return module.name in ("query", "key") and "cross_attention" in module.path
 
-  _, found = task.unet.apply(
-    {"params": params["unet"]},
+  _, found = task.network.apply(
+    {"params": params[config.params_name]},
     x,
     t,
     states,
-    mask,
     capture_intermediates=is_wanted,
     mutable=["intermediates"],
   )
   maps = [
-    _probabilities(layer, mask, z.shape)
+    _probabilities(layer, states.mask, z.shape)
     for layer in _cross_attentions(found.get("intermediates", {}))
   ]
   if not maps:
-    raise LookupError("the UNet has no cross-attention to a text")
+    raise LookupError("the network has no cross-attention to a text")
   return sum(maps) / len(maps)
 
 

@@ -42,6 +42,8 @@ class Autoencode:
   feature_weight: ranges.NotNegative = 0.1
   adversarial_weight: ranges.NotNegative = 0.01
 
+  reads = ()
+
   def __post_init__(self):
     ranges.check(self)
     if self.kl_weight and not self.autoencoder.is_stochastic:

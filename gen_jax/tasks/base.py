@@ -13,7 +13,13 @@ class LossOut(NamedTuple):
 
 
 class Task(Protocol):
-  """Two methods, so that the trainer needs no `if`."""
+  """Two methods, so that the trainer needs no `if`.
+
+  Attributes:
+    reads: what data must give besides images or tokens: 'caption', 'label'.
+  """
+
+  reads: tuple[str, ...]
 
   def init(self, key: Array, batch: Batch) -> Params:
     """Fresh parameters; leaves carry linen's logical axis names."""

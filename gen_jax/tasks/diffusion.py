@@ -1,14 +1,14 @@
-"""Text-conditioned diffusion: learn to tell data from noise, given a caption.
+"""Diffusion: learn to tell data from noise, given a prompt or none.
 
 One `denoiser` serves the loss and every sampler, so that training and sampling cannot
 drift apart. The unconditional model of classifier-free guidance is the same network
-under the empty caption, which training shows it with probability `caption_drop_prob`
-(Ho & Salimans 2022, arXiv:2207.12598); there is no null class.
+under the null prompt (the empty caption, the null class), which training shows it with
+probability `drop_prob` (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -21,42 +21,36 @@ from gen_jax.diffusion import corrupt, editing, grids, guidance, samplers
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.diffusion import schedule as schedules
 from gen_jax.tasks import base
+from gen_jax.tasks import conditioning as conditionings
 from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
-
-
-class Caption(NamedTuple):
-  """Tokens int [B, S], and mask bool [B, S], False at padding."""
-
-  tokens: Array
-  mask: Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
-  """Denoising under a caption.
+  """Denoising under a prompt.
 
   Attributes:
-    unet: (x [B, H, W, C], t [B], states, mask) -> out [B, H, W, C].
-    text_encoder: (tokens [B, S], mask [B, S]) -> states [B, S, D] and their mask.
+    network: (x [B, H, W, C + extra], t [B], `types.States`) -> out [B, H, W, C]. Its
+      config says `params_name`, `stem`, image_channels,
+      extra_channels, vector_width and `check_side`.
+    conditioning: what prompts are, see `tasks.conditioning`.
     schedule, target, weighting, time_sampler, codec: see `gen_jax.diffusion`.
-    null_caption: the empty caption, with B = 1.
-    caption_drop_prob: probability of training an example under the empty caption.
-    condition: what the UNet's extra channels hold.
+    drop_prob: probability of training an example under the null prompt.
+    condition: what the network's extra channels hold.
     condition_drop_prob: probability of training with zeros there. One number decides
-      on both: half of the dropped captions lose their condition too, so that 0.1 and
-      0.1 are 5 % without caption, 5 % without condition and 5 % without either
-      (Brooks et al. 2023, arXiv:2211.09800, section 3.2.1).
+      on both: half of the dropped prompts lose their condition too, so that 0.1 and 0.1
+      are 5 % without prompt, 5 % without condition and 5 % without either (Brooks et
+      al. 2023, arXiv:2211.09800, section 3.2.1).
   """
 
-  unet: nn.Module
-  text_encoder: nn.Module
+  network: nn.Module
+  conditioning: conditionings.Conditioning
   schedule: schedules.Schedule
   target: param.Target
   weighting: Callable[[schedules.Schedule, param.Target, Array], Array]
   time_sampler: corrupt.TimeSampler
   codec: codecs.Codec
-  null_caption: Caption
-  caption_drop_prob: ranges.Fraction = 0.1
+  drop_prob: ranges.Fraction = 0.1
   condition: conditions.Condition | None = None
   condition_drop_prob: Annotated[float, ranges.Range(0.0, 0.5)] = 0.0
 
@@ -67,34 +61,37 @@ class Diffusion:
       raise InputError(f"condition_drop_prob={prob} must be 0 without a condition")
 
   @property
+  def reads(self) -> tuple[str, ...]:
+    """See `base.Task`."""
+    return self.conditioning.reads
+
+  @property
   def t_first(self) -> float:
     """The quietest time that training shows the network."""
     return max(self.schedule.t_first, getattr(self.time_sampler, "t_min", 0.0))
 
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
-    caption = Caption(batch["caption"], batch["caption_mask"])
     if "latent" in batch:  # moments: twice the channels
       size, shape = batch["latent"].shape[0], batch["latent"].shape[1:]
       shape = (*shape[:-1], shape[-1] // 2)
     else:
       size, *shape = batch["image"].shape
       shape = self.codec.shape(tuple(shape))
-    z = jnp.zeros((size, *shape[:-1], shape[-1] + self.unet.config.extra_channels))
-    encoder = self.text_encoder.init(rng.named(key, "text_encoder"), *caption)
+    config = self.network.config
+    z = jnp.zeros((size, *shape[:-1], shape[-1] + config.extra_channels))
+    encoder = self.conditioning.init(key, batch)
+    prompt = self.conditioning.of(batch)
     states = jax.eval_shape(
-      lambda e: self.text_encoder.apply(nn.meta.unbox(e), *caption), encoder
+      lambda e: self.conditioning.encode(
+        nn.meta.unbox(e), prompt, train=False, key=None
+      ),
+      encoder,
     )
     states = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states)
-    t = jnp.zeros(z.shape[:1])
-    unet = self.unet.init(rng.named(key, "unet"), z, t, *states)
-    return {"text_encoder": encoder["params"], "unet": unet["params"]}
-
-  def null(self, batch_size: int) -> Caption:
-    """The empty caption, batch_size times."""
-    return Caption(
-      *(jnp.broadcast_to(x, (batch_size, *x.shape[1:])) for x in self.null_caption)
-    )
+    key = rng.named(key, config.params_name)
+    network = self.network.init(key, z, jnp.zeros(z.shape[:1]), states)
+    return {**encoder, config.params_name: network["params"]}
 
   def extra(self, frozen: PyTree, batch: Batch, keys: Array) -> Array | None:
     """What goes beside x_t, [B, h, w, E]; None: nothing does."""
@@ -106,33 +103,29 @@ class Diffusion:
     self,
     params: Params,
     frozen: PyTree,
-    caption: Caption,
+    prompt: PyTree,
     *,
     extra: Array | None = None,
     train_key=None,
   ) -> guidance.Denoise:
-    """Binds parameters and caption: (x_t [B, ...], t [B]) -> Prediction.
+    """Binds parameters and prompt: (x_t [B, ...], t [B]) -> Prediction.
 
-    The caption is encoded once, here. `extra` [B, h, w, E] goes into the UNet beside
-    x_t, as it is. `train_key` turns dropout on.
+    The prompt is encoded once, here. `extra` [B, h, w, E] is concatenated to x_t for
+    the network. `train_key` turns dropout on.
     """
     del frozen
     train = train_key is not None
-
-    def rngs(name):
-      return {"dropout": rng.named(train_key, name)} if train else None
-
-    states = self.text_encoder.apply(
-      {"params": params["text_encoder"]}, *caption, train=train, rngs=rngs("text")
-    )
+    states = self.conditioning.encode(params, prompt, train=train, key=train_key)
+    name = self.network.config.params_name
+    rngs = {"dropout": rng.named(train_key, name)} if train else None
 
     def denoise(x: Array, t: Array) -> param.Prediction:
       scale = schedules.expand(self.target.input_scale(self.schedule, t), x)
       inputs = scale * x
       if extra is not None:
         inputs = jnp.concatenate([inputs, extra], -1)
-      out = self.unet.apply(
-        {"params": params["unet"]}, inputs, t, *states, train=train, rngs=rngs("unet")
+      out = self.network.apply(
+        {"params": params[name]}, inputs, t, states, train=train, rngs=rngs
       )
       return param.solve(self.target, self.schedule, t, x, out)
 
@@ -144,9 +137,9 @@ class Diffusion:
     """See `base.Task`.
 
     batch has image float32 [B, H, W, C] in [-1, 1], or latent float32 [B, h, w, 2 Z]
-    (the moments of its code); caption int [B, S], caption_mask bool [B, S], weights
-    [B]. The loss is w(t) |out - target|^2, averaged over pixels;
-    'mse_eps' is the unweighted error in eps, comparable across targets.
+    (the moments of its code); what the conditioning reads; weights [B]. The loss is
+    w(t) |out - target|^2, averaged over pixels; 'mse_eps' is the
+    unweighted error in eps, comparable across targets.
     """
     time_keys, noise_keys, drop_keys, codec_keys = rng.split(keys, 4)
     if "latent" in batch:
@@ -158,12 +151,12 @@ class Diffusion:
     eps = rng.normal(noise_keys, x0.shape[1:])
     x_t = corrupt.corrupt(self.schedule, t, x0, eps)
 
-    caption = Caption(batch["caption"], batch["caption_mask"])
+    prompt = self.conditioning.of(batch)
     extra = self.extra(frozen, batch, rng.fold_in(codec_keys, 1))
     if train:
-      caption, extra = self._dropped(caption, extra, rng.uniform(drop_keys))
+      prompt, extra = self._dropped(prompt, extra, rng.uniform(drop_keys))
     train_key = rng.named(keys[0], "dropout") if train else None
-    denoise = self.denoiser(params, frozen, caption, extra=extra, train_key=train_key)
+    denoise = self.denoiser(params, frozen, prompt, extra=extra, train_key=train_key)
     prediction = denoise(x_t, t)
 
     def error(a, b):  # mean square over all but the batch, [B]
@@ -179,19 +172,19 @@ class Diffusion:
       {"mse_eps": Mean.of(error(prediction.eps, eps), batch["weights"])},
     )
 
-  def _dropped(self, caption: Caption, extra: Array | None, u: Array):
-    """Caption and extra, nothing in place of either where the uniform u [B] says so."""
-    no_caption = (u < self.caption_drop_prob)[:, None]
-    caption = jax.tree.map(
-      lambda null, given: jnp.where(no_caption, null, given),
-      self.null(u.shape[0]),
-      caption,
+  def _dropped(self, prompt: PyTree, extra: Array | None, u: Array):
+    """Prompt and extra, nothing in place of either where the uniform u [B] says so."""
+    is_dropped = u < self.drop_prob
+    prompt = jax.tree.map(
+      lambda null, given: jnp.where(schedules.expand(is_dropped, given), null, given),
+      self.conditioning.null(u.shape[0]),
+      prompt,
     )
     if self.condition_drop_prob:
-      first = 0.5 * self.caption_drop_prob
+      first = 0.5 * self.drop_prob
       nothing = (first <= u) & (u < first + self.condition_drop_prob)
       extra = jnp.where(schedules.expand(nothing, extra), 0.0, extra)
-    return caption, extra
+    return prompt, extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,9 +227,12 @@ def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
   """{field: why it changes nothing}, of fields that another one switches off."""
   scales = [sampling.guidance_scale]
   scales += [sampling.image_guidance_scale] if task.condition_drop_prob else []
+  names = ("negative", "guidance_interval", "guidance_rescale")
+  if not task.reads and not task.condition_drop_prob:
+    names = ("prompt", "guidance_scale", *names)
+    return dict.fromkeys(names, "the model is unconditional")
   if set(scales) != {1}:
     return {}
-  names = ("negative", "guidance_interval", "guidance_rescale")
   return dict.fromkeys(names, "guidance_scale=1 is no guidance")
 
 
@@ -269,27 +265,30 @@ def guided(
   sampling: Sampling,
   params: Params,
   frozen: PyTree,
-  caption: Caption,
-  negative: Caption | None,
+  prompt: PyTree,
+  negative: PyTree | None,
   extra: Array | None = None,
 ) -> guidance.Denoise:
   """The denoiser that `sampling` asks for."""
-  reference = task.null(caption.tokens.shape[0]) if negative is None else negative
-  captions, extras = [reference, caption], [extra, extra]
-  scales = [sampling.guidance_scale]
+  reference = negative
+  if negative is None:
+    null = task.conditioning.null(1)
+    reference = jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), null, prompt)
+  prompts, extras = [reference, prompt], [extra, extra]
+  scales = [sampling.guidance_scale if task.reads else 1]
   if task.condition_drop_prob:
-    captions.insert(0, reference)
+    prompts.insert(0, reference)
     extras.insert(0, jnp.zeros_like(extra))
     scales.insert(0, sampling.image_guidance_scale)
   while scales and isinstance(scales[0], float | int) and scales[0] == 1:
-    del captions[0], extras[0], scales[0]  # the rung below cancels
+    del prompts[0], extras[0], scales[0]  # the rung below cancels
   network = task.denoiser(
     params,
     frozen,
-    jax.tree.map(guidance.interleave, *captions),
+    jax.tree.map(guidance.interleave, *prompts),
     extra=None if extra is None else guidance.interleave(*extras),
   )
-  predictions = guidance.batched(network, len(captions))
+  predictions = guidance.batched(network, len(prompts))
   scales = [guidance.within(s, *sampling.guidance_interval) for s in scales]
   denoise = guidance.multi_guidance(predictions, scales)
   if sampling.guidance_rescale and scales:
@@ -309,23 +308,23 @@ def draw(
   sampling: Sampling,
   params: Params,
   frozen: PyTree,
-  caption: Caption,
+  prompt: PyTree,
   keys: Array,
   shape: tuple[int, ...],
-  negative: Caption | None = None,
+  negative: PyTree | None = None,
 ) -> Array:
-  """Draws one image per caption; image i depends on caption i and keys[i] alone.
+  """Draws one image per prompt; image i depends on prompt i and keys[i] alone.
 
   Args:
-    caption: tokens and mask [B, S].
+    prompt: arrays [B, ...], see `tasks.conditioning`.
     keys: [B].
     shape: of one latent, [H, W, C].
-    negative: what guidance leads away from, [B, S]; None: the empty caption.
+    negative: what guidance leads away from, as `prompt`; None: the null prompt.
 
   Returns:
     Images float32 [B, ...] from the codec's decoder, about [-1, 1].
   """
-  denoise = guided(task, sampling, params, frozen, caption, negative)
+  denoise = guided(task, sampling, params, frozen, prompt, negative)
   at = times(task, sampling)
   noise_keys, step_keys = rng.split(keys, 2)
   z = samplers.noise(task.schedule, at[0], noise_keys, shape)
@@ -338,12 +337,12 @@ def edit(
   sampling: Sampling,
   params: Params,
   frozen: PyTree,
-  caption: Caption,
+  prompt: PyTree,
   keys: Array,
   image: Array,
   change: Array,
   strength: Array,
-  negative: Caption | None = None,
+  negative: PyTree | None = None,
 ) -> Array:
   """Draws images anew from others; see `diffusion.editing`.
 
@@ -360,7 +359,7 @@ def edit(
   keep = editing.keep_latents(change, factor)
   given = {"image": image, "before": image, "change": change}
   extra = task.extra(frozen, given, rng.fold_in(keys, 2))
-  denoise = guided(task, sampling, params, frozen, caption, negative, extra)
+  denoise = guided(task, sampling, params, frozen, prompt, negative, extra)
   at = editing.shortened(times(task, sampling), strength, task.t_first)
   noise_keys, step_keys = rng.split(keys, 2)
   eps = rng.normal(noise_keys, z.shape[1:])

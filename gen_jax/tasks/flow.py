@@ -19,17 +19,17 @@ def redraw(
   sampling: diffusion.Sampling,
   params: Params,
   frozen: PyTree,
-  source: diffusion.Caption,
-  caption: diffusion.Caption,
+  source: PyTree,
+  prompt: PyTree,
   keys: Array,
   image: Array,
   strength: Array,
   vary: Array,
-  negative: diffusion.Caption | None = None,
+  negative: PyTree | None = None,
 ) -> Array:
-  """Inverts images under what they show and draws them again under another caption.
+  """Inverts images under what they show and draws them again under another prompt.
 
-  Up and down go by `belm` at the same guidance, so that under the same caption a
+  Up and down go by `belm` at the same guidance, so that under the same prompt a
   image comes back exactly, but for the codec's own error.
 
   Args:
@@ -45,7 +45,7 @@ def redraw(
   sampler = multistep.belm(task.schedule)
   up, down = (
     diffusion.guided(task, sampling, params, frozen, c, negative)
-    for c in (source, caption)
+    for c in (source, prompt)
   )
   x, carry = editing.invert(up, sampler, times, z, keys)
   fresh = samplers.noise(task.schedule, times[0], rng.fold_in(keys, 2), z.shape[1:])
@@ -63,24 +63,24 @@ def interpolate(
   sampling: diffusion.Sampling,
   params: Params,
   frozen: PyTree,
-  captions: tuple[diffusion.Caption, diffusion.Caption],
+  prompts: tuple[PyTree, PyTree],
   keys: tuple[Array, Array],
   share: Array,
   shape: tuple[int, ...],
-  negative: diffusion.Caption | None = None,
+  negative: PyTree | None = None,
 ) -> Array:
-  """Draws images between the two that `diffusion.draw` makes of captions and keys.
+  """Draws images between the two that `diffusion.draw` makes of prompts and keys.
 
   Predictions are mixed, not the text encoder's states, which mean nothing where one of
-  two captions is padding; noise goes along the arc.
+  two prompts is padding; noise goes along the arc.
 
   Args:
-    captions: two, each [B, S].
+    prompts: two, each [B, S].
     keys: two, each [B]; the first one's serve steps that draw noise.
     share: float32 [B] in [0, 1]: 0 is the first image, 1 the second.
   """
   first, second = (
-    diffusion.guided(task, sampling, params, frozen, c, negative) for c in captions
+    diffusion.guided(task, sampling, params, frozen, c, negative) for c in prompts
   )
   times = diffusion.times(task, sampling)
   split = [rng.split(k, 2) for k in keys]
@@ -107,7 +107,7 @@ def bits_per_dim(
   (arXiv:1511.01844) section 3.1.
 
   Args:
-    batch: image float32 [B, H, W, C], bytes / 127.5 - 1, and its caption.
+    batch: image float32 [B, H, W, C], bytes / 127.5 - 1, and its prompt.
     num_steps: see `likelihood.path`; the probes are random signs.
 
   Returns:
@@ -122,8 +122,7 @@ def bits_per_dim(
     (x + width * spread,),
     (jnp.ones_like(x),),
   )
-  caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
-  denoise = task.denoiser(params, frozen, caption)
+  denoise = task.denoiser(params, frozen, task.conditioning.of(batch))
   way = likelihood.path(denoise, task.schedule, z, probe_keys, num_steps)
 
   def end(state):

@@ -28,6 +28,8 @@ class LanguageModel:
   token_bytes: np.ndarray
   z_loss: float = 0.0
 
+  reads = ()
+
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`; batch['inputs'] int [B, T]."""
     return self.model.init(key, batch["inputs"])["params"]

@@ -158,6 +158,11 @@ class Adapted:
   inner: base.Task
   config: LoRA
 
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """See `base.Task`."""
+    return self.inner.reads
+
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
     boxed = jax.eval_shape(self.inner.init, key, batch)

@@ -41,6 +41,7 @@ _ARRAYS = ocp.type_handlers.create_type_handler_registry(
 )
 _METRICS = "metrics/metrics"  # what orbax calls the monitored value
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_IDLE = "text_encoder"
 _MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
 
 
@@ -310,6 +311,16 @@ def _verify(manager, step: int, warn: Callable[[str], None]) -> None:
     )
 
 
+def _held(have: proof.Shapes, abstract: PyTree) -> proof.Shapes:
+  """{path: shape} without a text encoder, where the model has none.
+
+  Earlier versions kept an idle one for every unconditional model.
+  """
+  if any(_IDLE in path.split("/") for path in tree.flatten(abstract)):
+    return have
+  return {path: s for path, s in have.items() if _IDLE not in path.split("/")}
+
+
 def _restoring(abstract: PyTree, **options) -> proof.StateRestore:
   """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
   memory.check("the checkpoint", abstract)
@@ -340,10 +351,11 @@ def restore(
 
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
     _verify(manager, candidate, warn)
-    where = f"{manager.directory}/{candidate}"
-    check(where, _shapes(manager, candidate), abstract)
+    have = _shapes(manager, candidate)
+    check(f"{manager.directory}/{candidate}", held := _held(have, abstract), abstract)
+    options = {} if held == have else {"partial_restore": True}
     args = ocp.args.Composite(
-      state=_restoring(abstract), progress=ocp.args.JsonRestore()
+      state=_restoring(abstract, **options), progress=ocp.args.JsonRestore()
     )
     restored = manager.restore(candidate, args=args)
     # Orbax's buffers may be shared with its own caches: own them before donation.
@@ -376,7 +388,7 @@ def restore_weights(
 
   def read(candidate: int) -> tuple[Params, int]:
     _verify(manager, candidate, warn)
-    have = _shapes(manager, candidate)
+    have = _held(_shapes(manager, candidate), abstract)
     have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
     check(f"{manager.directory}/{candidate}", have, wanted)
     args = ocp.args.Composite(state=_restoring(wanted, partial_restore=True))

@@ -114,7 +114,7 @@ def test_all_are_there_and_process_0_goes_first(port):
   order = []
 
   def body(r):
-    with r.first():
+    with r.main_process_first():
       time.sleep(0.1 * (r.process_id == 0))
       order.append(r.process_id)
 

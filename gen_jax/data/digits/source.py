@@ -22,6 +22,12 @@ class Digits:
     source = builder.as_data_source("train" if split == "train" else "test")
     return sources.Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
 
+  def class_names(self) -> tuple[str, ...]:
+    """ "zero" to "nine"."""
+    from gen_jax.data.digits import digits_dataset_builder
+
+    return digits_dataset_builder.NAMES
+
   def prompt_benchmark(self, num: int, image_size: int) -> sources.PromptBenchmark:
     """ "a handwritten zero" to "... nine", in turn; see `data.digits.scorer`."""
     from gen_jax.data.digits import scorer
