@@ -61,8 +61,8 @@ def test_model_flops_of_images_are_those_of_the_step(spec, overrides):
   assert work == {
     "mfu": flops.count(step, state, experiment.frozen, experiment.batch())
   }
-  if "unet" in experiment.config["task"]:
-    assert make(spec, *overrides, "task.unet.remat=full").flops_per_step() == work
+  if "network" in experiment.config["task"]:
+    assert make(spec, *overrides, "task.network.remat=full").flops_per_step() == work
 
 
 @pytest.mark.parametrize("target, is_fine", [("eps", False), ("v", True)])

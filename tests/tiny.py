@@ -7,7 +7,7 @@ import numpy as np
 from gen_jax import sharding, tree
 from gen_jax.diffusion import codec, corrupt, parameterisation, schedule, weighting
 from gen_jax.models import text_encoder, transformer, unet
-from gen_jax.tasks import diffusion, lm
+from gen_jax.tasks import conditioning, diffusion, lm
 
 BATCH = 8
 
@@ -28,19 +28,24 @@ def text_batch(seed: int = 0, length: int = 12) -> dict[str, np.ndarray]:
   return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
 
 
+def text_conditioning(config: text_encoder.Config) -> conditioning.Text:
+  """Captions of as many tokens as the encoder reads; the empty one has one."""
+  tokens = np.zeros((1, config.max_length), np.int32)
+  mask = np.arange(config.max_length)[None] < 1
+  null = conditioning.Caption(tokens, mask)
+  return conditioning.Text(text_encoder.TextEncoder(config), null)
+
+
 def diffusion_task(**changes) -> diffusion.Diffusion:
   """8x8 grey images, captions of 4 tokens out of 16."""
   fields = dict(
-    unet=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4)),
-    text_encoder=text_encoder.TextEncoder(text_encoder.Config(16, 4, 1, 8, 2)),
+    network=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4)),
+    conditioning=text_conditioning(text_encoder.Config(16, 4, 1, 8, 2)),
     schedule=schedule.Cosine(),
     target=parameterisation.V(),
     weighting=weighting.Unit(),
     time_sampler=corrupt.UniformTime(),
     codec=codec.identity(),
-    null_caption=diffusion.Caption(
-      np.zeros((1, 4), np.int32), np.array([[True, False, False, False]])
-    ),
   )
   return diffusion.Diffusion(**{**fields, **changes})
 

@@ -50,9 +50,9 @@ def main() -> None:
   described = diffusers.describe(made.task, vae, latents, size, is_linear)
   abstract = {**made.abstract_params(), "autoencoder": made.frozen["autoencoder"]}
   models = {
-    "unet": (made.task.unet.config, is_linear),
+    "unet": (made.task.network.config, is_linear),
     "autoencoder": (vae,),
-    "text_encoder": (made.task.text_encoder.config,),
+    "text_encoder": (made.task.conditioning.text_encoder.config,),
   }
   plans, seed = {}, 0
   for network, parts in models.items():

@@ -16,7 +16,7 @@ from gen_jax.diffusion import codec, grids, samplers, schedule, weighting
 from gen_jax.diffusion import parameterisation as param
 from gen_jax.models import autoencoder, text_encoder, unet
 from gen_jax.nn import mlp, spatial
-from gen_jax.tasks import diffusion
+from gen_jax.tasks import conditioning, diffusion
 
 GATED = functools.partial(
   mlp.GatedMLP, activation=functools.partial(jax.nn.gelu, approximate=False)
@@ -194,14 +194,15 @@ def train(make, size: int, batch_size: int, rounds: int, *, dtype: str, wrap) ->
   nothing = text_encoder.TextEncoder(text_encoder.Config(2, 1, 1, 8, 1))
   caption = np.zeros((batch_size, 1), np.int32)
   task = diffusion.Diffusion(
-    unet=model,
-    text_encoder=nothing,
+    network=model,
+    conditioning=conditioning.Text(
+      nothing, conditioning.Caption(caption[:1], caption[:1] == 0)
+    ),
     schedule=CHAIN,
     target=param.Eps(),
     weighting=weighting.Unit(),
     time_sampler=lambda schedule, keys: rng.uniform(keys),
     codec=codec.identity(),
-    null_caption=diffusion.Caption(caption[:1], caption[:1] == 0),
   )
   batch = {
     "image": x,

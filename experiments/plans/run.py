@@ -27,7 +27,7 @@ def step(config: str, topology: str, microbatches: int, *rest: str) -> str:
 
 
 FULL = "--config.task.model.remat=full"
-UNET_FULL = "--config.task.unet.remat=full"
+UNET_FULL = "--config.task.network.remat=full"
 PLANS = {
   "gpt2": step("configs/lm/gpt2.py:124m", "v5e:2x4", 6, FSDP),
   "llama-7b": step("configs/lm/llama.py:7b", "v5p:4x4x4", 8),

@@ -16,10 +16,16 @@ _SMALL = (
   *("--config.train.ema_decay=0.9", "--config.evaluators.validation.every=3"),
 )
 _SMALL_LATENTS = (  # of the small autoencoder's digits
-  *("--config.task.unet.width=16", "--config.task.unet.num_groups=8"),
-  *("--config.task.unet.multipliers=(1,)", "--config.task.unet.attention_levels=()"),
-  *("--config.task.text_encoder.width=32", "--config.task.text_encoder.num_layers=1"),
-  "--config.task.text_encoder.vocab_size=300",
+  *("--config.task.network.width=16", "--config.task.network.num_groups=8"),
+  *(
+    "--config.task.network.multipliers=(1,)",
+    "--config.task.network.attention_levels=()",
+  ),
+  *(
+    "--config.task.conditioning.text_encoder.width=32",
+    "--config.task.conditioning.text_encoder.num_layers=1",
+  ),
+  "--config.task.conditioning.text_encoder.vocab_size=300",
   "--config.task.codec.autoencoder.multipliers=(1,2)",
   "--config.task.codec.autoencoder.width=8",
   "--config.task.codec.autoencoder.num_groups=4",
@@ -136,7 +142,7 @@ def all_of(bases: pathlib.Path) -> dict[str, Story]:
     )
 
   lm, vae, digits = (bases / n / "run" for n in ("lm", "autoencoder", "diffusion"))
-  small = "--config.task.unet.multipliers=(1,)"
+  small = "--config.task.network.multipliers=(1,)"
   lora = ("--config.adapter.name=lora", f"--config.init_from.workdir={lm}")
   text = ("--prompt=The ", "--prompt=A class", "--num=24", "--max_tokens=16")
   draw = ("--prompt=the digit one", "--prompt=two", "--num=4", "--num_steps=4")

@@ -158,21 +158,18 @@ def _drawing(experiment: Any) -> Draft:
   sides = experiment.sampling.size or (data.image_size, data.image_size)
   image = (*sides, data.channels)
   shape = image_generator.latent_shape(experiment.task, image)
-  tokens, mask = (
-    jax.ShapeDtypeStruct((num, data.caption_length), dtype)
-    for dtype in (np.int32, np.bool_)
-  )
-  caption = _place(layout, diffusion.Caption(tokens, mask))
+  null = experiment.task.conditioning.null
+  prompt = _place(layout, jax.eval_shape(lambda: null(num)))
 
-  def draw(params, frozen, caption, keys):
+  def draw(params, frozen, prompt, keys):
     with sharding.use(layout):
       return diffusion.draw(
-        experiment.task, experiment.sampling, params, frozen, caption, keys, shape
+        experiment.task, experiment.sampling, params, frozen, prompt, keys, shape
       )
 
   return Draft(
     jax.jit(draw),
-    (params, experiment.frozen, caption, _keys(layout)),
+    (params, experiment.frozen, prompt, _keys(layout)),
     held={"parameters": params, "frozen": experiment.frozen},
     items=num,
     model_flops=None,

@@ -38,7 +38,7 @@ def test_every_old_name_is_said(capsys):
   assert changed["task"]["model"]["attention_impl"] == "chunked"
   assert "task.model.attend is now task.model.attention_impl" in capsys.readouterr().out
   assert upgrade.renamed({"task": {"model": {"attend": "xla", "width": 8}}}) == [
-    ("task.model.attend", "task.model.attention_impl")
+    "task.model.attend is now task.model.attention_impl"
   ]
 
 

@@ -50,10 +50,10 @@ def _apply(config, *overrides):
     (IMAGES, "evaluators.validation.split=train", "train"),
     (TEXT, "data.tokenizer.vocab_size=300", 300),
     # Tuples, with or without brackets.
-    (IMAGES, "task.unet.multipliers=1,2,4", (1, 2, 4)),
-    (IMAGES, "task.unet.multipliers=[1, 2]", (1, 2)),
-    (IMAGES, "task.unet.attention_levels=1", (1,)),
-    (IMAGES, "task.unet.attention_levels=()", ()),
+    (IMAGES, "task.network.multipliers=1,2,4", (1, 2, 4)),
+    (IMAGES, "task.network.multipliers=[1, 2]", (1, 2)),
+    (IMAGES, "task.network.attention_levels=1", (1,)),
+    (IMAGES, "task.network.attention_levels=()", ()),
     (IMAGES, "sampling.guidance_interval=(0,0.5)", (0.0, 0.5)),
     # Blocks: by name, whole, and where there was none.
     (IMAGES, "task.target=eps", {"name": "eps"}),

@@ -142,7 +142,11 @@ OVERRIDES = [
   (TEXT, "task.model.norm=3", ["task.model.norm=3", "a name or a block"]),
   (TEXT, "mesh=none", ["the config needs mesh"]),
   (TEXT, "evaluators=none", ["the config needs evaluators"]),
-  (IMAGES, "task.unet.multipliers=(1,2.5)", ["multipliers[1]=2.5", "a whole number"]),
+  (
+    IMAGES,
+    "task.network.multipliers=(1,2.5)",
+    ["multipliers[1]=2.5", "a whole number"],
+  ),
   (IMAGES, "sampling.guidance_interval=1", ["guidance_interval=(1,)", "a tuple of 2"]),
   # Blocks by name, and names that do not exist.
   (TEXT, "optimizer=lion", ["optimizer 'lion' needs learning_rate"]),

@@ -9,13 +9,13 @@ from PIL import Image
 
 from gen_jax.cli import trained, workdir
 from gen_jax.data.shapes import source
-from gen_jax.models import unet
+from gen_jax.nn import linear
 from tests.cli import conftest
 
 pytestmark = pytest.mark.usefixtures("one_device")
 BASE = "configs/diffusion/shapes.py"
 CONFIG = "configs/diffusion/shapes_edit.py:smoke"
-SMALL = {"task.unet.multipliers": (1,), "task.unet.attention_levels": ()}
+SMALL = {"task.network.multipliers": (1,), "task.network.attention_levels": ()}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def base(tmp_path_factory):
     ("data.source", '{"name": "shapes", "num": 64, "side": 16}'),
     ("data.image_size", "16"),
     ("data.channels", "3"),
-    ("task.unet.image_channels", "3"),
+    ("task.network.image_channels", "3"),
     *((key, str(value)) for key, value in SMALL.items()),
   )
   conftest.save(path, experiment, [(2, 1.0)], std=0.1)
@@ -56,7 +56,7 @@ def test_an_instruction_model_starts_as_its_base_and_edits(base, image, tmp_path
   config = workdir.read_config(home)
   got = trained.open_trained(home, config, "latest", "raw").weights
   wanted = trained.open_trained(base, workdir.read_config(base), "latest").weights
-  wanted = {**wanted, "unet": unet.widen(wanted["unet"], 3)}
+  wanted = {**wanted, "unet": linear.widen(wanted["unet"], "conv_in", 3)}
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
   words = ("edit", "--workdir", home, "--image", path, "--prompt", pair["caption"])
@@ -72,7 +72,7 @@ def test_an_instruction_model_starts_as_its_base_and_edits(base, image, tmp_path
 @pytest.mark.parametrize(
   "change, says",
   [
-    ("task.unet.extra_channels=0", "extra_channels=0 must equal those of task.cond"),
+    ("task.network.extra_channels=0", "extra_channels=0 must equal those of task.cond"),
     ("task.condition=None", "condition_drop_prob=0.1 must be 0 without a condition"),
     ("data.name=images", "set data.name=edits"),
     ("data.source=digits", "data.source gives no edits; those that do: shapes, edits"),
@@ -87,4 +87,4 @@ def test_what_does_not_fit_is_refused(change, says, tmp_path, refuse):
 def test_extra_channels_need_a_condition(tmp_path, refuse):
   words = ("train", "--config", f"{BASE}:smoke", "--workdir", tmp_path / "x")
   says = ["extra_channels=2 needs task.condition: instruction or inpainting"]
-  refuse(*words, "--config.task.unet.extra_channels=2", says=says)
+  refuse(*words, "--config.task.network.extra_channels=2", says=says)

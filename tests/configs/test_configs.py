@@ -46,12 +46,13 @@ SIZES = {
   "lm/shakespeare.py:cpu": 804_096,
   "lm/shakespeare.py:gpu": 10_745_088,
   "lm/shakespeare.py:best": 804_096 - 64 * 128,  # no table of positions
-  # UNet and text encoder; the autoencoder is not trained.
+  # Networks and text encoders; the autoencoder is not trained.
   "diffusion/stable_diffusion.py:v1": 859_520_964 + 123_060_480,
   "diffusion/stable_diffusion.py:v1-inpainting": 859_535_364 + 123_060_480,
   "diffusion/stable_diffusion.py:v2-base": 865_910_724 + 340_387_840,
   "diffusion/stable_diffusion.py:v2": 865_910_724 + 340_387_840,
-  "diffusion/ddpm_cifar10.py": 35_746_307 + 2_428,  # a text encoder idles beside it
+  "diffusion/ddpm_cifar10.py": 35_746_307,
+  "diffusion/dit.py:xl": 675_129_632 - 256 * 1152,  # less the fixed positions
 }
 # Brown et al. 2020 print rounded sizes; these are of their shapes, in millions.
 ROUNDED = {

@@ -19,6 +19,7 @@ from gen_jax.data import pipeline, tokenizers
 from gen_jax.diffusion import samplers
 from gen_jax.models import text_encoder
 from gen_jax.nn import embed, mlp
+from gen_jax.tasks import conditioning
 from gen_jax.tasks import diffusion as tasks
 from tests import tiny
 
@@ -29,7 +30,7 @@ INPUTS = {  # to make parameters of the right shapes
   "unet": lambda cfg, d: (
     jnp.zeros((1, 8, 8, cfg.image_channels + cfg.extra_channels)),
     jnp.zeros(1),
-    jnp.zeros((1, 4, d)),
+    types.States(jnp.zeros((1, 4, d))),
   ),
   "autoencoder": lambda cfg, d: (jnp.zeros((1, 8, 8, 3)),),
   "text_encoder": lambda cfg, d: (jnp.zeros((1, 4), int), None),
@@ -38,16 +39,17 @@ INPUTS = {  # to make parameters of the right shapes
 
 def modules(task):
   blocks = {
-    "unet": task["unet"],
+    "unet": task["network"],
     "autoencoder": task["codec"]["autoencoder"],
-    "text_encoder": task["text_encoder"],
+    "text_encoder": task["conditioning"]["text_encoder"],
   }
-  return {name: build.build(name, block) for name, block in blocks.items()}
+  kinds = {"unet": "network"}
+  return {n: build.build(kinds.get(n, n), block) for n, block in blocks.items()}
 
 
 def abstract_params(opened):
   """Shapes of all three networks, on one device."""
-  width = opened.task["text_encoder"]["width"]
+  width = opened.task["conditioning"]["text_encoder"]["width"]
   at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = {}
   for name, module in modules(opened.task).items():
@@ -85,7 +87,7 @@ def test_unet_its_blocks_and_its_gradients(golden):
   t = (expected["timesteps"] + 1) / 1000.0
   apply = jax.jit(
     lambda p: nets["unet"].apply(
-      {"params": p}, expected["x"], jnp.float32(t), expected["states"],
+      {"params": p}, expected["x"], jnp.float32(t), types.States(expected["states"]),
       capture_intermediates=True,
     )
   )  # fmt: skip
@@ -118,11 +120,11 @@ def test_attention_in_chunks_is_the_same_model(golden):
   """No new parameters, and the goldens hold."""
   opened, _, params, expected = golden
   chunked = {"name": "chunked", "chunk": 7}
-  attention = {**opened.task["unet"]["attention"], "attention_impl": chunked}
-  net = build.build("unet", {**opened.task["unet"], "attention": attention})
+  attention = {**opened.task["network"]["attention"], "attention_impl": chunked}
+  net = build.build("network", {**opened.task["network"], "attention": attention})
   t = jnp.float32((expected["timesteps"] + 1) / 1000.0)
   apply = jax.jit(lambda p: net.apply({"params": p}, expected["x"], t, states))
-  states = expected["states"]
+  states = types.States(expected["states"])
   close(apply(params["unet"]), expected["out"], 1e-4)
   block = {**opened.task["codec"]["autoencoder"], "attention_impl": chunked}
   net = build.build("autoencoder", block)
@@ -140,7 +142,7 @@ def test_text_encoder_reads_what_clip_reads(golden, request):
     {"params": params["text_encoder"]}, np.stack(rows[:2]), None
   )
   assert out.mask is None
-  close(out.values, expected["states"], 1e-5)
+  close(out.tokens, expected["states"], 1e-5)
 
 
 MESH = ("--config.mesh.data=-1", "--config.mesh.fsdp=1")  # 12 does not divide by 8
@@ -387,7 +389,7 @@ def test_instructions_are_followed_as_by_diffusers(instructed):
   with np.load(GOLDEN / "v1" / "expected.npz") as file:
     text = str(file["texts"][0])
   caption = pipeline.pad_caption(text, words, 16)
-  caption = tasks.Caption(*(np.asarray(x)[None] for x in caption))
+  caption = conditioning.Caption(*(np.asarray(x)[None] for x in caption))
   sampling = tasks.Sampling(guidance_scale=7.5, image_guidance_scale=1.5)
   # Their chain ends on its first node, not at 0.
   times = np.append((expected["steps"] + 1) / 1000, 0.001).astype(np.float32)

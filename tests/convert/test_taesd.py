@@ -61,7 +61,7 @@ def test_diffusion_works_in_its_latents(imported, tmp_path):
     "task.codec.autoencoder": "tiny",
     "task.codec.autoencoder.width": "8",
     "task.codec.workdir": str(imported),
-    "task.unet.image_channels": "4",
+    "task.network.image_channels": "4",
     "data.channels": "3",
     "data.image_size": "16",
   }

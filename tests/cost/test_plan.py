@@ -252,10 +252,10 @@ def test_attention_in_the_compilers_own_kernel_is_counted():
   overrides = {
     "data.batch_size": rows,
     "data.image_size": side,
-    "task.unet.width": width,
-    "task.unet.multipliers": (1,),
-    "task.unet.attention_levels": (0,),
-    "task.unet.remat": "full",
+    "task.network.width": width,
+    "task.network.multipliers": (1,),
+    "task.network.attention_levels": (0,),
+    "task.network.remat": "full",
   }
   experiment = make(topology, "diffusion/stable_diffusion.py:v1,smoke", overrides)
   program = quick(experiment)

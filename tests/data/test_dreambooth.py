@@ -9,7 +9,7 @@ from PIL import Image
 from gen_jax import sharding, types
 from gen_jax.data import datasets, dreambooth, tokenizers
 from gen_jax.models import text_encoder, unet
-from gen_jax.tasks import diffusion
+from gen_jax.tasks import conditioning
 from tests import tiny
 
 
@@ -57,7 +57,9 @@ def test_without_the_kind_there_is_the_thing_alone(folders):
 
 
 def test_a_batch_weighs_its_examples(folders):
-  data = datasets.ImageData(made(folders), tokenizers.plain_bytes, 4, 3, 16, 6)
+  data = datasets.ImageData(
+    made(folders), 4, 3, 6, tokenizers.plain_bytes, 16, prompts=("caption",)
+  )
   batch = data.pipeline("train", tokenizers.plain_bytes(), 0).batch(0, range(6))
   is_kind = batch["caption_mask"].sum(-1) < batch["caption_mask"].sum(-1).max()
   np.testing.assert_array_equal(batch["weights"], np.where(is_kind, 0.5, 1.0))
@@ -82,15 +84,19 @@ def test_the_thing_is_learned_and_with_its_kind_less_of_the_kind_forgotten(tmp_p
       Image.fromarray(np.uint8(picture)).save(tmp_path / name / f"{i}.png")
   words = tokenizers.plain_bytes()
   task = tiny.diffusion_task(
-    unet=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4)),
-    text_encoder=text_encoder.TextEncoder(text_encoder.Config(300, 12, 1, 16, 2)),
-    null_caption=diffusion.Caption(np.zeros((1, 12), np.int32), np.ones((1, 12), bool)),
+    network=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4)),
+    conditioning=conditioning.Text(
+      text_encoder.TextEncoder(text_encoder.Config(300, 12, 1, 16, 2)),
+      conditioning.Caption(np.zeros((1, 12), np.int32), np.ones((1, 12), bool)),
+    ),
   )
   optimizer = optax.adam(1e-2)
 
   def data(**options):
     source = made(tmp_path, prior_weight=1.0, **options)
-    images = datasets.ImageData(source, tokenizers.plain_bytes, 8, 1, 12, 8)
+    images = datasets.ImageData(
+      source, 8, 1, 8, tokenizers.plain_bytes, 12, prompts=("caption",)
+    )
     return images.pipeline("train", words, 0)
 
   @jax.jit

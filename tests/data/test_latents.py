@@ -16,7 +16,9 @@ def written(folder, num=6, sides=2):
   generator = np.random.default_rng(0)
   codes = generator.standard_normal((num, sides, 2, 2, 4)).astype(np.float16)
   for split in ("train", "validation"):
-    pairs = ((c.astype(np.float32), f"image {i}") for i, c in enumerate(codes))
+    pairs = (
+      (c.astype(np.float32), {"caption": f"image {i}"}) for i, c in enumerate(codes)
+    )
     assert latents.write(folder / f"{split}.array_record", pairs) == num
   notes = {"mean": [0.5, 1.0], "std": [2.0, 3.0], "sha256": "a" * 64}
   names = ("train.array_record", "validation.array_record")
@@ -27,6 +29,7 @@ def written(folder, num=6, sides=2):
 
 def data(folder, **changes):
   keys = dict(
+    prompts=("caption",),
     source=latents.Latents(str(folder)),
     tokenizer=tokenizers.plain_bytes,
     image_size=4,
@@ -138,7 +141,7 @@ def test_splits_are_not_exchanged_and_older_caches_are_read(tmp_path):
 
 def test_what_breaks_off_leaves_nothing(tmp_path):
   def pairs():
-    yield np.zeros((1, 2, 2, 4)), "one"
+    yield np.zeros((1, 2, 2, 4)), {"caption": "one"}
     raise RuntimeError("power cut")
 
   with pytest.raises(RuntimeError):

@@ -170,8 +170,9 @@ def test_images_are_cropped_in_the_middle_and_scaled():
   image[:, 2:6] = 255
   tokenizer = tokenizers.train_bpe(["ab"], 257)
   source = [{"image": image, "caption": "a"}]
-  made = pipeline.captioned_images(
-    source, tokenizer, image_size=2, channels=1, caption_length=3, batch_size=1, seed=0
+  prompts = pipeline.Prompts(("caption",), tokenizer, 3)
+  made = pipeline.images(
+    source, prompts, image_size=2, channels=1, batch_size=1, seed=0
   ).batch(0)
   assert made["image"].shape == (1, 2, 2, 1)
   np.testing.assert_array_equal(made["image"], 1.0)

@@ -208,7 +208,9 @@ def test_a_folder_that_cannot_be(tmp_path, rows, says):
 
 
 def test_before_and_after_are_mirrored_together():
-  data = datasets.EditData(SHAPES, lambda texts: BYTES, 24, 3, 64, 64, flip=True)
+  data = datasets.EditData(
+    SHAPES, 24, 3, 64, lambda texts: BYTES, 64, flip=True, prompts=("caption",)
+  )
   batch = data.pipeline("train", BYTES, seed=0).batch(0)
   assert batch.keys() == data.abstract_batch().keys()
   still = {p["before"].tobytes(): p["image"] for p in SHAPES.edits("train")}

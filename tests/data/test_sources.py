@@ -51,7 +51,8 @@ def _batch(source):
 
 def _images(source, split="train"):
   """{caption: image}, and one batch through the whole pipeline."""
-  data = datasets.ImageData(source, lambda texts: BYTES, 4, 1, 16, batch_size=2)
+  prompts = ("caption",)
+  data = datasets.ImageData(source, 4, 1, 2, lambda _: BYTES, 16, prompts=prompts)
   batch = data.pipeline(split, BYTES, seed=0).batch(0)
   assert batch["image"].shape == (2, 4, 4, 1)
   assert np.abs(batch["image"]).max() <= 1
@@ -376,12 +377,11 @@ def test_any_broken_image_is_named(tmp_path):
 
 def test_a_broken_image_stops_the_thread_that_loads_it(tmp_path):
   _save(tmp_path / "a.png", _grey(0))
-  data = pipeline.captioned_images(
+  data = pipeline.images(
     sources.ImageFolder(str(tmp_path), 0.0).examples("train"),
-    BYTES,
+    pipeline.Prompts(("caption",), BYTES, 8),
     image_size=4,
     channels=3,
-    caption_length=8,
     batch_size=1,
     seed=0,
   )

@@ -26,7 +26,7 @@ def environment(tmp_path):
 CONFIGS = {
   "configs/lm/pydoc.py": (),
   # One resolution less: compiling is what this test waits for.
-  "configs/diffusion/digits.py": ("--config.task.unet.multipliers=(1,)",),
+  "configs/diffusion/digits.py": ("--config.task.network.multipliers=(1,)",),
 }
 
 

@@ -16,15 +16,15 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def setup():
   levels = unet.Config(1, 8, (1, 2), 1, (1,), num_heads=2, num_groups=4)
-  task, batch = tiny.diffusion_task(unet=unet.UNet(levels)), tiny.image_batch()
+  task, batch = tiny.diffusion_task(network=unet.UNet(levels)), tiny.image_batch()
   return task, tiny.weights(task.init, batch), batch
 
 
 def test_output_is_zero_at_initialisation(setup):
   task, _, batch = setup
-  states = jnp.ones((tiny.BATCH, 4, 8))
-  inputs = (batch["image"], jnp.ones(tiny.BATCH), states, batch["caption_mask"])
-  out, _ = jax.jit(task.unet.init_with_output)(jax.random.key(0), *inputs)
+  states = types.States(jnp.ones((tiny.BATCH, 4, 8)), batch["caption_mask"])
+  inputs = (batch["image"], jnp.ones(tiny.BATCH), states)
+  out, _ = jax.jit(task.network.init_with_output)(jax.random.key(0), *inputs)
   assert out.shape == batch["image"].shape
   assert not out.any()
 
@@ -35,9 +35,8 @@ def test_hears_time_caption_and_every_pixel_but_no_other_example(setup):
   t = jnp.linspace(0.1, 0.9, tiny.BATCH)
 
   def pixel(x, t, states):
-    out = task.unet.apply(
-      {"params": params["unet"]}, x, t, states, batch["caption_mask"]
-    )
+    states = types.States(states, batch["caption_mask"])
+    out = task.network.apply({"params": params["unet"]}, x, t, states)
     return out[0, 3, 3, 0]
 
   dx, dt, ds = jax.jit(jax.grad(pixel, (0, 1, 2)))(batch["image"], t, states)
@@ -52,9 +51,9 @@ def test_remat_changes_nothing(setup):
   task, params, batch = setup
 
   def gradient(remat):
-    model = unet.UNet(dataclasses.replace(task.unet.config, remat=remat))
-    states = jnp.ones((tiny.BATCH, 4, 8))
-    inputs = (batch["image"], jnp.full(tiny.BATCH, 0.5), states, batch["caption_mask"])
+    model = unet.UNet(dataclasses.replace(task.network.config, remat=remat))
+    states = types.States(jnp.ones((tiny.BATCH, 4, 8)), batch["caption_mask"])
+    inputs = (batch["image"], jnp.full(tiny.BATCH, 0.5), states)
     size = lambda p: jnp.mean(model.apply({"params": p}, *inputs) ** 2)  # noqa: E731
     return jax.jit(jax.grad(size))(params["unet"])
 
@@ -68,9 +67,9 @@ def test_padding_of_a_caption_is_not_read(setup):
   mask = jnp.array([[True, True, False, False]])
 
   def encode(tokens):
-    apply = jax.jit(task.text_encoder.apply)
+    apply = jax.jit(task.conditioning.text_encoder.apply)
     states = apply({"params": params["text_encoder"]}, jnp.array([tokens]), mask)
-    return states.values[:, :2]
+    return states.tokens[:, :2]
 
   np.testing.assert_array_equal(encode([3, 5, 0, 0]), encode([3, 5, 9, 11]))
   assert not np.allclose(encode([3, 5, 0, 0]), encode([3, 6, 0, 0]))
@@ -81,7 +80,7 @@ def test_with_rotary_positions_a_caption_may_begin_anywhere():
   model = text_encoder.TextEncoder(config)
   words, nothing = np.array([[3, 5, 7, 5]]), np.zeros((1, 2), int)
   params = tiny.weights(model.init, words, words > 0)
-  encode = lambda x: model.apply(params, x, x > 0).values  # noqa: E731
+  encode = lambda x: model.apply(params, x, x > 0).tokens  # noqa: E731
   early, late = np.hstack([words, nothing]), np.hstack([nothing, words])
   np.testing.assert_allclose(encode(early)[:, :4], encode(late)[:, 2:], atol=1e-5)
   assert np.abs(encode(early)[:, 1] - encode(early)[:, 3]).max() > 1e-3  # both are 5

@@ -12,7 +12,7 @@ from gen_jax import tree
 from gen_jax.convert import diffusers_configs
 from gen_jax.models import unet
 from gen_jax.nn import spatial
-from gen_jax.tasks import attribution, diffusion
+from gen_jax.tasks import attribution, conditioning
 from gen_jax.types import InputError
 from tests import tiny
 
@@ -21,9 +21,9 @@ LEVELS = unet.Config(1, 8, (1, 1), 1, (0, 1), num_heads=2, num_groups=4)
 
 @pytest.fixture(scope="module")
 def setup():
-  task, batch = tiny.diffusion_task(unet=unet.UNet(LEVELS)), tiny.image_batch()
+  task, batch = tiny.diffusion_task(network=unet.UNet(LEVELS)), tiny.image_batch()
   params = tiny.weights(task.init, batch)
-  caption = diffusion.Caption(batch["caption"], jnp.asarray(batch["caption_mask"]))
+  caption = conditioning.Caption(batch["caption"], jnp.asarray(batch["caption_mask"]))
   z, eps = (
     jnp.asarray(batch["image"]),
     jax.random.normal(jax.random.key(1), (8, 8, 8, 1)),
@@ -71,8 +71,8 @@ def test_maps_and_exports_of_another_attention_are_refused():
   """They would be of softmax, which this UNet does not compute."""
   other = functools.partial(spatial.Transformer, attention_impl=lambda q, kv, mask: q)
   config = dataclasses.replace(LEVELS, attention=other)
-  task = tiny.diffusion_task(unet=unet.UNet(config))
-  caption = diffusion.Caption(jnp.zeros((1, 4), int), jnp.ones((1, 4), bool))
+  task = tiny.diffusion_task(network=unet.UNet(config))
+  caption = conditioning.Caption(jnp.zeros((1, 4), int), jnp.ones((1, 4), bool))
   with pytest.raises(InputError, match="softmax"):
     attribution.attention_maps(task, {}, caption, *[jnp.zeros((1, 8, 8, 1))] * 2, 0.5)
   with pytest.raises(InputError, match="attention other than softmax"):

@@ -12,8 +12,8 @@ from gen_jax import rng, sharding
 from gen_jax.cost import flops
 from gen_jax.data import tokenizers
 from gen_jax.diffusion import corrupt, parameterisation, samplers, schedule
-from gen_jax.inference import image_generator
-from gen_jax.tasks import diffusion
+from gen_jax.inference import image_generator, prompts
+from gen_jax.tasks import conditioning, diffusion
 from tests import tiny
 
 
@@ -42,12 +42,11 @@ def test_loss_is_the_weighted_error_of_the_network_itself(setup):
     f(t)[:, None, None, None] for f in (task.schedule.alpha, task.schedule.sigma)
   )
   x_t = alpha * batch["image"] + sigma * eps
-  states = task.text_encoder.apply(
+  states = task.conditioning.text_encoder.apply(
     {"params": params["text_encoder"]}, batch["caption"], batch["caption_mask"]
   )
-  raw = jax.jit(task.unet.apply)(
-    {"params": params["unet"]}, x_t, t, states.values, batch["caption_mask"]
-  )
+  np.testing.assert_array_equal(states.mask, batch["caption_mask"])
+  raw = jax.jit(task.network.apply)({"params": params["unet"]}, x_t, t, states)
   v = alpha * eps - sigma * batch["image"]
   per_example = ((raw - v) ** 2).mean((1, 2, 3))
   np.testing.assert_allclose(
@@ -60,11 +59,11 @@ def test_dropping_every_caption_leaves_nothing_of_it(setup):
   _, params, batch = setup
   other = {**batch, "caption": (batch["caption"] + 1) % 16}
   for prob, same in ((1.0, True), (0.0, False)):
-    task = tiny.diffusion_task(caption_drop_prob=prob)
+    task = tiny.diffusion_task(drop_prob=prob)
     a, b = (run(task, params, x, tiny.keys(), True).loss.total for x in (batch, other))
     assert (a == b) == same
   # Evaluation never drops.
-  task = tiny.diffusion_task(caption_drop_prob=1.0)
+  task = tiny.diffusion_task(drop_prob=1.0)
   a, b = (run(task, params, x, tiny.keys(), False).loss.total for x in (batch, other))
   assert a != b
 
@@ -76,15 +75,11 @@ def generator(setup):
 
   def make(batch_size=3, **sampling):
     sampling = diffusion.Sampling(**{"num_steps": 3, "guidance_scale": 2.0, **sampling})
-    wide = tiny.diffusion_task(
-      text_encoder=dataclasses.replace(
-        task.text_encoder,
-        config=dataclasses.replace(task.text_encoder.config, vocab_size=257),
-      )
-    )
-    return image_generator.ImageGenerator(
-      wide, tokenizer, sampling, (8, 8, 1), 4, batch_size
-    )
+    config = task.conditioning.text_encoder.config
+    config = dataclasses.replace(config, vocab_size=257)
+    wide = tiny.diffusion_task(conditioning=tiny.text_conditioning(config))
+    read = prompts.captions(tokenizer, 4)
+    return image_generator.ImageGenerator(wide, read, sampling, (8, 8, 1), batch_size)
 
   return make
 
@@ -133,7 +128,7 @@ def test_images_do_not_depend_on_the_mesh(generator, wide_params):
 def test_guidance_one_is_no_guidance(setup):
   """Neither in what is drawn nor, where the scale is known, in what it costs."""
   task, params, batch = setup
-  caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
+  caption = conditioning.Caption(batch["caption"], batch["caption_mask"])
   sampling = diffusion.Sampling(num_steps=2, guidance_scale=1.0)
 
   def draw(params, scale):

@@ -11,7 +11,8 @@ import pytest
 from gen_jax import sharding, types
 from gen_jax.diffusion import condition, editing, multistep, samplers
 from gen_jax.models import unet
-from gen_jax.tasks import diffusion
+from gen_jax.nn import linear
+from gen_jax.tasks import conditioning, diffusion
 from tests import tiny
 
 KEYS = tiny.keys(3)
@@ -25,7 +26,7 @@ SAMPLING = {
 def setup():
   task, batch = tiny.diffusion_task(), tiny.image_batch()
   params = tiny.weights(task.init, batch)
-  caption = diffusion.Caption(batch["caption"], batch["caption_mask"])
+  caption = conditioning.Caption(batch["caption"], batch["caption_mask"])
   return task, params, caption, batch["image"]
 
 
@@ -93,7 +94,7 @@ def test_a_latent_is_kept_if_none_of_its_pixels_changes():
 def instructed(**changes):
   """A task that sees the image before."""
   config = unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4, extra_channels=1)
-  fields = dict(unet=unet.UNet(config), condition=condition.instruction())
+  fields = dict(network=unet.UNet(config), condition=condition.instruction())
   return tiny.diffusion_task(**{**fields, "condition_drop_prob": 0.1, **changes})
 
 
@@ -101,7 +102,7 @@ def test_a_wider_unet_starts_as_what_it_was(setup):
   """Extra channels that count nothing: the base, whatever is in them."""
   base, params, caption, picture = setup
   task = instructed()
-  wider = {**params, "unet": unet.widen(params["unet"], 1)}
+  wider = {**params, "unet": linear.widen(params["unet"], "conv_in", 1)}
   t = jnp.linspace(0.1, 0.9, tiny.BATCH)
   extra = 100.0 * jnp.asarray(picture)
   one = jax.jit(base.denoiser(params, {}, caption))(picture, t)
@@ -117,7 +118,7 @@ def test_what_is_left_out_in_training():
   task = instructed()
   num = 2000
   u = (jnp.arange(num) + 0.5) / num
-  caption = diffusion.Caption(jnp.full((num, 4), 7), jnp.ones((num, 4), bool))
+  caption = conditioning.Caption(jnp.full((num, 4), 7), jnp.ones((num, 4), bool))
   caption, extra = task._dropped(caption, jnp.ones((num, 2, 2, 1)), u)
   no_words = np.asarray((caption.tokens == 0).all(1))
   no_image = np.asarray((extra == 0).all((1, 2, 3)))
@@ -131,7 +132,7 @@ def test_an_instruction_model_draws_from_the_image(setup):
   """Both scales at 1 are the network alone; the image reaches what is drawn."""
   _, params, caption, picture = setup
   task = instructed()
-  params = {**params, "unet": unet.widen(params["unet"], 1)}
+  params = {**params, "unet": linear.widen(params["unet"], "conv_in", 1)}
   kernel = params["unet"]["conv_in"]["kernel"]
   params["unet"]["conv_in"]["kernel"] = kernel + 0.3
 
@@ -166,9 +167,9 @@ def test_an_inpainting_model_trains_on_random_holes(setup):
   base, params, _, _ = setup
   config = unet.Config(1, 8, (1,), 1, (), num_heads=2, num_groups=4, extra_channels=2)
   task = dataclasses.replace(
-    base, unet=unet.UNet(config), condition=condition.inpainting()
+    base, network=unet.UNet(config), condition=condition.inpainting()
   )
-  wider = {**params, "unet": unet.widen(params["unet"], 2)}
+  wider = {**params, "unet": linear.widen(params["unet"], "conv_in", 2)}
   run = lambda task: jax.jit(  # noqa: E731
     jax.value_and_grad(
       lambda p: task.loss(p, {}, tiny.image_batch(), KEYS, train=True).loss.total

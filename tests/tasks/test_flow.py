@@ -9,7 +9,7 @@ import pytest
 
 from gen_jax.diffusion import codec, schedule
 from gen_jax.diffusion import parameterisation as param
-from gen_jax.tasks import diffusion, flow
+from gen_jax.tasks import conditioning, diffusion, flow
 from tests import tiny
 
 NUM = 3
@@ -22,7 +22,7 @@ def setup():
   task, batch = tiny.diffusion_task(), tiny.image_batch()
   params = tiny.weights(task.init, batch)
   captions = [
-    diffusion.Caption(*(jnp.asarray(batch[k][i : i + NUM]) for k in names))
+    conditioning.Caption(*(jnp.asarray(batch[k][i : i + NUM]) for k in names))
     for i in (0, 3)
     for names in [("caption", "caption_mask")]
   ]
@@ -87,7 +87,10 @@ def test_bits_per_dim_of_gaussian_pixels(space):
     return param.Prediction(middle + alpha * width**2 * residual, sigma * residual)
 
   task = types.SimpleNamespace(
-    codec=space, schedule=process, denoiser=lambda *_: denoise
+    codec=space,
+    schedule=process,
+    conditioning=conditioning.Unconditional(),
+    denoiser=lambda *_: denoise,
   )
   batch = tiny.image_batch()
   levels = np.random.default_rng(0).integers(0, 256, (tiny.BATCH, 8, 8, 1))

@@ -76,9 +76,9 @@ def test_diffusion_learns_which_image_a_caption_means():
     "weights": np.ones(tiny.BATCH, np.float32),
   }
   task = tiny.diffusion_task(
-    unet=unet.UNet(unet.Config(1, 16, (1,), 1, (), num_heads=2, num_groups=4)),
+    network=unet.UNet(unet.Config(1, 16, (1,), 1, (), num_heads=2, num_groups=4)),
     time_sampler=corrupt.UniformTime(0.85, 0.95),
-    caption_drop_prob=0.0,
+    drop_prob=0.0,
   )
   shifted = {**batch, "caption": np.roll(batch["caption"], 1, axis=0)}
   good, broken = train(task, (batch, shifted), 200, 4e-3)

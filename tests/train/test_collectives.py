@@ -96,6 +96,6 @@ def test_context_sends_keys_round_a_ring_and_sums_every_gradient_once():
 def test_a_unet_over_tensor_sums_what_its_blocks_add_and_moves_nothing():
   """Blocks of convolutions and of attention are cut inside and whole outside."""
   model = unet.Config(1, 32, (1,), 1, (0,), 8, num_groups=4, attention=TRANSFORMER)
-  task = tiny.diffusion_task(unet=unet.UNet(model))
+  task = tiny.diffusion_task(network=unet.UNet(model))
   found, _ = traffic((4, 1, 2), "fsdp_tensor", task, tiny.image_batch())
   assert found.keys() == {"all-reduce"}

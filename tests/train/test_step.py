@@ -26,8 +26,8 @@ def autoencoder_task():
 def diffusion_task():
   """Eight heads everywhere, which eight devices share."""
   return tiny.diffusion_task(
-    unet=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=8, num_groups=4)),
-    text_encoder=text_encoder.TextEncoder(text_encoder.Config(16, 4, 1, 8, 8)),
+    network=unet.UNet(unet.Config(1, 8, (1,), 1, (), num_heads=8, num_groups=4)),
+    conditioning=tiny.text_conditioning(text_encoder.Config(16, 4, 1, 8, 8)),
   )
 
 
