@@ -29,6 +29,7 @@ FLOORS = (
   ("build",),
   ("experiment",),
   ("convert", "cost.plan"),
+  ("sweeps",),
   ("cli",),
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
@@ -171,6 +172,7 @@ BUDGETS = {
   "inference": 650,
   "models": 1_550,
   "nn": 1_600,
+  "sweeps": 600,
   "system": 800,
   "tasks": 1_200,
   "train": 2_200,
