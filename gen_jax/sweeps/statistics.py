@@ -175,9 +175,10 @@ def power(effect: float, num: int, level: float = 0.95) -> float:
   """
   edge = stats.t.ppf(0.5 + 0.5 * level, num - 1)
   shift = abs(effect) * math.sqrt(num)
-  return float(
-    stats.nct.sf(edge, num - 1, shift) + stats.nct.cdf(-edge, num - 1, shift)
-  )
+  if shift > edge + 6.0:  # where scipy's noncentral t runs out of digits
+    return 1.0
+  this, other = stats.nct.sf(edge, num - 1, shift), stats.nct.cdf(-edge, num - 1, shift)
+  return float(this + np.nan_to_num(other))  # nan: too small for a number
 
 
 def seeds_needed(
