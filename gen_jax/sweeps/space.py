@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 Overrides = dict[str, Any]
@@ -133,8 +133,7 @@ def arms(
 
 def sha256(config: Mapping[str, Any]) -> str:
   """Hash of a resolved config, equal for equal values whatever their order."""
-  written = json.dumps(config, sort_keys=True, default=str)
-  return hashlib.sha256(written.encode()).hexdigest()
+  return files.value_sha256(config)
 
 
 def text(value: Any) -> str:
@@ -151,19 +150,20 @@ def _at(config: Any, key: str) -> Any:
 def _names(space: Space) -> list[str]:
   """A name for each arm: keys that vary, by as few of their last parts as needed."""
   keys = list(dict.fromkeys(key for arm in space for key in arm))
-  short = {key: _short(key, keys) for key in keys}
+  brief = {key: short(key, keys) for key in keys}
   absent = object()
   varied = [
     key for key in keys if len({text(arm.get(key, absent)) for arm in space}) > 1
   ]
   names = [
-    ",".join(f"{short[key]}={text(arm[key])}" for key in arm if key in varied) or "base"
+    ",".join(f"{brief[key]}={text(arm[key])}" for key in arm if key in varied) or "base"
     for arm in space
   ]
   return [_file_name(name) for name in names]
 
 
-def _short(key: str, keys: Sequence[str]) -> str:
+def short(key: str, keys: Sequence[str]) -> str:
+  """As few last parts of a dotted key as tell it from the others."""
   parts = key.split(".")
   for num in range(1, len(parts) + 1):
     last = ".".join(parts[-num:])

@@ -172,7 +172,7 @@ BUDGETS = {
   "inference": 650,
   "models": 1_550,
   "nn": 1_600,
-  "sweeps": 600,
+  "sweeps": 1_200,
   "system": 800,
   "tasks": 1_200,
   "train": 2_200,
