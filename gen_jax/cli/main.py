@@ -33,6 +33,8 @@ COMMANDS = {
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",
+  "sweep": "run the arms of an experiment; the same command resumes",
+  "compare": "the difference between runs, with an interval over seeds",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or images, into a workdir",
   "export": "write a model as transformers or diffusers load it",

@@ -188,17 +188,18 @@ def edges(rows: Sequence[Row], metric: str) -> list[str]:
 def table(ledger: Mapping[str, Any]) -> str:
   """The sweep as Markdown: a line for each config, the best one in bold.
 
-  p is of the difference from the best, over common seeds where there are, adjusted for
-  the number of lines.
+  Columns are the keys that vary. p is of the difference from the best, over common
+  seeds where there are, adjusted for the number of lines.
   """
   found, metric = rows(ledger), ledger["metric"]
-  keys = list(dict.fromkeys(key for row in found for key in row.overrides))
+  every = list(dict.fromkeys(key for row in found for key in row.overrides))
+  keys = [k for k in every if len({space.text(r.overrides.get(k)) for r in found}) > 1]
   top = best(found, metric)
   others = [row for row in found if row is not top and len(row.values) > 1]
   tested = others if len(top.values) > 1 else []
   adjusted = statistics.adjusted([compare(top, row).p for row in tested])
   pvalues = {id(row): p for row, p in zip(tested, adjusted, strict=True)}
-  head = [*(space.short(key, keys) for key in keys), "seeds", metric, "p"]
+  head = [*(space.short(key, every) for key in keys), "seeds", metric, "p"]
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
   for row in found:
     shown = str(row.interval) if row.interval else f"{row.mean:.4g}"
@@ -208,6 +209,8 @@ def table(ledger: Mapping[str, Any]) -> str:
     p = f"{pvalues[id(row)]:.2g}" if id(row) in pvalues else ""
     cells = [space.text(row.overrides[k]) if k in row.overrides else "" for k in keys]
     lines.append(f"| {' | '.join([*cells, str(len(row.values)), shown, p])} |")
+  if same := {k: v for k, v in top.overrides.items() if k not in keys}:
+    lines += ["", f"All with {space.label(same, every)}."]
   if at := edges(found, metric):
     lines += ["", f"The best value of {', '.join(at)} is at the edge of those tried."]
   return "\n".join(lines)

@@ -150,16 +150,21 @@ def _at(config: Any, key: str) -> Any:
 def _names(space: Space) -> list[str]:
   """A name for each arm: keys that vary, by as few of their last parts as needed."""
   keys = list(dict.fromkeys(key for arm in space for key in arm))
-  brief = {key: short(key, keys) for key in keys}
   absent = object()
   varied = [
     key for key in keys if len({text(arm.get(key, absent)) for arm in space}) > 1
   ]
-  names = [
-    ",".join(f"{brief[key]}={text(arm[key])}" for key in arm if key in varied) or "base"
-    for arm in space
-  ]
-  return [_file_name(name) for name in names]
+  names = [label({k: v for k, v in arm.items() if k in varied}, keys) for arm in space]
+  return [_file_name(name or "base") for name in names]
+
+
+def label(overrides: Overrides, keys: Sequence[str]) -> str:
+  """Overrides in short: "peak=0.001,seed=2".
+
+  Args:
+    keys: all that a sweep sets, from which the short names must differ.
+  """
+  return ",".join(f"{short(k, keys)}={text(v)}" for k, v in overrides.items())
 
 
 def short(key: str, keys: Sequence[str]) -> str:
