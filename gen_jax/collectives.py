@@ -16,7 +16,7 @@ class Ring(NamedTuple):
   axis: str | None
   size: int
 
-  def turn(self, tree: PyTree) -> PyTree:
+  def shift(self, tree: PyTree) -> PyTree:
     """Shifts shards by one: each device receives those of the device before it."""
     if self.size == 1:
       return tree
