@@ -34,6 +34,7 @@ COMMANDS = {
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",
   "sweep": "run the arms of an experiment; the same command resumes",
+  "repro": "run a recorded experiment again: inside its band, or not",
   "compare": "the difference between runs, with an interval over seeds",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or images, into a workdir",
@@ -307,8 +308,8 @@ def main(argv: list[str] | None = None) -> None:
       _silence(1)
       is_pipe = isinstance(error, BrokenPipeError)
       _exit(128 + signal.SIGPIPE) if is_pipe else _fail(f"{error.strerror} (stdout)")
-  if result.get("reason") == "interrupted":
-    sys.exit(signals.EXIT)
+  if code := {"interrupted": signals.EXIT, "outside": 1}.get(result.get("reason")):
+    sys.exit(code)
 
 
 def console() -> None:

@@ -228,3 +228,42 @@ def render(readme: str, ledger: Mapping[str, Any]) -> str:
   return re.sub(
     pattern, lambda m: f"{m[1]}{table(ledger)}\n{m[2]}", readme, flags=re.DOTALL
   )
+
+
+class Repeated(NamedTuple):
+  """A row of a recorded ledger that was run again.
+
+  Attributes:
+    label: its overrides in short.
+    band: where the mean of the new runs should lie.
+    mean: of the new runs; NaN if none finished.
+    is_inside: whether it lies there.
+  """
+
+  label: str
+  band: statistics.Interval
+  mean: float
+  is_inside: bool
+
+
+def repeated(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Repeated]:
+  """Every row of `new` against the same row of `old`.
+
+  Raises:
+    InputError: another metric, a row that was not recorded, or one recorded with a
+      single seed, which has no band.
+  """
+  if old["metric"] != new["metric"]:
+    raise InputError(f"{old['metric']} was recorded, not {new['metric']}")
+  recorded = {files.value_sha256(row.overrides): row for row in rows(old)}
+  keys = list(dict.fromkeys(key for row in rows(old) for key in row.overrides))
+  found = []
+  for row in rows(new):
+    label = space.label(row.overrides, keys)
+    before = recorded.get(files.value_sha256(row.overrides))
+    if before is None:
+      raise InputError(f"{label} is not in the recorded results")
+    band = statistics.predicted(list(before.values.values()), max(len(row.values), 1))
+    inside = band.low <= row.mean <= band.high or row.values == before.values
+    found.append(Repeated(label, band, row.mean, inside))
+  return found

@@ -50,6 +50,21 @@ class Sweep:
 
     return train
 
+  def only(self, overrides: space.Overrides) -> "Sweep":
+    """The arms of one row: these overrides, every seed.
+
+    Raises:
+      InputError: there are none.
+    """
+    arms = [
+      arm
+      for arm in self.arms
+      if {k: v for k, v in arm.overrides.items() if k != "seed"} == overrides
+    ]
+    if not arms:
+      raise InputError(f"{self.folder / FILE} has no arm {overrides}")
+    return dataclasses.replace(self, arms=arms)
+
   def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:
     """Every arm with what it has come to; status "missing" before it is begun."""
     known = engine.states(home)
@@ -98,5 +113,5 @@ def load(
     raise InputError(f"{file}: get_sweep must return a list of dicts")
   evaluators.cost(module.METRIC, 0.0)
   arms = space.arms(load_config(module.CONFIG), made, apply)
-  question = next(iter((module.__doc__ or "").strip().splitlines()), file.parent.name)
+  question = (module.__doc__ or file.parent.name).strip().partition("\n")[0]
   return Sweep(file.parent, question, module.CONFIG, module.METRIC, arms)

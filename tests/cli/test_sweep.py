@@ -117,6 +117,10 @@ def test_an_edited_ledger_is_refused(refuse, tmp_path):
   refuse("compare", f"{path}#width=a", f"{path}#width=a", says=["damaged"])
 
 
+def test_repro_needs_a_record(refuse, experiment):
+  refuse("repro", experiment("fixed()"), says=["results.json is not there"])
+
+
 @pytest.mark.long
 def test_a_sweep_from_end_to_end(call, experiment, tmp_path):
   """Arms train once; the same command runs nothing again; the ledger is recorded."""
@@ -130,5 +134,7 @@ def test_a_sweep_from_end_to_end(call, experiment, tmp_path):
   found = ledger.read(folder / "results.json")
   assert ledger.table(found) in (folder / "README.md").read_text()
   assert [arm["starts"] for arm in found["arms"]] == [1, 1]
+  again = call("repro", folder, "--to", home)  # the arms are there: equal to the bit
+  assert again.code == 2 and "at least 2 seeds" in again.err
   more = experiment(f"values('{RATE}', (1e-3, 2e-3, 4e-3))")
   assert "2 finished, 1 missing" in call("sweep", more, "--to", home, "--list").out
