@@ -3,11 +3,15 @@
 import ast
 import contextlib
 import importlib
+import inspect
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+from gen_jax import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted((ROOT / "gen_jax").rglob("*.py"))
@@ -29,6 +33,7 @@ FLOORS = (
   ("build",),
   ("experiment",),
   ("convert", "cost.plan"),
+  ("sweeps",),
   ("cli",),
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
@@ -171,6 +176,7 @@ BUDGETS = {
   "inference": 650,
   "models": 1_550,
   "nn": 1_600,
+  "sweeps": 1_200,
   "system": 800,
   "tasks": 1_200,
   "train": 2_200,
@@ -262,3 +268,32 @@ def test_digits_builder_imports_no_tensorflow(tmp_path):
     " 'tensorflow' in sys.modules)"
   )
   assert run(code).splitlines()[-1] == "359 (8, 8, 1) uint8 False"
+
+
+def _homes():
+  """{block of a config: files that CONTRIBUTING says hold what it may be}."""
+  table = (ROOT / "CONTRIBUTING.md").read_text().split("## Where do I add")[1]
+  found = {}
+  for line in table.splitlines():
+    if line.startswith("| `"):
+      blocks, files = line.strip("|").split("|")
+      for block in re.findall(r"`(\w+)`", blocks):
+        found[block] = re.findall(r"`([\w/]+(?:\.py|/))`", files)
+  return found
+
+
+def test_contributing_says_where_everything_is():
+  tables, homes = build.TABLES, _homes()
+  assert homes.keys() == tables.keys() - {"remat"}  # policies are jax's
+  for block, files in homes.items():
+    for name, entry in tables[block].items():
+      made = inspect.unwrap(entry.signature)
+      module = inspect.getmodule(made).__name__
+      if module in ("gen_jax.build.tables", "jax._src.nn.functions"):
+        continue  # a value, or a function around what the file holds
+      path = f"{module.removeprefix('gen_jax.').replace('.', '/')}.py"
+      assert any(path == f or (f[-1] == "/" and path.startswith(f)) for f in files), (
+        f"CONTRIBUTING says that {block} {name} is in {files}, it is in {path}"
+      )
+  for file in (f for files in homes.values() for f in files):
+    assert (ROOT / "gen_jax" / file).exists(), file
