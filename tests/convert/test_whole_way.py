@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 
+import gen_jax
 from gen_jax import tree
-from gen_jax.cli import trained, workdir
 from gen_jax.models import transformer
 from gen_jax.train import checkpoint
 from tests.cli import conftest
@@ -17,12 +17,12 @@ SHAPE = {"num_layers": "1", "width": "8", "num_heads": "2", "mlp_width": "16"}
 
 
 def opened(directory):
-  return trained.open_trained(directory, workdir.read_config(directory), "latest")
+  return gen_jax.open(directory).weights("latest")
 
 
 def digest(found):
   """Of the weights, however their layers are stored."""
-  return tree.sha256(jax.device_get(transformer.unstacked(found.weights)))
+  return tree.sha256(jax.device_get(transformer.unstacked(found.params)))
 
 
 def test_adapters_leave_by_export_and_come_back_by_import(tmp_path, call):
