@@ -6,7 +6,7 @@ a recorded sweep: results.json#overrides.
 
 import pathlib
 
-from gen_jax.cli import workdir
+from gen_jax.runs import workdir
 from gen_jax.sweeps import ledger, space, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators

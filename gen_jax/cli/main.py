@@ -263,6 +263,8 @@ def _explain(error: Exception, argv: list[str]) -> NoReturn:
 
   try:
     raise error
+  except types.Diverged as error:
+    _fail(str(error), os.EX_DATAERR)
   except types.InputError as error:
     _fail(str(error))
   except BrokenPipeError:  # `gen-jax ... | head` has seen enough

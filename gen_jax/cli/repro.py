@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from gen_jax.cli import config_args, flags
+from gen_jax.cli import flags
 from gen_jax.sweeps import engine, ledger, sweep
 from gen_jax.types import InputError
 
@@ -22,9 +22,7 @@ def run(args) -> dict:
   """Runs again and compares."""
   if args.jobs < 1:
     raise InputError(f"--jobs {args.jobs} must be at least 1")
-  loaded = sweep.load(
-    args.experiment, config_args.module, config_args.load, config_args.apply
-  )
+  loaded = sweep.load(args.experiment)
   path = loaded.folder / sweep.RESULTS
   if not path.exists():
     raise InputError(f"{path} is not there; gen-jax sweep --record writes it")

@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from gen_jax.cli import config_args, flags
+from gen_jax.cli import flags
 from gen_jax.sweeps import engine, ledger, sweep
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -31,9 +31,7 @@ def run(args) -> dict:
   """Runs, lists or records."""
   if args.jobs < 1:
     raise InputError(f"--jobs {args.jobs} must be at least 1")
-  loaded = sweep.load(
-    args.experiment, config_args.module, config_args.load, config_args.apply
-  )
+  loaded = sweep.load(args.experiment)
   home = args.to or pathlib.Path("runs") / loaded.folder.absolute().name
   if not args.list and not args.record:
     words = [sys.executable, "-m", "gen_jax.cli.main", "train"]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gen_jax.build import overrides as overriding
 from gen_jax.system import files
 from gen_jax.types import InputError
 
@@ -94,15 +95,11 @@ class Arm:
   sha256: str
 
 
-def arms(
-  config: Mapping[str, Any], space: Space, apply: Any, check: Any = lambda config: None
-) -> list[Arm]:
+def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
   """Resolves and checks every arm before any of them runs.
 
   Args:
     config: the base config.
-    apply: (config, [(key, text)]) -> config; checks names, types and ranges.
-    check: raises InputError for a config that cannot run.
 
   Raises:
     InputError: an empty space, an override that the config refuses, two arms of one
@@ -116,8 +113,7 @@ def arms(
   for name, overrides in zip(names, space, strict=True):
     texts = [(key, text(value)) for key, value in overrides.items()]
     try:
-      resolved = apply(config, texts)
-      check(resolved)
+      resolved = overriding.apply(config, texts)
     except InputError as error:
       raise InputError(f"arm {name}: {error}") from None
     useless -= {key for key in overrides if _at(resolved, key) != _at(config, key)}

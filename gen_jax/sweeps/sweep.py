@@ -12,10 +12,10 @@ An experiment is a folder with a sweep.py:
 import dataclasses
 import pathlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gen_jax.build import config_files
 from gen_jax.sweeps import engine, ledger, space
 from gen_jax.train import evaluators
 from gen_jax.types import InputError
@@ -77,17 +77,8 @@ class Sweep:
     return ledger.collect(about, self.arms, engine.states(home), workdirs)
 
 
-def load(
-  path: pathlib.Path,
-  run_file: Callable[[str], ModuleType],
-  load_config: Callable[[str], dict[str, Any]],
-  apply: Callable[..., dict[str, Any]],
-) -> Sweep:
+def load(path: pathlib.Path) -> Sweep:
   """Runs sweep.py of an experiment's folder and checks all of its arms.
-
-  Args:
-    run_file: a path to the module it holds.
-    load_config, apply: read a config, and set overrides in it.
 
   Raises:
     InputError: no sweep.py, one that raises (file and line), or lacks a part; a metric
@@ -97,7 +88,7 @@ def load(
   if not file.is_file():
     raise InputError(f"{path} has no {FILE}; an experiment's folder holds one")
   try:
-    module = run_file(str(file))
+    module = config_files.module(str(file))
     missing = [n for n in ("CONFIG", "METRIC", "get_sweep") if not hasattr(module, n)]
     if missing:
       raise InputError(f"{file} needs {', '.join(missing)}")
@@ -112,6 +103,6 @@ def load(
   if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
     raise InputError(f"{file}: get_sweep must return a list of dicts")
   evaluators.cost(module.METRIC, 0.0)
-  arms = space.arms(load_config(module.CONFIG), made, apply)
+  arms = space.arms(config_files.load(module.CONFIG), made)
   question = (module.__doc__ or file.parent.name).strip().partition("\n")[0]
   return Sweep(file.parent, question, module.CONFIG, module.METRIC, arms)
