@@ -69,11 +69,15 @@ def plain(config: Any) -> dict[str, Any]:
   """A config as a plain dict: given as one, as a ConfigDict or as `FILE[:ARG]`.
 
   Raises:
-    InputError: see `load`; what is no config `experiment.check_config` refuses.
+    InputError: see `load`; none of these.
   """
   if isinstance(config, str | pathlib.Path):
     return load(str(config))
   config = config.to_dict() if hasattr(config, "to_dict") else copy.deepcopy(config)
+  if not isinstance(config, dict):
+    raise InputError(
+      f"a config is 'FILE[:ARG]', a ConfigDict or a dict; this is {config!r:.40}"
+    )
   return _renamed(config, "given")
 
 

@@ -45,7 +45,8 @@ def flag_hint(flag: str, words: list[str]) -> str | None:
     flag: `--learning_rate`, say, or `--learning_rate=1e-3`.
   """
   from gen_jax import build
-  from gen_jax.build import config_files, overrides
+  from gen_jax.build import config_files
+  from gen_jax.build import overrides as overriding
 
   key, _, text = flag.removeprefix("--").partition("=")
   spec = next((w.partition("=")[2] for w in words if w.startswith("--config=")), None)
@@ -54,7 +55,7 @@ def flag_hint(flag: str, words: list[str]) -> str | None:
   if spec is None:
     return None
   with contextlib.suppress(InputError):
-    value = overrides.literal(text, key) if text else 1
+    value = overriding.literal(text, key) if text else 1
     found = build.places(config_files.load(spec), key, value)
     return f"--config.{found[0]}" if found else None
 

@@ -33,6 +33,7 @@ FLOORS = (
   ("build",),
   ("experiment",),
   ("convert", "cost.plan"),
+  ("runs",),
   ("sweeps",),
   ("cli",),
 )
@@ -122,7 +123,7 @@ def test_partition_specs_live_in_sharding_alone():
 # Who reads or writes text and JSON without `files`, and why that is safe.
 OWN_READERS = {
   "build/__init__.py": "docstrings",
-  "cli/lease.py": "a record that its holder may be writing, and /proc",
+  "runs/lease.py": "a record that its holder may be writing, and /proc",
   "cli/rendezvous.py": "messages on a socket",
   "safetensors.py": "heads of safetensors files",
   "data/emoji/emoji_dataset_builder.py": "runs inside TFDS, on pinned npm packages",
@@ -154,6 +155,35 @@ def test_text_is_read_and_written_in_one_place_and_json_read():
     if _reads(node) and path.name != "files.py"
   }
   assert found.keys() <= OWN_READERS.keys(), found
+
+
+# Who builds experiments: what opens a run, and what looks at a config that is of none.
+MAKERS = {"runs/run.py", "runs/training.py", "runs/weights.py"}
+MAKERS |= {"cli/import.py", "cli/plan.py"}
+# Files of a run; those that a command writes for people (samples/, figures/) are its own.
+OF_A_RUN = {"config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer"}
+OF_A_RUN |= {"import.json", "init_from.json", "health.json", "evaluation.json"}
+
+
+def test_a_run_is_opened_in_one_room():
+  """Nothing above `runs` builds a run's experiment, or names a file of a run."""
+  made, named = set(), {}
+  for path in FILES:
+    name = str(path.relative_to(ROOT / "gen_jax"))
+    for node in ast.walk(ast.parse(path.read_text())):
+      if ast.unparse(node) in ("experiments.make", "experiment.make"):
+        made.add(name)
+      if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant):
+        if isinstance(node.op, ast.Div) and node.right.value in OF_A_RUN:
+          named.setdefault(name, set()).add(node.right.value)
+  assert made == MAKERS
+  commands = {name for name in named if name.startswith("cli/")}
+  assert commands <= {"cli/import.py", "cli/export.py"}, named  # foreign folders' own
+  opening = {"gen_jax.train.checkpoint", "gen_jax.runs.lease"}
+  graph = _modules()
+  for name, found in graph.items():
+    if name.startswith("gen_jax.cli.") and name != "gen_jax.cli.import":
+      assert not found & opening, (name, found)
 
 
 def test_configs_never_import_the_library():

@@ -111,7 +111,7 @@ def test_autoencoder(golden):
   _, nets, params, expected = golden
   variables = {"params": params["autoencoder"]}
   net = nets["autoencoder"]
-  posterior = net.apply(variables, expected["image"], method="encode")
+  posterior = net.apply(variables, expected["picture"], method="encode")
   close(posterior.mean, expected["mean"], 1e-5)
   close(posterior.std, expected["std"], 1e-5)
   close(net.apply(variables, expected["z"], method="decode"), expected["decoded"], 1e-5)
@@ -398,7 +398,7 @@ def test_instructions_are_followed_as_by_diffusers(instructed):
 
   @jax.jit
   def draw(params, frozen):
-    extra = task.extra(frozen, {"before": expected["image"]}, keys)
+    extra = task.extra(frozen, {"before": expected["picture"]}, keys)
     denoise = tasks.guided(task, sampling, params, frozen, caption, None, extra)
     ddim, noise = samplers.ddim(task.schedule), expected["noise"]
     return samplers.sample(denoise, ddim, times, noise, keys)[0]

@@ -39,7 +39,7 @@ def test_it_computes_what_its_own_network_does(imported):
   apply = lambda method, x: net.apply({"params": weights}, x, method=method)  # noqa: E731
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
     expected = dict(file)
-  posterior = apply("encode", expected["image"])
+  posterior = apply("encode", expected["picture"])
   np.testing.assert_allclose(posterior.mean, expected["code"], atol=1e-5)
   assert not posterior.std.any()
   ours, theirs = apply("decode", expected["z"]), expected["decoded"]
@@ -74,7 +74,7 @@ def test_diffusion_works_in_its_latents(imported, tmp_path):
     made = experiment.make(config, None)
     frozen = weighing.load_frozen(made, tmp_path / "w")
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
-    image, code, z, decoded = (file[k] for k in ("image", "code", "z", "decoded"))
+    image, code, z, decoded = (file[k] for k in ("picture", "code", "z", "decoded"))
   found = made.task.codec.encode(frozen, image, jax.random.split(jax.random.key(0)))
   np.testing.assert_allclose(found, code, atol=1e-5)  # nothing is drawn or rescaled
   other = weighing.with_autoencoder(made, imported)
