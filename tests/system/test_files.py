@@ -201,7 +201,6 @@ def _damaged(value, rng):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   """Where the file of a name lies, in a workdir with the images that a report shows."""
-  monkeypatch.setattr(report, "_image", lambda png, caption: caption)
   for folder in ("samples", "edits", "tokens"):
     (tmp_path / folder).mkdir()
   (tmp_path / "samples/grid.png").touch()
