@@ -44,11 +44,11 @@ from gen_jax.models import (
   discriminator,
   dit,
   labels,
-  text_encoder,
   tiny_autoencoder,
   transformer,
   unet,
 )
+from gen_jax.models import text_encoder as text_encoders
 from gen_jax.nn import attention, embed, kernels, mlp, norms, spatial
 from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.tasks import conditioning, diffusion, lm, lora
@@ -177,7 +177,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     **{fn.__name__: _later(fn, *kernels.GIVEN) for fn in kernels.ALL},
   },
   "text_encoder": {
-    "text_encoder": _model(text_encoder.TextEncoder, text_encoder.Config)
+    "text_encoder": _model(text_encoders.TextEncoder, text_encoders.Config)
   },
   "norm": {"layer_norm": _later(norms.LayerNorm), "rms_norm": _later(norms.RMSNorm)},
   "mlp": {

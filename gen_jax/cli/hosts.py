@@ -30,7 +30,8 @@ import jax
 from absl import flags
 from jax._src import clusters  # the detection behind jax.distributed.initialize
 
-from gen_jax.cli import rendezvous, workdir
+from gen_jax.cli import rendezvous
+from gen_jax.runs import workdir
 from gen_jax.system import files, signals
 from gen_jax.types import InputError
 

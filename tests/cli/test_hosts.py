@@ -10,7 +10,8 @@ import time
 import pytest
 
 from gen_jax import types
-from gen_jax.cli import hosts, rendezvous, workdir
+from gen_jax.cli import hosts, rendezvous
+from gen_jax.runs import workdir
 
 
 def place(environ, *words):
