@@ -40,9 +40,7 @@ FORMAT = 1  # of a workdir, in run.json; those of before have none
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
 # What a model has learned to draw, and a run that starts from it takes over.
 OF_IMAGES = ("image_size", "channels", "caption_length")
-ATTENTION = (
-  "attention_impl"  # under task; those that `attention.is_exact` may be exchanged
-)
+ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
 AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
   *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
@@ -100,8 +98,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
   if before:
     history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
   folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
-  names = ("config.json", "run.json", "init_from.json", datasets.CLASS_NAMES)
-  names = (*names, *folders, "checkpoints")
+  names = ("init_from.json", datasets.CLASS_NAMES, *folders, "checkpoints")
+  names = ("config.json", "run.json", *names)
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
@@ -430,11 +428,9 @@ def inherit_task(
   there = read_config(home)
   task, data = there["task"], dict(config["data"])
   for key in (key for key in OF_IMAGES if key in data and data[key] is None):
-    if key not in there["data"]:
-      if key == "caption_length":  # it reads no captions
-        continue
+    if key not in there["data"] and key != "caption_length":  # which not all read
       raise InputError(f"data.{key}=None, and {home} has none to take over; set it")
-    data[key] = there["data"][key]
+    data[key] = there["data"].get(key)
   if (home / AUTOENCODER).exists():
     codec = {**task["codec"], "workdir": str(home / AUTOENCODER)}
     task = {**task, "codec": codec}
