@@ -202,7 +202,7 @@ class Experiment:
       block = data.source.statistics()["data"]
       source = build.build("source", block, "data.source")
     return image_sets.ReferenceImages(
-      source.examples(split), data.image_size, data.channels
+      source.examples(split), data.image_size, data.channels, self.class_names
     )
 
   def _read_prompts(self) -> prompts.Read:

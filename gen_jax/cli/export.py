@@ -15,6 +15,7 @@ from gen_jax.convert import (
   architectures,
   diffusers,
   diffusers_schedulers,
+  dit,
   huggingface,
   stable_diffusion,
 )
@@ -107,32 +108,27 @@ def _images(args, opened: runs.Run, target: pathlib.Path) -> dict:
   experiment, task = opened.experiment, opened.experiment.task
   if "autoencoder" not in experiment.frozen:
     raise InputError(f"{args.workdir} draws pixels; only latent diffusion is exported")
-  chosen, origin = opened.weights(args.checkpoint, args.weights), opened.origin()
-  frozen, where = chosen.frozen, f"{args.workdir}/import.json: is_linear"
-  is_linear = ranges.typed(origin.get("is_linear", False), bool, where)
-  vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
-  latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
-  size = experiment.data.image_size
-  sampling = experiment.config["sampling"]
-  scheduler = diffusers_schedulers.write(
-    *(task.schedule, task.target),
-    *(sampling.get("sampler", "ddim"), sampling.get("grid", "uniform")),
-    origin.get("scheduler"),
-  )
-  if scheduler.grid:
-    weighing.warn(
-      f"warning: {scheduler.name} steps on {scheduler.grid}, not quite on the grid of"
-      f" this config, {sampling.get('grid', 'uniform')}"
+  if task.condition is None and task.reads == ("label",):
+    return _dit(args, opened, target)
+  if task.reads != ("caption",):
+    raise InputError(
+      f"{args.workdir} is not exported: Stable Diffusion is conditioned on text, DiT on"
+      " labels"
     )
+  chosen, origin = opened.weights(args.checkpoint, args.weights), opened.origin()
+  where = f"{args.workdir}/import.json: is_linear"
+  is_linear = ranges.typed(origin.get("is_linear", False), bool, where)
+  vae, latents = _autoencoder(experiment, chosen)
+  size, scheduler = experiment.data.image_size, _scheduler(experiment, origin)
   described = diffusers.describe(task, vae.config, latents, size, is_linear, scheduler)
   models = {
     "unet": stable_diffusion.Model("unet", task.network.config, is_linear),
-    "autoencoder": stable_diffusion.Model("autoencoder", vae.config),
+    "autoencoder": vae,
     "text_encoder": stable_diffusion.Model(
       "text_encoder", task.conditioning.text_encoder.config
     ),
   }
-  weights = {**chosen.params, "autoencoder": frozen["autoencoder"]}
+  weights = {**chosen.params, "autoencoder": chosen.frozen["autoencoder"]}
   is_file = target.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
@@ -153,6 +149,57 @@ def _images(args, opened: runs.Run, target: pathlib.Path) -> dict:
       diffusers.write_folder(partial, described, plans, dtype)
   params = {name: tree.size(weights[name]) for name in models}
   return _told(args, chosen, "Stable Diffusion", params)
+
+
+def _dit(args, opened: runs.Run, target: pathlib.Path) -> dict:
+  """A DiT and its autoencoder as a folder of diffusers."""
+  experiment, task = opened.experiment, opened.experiment.task
+  config = task.network.config
+  if config.params_name != "dit" or target.suffix == ".safetensors":
+    raise InputError(
+      f"--to {target}: of models of classes DiTs are exported, to a folder; this is a"
+      f" {config.params_name}"
+    )
+  chosen = opened.weights(args.checkpoint, args.weights)
+  vae, latents = _autoencoder(experiment, chosen)
+  scheduler = _scheduler(experiment, opened.origin())
+  names = experiment.class_names
+  described = dit.describe(task, vae.config, latents, names, scheduler)
+  model = dit.Model(config, task.conditioning.encoder.config)
+  plans = {
+    "transformer": dit.plan(model, chosen.params),
+    "autoencoder": stable_diffusion.plan(vae, chosen.frozen["autoencoder"]),
+  }
+  with _whole(target) as partial:
+    partial.mkdir()
+    diffusers.write_folder(partial, described, plans, _DTYPES[args.dtype])
+  sizes = {**chosen.params, "autoencoder": chosen.frozen["autoencoder"]}
+  return _told(args, chosen, "DiT", {n: tree.size(p) for n, p in sizes.items()})
+
+
+def _autoencoder(experiment, chosen) -> tuple[stable_diffusion.Model, dict[str, Any]]:
+  """The autoencoder, and mean and std of each latent channel."""
+  block = experiment.config["task"]["codec"]["autoencoder"]
+  vae = stable_diffusion.Model("autoencoder", build.build("autoencoder", block).config)
+  latents = {n: np.asarray(chosen.frozen[n]).tolist() for n in ("mean", "std")}
+  return vae, latents
+
+
+def _scheduler(experiment, origin: dict[str, Any]) -> diffusers_schedulers.Written:
+  """The scheduler of the config's sampler; warns where its grid is another."""
+  sampling, task = experiment.config["sampling"], experiment.task
+  grid = sampling.get("grid", "uniform")
+  written = diffusers_schedulers.write(
+    *(task.schedule, task.target),
+    *(sampling.get("sampler", "ddim"), grid),
+    origin.get("scheduler"),
+  )
+  if written.grid:
+    weighing.warn(
+      f"warning: {written.name} steps on {written.grid}, not quite on the grid of"
+      f" this config, {grid}"
+    )
+  return written
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """`gen-jax import`: released weights in, a workdir out that samples and evaluates."""
 
 import pathlib
-import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from gen_jax.cli import flags
 from gen_jax.convert import (
   architectures,
   diffusers,
+  dit,
   foreign,
   hub,
   huggingface,
@@ -22,13 +22,11 @@ from gen_jax.convert import (
   stable_diffusion,
   taesd,
 )
-from gen_jax.data import latents, tokenizers
-from gen_jax.runs import lease, workdir
+from gen_jax.data import datasets, latents, tokenizers
+from gen_jax.runs import importing, lease, workdir
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files
-from gen_jax.train import checkpoint
-from gen_jax.train import state as states
-from gen_jax.types import InputError, Params
+from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
@@ -77,10 +75,13 @@ def run(args) -> dict:
   if directory.exists() and not is_free:
     raise InputError(f"--workdir {directory} is not empty; take another one")
   source = hub.locate(getattr(args, "from"), args.revision)
-  if diffusers.is_image_model(source.folder):
+  is_dit = dit.is_here(source.folder)
+  if diffusers.is_image_model(source.folder) and not is_dit:
     return _images(args, source, directory)
   if args.lora or args.lora_scale:
     raise InputError("--lora is for Stable Diffusion")
+  if is_dit:
+    return _dit(args, source, directory)
   if taesd.is_here(source.folder):
     return _autoencoder(args, source, directory)
   _check_contents(source.folder)
@@ -99,7 +100,7 @@ def run(args) -> dict:
   unused = architectures.passed_over(files.read_json(source.folder / "config.json"))
   if unused:
     weighing.warn(f"config.json: not used: {', '.join(unused)}")
-  _write(directory, config, params, source.folder, tokenizer, origin)
+  importing.write(directory, config, params, source.folder, tokenizer, origin)
   if not tokenizer:
     weighing.warn(
       f"warning: {source.folder} has no tokenizer; the model can be exported, but reads"
@@ -123,7 +124,8 @@ def _check_contents(folder: pathlib.Path) -> None:
     what = safetensors.unopened(folder).removeprefix("; ") or "it has no weights"
   raise InputError(
     f"{folder} has no config.json, and no model_index.json; {what}; supported: folders"
-    " of GPT-2, LLaMA, Stable Diffusion and TAESD, and Stable Diffusion 1 in one file"
+    " of GPT-2, LLaMA, Stable Diffusion, DiT and TAESD, and Stable Diffusion 1 in one"
+    " file"
   )
 
 
@@ -170,27 +172,51 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
     "scheduler": opened.scheduler,
     "lora": [[str(f), scale, files.sha256(f)] for f, scale in loras.items()],
   }
-  statistics = {
-    **opened.latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"
-  }  # fmt: skip
 
   def write_more():
-    own = config["task"]["codec"]["autoencoder"]
-    block = {"name": "autoencoder", "autoencoder": own}
-    weighing.save_autoencoder(
-      directory / workdir.AUTOENCODER, {**config, "task": block}, vae, statistics
-    )
-    written = {"autoencoder": vae}
-    home, digest = directory / workdir.AUTOENCODER, tree.sha256(written)
-    _check_written(home, _abstract(written), digest)
+    importing.save_autoencoder(directory, config, vae, opened.latents)
 
-  _write(directory, config, loaded, folder / "tokenizer", names, origin, write_more)
+  importing.write(
+    directory, config, loaded, folder / "tokenizer", names, origin, write_more
+  )
   if not names:
     weighing.warn(
       f"warning: {folder} has no tokenizer; put CLIP's vocab.json and merges.txt into"
       f" {directory / 'tokenizer'} before drawing"
     )
   sizes = {n: tree.size(p) for n, p in {**loaded, "autoencoder": vae}.items()}
+  listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+  print(f"{directory}: {source.name}: {listed} parameters")
+  return {"workdir": str(directory), "params": sizes, "step": 0, **origin}
+
+
+def _dit(args, source: hub.Source, directory: pathlib.Path) -> dict:
+  """A DiT and its autoencoder, a folder of diffusers."""
+  opened = dit.open_folder(source.folder)
+  vae = opened.task["codec"]["autoencoder"]
+  config = _image_config(
+    opened.task, image_size=opened.side, channels=vae["image_channels"]
+  )
+  drawn = {"sampler": opened.scheduler.sampler, "grid": opened.scheduler.grid}
+  config["sampling"] |= {**drawn, "num_steps": 50, "guidance_scale": 4.0}
+  config = overriding.apply(config, args.overrides)
+  experiment = experiments.make(config, None)
+  abstract, frozen = experiment.abstract_params(), experiment.frozen["autoencoder"]
+  places = dit.match(opened.model(), opened.tensors["transformer"], abstract)
+  own = stable_diffusion.match(
+    opened.autoencoder(), opened.tensors["vae"], frozen, stable_diffusion.FOLDER
+  )
+  loaded, vae = huggingface.load(places, abstract), huggingface.load(own, frozen)
+  tensors = [t for found in opened.tensors.values() for t in found.values()]
+  origin = _origin(source, "DiT", source.folder, tensors)
+  origin["scheduler"] = opened.scheduler_text
+  sizes = {n: tree.size(p) for n, p in {**loaded, "autoencoder": vae}.items()}
+
+  def write_more():
+    datasets.write_class_names(directory, opened.class_names)
+    importing.save_autoencoder(directory, config, vae, opened.latents)
+
+  importing.write(directory, config, loaded, source.folder, [], origin, write_more)
   listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
   print(f"{directory}: {source.name}: {listed} parameters")
   return {"workdir": str(directory), "params": sizes, "step": 0, **origin}
@@ -232,7 +258,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
     workdir.write_sealed(directory / latents.NAME, statistics)
 
   params = {"autoencoder": weights}
-  _write(directory, config, params, source.folder, [], origin, write_more)
+  importing.write(directory, config, params, source.folder, [], origin, write_more)
   print(f"{directory}: {source.name}: {tree.size(weights):,} parameters")
   return {"workdir": str(directory), "params": tree.size(weights), "step": 0, **origin}
 
@@ -339,61 +365,3 @@ def _origin(
     "dtypes": sorted({tensor.dtype for tensor in tensors}),
     "sha256": hashes,
   }
-
-
-def _write(
-  directory: pathlib.Path,
-  config: dict[str, Any],
-  params: Params,
-  folder: pathlib.Path,
-  tokenizer: list[str],
-  origin: dict[str, Any],
-  write_more: Callable[[], None] = lambda: None,
-) -> None:
-  """Writes a workdir; `write_more` writes what belongs to it, before the checkpoint."""
-  with lease.hold(directory):
-    if (directory / "config.json").exists():
-      raise InputError(f"--workdir {directory} is not empty; take another one")
-    _write_held(directory, config, params, folder, tokenizer, origin, write_more)
-
-
-def _write_held(
-  directory, config, params, folder, tokenizer, origin, write_more
-) -> None:
-  digest, abstract = tree.sha256(params), _abstract(params)
-  try:
-    with workdir.claim(directory, config):
-      # First of all: without it, a workdir whose writing broke off could be weighing.
-      workdir.write_sealed(directory / "import.json", origin)
-      if tokenizer:
-        (directory / "tokenizer").mkdir()
-        for name in tokenizer:
-          shutil.copyfile(folder / name, directory / "tokenizer" / name)
-        files.write_hashes(directory / "tokenizer")
-      write_more()
-      with checkpoint.open_manager(directory) as manager:
-        state = states.of_weights(params)
-        checkpoint.save(manager, 0, state, checkpoint.Progress())
-      jax.tree.map(lambda leaf: leaf.delete(), params)  # there is room for one copy
-      _check_written(directory, abstract, digest)
-  except BaseException:
-    for path in directory.glob("*"):
-      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
-    raise
-
-
-def _abstract(params: Params) -> Params:
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
-  )
-
-
-def _check_written(directory: pathlib.Path, abstract: Params, digest: str) -> None:
-  """Raises InputError unless the checkpoint reads back as what was saved."""
-  with checkpoint.open_manager(directory, read_only=True) as manager:
-    found = checkpoint.restore_weights(manager, abstract)
-  if found is None or tree.sha256(found[0]) != digest:
-    raise InputError(
-      f"the weights in {directory} do not read back as they were written; check the"
-      " disk, or take another --workdir"
-    )

@@ -25,6 +25,7 @@ UNET, VAE, TEXT, SCHEDULER = (
   schedulers.PATH,
 )
 PARTS = {"unet": "unet", "autoencoder": "vae", "text_encoder": "text_encoder"}
+FOLDERS = {**PARTS, "transformer": "transformer"}
 STEMS = {
   "unet": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
   "autoencoder": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
@@ -330,7 +331,7 @@ def write_folder(
 
   Args:
     described: of `describe`.
-    plans: the tensors of each network, by their names in a folder.
+    plans: the tensors of each network, a key of FOLDERS, by their names there.
     dtype: see `safetensors.write_folder`.
   """
   for name, config in described.items():
@@ -339,5 +340,5 @@ def write_folder(
     text = config if is_text else json.dumps(config, indent=2, sort_keys=True) + "\n"
     files.write(folder / name, text)
   for name, plan in plans.items():
-    home, stem = folder / PARTS[name], STEMS[name][0]
+    home, stem = folder / FOLDERS[name], STEMS.get(name, STEMS["unet"])[0]
     safetensors.write_folder(home, plan, dtype, stem=stem)

@@ -1,6 +1,6 @@
-"""DiT's weights and config.json as diffusers' DiTTransformer2DModel has them.
+"""DiT as diffusers' DiTPipeline has it: a folder of three parts.
 
-    transformer/config.json, transformer/diffusion_pytorch_model.safetensors
+    model_index.json (names of the classes), transformer/, vae/, scheduler/
 
 The format keeps one copy of the time and class embedders in each block, of which the
 released code trained one: copies that differ are refused, and equal ones are written.
@@ -13,19 +13,25 @@ Source: Peebles & Xie 2022 (arXiv:2212.09748), the released code and diffusers' 
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gen_jax import safetensors, tree
-from gen_jax.convert import diffusers_configs, names
+from gen_jax import build, safetensors, tree
+from gen_jax.convert import diffusers, huggingface, names
+from gen_jax.convert import diffusers_configs as configs
+from gen_jax.convert import diffusers_schedulers as schedulers
 from gen_jax.convert import stable_diffusion as sd
-from gen_jax.models import dit, labels
+from gen_jax.models import autoencoder, dit, labels
+from gen_jax.system import files
+from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, Params
 
 Block = dict[str, Any]
 MAX_PERIOD = 10000.0 ** (128 / 127)
+PIPELINE = "DiTPipeline"
 _PATH = "transformer/config.json"
 _EMBEDDERS = "norm1.emb."
 _PARTS: tuple[sd.Part, ...] = (
@@ -42,7 +48,7 @@ def read_config(config: Any) -> tuple[Block, Block]:
   Raises:
     InputError: a key that is missing, of another type, or that may change the model.
   """
-  read = diffusers_configs.Reader(_PATH, config, known="DiTs")
+  read = configs.Reader(_PATH, config, known="DiTs")
   heads = read.take("num_attention_heads", int, 16)
   width = heads * read.take("attention_head_dim", int, 72)
   channels = read.take("in_channels", int, 4)
@@ -125,6 +131,123 @@ def write_config(network: dit.Config, num_classes: int) -> Block:
     "norm_type": "ada_norm_zero",
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
+  }
+
+
+def is_here(folder: pathlib.Path) -> bool:
+  """Whether a folder is a DiTPipeline."""
+  path = folder / diffusers.INDEX
+  return path.is_file() and files.read_json(path).get("_class_name") == PIPELINE
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """What a folder holds.
+
+  Attributes:
+    task: the task block, its codec's autoencoder included.
+    latents: mean and std of each latent channel.
+    tensors: of 'transformer' and 'vae'.
+    side: of the images.
+    class_names: of each label; several for one are separated by commas.
+    scheduler: what it means here.
+    scheduler_text: scheduler_config.json.
+  """
+
+  task: Block
+  latents: Block
+  tensors: Mapping[str, Mapping[str, safetensors.Tensor]]
+  side: int
+  class_names: tuple[str, ...]
+  scheduler: schedulers.Scheduler
+  scheduler_text: str
+
+  def model(self) -> "Model":
+    """The DiT and the embedding of its labels."""
+    config = build.build("network", self.task["network"]).config
+    num_classes = self.task["conditioning"]["num_classes"]
+    return Model(config, labels.Config(num_classes, config.vector_width))
+
+  def autoencoder(self) -> sd.Model:
+    """The autoencoder."""
+    block = self.task["codec"]["autoencoder"]
+    return sd.Model("autoencoder", build.build("autoencoder", block).config)
+
+
+def open_folder(folder: pathlib.Path) -> Opened:
+  """Reads the configs and the headers of the weights of a folder.
+
+  Raises:
+    InputError: anything that is not understood, missing or damaged.
+  """
+  index = files.read_json(folder / diffusers.INDEX)
+  network, conditioning = read_config(files.read_json(folder / _PATH))
+  vae, latents = configs.read_autoencoder(files.read_json(folder / diffusers.VAE))
+  text = files.read(folder / diffusers.SCHEDULER)
+  scheduler = schedulers.read(files.parse_json(text, str(folder / schedulers.PATH)))
+  tensors = {
+    part: sd.open_weights(folder / part, diffusers.STEMS["unet"])
+    for part in ("transformer", "vae")
+  }
+  depth = network["num_layers"]
+  huggingface.check_depth(depth, tensors["transformer"], "the transformer's layers")
+  depth = len(vae["multipliers"]) * vae["num_blocks"]
+  huggingface.check_depth(depth, tensors["vae"], "blocks of the autoencoder")
+  task = {
+    "name": "diffusion",
+    "network": network,
+    "conditioning": conditioning,
+    "schedule": scheduler.schedule,
+    "target": scheduler.target,
+    "weighting": {"name": "unit"},
+    "time_sampler": {"name": "uniform", "t_min": 0.001, "t_max": 1.0},
+    "codec": {"name": "latent", "autoencoder": vae, "workdir": None},
+    "drop_prob": 0.1,
+  }
+  names = _class_names(index.get("id2label"), conditioning["num_classes"])
+  side = network["image_size"] * 2 ** (len(vae["multipliers"]) - 1)
+  return Opened(task, latents, tensors, side, names, scheduler, text)
+
+
+def _class_names(named: Any, num: int) -> tuple[str, ...]:
+  """The names in model_index.json; numbers where there are none."""
+  if named is None:
+    return tuple(map(str, range(num)))
+  numbers = [str(i) for i in range(num)]
+  is_whole = isinstance(named, dict) and named.keys() == {*numbers}
+  if not is_whole or not all(isinstance(name, str) for name in named.values()):
+    raise InputError(
+      f"{diffusers.INDEX} id2label must have a name for each of {num} classes, '0' to"
+      f" '{num - 1}'"
+    )
+  return tuple(named[number] for number in numbers)
+
+
+def describe(
+  task: diffusion.Diffusion,
+  vae: autoencoder.Config,
+  latents: Block,
+  class_names: Sequence[str],
+  scheduler: schedulers.Written,
+) -> dict[str, Block | str]:
+  """All configs of a folder, by their paths in it; the inverse of `open_folder`.
+
+  Raises:
+    InputError: a model that the format cannot express.
+  """
+  network = task.network.config
+  side = network.image_size * vae.factor
+  return {
+    _PATH: write_config(network, task.conditioning.num_classes),
+    diffusers.VAE: configs.write_autoencoder(vae, **latents, side=side),
+    diffusers.SCHEDULER: scheduler.text,
+    diffusers.INDEX: {
+      "_class_name": PIPELINE,
+      "transformer": ["diffusers", "DiTTransformer2DModel"],
+      "vae": ["diffusers", "AutoencoderKL"],
+      "scheduler": ["diffusers", scheduler.name],
+      "id2label": {str(i): name for i, name in enumerate(class_names)},
+    },
   }
 
 

@@ -36,13 +36,14 @@ _FETCHED = (
   "model.safetensors.index.json",
   *TOKENIZER_FILES,
 )
-# Of Stable Diffusion: its configs, its three networks in one precision, its tokenizer.
+# Of Stable Diffusion and DiT: configs, networks in one precision, the tokenizer.
+_DIFFUSERS = ("unet", "transformer", "vae")
 _IMAGES = (
   "model_index.json",
   "*/config.json",
   "scheduler/scheduler_config.json",
   "tokenizer/*",
-  *(f"{part}/diffusion_pytorch_model*.safetensors*" for part in ("unet", "vae")),
+  *(f"{part}/diffusion_pytorch_model*.safetensors*" for part in _DIFFUSERS),
   "text_encoder/model*.safetensors*",
 )
 _OTHERS = ("*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*")

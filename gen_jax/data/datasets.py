@@ -9,7 +9,7 @@ import functools
 import itertools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -385,8 +385,13 @@ def class_names_for(data: Data, workdir: pathlib.Path) -> tuple[str, ...]:
   """Names of the classes of a workdir, noted there when it is first opened."""
   path = workdir / CLASS_NAMES
   if not path.exists():
-    files.write_json(path, files.sealed({"names": list(data.source.class_names())}))
+    write_class_names(workdir, data.source.class_names())
   return ranges.typed(files.read_sealed(path).get("names"), tuple[str, ...], str(path))
+
+
+def write_class_names(workdir: pathlib.Path, names: Sequence[str]) -> None:
+  """Notes the classes of a workdir."""
+  files.write_json(workdir / CLASS_NAMES, files.sealed({"names": list(names)}))
 
 
 def check_class_names(data: Data, names: tuple[str, ...]) -> None:

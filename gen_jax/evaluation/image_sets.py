@@ -25,11 +25,13 @@ class ReferenceImages:
   Attributes:
     examples: of a split.
     size, channels: of the images once they are cut and resized.
+    class_names: of a model of classes; None: of captions.
   """
 
   examples: Sequence
   size: int
   channels: int
+  class_names: Sequence[str] | None = None
 
   def __len__(self) -> int:
     return len(self.examples)
@@ -42,8 +44,11 @@ class ReferenceImages:
     object.__setattr__(self, "_order", order)
 
   def captions(self, num: int) -> list[str]:
-    """Those of the first num images, again from the beginning if need be."""
-    return [self._example(i)["caption"] for i in range(num)]
+    """Those of the first num images, or their classes; again and again if need be."""
+    examples = map(self._example, range(num))
+    if self.class_names is not None:
+      return [self.class_names[example["label"]] for example in examples]
+    return [example["caption"] for example in examples]
 
   def images(self, indices: Sequence[int]) -> np.ndarray:
     """uint8 [n, size, size, channels]."""

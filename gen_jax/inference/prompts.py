@@ -48,31 +48,40 @@ def labels(names: Sequence[str]) -> Read:
 def label(text: str, names: Sequence[str]) -> int:
   """The class that a text names; len(names) for "".
 
-  >>> names = ("zero", "one", "fire truck", "truck")
+  >>> names = ("zero", "one", "fire truck, fire engine", "truck")
   >>> [label(text, names) for text in ("One", "1", "the digit one", "a Fire truck", "")]
   [1, 1, 1, 2, 4]
+
+  Args:
+    names: of each class; several for one are separated by a comma and a space.
 
   Raises:
     InputError: no class, or more than one.
   """
   text = text.strip().casefold()
-  known = [name.casefold() for name in names]
   if not text:
     return len(names)
-  if text in known:
-    return known.index(text)
-  if text.isdecimal() and int(text) < len(names):
+  numbers: dict[str, set[int]] = {}
+  for number, name in enumerate(map(str.casefold, names)):
+    for alias in (name, *name.split(", ")):
+      numbers.setdefault(alias, set()).add(number)
+  found = numbers.get(text, set())
+  if not found and text.isdecimal() and int(text) < len(names):
     return int(text)
-  within = [name for name in known if re.search(rf"\b{re.escape(name)}\b", text)]
-  # A name inside another one that was found says nothing.
-  within = [n for n in within if not any(n != o and n in o for o in within)]
-  if len(within) == 1:
-    return known.index(within[0])
-  near = difflib.get_close_matches(text[:80], known, n=1, cutoff=0.0)
+  if not found:
+    within = [name for name in numbers if re.search(rf"\b{re.escape(name)}\b", text)]
+    # A name inside another one that was found says nothing.
+    within = [n for n in within if not any(n != o and n in o for o in within)]
+    found = set().union(*(numbers[name] for name in within))
+  if len(found) == 1:
+    return found.pop()
+  if found:
+    listed = " and ".join(f"{i} ({names[i]})" for i in sorted(found)[:2])
+    raise InputError(f"prompt {text!r:.80} names more than one class: {listed:.200}")
+  near = difflib.get_close_matches(text[:80], numbers, n=1, cutoff=0.0)[0]
   raise InputError(
-    f"prompt {text!r:.80} names {'no' if not within else 'more than one'} class; the"
-    f" nearest is {names[known.index(near[0])]!r}; there are {len(names)}, 0 is"
-    f" {names[0]!r}"
+    f"prompt {text!r:.80} names no class; the nearest is {near!r}; there are"
+    f" {len(names)}, 0 is {names[0]!r}"
   )
 
 

@@ -210,7 +210,7 @@ class Run:
 
   def generate(
     self,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] = "",
     num: int = 1,
     seed: int = 0,
     *,
@@ -222,7 +222,8 @@ class Run:
     """What the model gives for prompts, as `gen-jax sample` does.
 
     Args:
-      prompt: one or several.
+      prompt: one or several: a caption, the name or number of a class, or "" for
+        none, which is all that an unconditional model takes.
       num: samples for each prompt.
       seed: sample i of a prompt depends on (seed, i).
       negative: the negative prompt, of images.
@@ -249,8 +250,8 @@ class Run:
         for prompt, some in drawing.text_groups(prompts, num)
         for text in generator.texts(params, [prompt] * len(some), keys[np.array(some)])
       ]
-    if negative:
-      drawing.check_idle(("negative",), drawing.idle(run.experiment))
+    given = {"negative": negative, "prompt": any(prompts)}
+    drawing.check_idle([n for n in given if given[n]], drawing.idle(run.experiment))
     chosen = run.weights(which, kind)
     return drawing.images(run.generator, chosen, prompts, num, seed, negative).all()
 

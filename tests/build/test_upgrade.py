@@ -19,11 +19,23 @@ def old_names(config):
       return block
     return {back.get(key, key): renamed(value) for key, value in block.items()}
 
-  return {**config, "task": renamed(config["task"])}
+  old = {**config, "task": renamed(config["task"])}
+  if (task := old["task"])["name"] == "diffusion":
+    task["unet"], text = task.pop("network"), task.pop("conditioning")
+    task["text_encoder"] = text.get("text_encoder", {"name": "text_encoder"})
+    task["caption_drop_prob"] = task.pop("drop_prob")
+    if text["name"] == "none":
+      old["data"] = {**old["data"], "tokenizer": "bytes", "caption_length": 32}
+  return old
 
 
 @pytest.mark.parametrize(
-  "spec", ["configs/lm/gpt2.py:smoke", "configs/diffusion/digits.py:smoke"]
+  "spec",
+  [
+    "configs/lm/gpt2.py:smoke",
+    "configs/diffusion/digits.py:smoke",
+    "configs/diffusion/ddpm_cifar10.py",  # whose text encoder was idle
+  ],
 )
 def test_an_old_config_is_read_by_its_new_names(spec):
   config = config_files.load(spec)
@@ -40,6 +52,35 @@ def test_every_old_name_is_said(capsys):
   assert "task.model.attend is now task.model.attention_impl" in capsys.readouterr().out
   assert upgrade.renamed({"task": {"model": {"attend": "xla", "width": 8}}}) == [
     "task.model.attend is now task.model.attention_impl"
+  ]
+
+
+def test_every_block_that_moved_is_said(capsys):
+  config = config_files.load("configs/diffusion/digits.py:smoke")
+  changes = {
+    "task.unet.width": ("task.network.width", 8),
+    "task.text_encoder.num_layers": ("task.conditioning.text_encoder.num_layers", 3),
+    "task.caption_drop_prob": ("task.drop_prob", 0.5),
+  }
+  for old, (new, value) in changes.items():
+    config = overriding.apply(config, [(old, str(value))])
+    assert capsys.readouterr().out.startswith(f"config key {old} is now {new};")
+    assert workdir.flat(config)[new] == value
+  assert upgrade.renamed(old_names(config)) == [
+    "task.unet is now task.network",
+    "task.text_encoder is now task.conditioning.text_encoder",
+    "task.caption_drop_prob is now task.drop_prob",
+  ]
+
+
+def test_an_autoencoder_had_a_tokenizer_that_it_does_not_read():
+  config = config_files.load("configs/vae/emoji.py:smoke")
+  more = {"tokenizer": {"name": "bytes"}, "caption_length": 1}
+  old = {**config, "data": {**config["data"], **more}}
+  assert upgrade.config(old) == config
+  assert upgrade.renamed(old) == [
+    "data.caption_length is not read",
+    "data.tokenizer is not read",
   ]
 
 

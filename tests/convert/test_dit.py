@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy as safetensors_numpy
 
+import gen_jax
 from gen_jax import safetensors, sharding, types
+from gen_jax.cli import main
 from gen_jax.convert import dit as convert
 from gen_jax.convert import huggingface
 from gen_jax.models import dit, labels
@@ -124,6 +126,64 @@ def test_keys_that_may_change_the_model_are_refused(change, named):
   config = json.loads((GOLDEN / "transformer" / "config.json").read_text())
   with pytest.raises(types.InputError, match=named):
     convert.read_config({**config, **change})
+
+
+PICTURES = GOLDEN.parent / "golden_pictures" / "v1"
+NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "hen", "crane")
+MESH = ("--config.mesh.data=-1", "--config.mesh.fsdp=1")
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+  """A whole DiTPipeline: the tiny transformer, with another model's autoencoder."""
+  home = tmp_path / "pipeline"
+  shutil.copytree(GOLDEN / "transformer", home / "transformer")
+  for part in ("vae", "scheduler"):
+    shutil.copytree(PICTURES / part, home / part)
+  index = {"_class_name": "DiTPipeline", "id2label": dict(enumerate(NAMES))}
+  (home / "model_index.json").write_text(json.dumps(index))
+  return home
+
+
+def run(*words):
+  return main.run([str(word) for word in words])
+
+
+def test_a_pipeline_comes_in_draws_and_goes_out_again(pipeline, tmp_path):
+  home, out = tmp_path / "run", tmp_path / "out"
+  run("import", "--from", pipeline, "--workdir", home, *MESH)
+  opened = gen_jax.open(home)
+  assert opened.weights().params.keys() == {"dit", "labels"}
+  how = dict(num=1, seed=1, num_steps=2)
+  drawn = [opened.generate(p, **how) for p in ("Tinca tinca", "0", "a tench", "hen")]
+  assert drawn[0].shape == (1, 16, 16, 3)
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+  np.testing.assert_array_equal(drawn[0], drawn[2])
+  assert (drawn[0] != drawn[3]).any()
+  run("export", "--workdir", home, "--to", out)
+  for part in ("transformer", "vae"):
+    was, now = (
+      safetensors_numpy.load_file(folder / part / f"{STEM}.safetensors")
+      for folder in (pipeline, out)
+    )
+    assert was.keys() == now.keys()
+    for name, tensor in was.items():
+      np.testing.assert_array_equal(tensor, now[name])
+  first, again = convert.open_folder(pipeline), convert.open_folder(out)
+  for name in ("task", "latents", "side", "class_names", "scheduler"):
+    assert getattr(first, name) == getattr(again, name)
+
+
+@pytest.mark.parametrize(
+  "named, says",
+  [({"0": "tench"}, "each of 5"), ([*NAMES], "each of 5"), (7, "each of")],
+)
+def test_classes_without_names_are_refused(pipeline, tmp_path, named, says):
+  index = {"_class_name": "DiTPipeline", "id2label": named}
+  (pipeline / "model_index.json").write_text(json.dumps(index))
+  with pytest.raises(types.InputError, match=says):
+    run("import", "--from", pipeline, "--workdir", tmp_path / "w", *MESH)
+  assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(

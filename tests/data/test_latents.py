@@ -53,6 +53,27 @@ def test_round_trip(tmp_path):
   np.testing.assert_array_equal(found["std"], np.float32([2.0, 3.0]))
 
 
+def test_labels_are_kept_with_their_codes(tmp_path):
+  codes = written(tmp_path)
+  about = [{"caption": "", "label": 5 - i} for i in range(6)]
+  path = tmp_path / "train.array_record"
+  path.unlink()
+  latents.write(path, zip(codes, about, strict=True))
+  notes = {"mean": [0.5, 1.0], "std": [2.0, 3.0], "class_names": list("abcdef")}
+  (tmp_path / latents.NAME).write_text(json.dumps(files.sealed(notes)))
+  made = data(tmp_path, prompts=("label",), tokenizer=None, caption_length=None)
+  batch = made.pipeline("train", None, seed=0).batch(0)
+  assert batch.keys() == made.abstract_batch().keys()
+  for code, label in zip(batch["latent"], batch["label"], strict=True):
+    np.testing.assert_array_equal(code, codes[5 - label][0])
+  assert made.source.class_names() == tuple("abcdef")
+  (tmp_path / latents.NAME).write_text(
+    json.dumps(files.sealed({**notes, "class_names": []}))
+  )
+  with pytest.raises(types.InputError, match="has no labels"):
+    made.source.class_names()
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_hold_each_code_once_an_epoch_mirrored_or_not(tmp_path, flip):
   codes = written(tmp_path).astype(np.float32)

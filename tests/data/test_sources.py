@@ -390,6 +390,56 @@ def test_a_broken_image_stops_the_thread_that_loads_it(tmp_path):
     next(data.stream(0))
 
 
+def _classes(folder, **images):
+  """A folder of folders: {class: number of grey images}."""
+  for name, num in images.items():
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for i in range(num):
+      _save(folder / name / f"{i}.png", _grey(10 * i))
+
+
+def test_labels_of_an_image_folder_are_the_numbers_of_its_folders(tmp_path):
+  """In alphabetical order over both splits, and where captions stand in a table too."""
+  _classes(tmp_path / "train", cat=3, ant=2)
+  _classes(tmp_path / "validation", bee=1, cat=1)
+  source = sources.ImageFolder(str(tmp_path))
+  assert source.class_names() == ("ant", "bee", "cat")
+  found = {split: source.examples(split) for split in ("train", "validation")}
+  for examples in found.values():
+    for i in range(len(examples)):
+      assert source.class_names()[examples[i]["label"]] == examples[i]["caption"]
+  data = datasets.ImageData(source, 4, 1, batch_size=5).giving(("label",))
+  batch = data.pipeline("train", None, seed=0).batch(0)
+  assert sorted(batch["label"].tolist()) == [0, 0, 2, 2, 2]
+  assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+    k: (v.shape, v.dtype) for k, v in data.abstract_batch().items()
+  }
+  rows = [{"file_name": f"cat/{i}.png", "text": "a pet"} for i in range(3)]
+  rows += [{"file_name": f"ant/{i}.png", "text": "an insect"} for i in range(2)]
+  table = "\n".join(json.dumps(row) for row in rows)
+  (tmp_path / "train" / "metadata.jsonl").write_text(table)
+  examples = sources.ImageFolder(str(tmp_path / "train"), 0.0).examples("train")
+  assert {e["caption"]: e["label"] for e in examples} == {"an insect": 0, "a pet": 1}
+
+
+def test_images_outside_of_folders_have_no_class(tmp_path):
+  _classes(tmp_path, cat=2)
+  _save(tmp_path / "stray.png", _grey(0))
+  with pytest.raises(types.InputError, match=r"1 of 3 images .* lie in none"):
+    sources.ImageFolder(str(tmp_path)).class_names()
+
+
+def test_classes_are_noted_and_held_against_the_data(tmp_path):
+  _classes(tmp_path / "images", cat=1, dog=1)
+  data = datasets.ImageData(sources.ImageFolder(str(tmp_path / "images")), 4, 1, 1)
+  names = datasets.class_names_for(data, tmp_path)
+  assert names == ("cat", "dog")
+  _classes(tmp_path / "images", bat=1)
+  assert datasets.class_names_for(data, tmp_path) == names  # those it was trained on
+  with pytest.raises(types.InputError, match="'bat' is where 'cat' was"):
+    datasets.check_class_names(data, names)
+
+
 def test_npz(tmp_path):
   pictures = np.arange(3 * 4 * 4 * 3).reshape(3, 4, 4, 3).astype(np.uint8)
   path = tmp_path / "a.npz"

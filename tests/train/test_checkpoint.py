@@ -83,6 +83,32 @@ def test_all_or_the_weights_alone_come_back(is_older, made, tmp_path):
 STEPS = (3, 6)
 
 
+def test_an_idle_text_encoder_of_earlier_versions_is_left_on_disk(tmp_path):
+  """Of a model that has none; with one, and any other part, it is another model."""
+  weights = {
+    "unet": {"x": jax.numpy.arange(3.0)},
+    "text_encoder": {"y": jax.numpy.ones(2)},
+  }
+  key = jax.random.key_data(jax.random.key(0))
+  state = states.TrainState(jax.numpy.int32(3), weights, weights, {"mu": weights}, key)
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  only = {"unet": abstract.params["unet"]}
+  wanted = dataclasses.replace(abstract, params=only, ema=only, opt_state={"mu": only})
+  with checkpoint.open_manager(tmp_path) as manager:
+    checkpoint.save(manager, 3, state, checkpoint.Progress())
+  with checkpoint.open_manager(tmp_path, read_only=True) as manager:
+    found, _ = checkpoint.restore(manager, wanted)
+    assert tree.flatten(found).keys() == tree.flatten(wanted).keys()
+    np.testing.assert_array_equal(found.opt_state["mu"]["unet"]["x"], [0, 1, 2])
+    alone, step = checkpoint.restore_weights(manager, only, part="ema")
+    assert step == 3 and alone.keys() == {"unet"}
+    text = {"text_encoder": abstract.params["text_encoder"]}
+    with pytest.raises(InputError, match="belongs to another model: ema/unet/x"):
+      checkpoint.restore_weights(manager, text, part="ema")
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
   """Two steps of one small state, 6 the better one; (folder, abstract state)."""
