@@ -63,7 +63,7 @@ def run(args) -> dict:
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
   opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
-  plan = huggingface.plan(architecture, model, opened.weights)
+  plan = huggingface.foreign_tensors(architecture, model, opened.weights)
   home = directory / "tokenizer"
   tokenizer = tokenizers.load(home) if home.exists() else None
   with _whole(target) as partial:
@@ -136,7 +136,7 @@ def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> 
   is_file = target.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
-    name: stable_diffusion.plan(model, weights[name], column)
+    name: stable_diffusion.foreign_tensors(model, weights[name], column)
     for name, model in models.items()
   }
   dtype = _DTYPES[args.dtype]
