@@ -18,6 +18,10 @@ class InputError(ValueError):
   """Bad input from the user: one line that names the value, the rule and the fix."""
 
 
+class Diverged(InputError):
+  """Training whose loss is no longer finite: a result, which trying again repeats."""
+
+
 def one_line(error: BaseException) -> str:
   """An error's message on one line, or its type if it has none.
 

@@ -7,7 +7,8 @@ import pytest
 
 from gen_jax import experiment as experiments
 from gen_jax import types
-from gen_jax.cli import config_args
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
 from gen_jax.cost import flops
 from gen_jax.train import step as steps
 
@@ -15,8 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def make(spec, *overrides):
-  config = config_args.load(str(ROOT / "configs" / spec))
-  config = config_args.apply(config, [o.split("=") for o in overrides])
+  config = config_files.load(str(ROOT / "configs" / spec))
+  config = overriding.apply(config, [o.split("=") for o in overrides])
   config["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"}
   return experiments.make(config, None)
 

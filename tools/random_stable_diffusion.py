@@ -16,7 +16,7 @@ import numpy as np
 
 from gen_jax import build, safetensors
 from gen_jax import experiment as experiments
-from gen_jax.cli import config_args
+from gen_jax.build import config_files
 from gen_jax.convert import diffusers, stable_diffusion
 
 STD = 1 / 0.18215  # of the latents of the released autoencoder
@@ -40,7 +40,7 @@ def main() -> None:
   """Configs, three networks, and the tokenizer."""
   tokenizer, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
   variant, dtype = [*sys.argv[3:], "v1", "F32"][:2]
-  config = config_args.load(f"configs/diffusion/stable_diffusion.py:{variant}")
+  config = config_files.load(f"configs/diffusion/stable_diffusion.py:{variant}")
   config["data"]["batch_size"] = 1
   made = experiments.make(config, None)
   is_linear = variant.startswith("v2")

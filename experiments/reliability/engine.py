@@ -60,7 +60,7 @@ def run(
   """
   chosen = [trial for trial, _ in zip(trials, range(num), strict=False)]
   shards = [_Shard(campaign, chosen, i, jobs, folder) for i in range(jobs)]
-  while not all(shard.is_done() for shard in shards):
+  while not all([shard.is_done() for shard in shards]):  # each starts its own worker
     time.sleep(0.05)
   records = [record for shard in shards for record in shard.records()]
   return sorted(records, key=lambda record: record.index)

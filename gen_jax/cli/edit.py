@@ -3,23 +3,25 @@
 A model that was trained on instructions (task.condition=instruction) needs no mask.
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
 
-from gen_jax import rng
-from gen_jax.cli import config_args, flags, sample, trained, workdir
-from gen_jax.data import image_files
-from gen_jax.inference import inversion, sheets
+from gen_jax.cli import flags, sample
+from gen_jax.inference import sheets
+from gen_jax.runs import drawing, workdir
+from gen_jax.runs import run as runs
+from gen_jax.runs import weights as weighing
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the image
+EDIT = dataclasses.fields(drawing.Edit)
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax edit --help`."""
-  trained.add_arguments(parser)
+  flags.add_model(parser)
   parser.add_argument(
     "--image", action=flags.Path, required=True, metavar="FILE", help="what to edit"
   )
@@ -76,63 +78,32 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Checks everything, draws, and only then writes."""
-  trained.check_draws(args)
-  directory = args.workdir
-  config = workdir.read_config(directory, args.overrides)
-  given = {f"sampling.{n}": getattr(args, n) for n in (*IMAGE, "image_guidance_scale")}
-  if config["task"]["name"] != "diffusion":
-    raise InputError(f"{directory} holds no model that draws images")
-  config = config_args.apply(
-    config, [(k, v) for k, v in given.items() if v is not None]
-  )
-  image, change = _image(args, config["data"]["channels"])
-  is_partial = bool(args.mask or args.outpaint)
-  _check_inversion(args, is_partial)
-  prompt = (args.invert or "") if args.prompt is None else args.prompt
-  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
-  if args.autoencoder:
-    opened = trained.with_autoencoder(opened, args.autoencoder)
-  sample.check_idle(args, opened.experiment)
-  task = opened.experiment.task
-  if task.condition and task.condition.reads == "image" and not is_partial:
-    raise InputError("this model fills parts of an image: give --mask or --outpaint")
-  if args.image_guidance_scale and not task.condition_drop_prob:
-    raise InputError(
-      f"--image_guidance_scale {args.image_guidance_scale} is for models of"
-      " instructions (task.condition_drop_prob above 0); leave it out"
-    )
-  strength = args.strength
-  if strength is None:
-    is_redrawn = is_partial or args.invert is not None or task.condition
-    strength = 1.0 if is_redrawn else 0.6
-  generator, captions = opened.experiment.image_generator(), [prompt] * args.num
-  keys = rng.sample_keys(args.seed, args.num)
-  given = (opened.weights, opened.experiment.frozen)
-
-  def draw(start):
-    del start
-    if args.invert is None:
-      change_here = (image, change, strength, args.negative)
-      yield generator.edits(*given, captions, keys, *change_here)
-    else:
-      how = (strength, args.vary, args.negative)
-      how = (args.invert, captions, keys, image, *how)
-      yield inversion.edit_by_inversion(generator, *given, *how)
-
-  how = _how(args, opened, strength)
-  index = list(range(args.num))
-  with workdir.out_folder(args.out, directory / "edits") as folder:
-    result = sheets.write_images(
-      folder, draw, args.num, captions, args.seed, index, args.num, how
-    )
-  _compare(folder, image, result)
-  return {**result, "strength": strength, "step": opened.step, "weights": opened.kind}
+  drawing.check(args.num, args.seed)
+  opened = runs.open_run(args.workdir, args.overrides)
+  given = flags.given(args, (*IMAGE, "image_guidance_scale"))
+  edit = drawing.Edit(**{f.name: getattr(args, f.name) for f in EDIT})
+  opened.check_edit(edit, given)
+  opened = opened.configured({f"sampling.{k}": v for k, v in given.items()})
+  opened = dataclasses.replace(opened, autoencoder=args.autoencoder)
+  pixels = edit.pixels(opened.config["data"]["channels"])
+  opened.require_tokenizer()
+  idle = drawing.idle(opened.experiment)
+  drawing.check_idle([name for name in idle if getattr(args, name)], idle)
+  edit.check_task(opened.experiment.task, given)
+  weights = opened.weights(args.checkpoint, args.weights)
+  plan = edit.plan(opened.generator, weights, pixels, args.num, args.seed)
+  how = _how(args, opened, weights, edit.strength_for(opened.experiment.task))
+  with workdir.out_folder(args.out, args.workdir / "edits") as folder:
+    result = plan.write(folder, args.seed, args.num, how)
+  _compare(folder, pixels[0], result)
+  about = {"strength": how["strength"], "step": weights.step, "weights": weights.name}
+  return {**result, **about}
 
 
-def _how(args, opened: trained.Opened, strength: float) -> dict:
+def _how(args, opened: runs.Run, weights: weighing.Weights, strength: float) -> dict:
   """All that the images depend on, with the hashes of the files that are read."""
   return {
-    **opened.experiment.config["sampling"],
+    **opened.config["sampling"],
     "image": str(args.image),
     "image_sha256": files.sha256(args.image),
     "mask": args.mask and str(args.mask),
@@ -142,7 +113,7 @@ def _how(args, opened: trained.Opened, strength: float) -> dict:
     "invert": args.invert,
     "vary": args.vary,
     "negative": args.negative,
-    **opened.provenance(),
+    **weights.provenance(),
   }
 
 
@@ -153,54 +124,3 @@ def _compare(folder: pathlib.Path, image: np.ndarray, result: dict) -> None:
   sheets.save_sheet(folder / path, shown[None])
   kept, total = int((shown[1:] == image).all((0, -1)).sum()), image[..., 0].size
   print(f"before and after: {folder / path}; {kept} of {total} pixels as before")
-
-
-def _check_inversion(args, is_partial: bool) -> None:
-  if args.invert is None and args.vary:
-    raise InputError(f"--vary {args.vary} is for --invert: say what the image shows")
-  if args.invert is not None and is_partial:
-    raise InputError("--invert is for the whole image: leave out --mask, --outpaint")
-  if args.invert is not None and args.sampler:
-    raise InputError(
-      f"--invert walks up and down by belm: leave out --sampler {args.sampler}"
-    )
-
-
-def _image(args, channels: int) -> tuple[np.ndarray, np.ndarray]:
-  """uint8 [H, W, C], and bool [H, W], where it is drawn again.
-
-  Raises:
-    InputError: files that cannot be read, of two sizes, or there is nothing to draw.
-  """
-  image = image_files.open_image(args.image)
-  image = image_files.in_channels(image, channels)
-  change = np.ones(image.shape[:2], np.bool_)
-  if args.mask:
-    change = image_files.open_mask(args.mask)
-    (height, width), (rows, columns) = image.shape[:2], change.shape
-    if (height, width) != (rows, columns):
-      raise InputError(
-        f"--mask {args.mask} is {columns}x{rows} pixels, the image {width}x{height}:"
-        " give a mask of the same size"
-      )
-  if args.outpaint:
-    try:
-      left, top, right, bottom = (int(word) for word in args.outpaint.split(","))
-      if min(left, top, right, bottom) < 0:
-        raise ValueError
-    except ValueError:
-      raise InputError(
-        f"--outpaint {args.outpaint!r} must be four numbers of pixels: left, top, right"
-        " and bottom, as in 0,0,32,0"
-      ) from None
-    around = ((top, bottom), (left, right))
-    change = change if args.mask else np.zeros(image.shape[:2], np.bool_)
-    change = np.pad(change, around, constant_values=True)
-    image = np.pad(image, (*around, (0, 0)), mode="edge")
-  if not change.any():
-    given = " and ".join(f"--{n}" for n in ("mask", "outpaint") if getattr(args, n))
-    raise InputError(
-      f"{given} keep all of the image, so that there is nothing to draw: white changes,"
-      " black stays"
-    )
-  return image, change

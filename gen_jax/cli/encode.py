@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import config_args, flags, trained, workdir
+from gen_jax.cli import flags
 from gen_jax.data import latents, pipeline
+from gen_jax.runs import run as runs
+from gen_jax.runs import workdir
 from gen_jax.system import files, progress
 from gen_jax.tasks import autoencoder
 from gen_jax.types import InputError
@@ -22,7 +23,7 @@ PIECE = 16 * BATCH_SIZE  # examples that are kept when the command is interrupte
 
 def add_arguments(parser) -> None:
   """See `gen-jax encode --help`."""
-  trained.add_arguments(parser)
+  flags.add_model(parser)
   parser.add_argument(
     "--to",
     action=flags.Path,
@@ -49,26 +50,26 @@ def run(args) -> dict:
         f"config key {key!r} belongs to the trained model; encode can change data and"
         " mesh"
       )
-  config = config_args.apply(workdir.read_config(directory), args.overrides)
+  opened = runs.open_run(directory).configured(args.overrides)
   target = args.to
   if target and target.exists():
     raise InputError(f"--to {target} is there already; take another folder")
-  experiment = experiments.make(config, None)
+  experiment = opened.experiment
   if not isinstance(experiment.task, autoencoder.Autoencode):
     raise InputError(f"{directory} holds no autoencoder; train one (configs/vae)")
-  opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
-  weights = opened.weights["autoencoder"]
+  chosen = opened.weights(args.checkpoint, args.weights)
+  weights = chosen.params["autoencoder"]
   found = {split: experiment.data.examples(split) for split in SPLITS}
   notes = {
     "sha256": tree.sha256(weights),
-    "step": opened.step,
-    "weights": opened.kind,
-    "data": config["data"]["source"],
+    "step": chosen.step,
+    "weights": chosen.name,
+    "data": opened.config["data"]["source"],
   }
   home = target or directory / "latents"
   home = home.with_name(f"{home.name}.partial")
   sizes = {split: len(examples) for split, examples in found.items()}
-  about = {**notes, "data": config["data"], "flip": args.flip, "sizes": sizes}
+  about = {**notes, "data": opened.config["data"], "flip": args.flip, "sizes": sizes}
   with workdir.unfinished(home, about):
     encode = _encoder(experiment, weights, args.flip)
     moments = _pieces(home, "train", encode, found["train"], keep=target is not None)
@@ -87,8 +88,8 @@ def run(args) -> dict:
   for name in ("mean", "std"):
     print(f"{name} of each channel: {', '.join(f'{v:.4f}' for v in notes[name])}")
   print(
-    f"over {notes['num_images']} images, by the {opened.kind} weights of step"
-    f" {opened.step}: {directory / latents.NAME}"
+    f"over {notes['num_images']} images, by the {chosen.name} weights of step"
+    f" {chosen.step}: {directory / latents.NAME}"
     + (f"; codes in {target}" if target else "")
   )
   return {"workdir": str(directory), "to": target and str(target), **notes}

@@ -3,21 +3,24 @@
 Without --text, --choices, --images and --folder these are of the config's evaluators.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 
 import jax
 
 import gen_jax
-from gen_jax.cli import config_args, evaluate_images, flags, hosts, trained, workdir
+from gen_jax.cli import evaluate_images, flags, hosts
 from gen_jax.evaluation import scoring
+from gen_jax.runs import run as runs
+from gen_jax.runs import workdir
 from gen_jax.system import files
 from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax evaluate --help`."""
-  trained.add_arguments(parser)
+  flags.add_model(parser)
   hosts.add_arguments(parser)
   group = parser.add_argument_group(
     "language models, on other data (instead of the config's evaluators)"
@@ -48,71 +51,63 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
-  directory = args.workdir
-  is_given = lambda n: getattr(args, n) not in (None, False)  # noqa: E731
-  given = [n for n in ("text", "stride", "choices") if is_given(n)]
-  is_image_model = args.baseline or any(map(is_given, evaluate_images.FLAGS))
+  given = flags.given(args, ("text", "stride", "choices"))
+  is_image_model = flags.given(args, ("baseline", *evaluate_images.FLAGS))
   # What images are held against may be other data than they were learned from.
   data = [o for o in args.overrides if is_image_model and o[0].startswith("data.")]
   own = [o for o in args.overrides if o not in data]
-  config = config_args.apply(workdir.read_config(directory, own), data)
-  with hosts.join(args, config) as group:
+  opened = runs.open_run(args.workdir, own).configured(data)
+  with hosts.join(args, opened.config) as group:
     if given:
-      result = _on_other_data(args, directory, config, given)
+      result = _on_other_data(args, opened, list(given))
     elif is_image_model:
-      result = evaluate_images.run(args, directory, config)
+      result = evaluate_images.run(args, opened)
     else:
-      result = _on_its_own(args, directory, config, group)
-    workdir.write_json(directory / "evaluation.json", result)
+      result = _on_its_own(args, opened, group)
+    workdir.write_json(workdir.evaluation(args.workdir), result)
   return result
 
 
-def _on_its_own(
-  args, directory: pathlib.Path, config: dict, group: hosts.ProcessGroup
-) -> dict:
+def _on_its_own(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
   if args.likelihood is not None:
     block = {"name": "likelihood", "every": 0, "num": args.likelihood}
-    config = {**config, "evaluators": {"likelihood": block}}
-  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+    config = {**opened.config, "evaluators": {"likelihood": block}}
+    opened = dataclasses.replace(opened, config=config)
+  opened.require_tokenizer()
+  weights, config = opened.weights(args.checkpoint, args.weights), opened.config
   with group.main_process_first():
     evals = opened.experiment.evaluators()
-  print(f"step {opened.step}, {opened.kind} weights")
-  result, provenance = {}, opened.provenance()
+  print(f"step {weights.step}, {weights.name} weights")
+  result, provenance = {}, weights.provenance()
   about = {**provenance, **{k: config[k] for k in ("evaluators", "data", "sampling")}}
   if provenance["sha256"] is None:  # of several processes none has pieces of its own
-    found = (_numbers(e, opened) for e in evals)
+    found = (runs.numbers(e, weights) for e in evals)
   else:
-    found = _kept(directory / "evaluation.partial", about, evals, opened)
+    found = _kept(args.workdir / "evaluation.partial", about, evals, weights)
   for numbers in found:
     result |= _show(numbers)
   return {**provenance, **result, "sampling": config["sampling"]}
 
 
-def _numbers(evaluator, opened: trained.Opened) -> dict[str, float]:
-  """What an evaluator measures, without its images."""
-  pairs = evaluator(opened.weights, opened.experiment.frozen)
-  return {name: value for name, value in pairs if isinstance(value, float)}
-
-
-def _kept(home: pathlib.Path, about: dict, evals, opened):
+def _kept(home: pathlib.Path, about: dict, evals, weights):
   """Yields the numbers of each evaluator, those of an interrupted command first."""
   with workdir.unfinished(home, about):
     for i, evaluator in enumerate(evals):
       path = home / f"{i}.json"
       if not path.exists():
-        workdir.write_sealed(path, _numbers(evaluator, opened))
+        workdir.write_sealed(path, runs.numbers(evaluator, weights))
       yield files.read_sealed(path)
 
 
-def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
+def _on_other_data(args, opened: runs.Run, given: list[str]) -> dict:
   """Reads and checks all data before the weights, which take longer."""
-  if config["task"]["name"] != "language_model":
+  if not opened.is_text:
     raise InputError(
-      f"--{given[0]} is for text; {directory} holds an image model: leave it out"
+      f"--{given[0]} is for text; {args.workdir} holds an image model: leave it out"
     )
   if given == ["stride"] or (args.stride is not None and args.text is None):
     raise InputError(f"--stride {args.stride} is for --text: give both, or neither")
-  context = config["task"]["model"]["max_length"]
+  context = opened.config["task"]["model"]["max_length"]
   stride = max(1, context // 2) if args.stride is None else args.stride
   scoring.windows([], context, stride)  # refuses a stride that cannot be
   texts = questions = None
@@ -128,12 +123,13 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
       for path in jsonl_files
       for question in scoring.read_questions(files.read(path), str(path))
     ]
-  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
+  opened.require_tokenizer()
+  weights = opened.weights(args.checkpoint, args.weights)
   model, tokenizer = opened.experiment.task.model, opened.experiment.tokenizer
   scorer = scoring.Scorer(model)
   result = {
-    "step": opened.step,
-    "weights": opened.kind,
+    "step": weights.step,
+    "weights": weights.name,
     "dtype": model.config.dtype,
     "context": context,
     "tokenizer": type(tokenizer.encoding).__name__,
@@ -143,7 +139,7 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
   }
   _show(result)
   if texts is not None:
-    score = scoring.score_texts(scorer, opened.weights, tokenizer, texts, stride)
+    score = scoring.score_texts(scorer, weights.params, tokenizer, texts, stride)
     numbers = {
       "perplexity": score.perplexity,
       "bits_per_byte": score.bits_per_byte,
@@ -153,7 +149,7 @@ def _on_other_data(args, directory, config: dict, given: list[str]) -> dict:
     }
     result |= _show(_stamped("text", numbers, text_files))
   if questions is not None:
-    numbers = scoring.score_questions(scorer, opened.weights, tokenizer, questions)
+    numbers = scoring.score_questions(scorer, weights.params, tokenizer, questions)
     result |= _show(_stamped("choices", numbers, jsonl_files))
   return result
 

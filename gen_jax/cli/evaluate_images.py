@@ -13,11 +13,11 @@ import numpy as np
 
 import gen_jax
 from gen_jax import build
-from gen_jax import experiment as experiments
-from gen_jax.cli import flags, trained
+from gen_jax.cli import flags
 from gen_jax.data import folders, image_files, sources
 from gen_jax.evaluation import fidelity, image_sets
 from gen_jax.inference import sheets
+from gen_jax.runs import run as runs
 from gen_jax.system import files, progress
 from gen_jax.types import InputError, unknown
 
@@ -48,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def run(args, directory: pathlib.Path, config: dict) -> dict:
+def run(args, opened: runs.Run) -> dict:
   """Measures; refuses what it must before anything is drawn."""
   if (args.folder is None) == (args.images is None):
     raise InputError("give one of --images N and --folder DIR")
   if args.images is not None and args.images < 2:
     raise InputError(f"--images {args.images} must be at least 2")
-  again = config["task"]["name"] == "autoencoder" and args.folder is None
+  again = opened.config["task"]["name"] == "autoencoder" and args.folder is None
   if args.baseline and (args.folder or again):
     raise InputError("--baseline is for --images of a model that draws")
   split = args.split or ("validation" if again else "train")
@@ -66,14 +66,14 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
   features = build.build("features", block, "--features")
   other = _read(args.against) if args.against else {"protocol": {}}
   if args.folder:
-    opened, experiment = None, experiments.make(config, None)
-    start = {"folder": str(args.folder)}
+    weights, start = None, {"folder": str(args.folder)}
   else:
-    opened = trained.open_image_model(directory, config, args)
-    experiment, start = opened.experiment, {"step": opened.step}
+    weights = opened.image_weights(args.checkpoint, args.weights)
+    start = {"step": weights.step}
+  experiment = opened.experiment
   gallery = experiment.reference_images(split)
   make = _in_folder if args.folder else _again if again else _drawn
-  made, protocol = make(args, opened, gallery)
+  made, protocol = make(args, opened, weights, gallery)
   protocol |= {
     "features": features.name,
     "features_sha256": features.sha256,
@@ -90,11 +90,10 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
   else:
     real = features.of(gallery.batches())
     held_out = experiment.reference_images("validation") if split == "train" else None
-    found = _set(made, features, gallery, real, held_out, directory)
+    found = _set(made, features, gallery, real, held_out, args.workdir)
   if args.baseline:
-    task, frozen = experiment.task, experiment.frozen
-    shape = experiment.image_generator().shape
-    noise = image_sets.of_noise(task, frozen, shape, args.images, args.seed)
+    how = (weights.frozen, opened.generator.shape, args.images, args.seed)
+    noise = image_sets.of_noise(experiment.task, *how)
     noise = image_sets.compare(features, real, features.of(noise))
     found |= {f"random_latents/{name}": value for name, value in noise.items()}
   for name, value in found.items():
@@ -103,34 +102,34 @@ def run(args, directory: pathlib.Path, config: dict) -> dict:
   return {**start, **found, "gen_jax": gen_jax.__version__, "protocol": protocol}
 
 
-def _drawn(args, opened, gallery):
+def _drawn(args, opened, weights, gallery):
   """Images for the captions of a gallery, and their part of the protocol."""
-  generator, frozen = opened.experiment.image_generator(), opened.experiment.frozen
+  generator, given = opened.generator, (weights.params, weights.frozen)
   if opened.experiment.sampling.size not in (None, (gallery.size, gallery.size)):
     raise InputError(
       f"sampling.size={opened.experiment.sampling.size}: figures are of images of"
       f" data.image_size={gallery.size}; set it to None"
     )
   captions = gallery.captions(args.images)
-  made = image_sets.drawn(generator, opened.weights, frozen, captions, args.seed)
+  made = image_sets.drawn(generator, *given, captions, args.seed)
   num = -(-len(captions) // min(generator.batch_size, len(captions)))
   made = progress.lines(made, num, "batches drawn")
-  sampling = opened.experiment.config["sampling"]
-  how = {"weights": opened.kind, "seed": args.seed, "sampling": sampling}
+  sampling = opened.config["sampling"]
+  how = {"weights": weights.name, "seed": args.seed, "sampling": sampling}
   return made, {"num": args.images, **how}
 
 
-def _again(args, opened, gallery):
+def _again(args, opened, weights, gallery):
   """Images of a gallery, decoded from their codes."""
   num = min(args.images, len(gallery))
   task, real = opened.experiment.task, gallery.batches(num)
-  made = image_sets.reconstructed(task, opened.weights, real)
-  return made, {"num": num, "weights": opened.kind}
+  made = image_sets.reconstructed(task, weights.params, real)
+  return made, {"num": num, "weights": weights.name}
 
 
-def _in_folder(args, opened, gallery):
+def _in_folder(args, opened, weights, gallery):
   """All images of a folder but the sheets that commands add."""
-  del opened
+  del opened, weights
   found = folders.images_in(str(args.folder), "--folder")
   own = [path for path in found if path.name not in folders.SHEETS]
   if len(own) < 2:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from gen_jax import build, ranges, safetensors, tree
-from gen_jax import experiment as experiments
-from gen_jax.cli import flags, trained, workdir
+from gen_jax.cli import flags
 from gen_jax.convert import (
   architectures,
   diffusers,
@@ -20,6 +19,8 @@ from gen_jax.convert import (
   stable_diffusion,
 )
 from gen_jax.data import tokenizers
+from gen_jax.runs import run as runs
+from gen_jax.runs import weights as weighing
 from gen_jax.system import files
 from gen_jax.tasks import diffusion, lm
 from gen_jax.types import InputError, unknown
@@ -30,7 +31,7 @@ _DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def add_arguments(parser) -> None:
   """See `gen-jax export --help`."""
-  trained.add_arguments(parser)
+  flags.add_model(parser)
   parser.add_argument(
     "--to",
     action=flags.Path,
@@ -50,22 +51,20 @@ def run(args) -> dict:
   target = args.to
   if target.exists():
     raise InputError(f"--to {target} is there already; take another folder")
-  directory = args.workdir
-  config = workdir.read_config(directory, args.overrides)
-  experiment = experiments.make(config, None)
+  opened = runs.open_run(args.workdir, args.overrides)
+  experiment = opened.experiment
   if isinstance(experiment.task, diffusion.Diffusion):
-    return _images(args, directory, target, experiment)
+    return _images(args, opened, target)
   if not isinstance(experiment.task, lm.LanguageModel):
     raise InputError(
-      f"{directory} holds neither a language model nor latent diffusion; only those are"
-      " exported"
+      f"{args.workdir} holds neither a language model nor latent diffusion; only those"
+      " are exported"
     )
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
-  opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
-  plan = huggingface.foreign_tensors(architecture, model, opened.weights)
-  home = directory / "tokenizer"
-  tokenizer = tokenizers.load(home) if home.exists() else None
+  weights = opened.weights(args.checkpoint, args.weights)
+  plan = huggingface.foreign_tensors(architecture, model, weights.params)
+  home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with _whole(target) as partial:
     if tokenizer is None:
       partial.mkdir()
@@ -85,33 +84,32 @@ def run(args) -> dict:
     _write_json(
       partial / "generation_config.json", {**ids, **_drawing(experiment.sampling)}
     )
-  return _told(args, opened, architecture.name, tree.size(opened.weights))
+  return _told(args, weights, architecture.name, tree.size(weights.params))
 
 
-def _told(args, opened: trained.Opened, name: str, params: Any) -> dict:
+def _told(args, weights: weighing.Weights, name: str, params: Any) -> dict:
   """Says what was written, and returns it as the command's result."""
   print(
-    f"{args.to}: {name}, {args.dtype}, the {opened.kind} weights of step {opened.step}"
+    f"{args.to}: {name}, {args.dtype}, the {weights.name} weights of step"
+    f" {weights.step}"
   )
   return {
     "path": str(args.to),
     "architecture": name.replace(" ", ""),
     "params": params,
-    "step": opened.step,
-    "weights": opened.kind,
+    "step": weights.step,
+    "weights": weights.name,
   }
 
 
-def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> dict:
+def _images(args, opened: runs.Run, target: pathlib.Path) -> dict:
   """Latent diffusion as a folder of diffusers, or by its original names as one file."""
-  task = experiment.task
-  opened = trained.open_weights(experiment, directory, args.checkpoint, args.weights)
-  frozen = opened.experiment.frozen
-  if "autoencoder" not in frozen:
-    raise InputError(f"{directory} draws pixels; only latent diffusion is exported")
-  path = directory / "import.json"
-  origin = files.read_sealed(path) if path.exists() else {}
-  is_linear = ranges.typed(origin.get("is_linear", False), bool, f"{path}: is_linear")
+  experiment, task = opened.experiment, opened.experiment.task
+  if "autoencoder" not in experiment.frozen:
+    raise InputError(f"{args.workdir} draws pixels; only latent diffusion is exported")
+  chosen, origin = opened.weights(args.checkpoint, args.weights), opened.origin()
+  frozen, where = chosen.frozen, f"{args.workdir}/import.json: is_linear"
+  is_linear = ranges.typed(origin.get("is_linear", False), bool, where)
   vae = build.build("autoencoder", experiment.config["task"]["codec"]["autoencoder"])
   latents = {name: np.asarray(frozen[name]).tolist() for name in ("mean", "std")}
   size = experiment.data.image_size
@@ -122,7 +120,7 @@ def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> 
     origin.get("scheduler"),
   )
   if scheduler.grid:
-    trained.warn(
+    weighing.warn(
       f"warning: {scheduler.name} steps on {scheduler.grid}, not quite on the grid of"
       f" this config, {sampling.get('grid', 'uniform')}"
     )
@@ -132,7 +130,7 @@ def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> 
     "autoencoder": stable_diffusion.Model("autoencoder", vae.config),
     "text_encoder": stable_diffusion.Model("text_encoder", task.text_encoder.config),
   }
-  weights = {**opened.weights, "autoencoder": frozen["autoencoder"]}
+  weights = {**chosen.params, "autoencoder": frozen["autoencoder"]}
   is_file = target.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
@@ -148,11 +146,11 @@ def _images(args, directory: pathlib.Path, target: pathlib.Path, experiment) -> 
       safetensors.write_file(partial, everything, everything, dtype)
     else:
       partial.mkdir()
-      if (home := directory / "tokenizer").exists():
+      if home := opened.tokenizer_folder:
         shutil.copytree(home, partial / "tokenizer", ignore=_NOT_FOREIGN)
       diffusers.write_folder(partial, described, plans, dtype)
   params = {name: tree.size(weights[name]) for name in models}
-  return _told(args, opened, "Stable Diffusion", params)
+  return _told(args, chosen, "Stable Diffusion", params)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Flags that name files and folders, read the same way by every command."""
 
 import argparse
+from collections.abc import Iterable
+from typing import Any
 
 from gen_jax.system import files
 
@@ -18,3 +20,24 @@ class Paths(argparse.Action):
   def __call__(self, parser, namespace, value, option_string=None) -> None:
     before = getattr(namespace, self.dest) or []
     setattr(namespace, self.dest, [*before, files.path(value, option_string)])
+
+
+def given(args, names: Iterable[str]) -> dict[str, Any]:
+  """{name: value} of the flags that were given; a switch that is off was not."""
+  found = {name: getattr(args, name, None) for name in names}
+  return {k: v for k, v in found.items() if v is not None and v is not False}
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+  """Flags of every command that opens a trained model."""
+  parser.add_argument(
+    "--workdir", action=Path, required=True, help="folder of a training run"
+  )
+  parser.add_argument(
+    "--checkpoint",
+    default="best",
+    help="best (default; the latest if none was evaluated), latest, or a step",
+  )
+  parser.add_argument(
+    "--weights", default="ema", help="ema (default; raw where none is kept) or raw"
+  )

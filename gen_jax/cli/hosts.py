@@ -30,7 +30,8 @@ import jax
 from absl import flags
 from jax._src import clusters  # the detection behind jax.distributed.initialize
 
-from gen_jax.cli import rendezvous, workdir
+from gen_jax.cli import rendezvous
+from gen_jax.runs import workdir
 from gen_jax.system import files, signals
 from gen_jax.types import InputError
 
@@ -214,7 +215,7 @@ class ProcessGroup:
       self._tell({"ticks": self._heartbeats[self.process_id]})
 
   @contextlib.contextmanager
-  def first(self) -> Iterator[None]:
+  def main_process_first(self) -> Iterator[None]:
     """Process 0 runs the body before the others do: what it writes, they find."""
     while self.process_id and not self._prepared.acquire(timeout=60.0):
       waiting = f"gen-jax: waiting for process 0 ({self.hosts[0]})"

@@ -9,9 +9,11 @@ import matplotlib
 import numpy as np
 
 from gen_jax import build, rng
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.cli import flags
 from gen_jax.data import pipeline
 from gen_jax.inference import image_generator, sheets
+from gen_jax.runs import run as runs
+from gen_jax.runs import weights as weighing
 from gen_jax.tasks import attribution, autoencoder, diffusion
 from gen_jax.types import InputError
 
@@ -25,7 +27,7 @@ _TIMES = (0.3, 0.5, 0.7)  # of noise at which attention is watched
 
 def add_arguments(parser) -> None:
   """See `gen-jax illustrate --help`."""
-  trained.add_arguments(parser)
+  flags.add_model(parser)
   parser.add_argument(
     "--prompt", action="append", help="may be repeated; default: captions of the data"
   )
@@ -45,14 +47,15 @@ def run(args) -> dict:
   directory = args.workdir
   data = [o for o in args.overrides if o[0].startswith("data.")]  # what it is shown
   own = [o for o in args.overrides if o not in data]
-  config = config_args.apply(workdir.read_config(directory, own), data)
+  opened = runs.open_run(directory, own).configured(data)
   samplers = {n: build.build("sampler", n, "--samplers") for n in args.samplers}
   if min(args.steps) < 1:
     raise InputError(f"--steps {min(args.steps)} must be at least 1")
-  opened = trained.open_image_model(directory, config, args)
-  codec, draws = _codec(opened), isinstance(opened.experiment.task, diffusion.Diffusion)
+  weights = opened.image_weights(args.checkpoint, args.weights)
+  codec = _codec(opened, weights)
+  draws = isinstance(opened.experiment.task, diffusion.Diffusion)
   # What is missing is known before anything is drawn.
-  if workdir.is_imported(directory):
+  if opened.is_imported:
     if not (draws and args.prompt):
       what = "captions: give --prompt" if draws else "images to encode"
       raise InputError(f"{directory} is an imported model, which has no {what}")
@@ -63,7 +66,7 @@ def run(args) -> dict:
     images = gallery.images(range(4)) if codec else None
   figures = {}
   if draws:
-    canvas = _Canvas(opened, prompts, args.seed)
+    canvas = _Canvas(opened, weights, prompts, args.seed)
     has_words = canvas.has_words()
     figures["guidance_steps"] = canvas.by_guidance_and_steps(args.scales, args.steps)
     figures["samplers"] = canvas.by_sampler(samplers)
@@ -77,16 +80,18 @@ def run(args) -> dict:
     for name, figure in figures.items()
   }
   print("\n".join(written.values()))
-  return {"step": opened.step, "weights": opened.kind, "figures": written}
+  return {"step": weights.step, "weights": weights.name, "figures": written}
 
 
 class _Canvas:
   """A model that draws, prompts, and the noise that every figure shares."""
 
-  def __init__(self, opened: trained.Opened, prompts: list[str], seed: int):
+  def __init__(
+    self, opened: runs.Run, weights: weighing.Weights, prompts: list[str], seed: int
+  ):
     self.task = opened.experiment.task
-    self.generator = opened.experiment.image_generator()
-    self.params, self.frozen = opened.weights, opened.experiment.frozen
+    self.generator = opened.generator
+    self.params, self.frozen = weights.params, weights.frozen
     self.prompts, self.caption = prompts, self.generator.caption(prompts)
     self.keys = rng.sample_keys(seed, len(prompts))
     data, sampling = opened.experiment.data, opened.experiment.sampling
@@ -165,12 +170,12 @@ def _by_word(heat: np.ndarray, prompt: str, tokenizer) -> list[np.ndarray]:
   return [(w - w.min()) / max(np.ptp(w), 1e-9) for w in found]
 
 
-def _codec(opened: trained.Opened):
+def _codec(opened: runs.Run, weights: weighing.Weights):
   """The autoencoder that a model is, or works in, with its weights; None without."""
-  task, frozen = opened.experiment.task, opened.experiment.frozen
+  task, frozen = opened.experiment.task, weights.frozen
   if isinstance(task, autoencoder.Autoencode):
     codec = autoencoder.codec(task.autoencoder)
-    own = {"autoencoder": opened.weights["autoencoder"]}
+    own = {"autoencoder": weights.params["autoencoder"]}
     return codec, {**codec.init(jax.random.key(0)), **own}
   return (task.codec, frozen) if "autoencoder" in frozen else None
 

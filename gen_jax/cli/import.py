@@ -10,7 +10,8 @@ import optax
 
 from gen_jax import experiment as experiments
 from gen_jax import safetensors, tree
-from gen_jax.cli import config_args, flags, lease, trained, workdir
+from gen_jax.build import overrides as overriding
+from gen_jax.cli import flags
 from gen_jax.convert import (
   architectures,
   diffusers,
@@ -22,6 +23,8 @@ from gen_jax.convert import (
   taesd,
 )
 from gen_jax.data import latents, tokenizers
+from gen_jax.runs import lease, workdir
+from gen_jax.runs import weights as weighing
 from gen_jax.system import files
 from gen_jax.train import checkpoint
 from gen_jax.train import state as states
@@ -85,7 +88,7 @@ def run(args) -> dict:
   block = {**block, "scan_layers": args.scan_layers}
   tokenizer = _tokenizer(source.folder, block["vocab_size"], args.padded_vocab)
   config = _config(block, directory, args.text)
-  config = config_args.apply(config, args.overrides)
+  config = overriding.apply(config, args.overrides)
   experiment = experiments.make(config, None)
   abstract = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, abstract, biasless)
@@ -95,10 +98,10 @@ def run(args) -> dict:
   origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
   unused = architectures.unused_keys(files.read_json(source.folder / "config.json"))
   if unused:
-    trained.warn(f"config.json: not used: {', '.join(unused)}")
+    weighing.warn(f"config.json: not used: {', '.join(unused)}")
   _write(directory, config, params, source.folder, tokenizer, origin)
   if not tokenizer:
-    trained.warn(
+    weighing.warn(
       f"warning: {source.folder} has no tokenizer; the model can be exported, but reads"
       f" and writes no text until {directory / 'tokenizer'} has its files"
     )
@@ -141,7 +144,7 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
   )
   drawn = {"sampler": opened.sampler, "grid": opened.grid, "num_steps": 50}
   config["sampling"] |= drawn
-  config = config_args.apply(config, args.overrides)
+  config = overriding.apply(config, args.overrides)
   experiment = experiments.make(config, None)
   models = opened.models()
   abstract = {
@@ -175,7 +178,7 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
   def write_more():
     own = config["task"]["codec"]["autoencoder"]
     block = {"name": "autoencoder", "autoencoder": own}
-    trained.save_autoencoder(
+    weighing.save_autoencoder(
       directory / workdir.AUTOENCODER, {**config, "task": block}, vae, statistics
     )
     written = {"autoencoder": vae}
@@ -184,7 +187,7 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
 
   _write(directory, config, loaded, folder / "tokenizer", names, origin, write_more)
   if not names:
-    trained.warn(
+    weighing.warn(
       f"warning: {folder} has no tokenizer; put CLIP's vocab.json and merges.txt into"
       f" {directory / 'tokenizer'} before drawing"
     )
@@ -215,7 +218,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   config = _image_config(
     task, tokenizer={"name": "bytes"}, image_size=512, channels=3, caption_length=1
   )
-  config = config_args.apply(config, args.overrides)
+  config = overriding.apply(config, args.overrides)
   abstract = experiments.make(config, None).abstract_params()["autoencoder"]
   weights = huggingface.load(taesd.match(tensors, abstract), abstract)
   origin = _origin(source, "TAESD", source.folder, tensors.values())
@@ -363,7 +366,7 @@ def _write_held(
   digest, abstract = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
-      # First of all: without it, a workdir whose writing broke off could be trained.
+      # First of all: without it, a workdir whose writing broke off could be weighing.
       workdir.write_sealed(directory / "import.json", origin)
       if tokenizer:
         (directory / "tokenizer").mkdir()

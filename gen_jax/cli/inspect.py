@@ -1,15 +1,13 @@
 """`gen-jax inspect`: what a workdir holds, with a hash of each part of the state."""
 
-import pathlib
-
 import jax
 
-from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import batches, config_args, flags, trained, workdir
+from gen_jax.cli import config_args, flags
 from gen_jax.cost import plan
 from gen_jax.inference import sheets
-from gen_jax.train import checkpoint
+from gen_jax.runs import batches
+from gen_jax.runs import run as runs
 from gen_jax.types import InputError
 
 
@@ -28,15 +26,11 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
-  directory = args.workdir
-  config = workdir.read_config(directory, args.overrides)
+  opened = runs.open_run(args.workdir, args.overrides)
   if args.step is not None:
-    return _batch(directory, config, args.step)
-  state = trained.open_state(directory, config, args.checkpoint)
-  told: list[str] = []
-  with checkpoint.open_manager(directory, read_only=True) as manager:
-    steps = sorted(manager.all_steps())
-    best = checkpoint.find_step(manager, "best", told.append)
+    return _batch(opened, args.step)
+  state = opened.state(args.checkpoint)
+  steps, best, told = opened.checkpoints()
   step = int(state.step)
   parts = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
   result = {
@@ -50,7 +44,7 @@ def run(args) -> dict:
       name: tree.sha256(part) for name, part in parts.items() if jax.tree.leaves(part)
     },
   }
-  print(config_args.dump(config))
+  print(config_args.dump(opened.config))
   print("\nparameters")
   for path, leaf in tree.flatten(state.params).items():
     print(f"  {path:56} {leaf.dtype!s:8} {tuple(leaf.shape)!s:20} {leaf.size:>12,}")
@@ -63,20 +57,20 @@ def run(args) -> dict:
   return result
 
 
-def _batch(directory: pathlib.Path, config: dict, step: int) -> dict:
+def _batch(opened: runs.Run, step: int) -> dict:
   """Prints the examples of a training step's batch; images go on a sheet as well."""
   if step < 0:
     raise InputError(f"--step {step} must be at least 0")
-  if not (directory / "tokenizer").exists():
-    raise InputError(f"{directory} has not begun to train: it has no tokenizer")
-  experiment = experiments.make(config, directory)
+  if not opened.tokenizer_folder:
+    raise InputError(f"{opened.workdir} has not begun to train: it has no tokenizer")
+  experiment = opened.experiment
   examples = experiment.pipeline("train")
   found = batches.rows(experiment, examples, step)
-  print(f"batch of step {step}, of {config['data']['source']}")
+  print(f"batch of step {step}, of {opened.config['data']['source']}")
   for row in found:
     print(f"  {batches.line(row)}")
   sheet = batches.sheet(examples.batch(step))
-  path = directory / f"batch_{step:08}.png"
+  path = opened.workdir / f"batch_{step:08}.png"
   if sheet is not None:
     sheets.save_sheet(path, sheet)
     print(path)

@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from gen_jax import experiment as experiments
-from gen_jax.cli import config_args, flags
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.cli import flags
 from gen_jax.cost import chips, plan
 from gen_jax.cost.chips import GIB
 from gen_jax.types import InputError
@@ -63,7 +65,7 @@ def run(args) -> dict:
   topology = chips.topology(args.topology)
   specs = [args.config] + ([args.compare] if args.compare else [])
   configs = [
-    config_args.apply(config_args.load(spec), args.overrides) for spec in specs
+    overriding.apply(config_files.load(spec), args.overrides) for spec in specs
   ]
   if args.search:
     return _search(configs[0], topology, args)
@@ -205,7 +207,7 @@ def _search(config: dict, topology: chips.Topology, args) -> dict:
     if tried == args.limit:
       break
     name = ", ".join(f"{k.split('.')[-1]}={v}" for k, v in arm.items())
-    changed = config_args.apply(config, [(k, str(v)) for k, v in arm.items()])
+    changed = overriding.apply(config, [(k, str(v)) for k, v in arm.items()])
     try:
       experiments.make(changed, None, devices=topology.devices)
     except InputError:

@@ -7,7 +7,8 @@ import json
 import pathlib
 from typing import Any
 
-from gen_jax.cli import flags, workdir
+from gen_jax.cli import flags
+from gen_jax.runs import run as runs
 from gen_jax.system import files
 from gen_jax.train import writers
 from gen_jax.types import InputError
@@ -49,7 +50,7 @@ def run(args) -> dict:
   if args.summary:
     summary = files.read_json(args.summary)
     parts.append(_table(_flat(summary)))
-  parts += [_section(w, workdir.read_config(w)) for w in args.workdir]
+  parts += [_section(runs.open_run(w)) for w in args.workdir]
   page = (
     f'<!doctype html><html lang="en"><meta charset="utf-8"><title>'
     f"{html.escape(args.title)}</title><style>{_STYLE}</style>{''.join(parts)}</html>"
@@ -151,20 +152,20 @@ def _frames(rows: list[dict[str, float]], config: dict[str, Any]):
   return frames | {key: {key: key} for key in often}
 
 
-def _section(directory: pathlib.Path, config: dict[str, Any]) -> str:
-  rows = writers.read_metrics(directory)
+def _section(run: runs.Run) -> str:
+  rows, directory = run.metrics(), run.workdir
   parts = [f"<h2>{html.escape(directory.name)}</h2>"]
   # What training measured last: evaluations, which have a slash in their names.
   is_evaluation = lambda name: "/" in name or name.endswith("_accuracy")  # noqa: E731
   last = {k: v for row in rows for k, v in row.items() if is_evaluation(k)}
   if last:
     parts += ["<h3>at the end of training</h3>", _table(last)]
-  if (path := directory / "evaluation.json").exists():
-    parts += ["<h3>gen-jax evaluate</h3>", _table(_flat(files.read_json(path)))]
-  if frames := _frames(rows, config):
+  if (found := run.evaluation()) is not None:
+    parts += ["<h3>gen-jax evaluate</h3>", _table(_flat(found))]
+  if frames := _frames(rows, run.config):
     parts.append(_image(curves(rows, frames), "training and validation over steps"))
   parts += [_samples(directory), _images(directory)]
-  text = html.escape(json.dumps(config, indent=2))
+  text = html.escape(json.dumps(run.config, indent=2))
   parts.append(f"<details><summary>config</summary><pre>{text}</pre></details>")
   return "".join(parts)
 

@@ -12,17 +12,17 @@ import jax
 import numpy as np
 
 from gen_jax import rng
-from gen_jax.cli import config_args, flags, hosts, trained, workdir
+from gen_jax.cli import flags, hosts
 from gen_jax.data import datasets, infill
-from gen_jax.decoding import generate
-from gen_jax.inference import inversion, sheets, text_generator
+from gen_jax.inference import text_generator
+from gen_jax.runs import drawing, workdir
+from gen_jax.runs import run as runs
+from gen_jax.runs import weights as weighing
 from gen_jax.system import files, progress, signals
-from gen_jax.tasks import diffusion
 from gen_jax.types import InputError
 
 TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 TEXT += ("order", "stop")
-BATCH_SIZE = 8  # samples drawn at once; changes none of them
 SWITCHES = {  # of text
   "logprobs": "print the log-probability of every token",
   "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
@@ -35,7 +35,7 @@ IMAGE += ("guidance_rescale", "size", "tile")
 
 def add_arguments(parser) -> None:
   """See `gen-jax sample --help`."""
-  trained.add_arguments(parser)
+  flags.add_model(parser)
   hosts.add_arguments(parser)
   parser.add_argument(
     "--prompt", action="append", help="what to continue or to draw; may be repeated"
@@ -77,10 +77,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Draws samples and says where they are."""
-  trained.check_draws(args)
-  directory = args.workdir
-  config = workdir.read_config(directory, args.overrides)
-  is_text = config["task"]["name"] == "language_model"
+  drawing.check(args.num, args.seed)
+  opened = runs.open_run(args.workdir, args.overrides)
+  is_text = opened.is_text
   own, other = (TEXT, IMAGE) if is_text else (IMAGE, TEXT)
   for name in (
     *other,
@@ -88,7 +87,7 @@ def run(args) -> dict:
   ):
     if getattr(args, name):
       raise InputError(
-        f"--{name} is for {'images' if is_text else 'text'}; {directory} holds a"
+        f"--{name} is for {'images' if is_text else 'text'}; {args.workdir} holds a"
         f" {'text' if is_text else 'image'} model: {', '.join(f'--{n}' for n in own)}"
       )
   if args.interpolate is not None and (
@@ -98,49 +97,41 @@ def run(args) -> dict:
       f"--interpolate {args.interpolate} must be at least 2, with --prompt twice and"
       " no --num"
     )
-  given = {name: getattr(args, name) for name in own}
+  given = flags.given(args, own)
   for name, words in (("stop", args.stop), ("order", args.order)):
     if words:
-      given[name] = repr(tuple(words if name == "stop" else words.split(",")))
-  config = config_args.apply(
-    config, [(f"sampling.{k}", v) for k, v in given.items() if v is not None]
-  )
-  with hosts.join(args, config):
-    return _draw(args, directory, config)
+      given[name] = tuple(words if name == "stop" else words.split(","))
+  opened = opened.configured({f"sampling.{k}": v for k, v in given.items()})
+  opened = dataclasses.replace(opened, autoencoder=args.autoencoder)
+  with hosts.join(args, opened.config):
+    return _draw(args, opened)
 
 
-def check_idle(args, experiment) -> None:
+def _check_idle(args, opened: runs.Run) -> None:
   """Raises InputError for a flag that another one, or the config, switches off."""
-  task, sampling = experiment.task, experiment.sampling
-  if isinstance(sampling, generate.Sampling):
-    idle = sampling.idle()
-    if args.interactive:
-      alone = ("prompt", "out", "chat", "infill", "logprobs")
-      idle |= dict.fromkeys(alone, "--interactive asks for lines and prints answers")
-    if args.chat:
-      idle |= {"infill": "--chat puts the template around the prompt"}
-  else:
-    idle = diffusion.idle(task, sampling)
-  for name, reason in idle.items():
-    if getattr(args, name):
-      raise InputError(f"--{name} changes nothing: {reason}; leave one of them out")
+  idle = drawing.idle(opened.experiment)
+  if args.interactive:
+    alone = ("prompt", "out", "chat", "infill", "logprobs")
+    idle |= dict.fromkeys(alone, "--interactive asks for lines and prints answers")
+  if args.chat:
+    idle |= {"infill": "--chat puts the template around the prompt"}
+  drawing.check_idle([name for name in idle if getattr(args, name)], idle)
 
 
-def _draw(args, directory: pathlib.Path, config: dict) -> dict:
+def _draw(args, opened: runs.Run) -> dict:
   if args.interactive and jax.process_count() > 1:
     raise InputError("--interactive is for a run of one process")
-  opened = trained.open_trained(directory, config, args.checkpoint, args.weights)
-  check_idle(args, opened.experiment)
+  opened.require_tokenizer()
+  _check_idle(args, opened)
+  weights = opened.weights(args.checkpoint, args.weights)
   if args.interactive:
-    return _talk(args, opened)
-  if args.autoencoder:
-    opened = trained.with_autoencoder(opened, args.autoencoder)
-  draw = _text if config["task"]["name"] == "language_model" else _images
-  with workdir.out_folder(args.out, directory / "samples") as folder:
-    result = draw(args, opened, args.prompt or [""], folder)
+    return _talk(args, opened, weights)
+  draw = _text if opened.is_text else _images
+  with workdir.out_folder(args.out, args.workdir / "samples") as folder:
+    result = draw(args, opened, weights, args.prompt or [""], folder)
   if jax.process_index() == 0:
-    print(f"by the {opened.kind} weights of step {opened.step}", file=sys.stderr)
-  return {"step": opened.step, "weights": opened.kind, **result}
+    print(f"by the {weights.name} weights of step {weights.step}", file=sys.stderr)
+  return {"step": weights.step, "weights": weights.name, **result}
 
 
 def _reader(args, experiment):
@@ -155,29 +146,26 @@ def _reader(args, experiment):
   return lambda text: text
 
 
-def _text(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
+def _text(
+  args, opened: runs.Run, weights, prompts: list[str], folder: pathlib.Path
+) -> dict:
   """Continues every prompt; what an interrupted command of these words drew, stands."""
-  writer = opened.experiment.text_generator(piece=4)
+  writer = opened.generator
   read = _reader(args, opened.experiment)
-  weights = opened.weights
   keys = rng.sample_keys(args.seed, args.num)
   how = {"seed": args.seed, "sampling": dataclasses.asdict(writer.sampling)}
   how["flags"] = [name for name in SWITCHES if getattr(args, name)]
-  how = json.loads(json.dumps({**how, "model": opened.provenance()}))  # as it is read
+  how = json.loads(json.dumps({**how, "model": weights.provenance()}))  # as it is read
   samples, path = [], folder / "text.jsonl"
   done = _drawn_before(path, how) if how["model"]["sha256"] else {}
-  groups = [
-    (prompt, range(first, min(first + BATCH_SIZE, args.num)))
-    for prompt in prompts
-    for first in range(0, args.num, BATCH_SIZE)
-  ]
+  groups = drawing.text_groups(prompts, args.num)
   with _appending(path, done.values()) as write:
     for prompt, group in progress.lines(groups, len(groups), "groups of samples"):
       found = [done.get((prompt, i)) for i in group]
       if None in found:
         show = _stream(prompt) if args.num == 1 else lambda texts: None
         given = [read(prompt)] * len(group)
-        drawn = writer.samples(weights, given, keys[np.array(group)], show)
+        drawn = writer.samples(weights.params, given, keys[np.array(group)], show)
         found = [
           {**_record(prompt, sample, i, args.logprobs), **how}
           for i, sample in zip(group, drawn, strict=True)
@@ -271,10 +259,10 @@ def _record(
   return record
 
 
-def _talk(args, opened) -> dict:
+def _talk(args, opened: runs.Run, weights: weighing.Weights) -> dict:
   """Reads lines and answers them: as a chat where there is a template for one."""
   writer = opened.experiment.text_generator(piece=2)
-  tokenizer, weights = writer.tokenizer, opened.weights
+  tokenizer = writer.tokenizer
   is_chat = tokenizer.chat_template is not None
   print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")
   messages, num = [], 0
@@ -292,11 +280,11 @@ def _talk(args, opened) -> dict:
       messages.append({"role": "user", "content": line})
       prompt = _history(writer, messages) if is_chat else line
       key = rng.sample_keys(args.seed, 1, num)[0]
-      answer = _answer(writer.stream(weights, prompt, key))
+      answer = _answer(writer.stream(weights.params, prompt, key))
       messages.append({"role": "assistant", "content": answer})
     except InputError as error:  # the talk goes on
       messages = messages[:-1]
-      trained.warn(str(error))
+      weighing.warn(str(error))
     num += 1
   print()
   return {"answers": num}
@@ -327,34 +315,16 @@ def _history(writer: text_generator.TextGenerator, messages: list[dict]) -> list
     ids = writer.tokenizer.encode_chat(messages)
     if len(ids) <= room or len(messages) < 3:
       return ids
-    trained.warn("the oldest turn is forgotten")
+    weighing.warn("the oldest turn is forgotten")
     del messages[:2]
 
 
-def _images(args, opened, prompts: list[str], folder: pathlib.Path) -> dict:
-  generator = opened.experiment.image_generator()
-  given, negative = (opened.weights, opened.experiment.frozen), args.negative or ""
-  columns = args.num if args.interpolate is None else args.interpolate
-  if args.interpolate is None:
-    captions = [prompt for prompt in prompts for _ in range(args.num)]
-    index = [i for _ in prompts for i in range(args.num)]
-    keys = rng.sample_keys(args.seed, args.num)[np.array(index)]
-    size = min(generator.batch_size, len(captions))
-
-    def draw(start):
-      return generator.batches(*given, captions, keys, negative, start)
-
-  else:
-    captions, index = [" to ".join(prompts)] * columns, list(range(columns))
-    keys, size = rng.sample_keys(args.seed, 2), columns
-
-    def draw(start):
-      del start
-      how = (tuple(prompts), keys, columns, negative)
-      yield inversion.interpolate(generator, *given, *how)
-
-  how = {**opened.experiment.config["sampling"], "negative": negative}
-  how |= {"num": columns, **opened.provenance()}
-  return sheets.write_images(
-    folder, draw, size, captions, args.seed, index, columns, how
-  )
+def _images(
+  args, opened: runs.Run, weights, prompts: list[str], folder: pathlib.Path
+) -> dict:
+  num, negative = args.interpolate or args.num, args.negative or ""
+  plan = drawing.between if args.interpolate else drawing.images
+  plan = plan(opened.generator, weights, prompts, num, args.seed, negative)
+  how = {**opened.config["sampling"], "negative": negative}
+  how |= {"num": num, **weights.provenance()}
+  return plan.write(folder, args.seed, num, how)

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from gen_jax import build
-from gen_jax.build import upgrade
-from gen_jax.cli import config_args, workdir
+from gen_jax.build import config_files, upgrade
+from gen_jax.build import overrides as overriding
+from gen_jax.runs import workdir
 
 
 def old_names(config):
@@ -25,7 +26,7 @@ def old_names(config):
   "spec", ["configs/lm/gpt2.py:smoke", "configs/diffusion/digits.py:smoke"]
 )
 def test_an_old_config_is_read_by_its_new_names(spec):
-  config = config_args.load(spec)
+  config = config_files.load(spec)
 
   old = old_names(config)
   assert upgrade.config(old) == config
@@ -33,8 +34,8 @@ def test_an_old_config_is_read_by_its_new_names(spec):
 
 
 def test_every_old_name_is_said(capsys):
-  config = config_args.load("configs/lm/gpt2.py:smoke")
-  changed = config_args.apply(config, [("task.model.attend", "chunked")])
+  config = config_files.load("configs/lm/gpt2.py:smoke")
+  changed = overriding.apply(config, [("task.model.attend", "chunked")])
   assert changed["task"]["model"]["attention_impl"] == "chunked"
   assert "task.model.attend is now task.model.attention_impl" in capsys.readouterr().out
   assert upgrade.renamed({"task": {"model": {"attend": "xla", "width": 8}}}) == [
@@ -43,7 +44,7 @@ def test_every_old_name_is_said(capsys):
 
 
 def test_a_workdir_of_old_names_opens(tmp_path):
-  config = config_args.load("configs/lm/gpt2.py:smoke")
+  config = config_files.load("configs/lm/gpt2.py:smoke")
   (tmp_path / "config.json").write_text(json.dumps(old_names(config)))
   assert workdir.read_config(tmp_path) == json.loads(json.dumps(config))
   build.check("task", workdir.read_config(tmp_path)["task"], "task")

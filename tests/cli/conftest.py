@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from gen_jax import experiment as experiments
-from gen_jax.cli import config_args, main, workdir
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.cli import main
+from gen_jax.runs import workdir
 from gen_jax.train import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,7 +60,7 @@ def refuse(call):
 
 
 def _claim(path: pathlib.Path, file: str, *changes) -> experiments.Experiment:
-  config = config_args.apply(config_args.load(f"{ROOT / file}:smoke"), changes)
+  config = overriding.apply(config_files.load(f"{ROOT / file}:smoke"), changes)
   with workdir.claim(path, config):
     return experiments.make(config, path)
 

@@ -8,17 +8,20 @@ import pytest
 
 from gen_jax import experiment as experiments
 from gen_jax import types
-from gen_jax.cli import config_args, workdir
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.cli import config_args
+from gen_jax.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEXT = config_args.load(str(ROOT / "configs" / "lm" / "pydoc.py"))
-IMAGES = config_args.load(str(ROOT / "configs" / "diffusion" / "digits.py"))
+TEXT = config_files.load(str(ROOT / "configs" / "lm" / "pydoc.py"))
+IMAGES = config_files.load(str(ROOT / "configs" / "diffusion" / "digits.py"))
 
 SMOKE = "configs/lm/pydoc.py:smoke"
 
 
 def _apply(config, *overrides):
-  return config_args.apply(config, [tuple(o.split("=", 1)) for o in overrides])
+  return overriding.apply(config, [tuple(o.split("=", 1)) for o in overrides])
 
 
 @pytest.mark.parametrize(
@@ -181,8 +184,8 @@ def test_load_runs_the_file_with_its_argument(tmp_path):
     "def get_config(arg=None):\n"
     "  return ml_collections.ConfigDict({'arg': arg, 'block': {'pair': (1, 2)}})\n"
   )
-  assert config_args.load(f"{file}:a,b") == {"arg": "a,b", "block": {"pair": (1, 2)}}
-  assert config_args.load(str(file))["arg"] is None
+  assert config_files.load(f"{file}:a,b") == {"arg": "a,b", "block": {"pair": (1, 2)}}
+  assert config_files.load(str(file))["arg"] is None
 
 
 @pytest.mark.parametrize("config", [TEXT, IMAGES])
@@ -210,7 +213,7 @@ def test_every_key_is_listed_with_its_range_default_and_meaning(call):
   assert peak["wanted"] == "a number at least 0 and finite" and "default" not in peak
   assert "how attention is computed" in found["task.model.attention_impl"]["meaning"]
   assert "chunked" in found["task.model.attention_impl"]["wanted"]
-  config = config_args.load(SMOKE)
+  config = config_files.load(SMOKE)
   plain = {"name", "evaluators", "init_from", "adapter", "mesh.rules"}
   unlisted = {k for k in workdir.flat(config) if k.split(".")[-1] not in plain}
   assert unlisted <= found.keys()

@@ -1,12 +1,10 @@
 """`gen-jax edit`: what of an image is drawn, and what is said of the rest."""
 
-import argparse
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.cli import edit
+from gen_jax.runs import drawing
 from gen_jax.types import InputError
 
 LEFT = np.repeat(np.arange(6)[None] < 2, 4, 0)
@@ -18,8 +16,8 @@ def read(folder, mask=None, outpaint=None, channels=3):
   if mask is not None:
     Image.fromarray(mask).save(folder / "mask.png")
     mask = folder / "mask.png"
-  args = argparse.Namespace(image=folder / "image.png", mask=mask, outpaint=outpaint)
-  return edit._image(args, channels)
+  edit = drawing.Edit(folder / "image.png", mask=mask, outpaint=outpaint)
+  return edit.pixels(channels)
 
 
 def test_what_changes(tmp_path):

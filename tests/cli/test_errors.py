@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from gen_jax import build, types
-from gen_jax.cli import config_args, lease, workdir
+from gen_jax.build import overrides as overriding
 from gen_jax.nn import attention
+from gen_jax.runs import lease, workdir
 from gen_jax.system import memory
 from gen_jax.train import checkpoint, loop
 
@@ -503,7 +504,7 @@ def test_only_exact_attention_may_be_exchanged(text_workdir, monkeypatch):
   chunked = workdir.read_config(text_workdir, [(key, "chunked"), (f"{key}.chunk", "4")])
   with workdir.claim(text_workdir, chunked):
     pass
-  capped = config_args.apply(chunked, [(key, "soft_cap")])
+  capped = overriding.apply(chunked, [(key, "soft_cap")])
   with pytest.raises(types.InputError, match="another attention"):
     workdir.read_config(text_workdir, [(key, "soft_cap")])
   with pytest.raises(types.InputError, match=key), workdir.claim(text_workdir, capped):

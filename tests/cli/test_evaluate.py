@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gen_jax.cli import workdir
+from gen_jax.runs import workdir
 from gen_jax.train import evaluators
 
 

@@ -6,7 +6,8 @@ import pathlib
 import pytest
 
 from gen_jax import types
-from gen_jax.cli import config_args, flags, main
+from gen_jax.build import config_files
+from gen_jax.cli import flags, main
 from gen_jax.convert import hub
 
 ADDRESS = "gs://bucket/x"
@@ -52,7 +53,7 @@ def test_a_repeated_path_does_not_change_the_default():
 
 
 @pytest.mark.parametrize(
-  "read, flag", [(config_args.load, "--config"), (hub.locate, "--from")]
+  "read, flag", [(config_files.load, "--config"), (hub.locate, "--from")]
 )
 def test_what_is_a_path_and_more_is_held_to_the_same(read, flag):
   with pytest.raises(types.InputError, match=f"{flag} '{ADDRESS}' is an address"):
@@ -63,7 +64,7 @@ def test_a_config_is_found_in_the_home(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   text = "import ml_collections\nget_config = lambda arg: ml_collections.ConfigDict()\n"
   (tmp_path / "c.py").write_text(text)
-  assert config_args.load("~/c.py") == {}
+  assert config_files.load("~/c.py") == {}
 
 
 def test_the_command_says_it_in_one_line(refuse):

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from gen_jax import types
-from gen_jax.cli import hosts, rendezvous, workdir
+from gen_jax.cli import hosts, rendezvous
+from gen_jax.runs import workdir
 
 
 def place(environ, *words):
@@ -114,7 +115,7 @@ def test_all_are_there_and_process_0_goes_first(port):
   order = []
 
   def body(r):
-    with r.first():
+    with r.main_process_first():
       time.sleep(0.1 * (r.process_id == 0))
       order.append(r.process_id)
 

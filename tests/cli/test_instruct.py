@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.cli import trained, workdir
+import gen_jax
 from gen_jax.data.shapes import source
 from gen_jax.models import unet
 from tests.cli import conftest
@@ -53,9 +53,8 @@ def test_an_instruction_model_starts_as_its_base_and_edits(base, image, tmp_path
   small = [f"--config.{key}={value}" for key, value in SMALL.items()]
   outcome = call("train", "--config", CONFIG, "--workdir", home, start, still, *small)
   assert outcome.code == 0, outcome
-  config = workdir.read_config(home)
-  got = trained.open_trained(home, config, "latest", "raw").weights
-  wanted = trained.open_trained(base, workdir.read_config(base), "latest").weights
+  got = gen_jax.open(home).weights("latest", "params").params
+  wanted = gen_jax.open(base).weights("latest").params
   wanted = {**wanted, "unet": unet.widen(wanted["unet"], 3)}
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
 

@@ -7,7 +7,9 @@ import pytest
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import config_args, main, workdir
+from gen_jax.build import config_files
+from gen_jax.cli import main
+from gen_jax.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(
@@ -19,7 +21,7 @@ FILES = sorted(
 
 def variants(file):
   """'file:variant' for each variant that a config names, or the file alone."""
-  names = getattr(config_args.module(file), "VARIANTS", ())
+  names = getattr(config_files.module(file), "VARIANTS", ())
   return [f"{file}:{name}" for name in names] or [file]
 
 
@@ -97,15 +99,15 @@ def test_smoke_runs_two_steps(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS, ids=name)
 def test_full_size_builds_without_data(config, monkeypatch):
   monkeypatch.chdir(ROOT)
-  blocks = config_args.load(config)
+  blocks = config_files.load(config)
   if blocks["task"] is None:  # it is that of the model to start from
     if "/diffusion/" in config:
-      start = config_args.load("configs/diffusion/stable_diffusion.py")
+      start = config_files.load("configs/diffusion/stable_diffusion.py")
       blocks["task"] = start["task"]
       for key in workdir.OF_IMAGES:
         blocks["data"][key] = start["data"][key]
     else:
-      blocks["task"] = config_args.load(f"{config},smoke")["task"]
+      blocks["task"] = config_files.load(f"{config},smoke")["task"]
       blocks["task"]["model"]["max_length"] = 256
   blocks["mesh"] = {"data": 1, "fsdp": 1, "tensor": 1, "rules": "fsdp"}
   with monkeypatch.context() as m:

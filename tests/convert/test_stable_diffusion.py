@@ -12,13 +12,16 @@ import pytest
 import safetensors.numpy as safetensors_numpy
 from PIL import Image
 
+import gen_jax
 from gen_jax import build, safetensors, sharding, tree, types
-from gen_jax.cli import config_args, main, trained, workdir
+from gen_jax.build import config_files
+from gen_jax.cli import main
 from gen_jax.convert import diffusers, diffusers_configs, huggingface, stable_diffusion
 from gen_jax.data import pipeline, tokenizers
 from gen_jax.diffusion import samplers
 from gen_jax.models import text_encoder
 from gen_jax.nn import embed, mlp
+from gen_jax.runs import workdir
 from gen_jax.tasks import diffusion as tasks
 from tests import tiny
 
@@ -108,7 +111,7 @@ def test_autoencoder(golden):
   _, nets, params, expected = golden
   variables = {"params": params["autoencoder"]}
   net = nets["autoencoder"]
-  posterior = net.apply(variables, expected["image"], method="encode")
+  posterior = net.apply(variables, expected["picture"], method="encode")
   close(posterior.mean, expected["mean"], 1e-5)
   close(posterior.std, expected["std"], 1e-5)
   close(net.apply(variables, expected["z"], method="decode"), expected["decoded"], 1e-5)
@@ -380,7 +383,8 @@ def test_instructions_are_followed_as_by_diffusers(instructed):
   """Two steps with both scales: the image's code is neither drawn nor scaled."""
   home = instructed / "w"
   words = tokenizers.load(home / "tokenizer")
-  opened = trained.open_trained(home, workdir.read_config(home), "latest", "raw")
+  opened = gen_jax.open(home)
+  weights = opened.weights("latest", "params")
   task, keys = opened.experiment.task, tiny.keys(0, 1)
   with np.load(GOLDEN / "v1" / "expected_edit.npz") as file:
     expected = dict(file)
@@ -394,12 +398,12 @@ def test_instructions_are_followed_as_by_diffusers(instructed):
 
   @jax.jit
   def draw(params, frozen):
-    extra = task.extra(frozen, {"before": expected["image"]}, keys)
+    extra = task.extra(frozen, {"before": expected["picture"]}, keys)
     denoise = tasks.guided(task, sampling, params, frozen, caption, None, extra)
     ddim, noise = samplers.ddim(task.schedule), expected["noise"]
     return samplers.sample(denoise, ddim, times, noise, keys)[0]
 
-  close(draw(opened.weights, opened.experiment.frozen), expected["drawn"], 1e-4)
+  close(draw(weights.params, weights.frozen), expected["drawn"], 1e-4)
 
 
 def test_a_model_of_instructions_comes_back(instructed, tmp_path):
@@ -476,7 +480,7 @@ def test_an_autoencoder_that_was_changed_is_noticed(imported, tmp_path):
 
 def test_the_config_is_what_a_single_file_is_read_as():
   """Of the autoencoder that was released; the others are counted in tests/configs."""
-  task = config_args.load("configs/diffusion/stable_diffusion.py:v1")["task"]
+  task = config_files.load("configs/diffusion/stable_diffusion.py:v1")["task"]
   ours, theirs = modules(task), modules(diffusers.read_v1()[0])
   shapes = jax.eval_shape(
     ours["autoencoder"].init, jax.random.key(0), jnp.zeros((1, 8, 8, 3))

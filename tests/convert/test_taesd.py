@@ -1,6 +1,5 @@
 """TAESD: equal to what its own network computes, and of use to diffusion on latents."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,9 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+import gen_jax
 from gen_jax import build, experiment, sharding, types
-from gen_jax.cli import config_args, main, trained, workdir
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.cli import main
 from gen_jax.convert import taesd
+from gen_jax.runs import weights as weighing
+from gen_jax.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden_pictures"
@@ -30,13 +34,12 @@ def imported(tmp_path_factory):
 
 
 def test_it_computes_what_its_own_network_does(imported):
-  made = experiment.make(workdir.read_config(imported), None)
-  weights = trained.open_weights(made, imported).weights["autoencoder"]
-  net = made.task.autoencoder
+  run = gen_jax.open(imported)
+  weights, net = run.weights().params["autoencoder"], run.experiment.task.autoencoder
   apply = lambda method, x: net.apply({"params": weights}, x, method=method)  # noqa: E731
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
     expected = dict(file)
-  posterior = apply("encode", expected["image"])
+  posterior = apply("encode", expected["picture"])
   np.testing.assert_allclose(posterior.mean, expected["code"], atol=1e-5)
   assert not posterior.std.any()
   ours, theirs = apply("decode", expected["z"]), expected["decoded"]
@@ -65,28 +68,24 @@ def test_diffusion_works_in_its_latents(imported, tmp_path):
     "data.channels": "3",
     "data.image_size": "16",
   }
-  config = config_args.load(f"{ROOT}/configs/diffusion/digits.py:smoke")
-  config = config_args.apply(config, list(changes.items()))
+  config = config_files.load(f"{ROOT}/configs/diffusion/digits.py:smoke")
+  config = overriding.apply(config, list(changes.items()))
   with workdir.claim(tmp_path / "w", config):
-    made = trained.with_frozen(experiment.make(config, None), tmp_path / "w")
+    made = experiment.make(config, None)
+    frozen = weighing.load_frozen(made, tmp_path / "w")
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
-    image, code, z, decoded = (file[k] for k in ("image", "code", "z", "decoded"))
-  found = made.task.codec.encode(
-    made.frozen, image, jax.random.split(jax.random.key(0))
-  )
+    image, code, z, decoded = (file[k] for k in ("picture", "code", "z", "decoded"))
+  found = made.task.codec.encode(frozen, image, jax.random.split(jax.random.key(0)))
   np.testing.assert_allclose(found, code, atol=1e-5)  # nothing is drawn or rescaled
-  opened = trained.Opened(made, {}, 0, "raw")
-  other = trained.with_autoencoder(opened, imported).experiment
-  ours = other.task.codec.decode(other.frozen, z)
+  other = weighing.with_autoencoder(made, imported)
+  frozen = weighing.load_frozen(other, tmp_path / "w", imported)
+  ours = other.task.codec.decode(frozen, z)
   np.testing.assert_allclose(ours, decoded, atol=1e-5 * np.abs(decoded).max())
   with pytest.raises(types.InputError, match="--autoencoder"):
-    trained.with_autoencoder(opened, tmp_path / "w")
-  config = config_args.apply(config, [("task.codec.autoencoder.num_levels", "3")])
-  opened = trained.Opened(
-    dataclasses.replace(experiment.make(config, None), frozen=made.frozen), {}, 0, "raw"
-  )
+    weighing.with_autoencoder(made, tmp_path / "w")
+  config = overriding.apply(config, [("task.codec.autoencoder.num_levels", "3")])
   with pytest.raises(types.InputError, match="makes latents"):
-    trained.with_autoencoder(opened, imported)
+    weighing.with_autoencoder(experiment.make(config, None), imported)
 
 
 def test_its_code_has_no_divergence_to_weigh():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gen_jax import experiment as experiments
-from gen_jax.cli import config_args
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
 from gen_jax.cost import chips, plan
 from gen_jax.system import memory
 
@@ -17,8 +18,8 @@ WIDTH, LENGTH, ROWS, VOCAB = 256, 128, 16, 512
 
 
 def make(topology, spec, overrides):
-  config = config_args.load(str(ROOT / "configs" / spec))
-  config = config_args.apply(config, [(k, str(v)) for k, v in overrides.items()])
+  config = config_files.load(str(ROOT / "configs" / spec))
+  config = overriding.apply(config, [(k, str(v)) for k, v in overrides.items()])
   return experiments.make(config, None, devices=topology.devices)
 
 

@@ -11,9 +11,13 @@ from hypothesis import strategies
 from PIL import Image
 
 from gen_jax import build, ranges
-from gen_jax.cli import config_args, evaluate_images, export, report, trained, workdir
+from gen_jax.build import config_files
+from gen_jax.cli import evaluate_images, export, report
 from gen_jax.data import cache, conversations, edits, latents, sources, tokenizers
 from gen_jax.evaluation import features, scoring
+from gen_jax.runs import run as runs
+from gen_jax.runs import weights as weighing
+from gen_jax.runs import workdir
 from gen_jax.system import files
 from gen_jax.train import init_from, writers
 from gen_jax.types import InputError
@@ -71,7 +75,7 @@ def _edits(path):
 def _page(path):
   """The report of the workdir that the file lies in, or in a folder of it."""
   home = path.parent.parent if path.parent.name in ("samples", "edits") else path.parent
-  report._section(home, _CONFIG)
+  report._section(runs.Run(home, _CONFIG))
 
 
 def _base(path):
@@ -80,15 +84,15 @@ def _base(path):
   def refuse(source, experiment):
     raise InputError("no such weights")
 
-  source = trained.init_from.InitFrom("nowhere")
+  source = weighing.init_from.InitFrom("nowhere")
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(trained, "_load", refuse)
-    trained.load_base(path.parent, python_types.SimpleNamespace(source=source))
+    patch.setattr(weighing, "_load", refuse)
+    weighing.load_base(path.parent, python_types.SimpleNamespace(source=source))
 
 
 _TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
 _BYTES = tokenizers.plain_bytes()
-_CONFIG = config_args.load("configs/lm/pydoc.py:smoke")
+_CONFIG = config_files.load("configs/lm/pydoc.py:smoke")
 _HASHES = {"ids": "a" * 64, "starts": "b" * 64}
 _NOTES = {"step": 3, "weights": "ema", "sha256": "c" * 64}
 # {where a file lies: (reader, what is right there: one value, or one a line)}

@@ -6,9 +6,13 @@ import shutil
 import jax
 import pytest
 
+import gen_jax
 from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import config_args, trained, workdir
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.runs import workdir
+from gen_jax.runs import weights as weighing
 from gen_jax.models import transformer
 from tests.cli import conftest
 
@@ -42,7 +46,7 @@ def base(tmp_path_factory):
 
 
 def opened(directory, which="latest"):
-  return trained.open_trained(directory, workdir.read_config(directory), which)
+  return gen_jax.open(directory).weights(which)
 
 
 def digest(weights):
@@ -55,35 +59,35 @@ def test_step_zero_has_the_weights_of_the_source(scan, base, tmp_path, call):
   still = "--config.optimizer.learning_rate.peak=0.0"
   first = call(*words(tmp_path / "a", start, still, scan_layers=scan))
   assert first.code == 0, first
-  got = opened(tmp_path / "a").weights
+  got = opened(tmp_path / "a").params
   got = got if not scan else transformer.unstack(got)
-  assert digest(got) == digest(opened(base).weights)
+  assert digest(got) == digest(opened(base).params)
   a, b = (p / "tokenizer" / "tokenizer.json" for p in (tmp_path / "a", base))
   assert not a.exists() or a.read_bytes() == b.read_bytes()
 
 
 def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, refuse):
   home = shutil.copytree(base, tmp_path / "base")
-  before = digest(opened(home).weights)
+  before = digest(opened(home).params)
   more = (f"--config.init_from.workdir={home}", "--config.adapter.name=lora")
   steps = ("--config.train.save_every=1", "--config.train.keep=9")
   run = words(tmp_path / "a", *more, *steps)
   assert call(*run).code == 0
   end = opened(tmp_path / "a")
-  state = trained.open_state(tmp_path / "a", workdir.read_config(tmp_path / "a"))
+  state = gen_jax.open(tmp_path / "a").state()
   assert set(tree.flatten(state.params)) < {
     f"block_{i}/attention/{name}/kernel/{part}"
     for i in range(2)
     for name in ("query", "key", "value")
     for part in "ab"
   }
-  assert digest(opened(home).weights) == before
-  assert digest(opened(tmp_path / "a", "0").weights) == before  # b = 0
-  assert digest(end.weights) != before
+  assert digest(opened(home).params) == before
+  assert digest(opened(tmp_path / "a", "0").params) == before  # b = 0
+  assert digest(end.params) != before
   shutil.rmtree(tmp_path / "a" / "checkpoints" / "2")
   resumed = call(*run)
   assert "resuming" in resumed.out
-  assert digest(opened(tmp_path / "a").weights) == digest(end.weights)
+  assert digest(opened(tmp_path / "a").params) == digest(end.params)
 
   noted = tmp_path / "a" / "init_from.json"
   text = noted.read_text()
@@ -106,8 +110,8 @@ def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, re
   adapter = ("--config.adapter.name=lora", "--config.adapter.alpha=40.0")
   first = words(tmp_path / "a", f"{start}{base}", *adapter)
   assert call(*first).code == 0
-  want = digest(opened(tmp_path / "a").weights)
-  assert want != digest(opened(base).weights)
+  want = digest(opened(tmp_path / "a").params)
+  assert want != digest(opened(base).params)
   latest = "--config.init_from.checkpoint=latest"
   still = "--config.optimizer.learning_rate.peak=0.0"
   saves = ("--config.train.save_every=1", "--config.train.keep=9", latest)
@@ -115,7 +119,7 @@ def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, re
     more = (f"{start}{tmp_path / 'a'}", flag, *saves)
     done = call(*words(tmp_path / name, *more, scan_layers=scan))
     assert done.code == 0, done
-    got = opened(tmp_path / name, "0").weights
+    got = opened(tmp_path / name, "0").params
     assert digest(transformer.unstacked(got)) == want
 
   # Known by its parts: on another mesh it is still the same.
@@ -178,7 +182,7 @@ def test_a_config_without_a_task_takes_that_of_its_source(
   assert outcome.code == 0, outcome
   config = workdir.read_config(tmp_path / "a")
   assert config["task"] == workdir.read_config(base)["task"]
-  assert digest(opened(tmp_path / "a", "0").weights) == digest(opened(base).weights)
+  assert digest(opened(tmp_path / "a", "0").params) == digest(opened(base).params)
   assert "answers/exact_match" in (tmp_path / "a" / "metrics.jsonl").read_text()
   moved = f"--config.init_from.workdir={tmp_path / 'gone'}"
   assert call(*run, moved).code == 0  # it has a task of its own by now
@@ -189,8 +193,8 @@ def test_a_config_without_a_task_takes_that_of_its_source(
 
 def fine_tuned(digits_workdir, *more):
   own = [("init_from.workdir", str(digits_workdir)), ("data.batch_size", "8"), *more]
-  config = config_args.load(f"{conftest.ROOT}/configs/diffusion/finetune.py:full")
-  return config_args.apply(workdir.inherit_task(config, own, None), own)
+  config = config_files.load(f"{conftest.ROOT}/configs/diffusion/finetune.py:full")
+  return overriding.apply(workdir.inherit_task(config, own, None), own)
 
 
 def test_fine_tuning_takes_the_size_of_images_from_what_it_starts_from(digits_workdir):

@@ -1,11 +1,14 @@
-"""What a workdir has learned, opened: weights, those they start from or work in."""
+"""Loads a run's weights, the base model it started from, and its frozen autoencoder.
+
+Adapters (LoRA) are merged into the weights that they adapt.
+"""
 
 import dataclasses
 import hashlib
 import pathlib
 import shutil
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -13,38 +16,50 @@ from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.cli import flags
-from gen_jax.cli import workdir as workdirs
 from gen_jax.data import latents
+from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files
+from gen_jax.tasks import lora
 from gen_jax.train import checkpoint, init_from
 from gen_jax.train import state as states
-from gen_jax.types import InputError, PyTree, unknown
+from gen_jax.types import InputError, Params, PyTree, unknown
 
 AUTOENCODER = workdirs.AUTOENCODER
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """A trained model: the experiment, and the weights asked for.
+# Kinds of weights, and their names in flags and files.
+NAMES = {"ema": "ema", "params": "raw"}
 
-  Adapters are merged into them.
+
+class Weights(NamedTuple):
+  """Weights of a checkpoint.
+
+  Attributes:
+    params: of the task; adapters are merged into them.
+    frozen: what they work in (a latent model's autoencoder and its statistics), or {}.
+    step: of the checkpoint.
+    kind: 'ema', their moving average, or 'params', as the optimiser left them.
   """
 
-  experiment: experiments.Experiment
-  weights: PyTree
+  params: Params
+  frozen: PyTree
   step: int
-  kind: str  # 'ema' or 'raw'
+  kind: str
+
+  @property
+  def name(self) -> str:
+    """The kind as flags and files have it: 'ema' or 'raw'."""
+    return NAMES[self.kind]
 
   def provenance(self) -> dict[str, Any]:
-    """What says by which model something was drawn; equal iff it was the same one.
+    """Step, kind and hash, for records of what was made by them; equal iff they are.
 
     `sha256` is of the weights and of the autoencoder that they work in; None in a run
     of several processes, where no process has them all.
     """
     whole = jax.process_count() == 1
-    digest = tree.sha256((self.weights, self.experiment.frozen)) if whole else None
-    return {"step": self.step, "weights": self.kind, "sha256": digest}
+    digest = tree.sha256((self.params, self.frozen)) if whole else None
+    return {"step": self.step, "weights": self.name, "sha256": digest}
 
 
 def warn(text: str) -> None:
@@ -52,131 +67,73 @@ def warn(text: str) -> None:
   print(f"gen-jax: {text}", file=sys.stderr)
 
 
-def _which(which: str, manager) -> dict[str, Any]:
-  """What a checkpoint's name means to `checkpoint.restore`."""
-  is_best = which == "best" and manager.all_steps()
-  return {
-    "step": int(which) if which.isdecimal() else None,
-    "prefer": checkpoint.find_step(manager, which, warn) if is_best else None,
-    "warn": warn,
-  }
-
-
-def check_draws(args) -> None:
-  """Raises InputError for a --num or --seed that nothing can be drawn by."""
-  if args.num < 1:
-    raise InputError(f"--num {args.num} must be at least 1")
-  if not 0 <= args.seed < 2**63:
-    raise InputError(f"--seed {args.seed} must be at least 0 and less than 2**63")
-
-
-def _check_which(which: str) -> None:
-  if which not in ("best", "latest") and not which.isdecimal():
-    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
-
-
-def open_trained(
-  workdir: pathlib.Path,
-  config: dict[str, Any],
-  which: str = "best",
-  weights: str = "ema",
-) -> Opened:
-  """Restores a workdir's model, and its tokenizer.
-
-  Args:
-    config: the workdir's, perhaps with another `sampling` or `mesh`.
-    which: 'best', 'latest' or a step.
-    weights: 'ema' (raw where no average is kept) or 'raw'.
+def _restore(restore, workdir: pathlib.Path, which: str, *args, **kwargs) -> Any:
+  """What `restore` of `checkpoint` finds under a checkpoint's name.
 
   Raises:
-    InputError: no such checkpoint, or no tokenizer.
+    InputError: no such checkpoint.
   """
-  _check_which(which)
-  if not (workdir / "tokenizer").exists():
-    if workdirs.is_imported(workdir):
-      raise InputError(
-        f"{workdir} was imported without a tokenizer: put its files (tokenizer.json)"
-        f" into {workdir / 'tokenizer'}"
-      )
-    raise InputError(
-      f"{workdir} has no checkpoint yet (not even a tokenizer); train it first"
+  if which not in ("best", "latest") and not which.isdecimal():
+    raise InputError(f"--checkpoint {which!r} must be best, latest or a step")
+  with checkpoint.open_manager(workdir, read_only=True) as manager:
+    is_best = which == "best" and manager.all_steps()
+    found = restore(
+      manager,
+      *args,
+      step=int(which) if which.isdecimal() else None,
+      prefer=checkpoint.find_step(manager, which, warn) if is_best else None,
+      warn=warn,
+      **kwargs,
     )
-  return open_weights(experiments.make(config, workdir), workdir, which, weights)
+  if found is None:
+    raise InputError(f"{workdir} has no checkpoint yet; train it first")
+  return found
 
 
-def open_image_model(workdir: pathlib.Path, config: dict[str, Any], args) -> Opened:
-  """`open_trained` by the flags of `add_arguments`; an autoencoder reads no text."""
-  if config["task"]["name"] == "autoencoder":
-    experiment = experiments.make(config, None)
-    return open_weights(experiment, workdir, args.checkpoint, args.weights)
-  return open_trained(workdir, config, args.checkpoint, args.weights)
-
-
-def open_weights(
+def load(
   experiment: experiments.Experiment,
   workdir: pathlib.Path,
   which: str = "best",
-  weights: str = "ema",
-) -> Opened:
-  """Restores the weights of an experiment and nothing else; see `open_trained`."""
-  _check_which(which)
-  if weights not in ("ema", "raw"):
-    raise unknown("--weights", weights, ("ema", "raw"))
+  kind: str | None = None,
+  autoencoder: pathlib.Path | None = None,
+) -> Weights:
+  """Restores the weights of an experiment and nothing else.
+
+  Args:
+    which: 'best', 'latest' or a step.
+    kind: 'ema' ('params' where no average is kept) or 'params'; None is 'ema'.
+    autoencoder: another autoencoder's workdir in place of the run's own.
+
+  Raises:
+    InputError: no such checkpoint, or the autoencoder that it needs is not there.
+  """
+  if kind not in (None, *NAMES, *NAMES.values()):
+    raise unknown("--weights", kind, dict.fromkeys([*NAMES.values(), *NAMES]))
   has_average = experiment.train.ema_decay is not None
-  kind = "ema" if weights == "ema" and has_average else "raw"
-  experiment = with_frozen(experiment, workdir)
+  kind = "ema" if kind in (None, "ema") and has_average else "params"
+  frozen = load_frozen(experiment, workdir, autoencoder)
   abstract = experiment.abstract_state(optax.identity()).params
-  with checkpoint.open_manager(workdir, read_only=True) as manager:
-    restored = checkpoint.restore_weights(
-      manager,
-      abstract,
-      part="ema" if kind == "ema" else "params",
-      **_which(which, manager),
-    )
-  if restored is None:
-    raise InputError(f"{workdir} has no checkpoint yet; train it first")
-  chosen, step = restored
+  restore = checkpoint.restore_weights
+  chosen, step = _restore(restore, workdir, which, abstract, part=kind)
   if experiment.adapter:
-    frozen = experiment.learner_frozen(load_base(workdir, experiment).params)
-    chosen = jax.jit(experiment.learner.merged)(chosen, frozen)
-  return Opened(experiment, chosen, step, kind)
+    base = load_base(workdir, experiment).params
+    chosen = jax.jit(experiment.learner.merged)(chosen, lora.Frozen(base, frozen))
+  return Weights(chosen, frozen, step, kind)
 
 
-def open_state(
-  workdir: pathlib.Path, config: dict[str, Any], which: str = "latest"
+def load_state(
+  experiment: experiments.Experiment, workdir: pathlib.Path, which: str = "latest"
 ) -> states.TrainState:
   """Restores all that a checkpoint holds.
 
   Raises:
     InputError: no such checkpoint.
   """
-  _check_which(which)
-  home = workdir if (workdir / "tokenizer").exists() else None
-  experiment = experiments.make(config, home)
   optimizer, _ = experiment.optimizer(1)
   abstract = experiment.abstract_state(optimizer)
   if workdirs.is_imported(workdir):
     abstract = dataclasses.replace(abstract, opt_state=(), ema=None)
-  with checkpoint.open_manager(workdir, read_only=True) as manager:
-    restored = checkpoint.restore(manager, abstract, **_which(which, manager))
-  if restored is None:
-    raise InputError(f"{workdir} has no checkpoint yet; train it first")
-  return restored[0]
-
-
-def add_arguments(parser) -> None:
-  """Flags of every command that opens a trained model."""
-  parser.add_argument(
-    "--workdir", action=flags.Path, required=True, help="folder of a training run"
-  )
-  parser.add_argument(
-    "--checkpoint",
-    default="best",
-    help="best (default; the latest if none was evaluated), latest, or a step",
-  )
-  parser.add_argument(
-    "--weights", default="ema", help="ema (default; raw where none is kept) or raw"
-  )
+  return _restore(checkpoint.restore, workdir, which, abstract)[0]
 
 
 def load_base(
@@ -239,18 +196,23 @@ def _load(
   )
 
 
-def with_frozen(
-  experiment: experiments.Experiment, workdir: pathlib.Path
-) -> experiments.Experiment:
-  """The experiment with the autoencoder that it works in, copied on first use.
+def load_frozen(
+  experiment: experiments.Experiment,
+  workdir: pathlib.Path,
+  autoencoder: pathlib.Path | None = None,
+) -> PyTree:
+  """The autoencoder that a task works in, copied on first use; {} without one.
+
+  Args:
+    autoencoder: another one's workdir, in place of the one that `workdir` holds.
 
   Raises:
     InputError: there is none, its latents have not been measured, or the codes on disk
       are of another one.
   """
   if "autoencoder" not in experiment.frozen:
-    return experiment
-  home = workdir / AUTOENCODER
+    return experiment.frozen
+  home = autoencoder or workdir / AUTOENCODER
   if not home.exists():
     named = experiment.config["task"]["codec"].get("workdir")
     if named is None:
@@ -258,7 +220,7 @@ def with_frozen(
     _adopt(files.path(named, "task.codec.workdir"), home, experiment)
   weights, statistics = _open_autoencoder(home, experiment)
   source = experiment.data.source
-  if hasattr(source, "statistics"):
+  if hasattr(source, "statistics") and not autoencoder:
     made_by = source.statistics()["sha256"]
     if made_by != statistics["sha256"]:
       raise InputError(
@@ -266,18 +228,14 @@ def with_frozen(
         f" (SHA-256 {made_by[:12]}, here {statistics['sha256'][:12]}); encode the data"
         " anew"
       )
-  frozen = _frozen(experiment, weights, statistics)
-  return dataclasses.replace(experiment, frozen=frozen)
-
-
-def _frozen(experiment: experiments.Experiment, weights: PyTree, statistics: dict):
-  """What a latent codec needs: an autoencoder and the statistics of its latents."""
   put = lambda name: jax.device_put(statistics[name], experiment.layout.replicated)  # noqa: E731
   return {"autoencoder": weights, "mean": put("mean"), "std": put("std")}
 
 
-def with_autoencoder(opened: Opened, home: pathlib.Path) -> Opened:
-  """The model with another autoencoder's workdir in place of its own.
+def with_autoencoder(
+  experiment: experiments.Experiment, home: pathlib.Path
+) -> experiments.Experiment:
+  """The experiment with another autoencoder's workdir in place of its own.
 
   Only who trained them knows whether both mean the same by their latents; TAESD does,
   to those of Stable Diffusion 1 and 2.
@@ -285,28 +243,24 @@ def with_autoencoder(opened: Opened, home: pathlib.Path) -> Opened:
   Raises:
     InputError: it is none, or its latents are of another shape.
   """
-  task, config = opened.experiment.task, opened.experiment.config
+  task, config = experiment.task, experiment.config
   block = workdirs.read_config(home)["task"].get("autoencoder")
-  if block is None or "autoencoder" not in opened.experiment.frozen:
+  if block is None or "autoencoder" not in experiment.frozen:
     raise InputError(
       f"--autoencoder {home} is for models of latents, and must be an autoencoder's"
       " workdir"
     )
   codec = {**config["task"]["codec"], "autoencoder": block}
   other = experiments.make({**config, "task": {**config["task"], "codec": codec}}, None)
-  image = (opened.experiment.data.image_size,) * 2 + (other.data.channels,)
+  image = (experiment.data.image_size,) * 2 + (other.data.channels,)
   wanted, found = (t.codec.shape(image) for t in (task, other.task))
   if found != wanted:
     raise InputError(
       f"--autoencoder {home} makes latents {list(found)} of images {list(image)},"
       f" the model draws {list(wanted)}"
     )
-  experiment = dataclasses.replace(
-    opened.experiment,
-    task=dataclasses.replace(task, codec=other.task.codec),
-    frozen=_frozen(other, *_open_autoencoder(home, other)),
-  )
-  return dataclasses.replace(opened, experiment=experiment)
+  task = dataclasses.replace(task, codec=other.task.codec)
+  return dataclasses.replace(experiment, task=task, frozen=other.frozen)
 
 
 def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):
@@ -324,8 +278,7 @@ def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):
     )
   other = experiments.make({**config, **here}, None)
   which = (str(statistics["step"]), statistics["weights"])
-  opened = open_weights(other, home, *which)
-  weights = opened.weights["autoencoder"]
+  weights = load(other, home, *which).params["autoencoder"]
   if (found := tree.sha256(weights)) != statistics["sha256"]:
     raise InputError(
       f"{home / latents.NAME} is of other weights than those of step"

@@ -11,12 +11,12 @@ import time
 import pytest
 
 from gen_jax import types
-from gen_jax.cli import lease
+from gen_jax.runs import lease
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOLDER = """
 import pathlib, sys, time
-from gen_jax.cli import lease
+from gen_jax.runs import lease
 with lease.hold(pathlib.Path(sys.argv[1])):
   print("held", flush=True)
   time.sleep(float(sys.argv[2]))
@@ -129,7 +129,7 @@ def test_of_many_that_take_over_one_does(tmp_path, monkeypatch):
 
 
 STANDS = """
-from gen_jax.cli import lease
+from gen_jax.runs import lease
 lease._RENEW_SECS = 0.1
 """ + HOLDER.replace("time.sleep", "print('over') or time.sleep")
 

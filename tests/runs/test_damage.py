@@ -7,7 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from gen_jax.cli import trained, workdir
+import gen_jax
+from gen_jax.runs import workdir
+from gen_jax.runs import weights as weighing
 from gen_jax.data import latents, tokenizers
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -81,7 +83,7 @@ def test_another_config_in_its_place_is_not_this_run_s(whole, tmp_path, refuse):
   (path / "config.json").write_text(json.dumps(changed))
   refuse("sample", "--workdir", path, says=["config.json is damaged", "run.json"])
   (path / "config.json").write_text(json.dumps(json.loads(text)))  # laid out otherwise
-  assert trained.open_state(path, workdir.read_config(path)).step == 2
+  assert gen_jax.open(path).state().step == 2
 
 
 def test_a_kill_while_a_config_is_written_again_leaves_a_workdir_that_opens(

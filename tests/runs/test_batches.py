@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from gen_jax import experiment as experiments
-from gen_jax.cli import batches, workdir
+from gen_jax.runs import batches, workdir
 
 TEXT = "configs/lm/pydoc.py:smoke"
 

@@ -1,0 +1,351 @@
+"""A run: a workdir opened, or one that is about to begin; the library's front door."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gen_jax import experiment as experiments
+from gen_jax import rng
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.inference import image_generator, text_generator
+from gen_jax.runs import drawing, training
+from gen_jax.runs import weights as weighing
+from gen_jax.runs import workdir as workdirs
+from gen_jax.system import files, signals
+from gen_jax.train import checkpoint, evaluators, writers
+from gen_jax.train import state as states
+from gen_jax.types import InputError
+
+Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A config and the folder of its run.
+
+  `open_run` and `fresh` make them. Nothing is read before it is asked for.
+
+  Attributes:
+    workdir: the folder; None: nothing is kept, for shapes and costs alone.
+    config: every value of it, as config.json holds them.
+    autoencoder: another one's workdir, for the same latents, in place of the run's own.
+  """
+
+  workdir: pathlib.Path | None
+  config: dict[str, Any]
+  autoencoder: pathlib.Path | None = None
+  _loaded: dict = dataclasses.field(default_factory=dict, repr=False)  # last weights
+  _sampled: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+  @functools.cached_property
+  def experiment(self) -> experiments.Experiment:
+    """What the config stands for, built once; a run that has begun has a tokenizer."""
+    home = self.workdir if self.tokenizer_folder else None
+    made = experiments.make(self.config, home)
+    other = self.autoencoder
+    return weighing.with_autoencoder(made, other) if other else made
+
+  @property
+  def is_text(self) -> bool:
+    """Whether the model writes text; if not it makes images."""
+    return self.config["task"]["name"] == "language_model"
+
+  @functools.cached_property
+  def generator(self) -> text_generator.TextGenerator | image_generator.ImageGenerator:
+    """Draws by the config's sampling block; compiled once."""
+    made = self.experiment
+    return made.text_generator(piece=4) if self.is_text else made.image_generator()
+
+  @property
+  def tokenizer_folder(self) -> pathlib.Path | None:
+    """Where the tokenizer's files are; None before training or without one."""
+    folder = self.workdir and self.workdir / "tokenizer"
+    return folder if folder and folder.exists() else None
+
+  @property
+  def is_imported(self) -> bool:
+    """Whether the weights came from elsewhere."""
+    return workdirs.is_imported(self.workdir)
+
+  def origin(self) -> dict[str, Any]:
+    """Where imported weights came from; {} of a trained run."""
+    return files.read_sealed(self.workdir / "import.json") if self.is_imported else {}
+
+  def configured(self, overrides: Overrides) -> "Run":
+    """The run with other values, by dotted key, of what does not change the model.
+
+    Raises:
+      InputError: an unknown key (names the nearest), or a value that cannot be.
+    """
+    pairs = _pairs(overrides)
+    config = overriding.apply(self.config, pairs)
+    is_same = all(key.split(".")[0] == "sampling" for key, _ in pairs)
+    kept = self._loaded if is_same else {}  # weights on another mesh are others
+    return dataclasses.replace(self, config=config, _loaded=kept)
+
+  def sampled(self, **sampling: Any) -> "Run":
+    """The run with other values of its sampling block; see `configured`.
+
+    Raises:
+      InputError: also one that another value switches off.
+    """
+    if not sampling:
+      return self
+    key = repr(sampling)
+    if key not in self._sampled:
+      made = self.configured({f"sampling.{k}": v for k, v in sampling.items()})
+      drawing.check_idle(sampling, drawing.idle(made.experiment))
+      self._sampled.clear()  # the last one stays compiled
+      self._sampled[key] = made
+    return self._sampled[key]
+
+  def check_edit(self, how: drawing.Edit, sampling: Mapping[str, Any]) -> None:
+    """Raises InputError for a model that draws no images, and see `Edit.check`."""
+    if self.config["task"]["name"] != "diffusion":
+      raise InputError(f"{self.workdir} holds no model that draws images")
+    how.check(sampling)
+
+  def require_tokenizer(self) -> None:
+    """Raises InputError where the run cannot read or write text."""
+    if self.tokenizer_folder:
+      return
+    if self.is_imported:
+      raise InputError(
+        f"{self.workdir} was imported without a tokenizer: put its files"
+        f" (tokenizer.json) into {self.workdir / 'tokenizer'}"
+      )
+    raise InputError(
+      f"{self.workdir} has no checkpoint yet (not even a tokenizer); train it first"
+    )
+
+  def weights(
+    self, which: str | int = "best", kind: str | None = None
+  ) -> weighing.Weights:
+    """Weights of a checkpoint; the last ones loaded stay in memory.
+
+    Args:
+      which: 'best' by the monitored metric, 'latest', or a step.
+      kind: 'ema' or 'params'; None: the moving average where one is kept.
+
+    Raises:
+      InputError: no such checkpoint, or one that cannot be read.
+    """
+    key = (str(which), kind, workdirs.steps(self.workdir), self.autoencoder)
+    if key not in self._loaded:
+      self._loaded.clear()
+      args = (self.experiment, self.workdir, str(which), kind, self.autoencoder)
+      self._loaded[key] = weighing.load(*args)
+    return self._loaded[key]
+
+  def image_weights(self, which: str | int, kind: str | None) -> weighing.Weights:
+    """`weights` of a model that reads captions, or of an autoencoder, which does not.
+
+    Raises:
+      InputError: it reads captions, and has no tokenizer.
+    """
+    if self.config["task"]["name"] != "autoencoder":
+      self.require_tokenizer()
+    return self.weights(which, kind)
+
+  def state(self, which: str | int = "latest") -> states.TrainState:
+    """All that a checkpoint holds: parameters, average, optimiser, key and step."""
+    return weighing.load_state(self.experiment, self.workdir, str(which))
+
+  def checkpoints(self) -> tuple[list[int], int | None, list[str]]:
+    """Steps that have one, the best of them, and what was said in finding it."""
+    told: list[str] = []
+    with checkpoint.open_manager(self.workdir, read_only=True) as manager:
+      best = checkpoint.find_step(manager, "best", told.append)
+      return sorted(manager.all_steps()), best, told
+
+  def metrics(self) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl, in order; each has its step."""
+    return writers.read_metrics(self.workdir)
+
+  def evaluation(self) -> dict[str, Any] | None:
+    """What the last `gen-jax evaluate` has written, None without one."""
+    path = workdirs.evaluation(self.workdir)
+    return files.read_json(path) if path.exists() else None
+
+  def train(self, num_steps: int | None = None) -> dict[str, Any]:
+    """Trains to the end, from the last checkpoint if there is one.
+
+    An interrupt saves and stops, as in `gen-jax train`; the next call goes on.
+
+    Args:
+      num_steps: in place of the config's train.num_steps; what a finished run is
+        lengthened by.
+
+    Returns:
+      workdir, reason ('finished', 'patience' or 'interrupted'), step, and the last
+      value of each metric.
+
+    Raises:
+      InputError: another run is at work there, or what cannot be trained.
+    """
+    run = self
+    if num_steps is not None:
+      run = self.configured({"train.num_steps": num_steps})
+    self._loaded.clear()
+    try:
+      with signals.handling():
+        return training.train(run.config, run.workdir, training.Alone())
+    except signals.Interrupted:
+      raise KeyboardInterrupt from None
+    finally:
+      for name in ("experiment", "generator"):  # from now on with a tokenizer
+        self.__dict__.pop(name, None)
+      self._sampled.clear()
+
+  def generate(
+    self,
+    prompt: str | Sequence[str],
+    num: int = 1,
+    seed: int = 0,
+    *,
+    negative: str = "",
+    which: str | int = "best",
+    kind: str | None = None,
+    **sampling: Any,
+  ) -> list[str] | np.ndarray:
+    """What the model gives for prompts, as `gen-jax sample` does.
+
+    Args:
+      prompt: one or several.
+      num: samples for each prompt.
+      seed: sample i of a prompt depends on (seed, i).
+      negative: the negative prompt, of images.
+      which, kind: see `weights`.
+      sampling: values of the config's sampling block, `temperature` say.
+
+    Returns:
+      Continuations, prompt by prompt; of an image model uint8 [N, H, W, C].
+
+    Raises:
+      InputError: an unknown name, a value that cannot be, or a prompt too long.
+    """
+    drawing.check(num, seed)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    self.require_tokenizer()
+    run = self.sampled(**sampling)
+    if self.is_text:
+      if negative:
+        raise InputError(f"negative={negative!r} is for images; leave it out")
+      generator, keys = run.generator, rng.sample_keys(seed, num)
+      params = run.weights(which, kind).params
+      return [
+        text
+        for prompt, some in drawing.text_groups(prompts, num)
+        for text in generator.texts(params, [prompt] * len(some), keys[np.array(some)])
+      ]
+    if negative:
+      drawing.check_idle(("negative",), drawing.idle(run.experiment))
+    chosen = run.weights(which, kind)
+    return drawing.images(run.generator, chosen, prompts, num, seed, negative).all()
+
+  def edit(
+    self,
+    image: np.ndarray | str | os.PathLike,
+    prompt: str | None = None,
+    mask: np.ndarray | str | os.PathLike | None = None,
+    strength: float | None = None,
+    num: int = 1,
+    seed: int = 0,
+    *,
+    outpaint: str | None = None,
+    invert: str | None = None,
+    vary: float = 0.0,
+    negative: str = "",
+    which: str | int = "best",
+    kind: str | None = None,
+    **sampling: Any,
+  ) -> np.ndarray:
+    """uint8 [num, H, W, C]: an image edited for a prompt, as `gen-jax edit` does.
+
+    Args:
+      image, ..., negative: see `drawing.Edit`.
+      which, kind: see `weights`.
+      sampling: values of the config's sampling block.
+
+    Raises:
+      InputError: a model that draws no images, or an image that does not fit.
+    """
+    how = drawing.Edit(image, prompt, mask, outpaint, strength, invert, vary, negative)
+    drawing.check(num, seed)
+    self.check_edit(how, sampling)
+    pixels = how.pixels(self.config["data"]["channels"])
+    self.require_tokenizer()
+    run = self.sampled(**sampling)
+    how.check_task(run.experiment.task, sampling)
+    return how.plan(run.generator, run.weights(which, kind), pixels, num, seed).all()
+
+  def evaluate(
+    self, which: str | int = "best", kind: str | None = None
+  ) -> dict[str, float]:
+    """The numbers of every evaluator of the config, as `gen-jax evaluate` has them."""
+    self.require_tokenizer()
+    chosen, found = self.weights(which, kind), {}
+    for evaluator in self.experiment.evaluators():
+      found |= numbers(evaluator, chosen)
+    return found
+
+
+def numbers(
+  evaluator: evaluators.Evaluator, weights: weighing.Weights
+) -> dict[str, float]:
+  """What an evaluator measures, without its images."""
+  pairs = evaluator(weights.params, weights.frozen)
+  return {name: value for name, value in pairs if isinstance(value, float)}
+
+
+def open_run(workdir: str | os.PathLike, overrides: Overrides = ()) -> Run:
+  """The run of a folder.
+
+  Args:
+    overrides: {dotted key: value} of what does not change the model: `mesh.fsdp`, say.
+
+  Raises:
+    InputError: no run, half of one, a damaged one, or one of a newer format.
+  """
+  home = files.path(os.fspath(workdir), "workdir")
+  return Run(home, workdirs.read_config(home, _pairs(overrides)))
+
+
+def fresh(
+  config: Any, workdir: str | os.PathLike | None, overrides: Overrides = ()
+) -> Run:
+  """The run of a config, which its folder, if there is one already, may not be of.
+
+  Args:
+    config: `FILE[:ARG]`, a ConfigDict or a dict.
+    workdir: None: nothing is kept.
+
+  Raises:
+    InputError: a config that cannot be read, or an override that cannot be.
+  """
+  home = None if workdir is None else files.path(os.fspath(workdir), "workdir")
+  pairs = _pairs(overrides)
+  config = workdirs.inherit_task(config_files.plain(config), pairs, home)
+  return Run(home, overriding.apply(config, pairs))
+
+
+def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> Run:
+  """`fresh`, refused where the folder is another config's; the same config resumes.
+
+  Raises:
+    InputError: see `fresh`; a bad config, or a folder of another one.
+  """
+  run = fresh(config, workdir, overrides)
+  experiments.check_config(run.config)
+  workdirs.check_owner(run.workdir, run.config)
+  return run
+
+
+def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:
+  return [*(overrides.items() if isinstance(overrides, Mapping) else overrides)]

@@ -1,0 +1,454 @@
+"""A workdir: config.json, run.json, tokenizer/, metrics.jsonl, checkpoints/, ..."""
+
+import contextlib
+import importlib.metadata
+import json
+import pathlib
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from gen_jax import build
+from gen_jax import experiment as experiments
+from gen_jax.build import overrides as overriding
+from gen_jax.build import upgrade
+from gen_jax.nn import attention
+from gen_jax.system import files
+from gen_jax.train import proof
+from gen_jax.types import InputError
+
+# What may differ when a workdir is opened again: it does not change what is learned,
+# or only what is learned from here on.
+LENGTH = ("train.num_steps", "train.num_epochs", "train.patience")
+MAY_CHANGE = (
+  *LENGTH,
+  "mesh",
+  "sampling",
+  "train.log_every",
+  "train.keep",
+  "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
+  "task.codec.workdir",  # it may go: its weights are copied
+)
+FORMAT = 1  # of a workdir, in run.json; those of before have none
+ABOUT = "about.json"  # what the pieces of an unfinished command are of
+# What a model has learned to draw, and a run that starts from it takes over.
+OF_IMAGES = ("image_size", "channels", "caption_length")
+ATTENTION = (
+  "attention_impl"  # under task; those that `attention.is_exact` may be exchanged
+)
+AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
+_OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
+  *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
+  *("metrics.jsonl", "tensorboard", "run.json", "config.json"),
+)
+_PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def _may_change(key: str) -> bool:
+  return any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+
+
+def _inexact(block: Any) -> Any:
+  """A block without the attention that computes the same as any other."""
+  if not isinstance(block, dict):
+    return block
+  return {
+    key: _inexact(value)
+    for key, value in block.items()
+    if key != ATTENTION or not attention.is_exact(build.build(ATTENTION, value))
+  }
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+  """A config as {"dotted.key": value}."""
+  if not isinstance(config, dict) or not config:
+    return {prefix: config}
+  items = {}
+  for key, value in config.items():
+    items.update(flat(value, f"{prefix}.{key}" if prefix else key))
+  return items
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """Writes config.json and run.json, or checks that the config there is this one.
+
+  Yields {key: value there before} of what may change and does; run.json keeps it under
+  'history', with the step at which it did. Should the body fail, both files are as
+  they were, and whatever was not there before is taken away again. A run that ended
+  before its first step has learned nothing, and another config takes its place. Of
+  several processes the first alone writes; the others must see what it wrote.
+
+  Raises:
+    InputError: the workdir belongs to another config (says what differs), cannot be
+      written to, or is not the one of process 0.
+  """
+  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  if jax.process_index():
+    _check_shared(workdir, config)
+    yield {}
+    return
+  before = _own(workdir, config)
+  history = _run(workdir).get("history", [])
+  if before:
+    history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
+  folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
+  names = ("config.json", "run.json", "init_from.json", *folders, "checkpoints")
+  paths = [workdir / name for name in names]
+  new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
+  old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
+  try:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      write_config(workdir, config, history)
+    except OSError as error:
+      raise InputError(
+        f"cannot write to --workdir {workdir}: {error.strerror}; take another one"
+      ) from None
+    yield before
+  except BaseException:
+    for path, content in old.items():
+      with contextlib.suppress(OSError):
+        files.write_bytes(path, content)
+    for path in new:
+      with contextlib.suppress(OSError):  # a folder with something else in it stays
+        if path.name in folders and path.parent == workdir:
+          shutil.rmtree(path)
+        else:
+          path.rmdir() if path.is_dir() else path.unlink()
+    raise
+
+
+def _checkpoints(workdir: pathlib.Path) -> list[str]:
+  """Names in the folder of checkpoints: steps, and what is unfinished or set aside."""
+  folder = workdir / "checkpoints"
+  return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def steps(workdir: pathlib.Path) -> tuple[int, ...]:
+  """All steps that have a checkpoint, in order."""
+  return tuple(sorted(int(n) for n in _checkpoints(workdir) if n.isdecimal()))
+
+
+def latest_step(workdir: pathlib.Path) -> int | None:
+  """The newest step that has a checkpoint, None without any."""
+  return max(steps(workdir), default=None)
+
+
+def _check_shared(
+  workdir: pathlib.Path, config: dict[str, Any], secs: float = 10.0
+) -> None:
+  """Raises InputError unless the config that process 0 wrote appears within `secs`."""
+  deadline = time.monotonic() + secs  # network file systems show a file late
+  while True:
+    with contextlib.suppress(OSError, ValueError):
+      if files.read_json(workdir / "config.json") == config:
+        return
+    if time.monotonic() > deadline:
+      raise InputError(
+        f"--workdir {workdir} on {socket.gethostname()} is not that of process 0: put"
+        " it on a file system that all hosts share"
+      )
+    time.sleep(0.2)
+
+
+def check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
+  """{key: value there} of what a workdir's config has otherwise.
+
+  Raises:
+    InputError: the workdir belongs to another config, or is none. One whose run has
+      learned nothing belongs to nobody.
+  """
+  proof.check_path(workdir.absolute())
+  if not (workdir / "config.json").exists():
+    for name in ("tokenizer", "checkpoints"):
+      if (workdir / name).exists():
+        raise InputError(
+          f"{workdir} has {name} but no config.json: it is not a workdir of this"
+          " program; take another --workdir"
+        )
+    return {}
+  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  old, new = (
+    flat({**c, "task": _inexact(c["task"])}) for c in (read_config(workdir), config)
+  )
+  changed = [
+    key
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key, KeyError) != new.get(key, KeyError)
+  ]
+  differ = [
+    f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
+    for key in changed
+    if not _may_change(key)
+  ]
+  if differ and not _is_untrained(workdir):
+    more = f" and {len(differ) - 8} more" if len(differ) > 8 else ""
+    raise InputError(
+      f"workdir {workdir} belongs to another config: {'; '.join(differ[:8])}{more};"
+      " take another --workdir, or give the same values"
+    )
+  return {key: old.get(key) for key in changed}
+
+
+def _own(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
+  """`check_owner`, and what an untrained run of another config left is taken away."""
+  changed = check_owner(workdir, config)
+  if not all(map(_may_change, changed)):
+    print(f"{workdir} holds an untrained run of another config; it is replaced")
+    for name in _OF_AN_UNTRAINED_RUN:
+      path = workdir / name
+      shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+  return changed
+
+
+def _is_untrained(workdir: pathlib.Path) -> bool:
+  """Whether no step was ever made: no checkpoint but that of step 0, which has none."""
+  partial = "0.orbax-checkpoint-tmp"
+  others = [
+    name
+    for name in _checkpoints(workdir)
+    if name != "0" and not name.startswith(partial)
+  ]
+  return not others and not is_imported(workdir)
+
+
+def evaluation(workdir: pathlib.Path) -> pathlib.Path:
+  """Where the last `gen-jax evaluate` has written its numbers."""
+  return workdir / "evaluation.json"
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file, whole or not at all; of several processes the first alone."""
+  if jax.process_index() == 0:
+    files.write_json(path, value)
+
+
+def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """`write_json` with a hash, for `files.read_sealed`."""
+  write_json(path, files.sealed(value))
+
+
+def write_config(
+  workdir: pathlib.Path, config: dict[str, Any], history: Sequence[dict[str, Any]] = ()
+) -> None:
+  """Writes config.json, and run.json: by what code, and the config's hash.
+
+  The hash comes first, next to that of the config there is: a kill in between leaves a
+  workdir that opens.
+  """
+  run = {
+    "format": FORMAT,
+    "code_revision": _revision(),
+    "python": platform.python_version(),
+    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "config_sha256": [*_noted(workdir)[-1:], files.value_sha256(config)],
+    **({"history": [*history]} if history else {}),
+  }
+  write_sealed(workdir / "run.json", run)
+  write_json(workdir / "config.json", config)
+
+
+def _run(workdir: pathlib.Path) -> dict[str, Any]:
+  """What run.json says."""
+  path = workdir / "run.json"
+  return files.read_sealed(path) if path.exists() else {}
+
+
+def _noted(workdir: pathlib.Path) -> list[str]:
+  """Hashes that config.json may have; none where an earlier version wrote it."""
+  return _run(workdir).get("config_sha256", [])
+
+
+@contextlib.contextmanager
+def out_folder(
+  given: pathlib.Path | None, usual: pathlib.Path
+) -> Iterator[pathlib.Path]:
+  """Yields the folder that --out names, or the usual one.
+
+  It is there in the body, and gone again if the body fails and has left nothing in it.
+
+  Raises:
+    InputError: it cannot be written to.
+  """
+  folder = given or usual
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot write to {folder}: {error.strerror}; give another --out"
+    ) from None
+  try:
+    yield folder
+  except BaseException:
+    with contextlib.suppress(OSError):  # a folder with something in it stays
+      folder.rmdir()
+    raise
+
+
+@contextlib.contextmanager
+def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
+  """A folder for pieces of work, which an equal command finds if this one is cut off.
+
+  It is empty in the body, or holds the pieces of an equal command. Should the body
+  fail, the pieces stay; if it ends well, or there are none, the folder goes.
+
+  Args:
+    about: what makes a command equal: all that its pieces depend on.
+  """
+  about = json.loads(json.dumps(about))
+  with contextlib.suppress(InputError):
+    if files.read_json(home / ABOUT) != about:
+      shutil.rmtree(home)
+  if not (home / ABOUT).exists():
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    write_json(home / ABOUT, about)
+  try:
+    yield
+  except BaseException:
+    if [path.name for path in home.iterdir()] == [ABOUT]:
+      shutil.rmtree(home, ignore_errors=True)
+    raise
+  shutil.rmtree(home, ignore_errors=True)
+
+
+def _revision() -> str | None:
+  """The commit that this code runs from, or None outside a checkout."""
+  root = pathlib.Path(__file__).parent
+  command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return done.stdout.strip() or None
+
+
+def read_config(
+  workdir: pathlib.Path, overrides: overriding.Overrides = ()
+) -> dict[str, Any]:
+  """The config of a workdir, with overrides of what may change (its mesh, say).
+
+  Raises:
+    InputError: not a workdir, or an override of what may not change.
+  """
+  for key, _ in overrides:
+    if not _may_change(key) and ATTENTION not in upgrade.key(key).split(".")[1:]:
+      raise InputError(
+        f"config key {key!r} belongs to the trained model; what may change is"
+        f" {', '.join(MAY_CHANGE)}, and exact kernels of attention"
+      )
+  path = workdir / "config.json"
+  _check_whole(workdir)
+  try:
+    written = files.parse_json(files.read_bytes(path), "it")
+  except InputError as error:
+    raise InputError(
+      f"{path} is damaged ({error}); write it again from the config, or take another"
+      " workdir"
+    ) from None
+  config = upgrade.config(written)
+  try:
+    experiments.check_config(config)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from None
+  if (noted := _noted(workdir)) and files.value_sha256(written) not in noted:
+    raise InputError(
+      f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
+      " back from a copy, or delete run.json if you changed it yourself"
+    )
+  opened = overriding.apply(config, overrides)
+  if _inexact(opened["task"]) != _inexact(config["task"]):
+    raise InputError(
+      f"{workdir} was trained with another attention: only kernels that compute the"
+      " same (xla, chunked, ring, splash, cudnn) may take each other's place"
+    )
+  return opened
+
+
+def _check_whole(workdir: pathlib.Path) -> None:
+  """Raises InputError for what is no run, half of one, or of a newer format."""
+  if not (workdir / "config.json").exists():
+    parts = ("run.json", "tokenizer", "checkpoints", "import.json")
+    found = [name for name in parts if (workdir / name).exists()]
+    if not found:
+      raise InputError(
+        f"{workdir} is not a workdir: it has no config.json; `gen-jax train --workdir"
+        f" {workdir}` makes one"
+      )
+    if "checkpoints" in found:
+      cure = "put config.json back from a copy"
+    else:
+      cure = "delete it, and give the command that began it again"
+    raise InputError(
+      f"{workdir} is a half-written run: it has {', '.join(found)} but no config.json;"
+      f" {cure}"
+    )
+  number = _run(workdir).get("format", FORMAT)
+  if number not in range(1, FORMAT + 1):
+    raise InputError(
+      f"{workdir} is of format {number!r:.20}, and this version of gen_jax reads up to"
+      f" {FORMAT}: install the one that wrote it (packages in run.json), or a newer one"
+    )
+
+
+def inherit_task(
+  config: dict[str, Any], overrides: overriding.Overrides, workdir: pathlib.Path | None
+) -> dict[str, Any]:
+  """A config whose task is None gets that of the model it starts from.
+
+  So do size, channels and length of captions of its images, where they are None.
+
+  Args:
+    workdir: of the run itself: where it has begun already, its own task is taken.
+
+  Raises:
+    InputError: there is no such model.
+  """
+  if config.get("task", {}) is not None:
+    return config
+  own = [(key, text) for key, text in overrides if key.split(".")[0] == "init_from"]
+  start = overriding.apply(config, own).get("init_from") or {}
+  home = workdir
+  if home is None or not (home / "config.json").exists():
+    if not start.get("workdir"):
+      raise InputError("task=None needs a model: set init_from.workdir")
+    home = files.path(start["workdir"], "init_from.workdir")
+    if not (home / "config.json").exists():
+      raise InputError(
+        f"init_from.workdir={start['workdir']} is not a workdir: name the folder of a"
+        " trained or imported model"
+      )
+  there = read_config(home)
+  task, data = there["task"], dict(config["data"])
+  for key in (key for key in OF_IMAGES if key in data and data[key] is None):
+    if key not in there["data"]:
+      raise InputError(f"data.{key}=None, and {home} has none to take over; set it")
+    data[key] = there["data"][key]
+  if (home / AUTOENCODER).exists():
+    codec = {**task["codec"], "workdir": str(home / AUTOENCODER)}
+    task = {**task, "codec": codec}
+  return {**config, "task": task, "data": data}
+
+
+def unlike_start(config: dict[str, Any]) -> str | None:
+  """One line about images that are not like those of the model a run starts from."""
+  start = (config.get("init_from") or {}).get("workdir")
+  home = start and files.path(start, "init_from.workdir")
+  if not home or not (home / "config.json").exists():
+    return None
+  here, there = config["data"], read_config(home)["data"]
+  keys = [k for k in OF_IMAGES if k in here and here[k] != there.get(k, here[k])]
+  listed = ", ".join(f"data.{key}={here[key]} ({there[key]} there)" for key in keys)
+  return f"not as in {start}, which this starts from: {listed}" if keys else None
+
+
+def is_imported(workdir: pathlib.Path) -> bool:
+  """Whether a workdir holds weights that came from elsewhere, and nothing else."""
+  return (workdir / "import.json").exists()

@@ -1,0 +1,269 @@
+"""The ledger of a sweep: results.json, from which every table and picture is made.
+
+    format, question, config, metric, software and hardware, and for each arm its
+    overrides, status, step, value of the metric, thinned curve, seconds and starts,
+
+sealed with a hash: an edited ledger is refused. Seeds are repetitions: arms that differ
+in `seed` alone are one row of the table.
+"""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gen_jax.sweeps import space, statistics
+from gen_jax.system import files
+from gen_jax.train import evaluators, writers
+from gen_jax.types import InputError, unknown
+
+FORMAT = 1
+DONE = ("finished", "diverged")  # an arm of these is never run again
+_CURVE = 50  # points kept of an arm's curve
+_BEGIN, _END = "<!-- table -->", "<!-- end -->"
+
+
+class Row(NamedTuple):
+  """The runs of one config over its seeds.
+
+  Attributes:
+    overrides: without the seed.
+    values: {seed: value of the metric} of runs that finished.
+    num_diverged: runs whose loss stopped being finite.
+  """
+
+  overrides: space.Overrides
+  values: dict[Any, float]
+  num_diverged: int
+
+  @property
+  def interval(self) -> statistics.Interval | None:
+    """Over seeds; None for fewer than two."""
+    found = list(self.values.values())
+    return statistics.over_seeds(found) if len(found) > 1 else None
+
+  @property
+  def mean(self) -> float:
+    """NaN if no run finished."""
+    found = list(self.values.values())
+    return sum(found) / len(found) if found else float("nan")
+
+
+def curve(workdir: pathlib.Path, metric: str) -> list[tuple[int, float]]:
+  """(step, value) of a metric wherever a run wrote it.
+
+  Raises:
+    InputError: no row has it; names those that are there.
+  """
+  rows = writers.read_metrics(workdir)
+  found = [(int(row["step"]), row[metric]) for row in rows if metric in row]
+  if rows and not found:
+    known = {name for row in rows for name in row} - {"step"}
+    raise unknown(f"metric (of {workdir})", metric, known)
+  return found
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+  """Evenly chosen points, the last one among them."""
+  every = -(-len(points) // _CURVE) or 1
+  return list(reversed(list(reversed(points))[::every]))
+
+
+def collect(
+  about: Mapping[str, Any],
+  arms: Sequence[space.Arm],
+  states: Mapping[str, Mapping[str, Any]],
+  workdirs: Mapping[str, pathlib.Path],
+) -> dict[str, Any]:
+  """The ledger of the arms that are done.
+
+  Args:
+    about: question, config, metric.
+    states: {sha256: status, starts, secs} by `engine`.
+    workdirs: {sha256: folder}.
+
+  Raises:
+    InputError: a metric that no evaluator writes.
+  """
+  entries = []
+  for arm in arms:
+    state = states.get(arm.sha256, {})
+    if state.get("status") not in DONE:
+      continue
+    points = curve(workdirs[arm.sha256], about["metric"])
+    entry = {"name": arm.name, "overrides": arm.overrides, "sha256": arm.sha256}
+    entry |= {key: state[key] for key in ("status", "starts", "secs")}
+    entry |= {
+      "step": points[-1][0] if points else 0,
+      "value": points[-1][1] if points and state["status"] == "finished" else None,
+      "curve": _thinned(points),
+    }
+    entries.append(entry)
+  return {"format": FORMAT, **about, **_where(), "arms": entries}
+
+
+def _where() -> dict[str, Any]:
+  names = ("jax", "jaxlib", "flax", "optax", "numpy")
+  return {
+    "packages": {name: importlib.metadata.version(name) for name in names},
+    "python": platform.python_version(),
+    "cores": len(os.sched_getaffinity(0)),
+  }
+
+
+def write(path: pathlib.Path, ledger: Mapping[str, Any]) -> None:
+  """Writes results.json, whole or not at all, with its hash."""
+  files.write_json(path, files.sealed(ledger))
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """A ledger as it was written.
+
+  Raises:
+    InputError: an edited file, or one of a newer format.
+  """
+  ledger = files.read_sealed(path)
+  if ledger.get("format") != FORMAT:
+    raise InputError(
+      f"{path} has format {ledger.get('format')!r}; this version reads {FORMAT}:"
+      " install the version that wrote it"
+    )
+  return ledger
+
+
+def rows(ledger: Mapping[str, Any]) -> list[Row]:
+  """One row for each config, seeds together, in the order of the sweep."""
+  found: dict[str, Row] = {}
+  for arm in ledger["arms"]:
+    overrides = {k: v for k, v in arm["overrides"].items() if k != "seed"}
+    row = found.setdefault(files.value_sha256(overrides), Row(overrides, {}, 0))
+    if arm["status"] == "finished" and arm["value"] is not None:
+      row.values[arm["overrides"].get("seed")] = arm["value"]
+    else:
+      found[files.value_sha256(overrides)] = row._replace(
+        num_diverged=row.num_diverged + 1
+      )
+  return list(found.values())
+
+
+def best(rows: Sequence[Row], metric: str) -> Row:
+  """The row with the best mean.
+
+  Raises:
+    InputError: no run finished, or a metric of unknown direction.
+  """
+  finished = [row for row in rows if row.values]
+  if not finished:
+    raise InputError("no run of the sweep has finished")
+  return min(finished, key=lambda row: evaluators.cost(metric, row.mean))
+
+
+def compare(a: Row, b: Row) -> statistics.Difference:
+  """b - a: paired over common seeds if there are at least two, else unpaired.
+
+  Raises:
+    InputError: one seed where an interval is asked for.
+  """
+  seeds = [seed for seed in a.values if seed in b.values]
+  if len(seeds) > 1:
+    pairs = [[row.values[seed] for seed in seeds] for row in (a, b)]
+    return statistics.paired(*pairs)
+  return statistics.unpaired(*(list(row.values.values()) for row in (a, b)))
+
+
+def edges(rows: Sequence[Row], metric: str) -> list[str]:
+  """Keys of numbers whose best value is the first or last that was tried."""
+  top, found = best(rows, metric), []
+  for key, value in top.overrides.items():
+    tried = {row.overrides.get(key) for row in rows}
+    numbers = sorted(x for x in tried if isinstance(x, int | float))
+    if len(numbers) > 2 and value in (numbers[0], numbers[-1]):
+      found.append(key)
+  return found
+
+
+def table(ledger: Mapping[str, Any]) -> str:
+  """The sweep as Markdown: a line for each config, the best one in bold.
+
+  Columns are the keys that vary. p is of the difference from the best, over common
+  seeds where there are, adjusted for the number of lines.
+  """
+  found, metric = rows(ledger), ledger["metric"]
+  every = list(dict.fromkeys(key for row in found for key in row.overrides))
+  keys = [k for k in every if len({space.text(r.overrides.get(k)) for r in found}) > 1]
+  top = best(found, metric)
+  others = [row for row in found if row is not top and len(row.values) > 1]
+  tested = others if len(top.values) > 1 else []
+  adjusted = statistics.adjusted([compare(top, row).p for row in tested])
+  pvalues = {id(row): p for row, p in zip(tested, adjusted, strict=True)}
+  head = [*(space.short(key, every) for key in keys), "seeds", metric, "p"]
+  lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+  for row in found:
+    shown = str(row.interval) if row.interval else f"{row.mean:.4g}"
+    shown = f"**{shown}**" if row is top else shown
+    if row.num_diverged:
+      shown += f" ({row.num_diverged} diverged)"
+    p = f"{pvalues[id(row)]:.2g}" if id(row) in pvalues else ""
+    cells = [space.text(row.overrides[k]) if k in row.overrides else "" for k in keys]
+    lines.append(f"| {' | '.join([*cells, str(len(row.values)), shown, p])} |")
+  if same := {k: v for k, v in top.overrides.items() if k not in keys}:
+    lines += ["", f"All with {space.label(same, every)}."]
+  if at := edges(found, metric):
+    lines += ["", f"The best value of {', '.join(at)} is at the edge of those tried."]
+  return "\n".join(lines)
+
+
+def render(readme: str, ledger: Mapping[str, Any]) -> str:
+  """A README with the ledger's table between its marks.
+
+  Raises:
+    InputError: the marks are not there.
+  """
+  pattern = f"({_BEGIN}\n).*?({_END})"
+  if not re.search(pattern, readme, re.DOTALL):
+    raise InputError(f"the README needs {_BEGIN} and {_END} where the table goes")
+  return re.sub(
+    pattern, lambda m: f"{m[1]}{table(ledger)}\n{m[2]}", readme, flags=re.DOTALL
+  )
+
+
+class Repeated(NamedTuple):
+  """A row of a recorded ledger that was run again.
+
+  Attributes:
+    label: its overrides in short.
+    band: where the mean of the new runs should lie.
+    mean: of the new runs; NaN if none finished.
+    is_inside: whether it lies there.
+  """
+
+  label: str
+  band: statistics.Interval
+  mean: float
+  is_inside: bool
+
+
+def repeated(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Repeated]:
+  """Every row of `new` against the same row of `old`.
+
+  Raises:
+    InputError: another metric, a row that was not recorded, or one recorded with a
+      single seed, which has no band.
+  """
+  if old["metric"] != new["metric"]:
+    raise InputError(f"{old['metric']} was recorded, not {new['metric']}")
+  recorded = {files.value_sha256(row.overrides): row for row in rows(old)}
+  keys = list(dict.fromkeys(key for row in rows(old) for key in row.overrides))
+  found = []
+  for row in rows(new):
+    label = space.label(row.overrides, keys)
+    before = recorded.get(files.value_sha256(row.overrides))
+    if before is None:
+      raise InputError(f"{label} is not in the recorded results")
+    band = statistics.predicted(list(before.values.values()), max(len(row.values), 1))
+    inside = band.low <= row.mean <= band.high or row.values == before.values
+    found.append(Repeated(label, band, row.mean, inside))
+  return found

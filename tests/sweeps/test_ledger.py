@@ -1,0 +1,136 @@
+"""Tables come from results.json alone, and say what seeds allow."""
+
+import json
+
+import pytest
+
+from gen_jax.sweeps import engine, ledger, space, statistics
+from gen_jax.train import writers
+from gen_jax.types import InputError
+
+METRIC = "validation/loss"
+
+
+def arm(rate, seed):
+  overrides = {"optimizer.learning_rate.peak": rate, "seed": seed}
+  return space.Arm(
+    f"peak={rate},seed={seed}", overrides, overrides, space.sha256(overrides)
+  )
+
+
+def loss(rate, seed):
+  return abs(rate - 2e-3) * 100 + 0.01 * seed
+
+
+@pytest.fixture
+def made(tmp_path):
+  """Three rates of three seeds; the largest diverges for one seed."""
+  arms = [arm(rate, seed) for rate in (1e-3, 2e-3, 4e-3) for seed in range(3)]
+  states, workdirs = {}, {}
+  for one in arms:
+    rate, seed = one.overrides.values()
+    folder = engine.workdir(tmp_path, one)
+    folder.mkdir()
+    sink = writers.JsonLines(folder, -1)
+    for step in range(0, 200, 2):
+      sink.write(step, {METRIC: loss(rate, seed) + 1.0 / (1 + step)})
+    sink.write(200, {METRIC: loss(rate, seed)})
+    sink.close()
+    diverged = (rate, seed) == (4e-3, 2)
+    status = "diverged" if diverged else "finished"
+    states[one.sha256] = {"status": status, "starts": 1, "secs": 2.5}
+    workdirs[one.sha256] = folder
+  about = {"question": "which rate?", "config": "c", "metric": METRIC}
+  return ledger.collect(about, arms, states, workdirs)
+
+
+def test_what_is_written_is_read_and_what_is_edited_refused(made, tmp_path):
+  path = tmp_path / "results.json"
+  ledger.write(path, made)
+  assert ledger.read(path) == json.loads(json.dumps(made))
+  text = path.read_text()
+  path.write_text(text.replace('"value": 0.11', '"value": 0.01', 1))
+  assert path.read_text() != text
+  with pytest.raises(InputError, match="damaged"):
+    ledger.read(path)
+  ledger.write(path, {**made, "format": 2})
+  with pytest.raises(InputError, match="format 2"):
+    ledger.read(path)
+
+
+def test_curves_are_thinned_and_end_where_the_run_ended(made):
+  (first, *_), last = made["arms"][0]["curve"], made["arms"][0]["curve"][-1]
+  assert len(made["arms"][0]["curve"]) <= 50 and first[0] <= 4
+  assert last == (200, pytest.approx(loss(1e-3, 0)))
+  assert made["arms"][0]["value"] == last[1]
+
+
+def test_seeds_are_repetitions(made):
+  found = ledger.rows(made)
+  assert [len(row.values) for row in found] == [3, 3, 2]
+  assert [row.num_diverged for row in found] == [0, 0, 1]
+  wanted = statistics.over_seeds([loss(1e-3, seed) for seed in range(3)])
+  assert found[0].interval == wanted
+  assert ledger.best(found, METRIC).overrides == {"optimizer.learning_rate.peak": 2e-3}
+  assert ledger.best(found, "validation/accuracy").overrides.popitem()[1] == 4e-3
+
+
+def test_common_seeds_are_paired(made):
+  a, b, c = ledger.rows(made)
+  assert ledger.compare(a, b).is_paired
+  assert ledger.compare(a, b).interval.mean == pytest.approx(-0.1)
+  assert ledger.compare(b, c).interval.num == 2
+  other = ledger.Row(b.overrides, {7: 1.0, 8: 1.1}, 0)
+  assert not ledger.compare(a, other).is_paired
+  with pytest.raises(InputError, match="at least 2 seeds"):
+    ledger.compare(a, ledger.Row({}, {7: 1.0}, 0))
+
+
+def test_the_table(made):
+  lines = ledger.table(made).splitlines()
+  assert lines[0] == f"| peak | seeds | {METRIC} | p |"
+  assert lines[2].startswith("| 0.001 | 3 | 0.110 ± 0.025 | ")
+  assert lines[3].startswith("| 0.002 | 3 | **0.010 ± 0.025** |  |")
+  assert "(1 diverged)" in lines[4] and len(lines) == 5
+
+
+def test_an_optimum_at_the_edge_is_said(made):
+  some = [a for a in made["arms"] if a["overrides"]["seed"] == 0]
+  lower = [
+    {**a, "overrides": {"optimizer.learning_rate.peak": r}, "value": v}
+    for a, r, v in zip(some, (1e-3, 2e-3, 4e-3), (0.1, 0.2, 0.3), strict=True)
+  ]
+  said = ledger.table({**made, "arms": lower})
+  assert "The best value of optimizer.learning_rate.peak is at the edge" in said
+  assert "edge" not in ledger.table(made)
+
+
+def test_a_readme_takes_the_table_between_its_marks(made):
+  readme = "# A\n\n<!-- table -->\nold\n<!-- end -->\ntail\n"
+  new = ledger.render(readme, made)
+  assert ledger.table(made) in new and "old" not in new and new.endswith("tail\n")
+  assert ledger.render(new, made) == new
+  with pytest.raises(InputError, match="<!-- table -->"):
+    ledger.render("# A\n", made)
+
+
+def test_a_metric_that_nobody_writes(made, tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  sink = writers.JsonLines(folder, -1)
+  sink.write(1, {METRIC: 1.0})
+  sink.close()
+  with pytest.raises(InputError, match="did you mean 'validation/loss'"):
+    ledger.curve(folder, "validation/los")
+
+
+def test_the_same_runs_again_are_inside_and_others_are_not(made):
+  same = ledger.repeated(made, made)
+  assert [row.is_inside for row in same] == [True, True, True]
+  assert same[0].label == "peak=0.001"
+  shifted = [{**a, "value": a["value"] and a["value"] + 1.0} for a in made["arms"]]
+  assert not any(r.is_inside for r in ledger.repeated(made, {**made, "arms": shifted}))
+  with pytest.raises(InputError, match="was recorded, not"):
+    ledger.repeated(made, {**made, "metric": "validation/mse"})
+  with pytest.raises(InputError, match="is not in the recorded"):
+    ledger.repeated({**made, "arms": made["arms"][:3]}, made)
