@@ -136,7 +136,10 @@ def test_a_run_is_built_once_and_its_weights_are_read_once(text_workdir, monkeyp
   run = gen_jax.open(text_workdir)
   assert not made
   weights = run.weights()
-  assert weights is run.weights("best") and (weights.step, weights.kind) == (2, "params")
+  assert weights is run.weights("best") and (weights.step, weights.kind) == (
+    2,
+    "params",
+  )
   assert run.generate("a", max_tokens=2) and run.evaluate() and run.state()
   assert len(made) == 1 + 1  # with another sampling block once more
   run.generate("b", max_tokens=2)
