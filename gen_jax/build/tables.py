@@ -129,7 +129,9 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
   "model": {"transformer": _model(transformer.Transformer, transformer.Config)},
   "unet": {"unet": _model(unet.UNet, unet.Config)},
   "attention": {
-    "transformer": _later(spatial.Transformer, "num_heads", "num_groups", "dtype"),
+    "transformer": _later(
+      spatial.SpatialTransformer, "num_heads", "num_groups", "dtype"
+    ),
     "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
   },
   "attention_impl": {

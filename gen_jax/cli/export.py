@@ -63,7 +63,7 @@ def run(args) -> dict:
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
   weights = opened.weights(args.checkpoint, args.weights)
-  plan = huggingface.plan(architecture, model, weights.params)
+  plan = huggingface.foreign_tensors(architecture, model, weights.params)
   home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with _whole(target) as partial:
     if tokenizer is None:
@@ -134,7 +134,7 @@ def _images(args, opened: runs.Run, target: pathlib.Path) -> dict:
   is_file = target.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
-    name: stable_diffusion.plan(model, weights[name], column)
+    name: stable_diffusion.foreign_tensors(model, weights[name], column)
     for name, model in models.items()
   }
   dtype = _DTYPES[args.dtype]

@@ -256,24 +256,24 @@ class ImageFolder:
   def _root(self) -> pathlib.Path:
     return files.path(self.directory, "data.source.directory")
 
-  def _layout(self) -> folders.Layout:
+  def _splits(self) -> folders.Splits:
     found = folders.images_in(self.directory, "data.source.directory")
-    return folders.layout(self._root, found)
+    return folders.split(self._root, found)
 
-  def _of_split(self, layout: folders.Layout, split: str) -> list[pathlib.Path]:
-    if "validation" in layout.by_split:
-      return layout.by_split[split]
-    found = layout.by_split["train"]
+  def _of_split(self, splits: folders.Splits, split: str) -> list[pathlib.Path]:
+    if "validation" in splits.by_split:
+      return splits.by_split[split]
+    found = splits.by_split["train"]
     return [found[i] for i in held_out(len(found), split, self.validation_fraction)]
 
   def paths(self, split: str) -> list[pathlib.Path]:
     """The image files of a split."""
-    return self._of_split(self._layout(), split)
+    return self._of_split(self._splits(), split)
 
   def examples(self, split: str) -> Sequence[Example]:
-    layout = self._layout()
-    paths = self._of_split(layout, split)
-    captions = folders.captions(self._root, paths, layout.tops, self.caption_field)
+    splits = self._splits()
+    paths = self._of_split(splits, split)
+    captions = folders.captions(self._root, paths, splits.tops, self.caption_field)
     pairs = [(path, caption) for path in paths for caption in captions[path]]
     return Mapped(
       pairs, lambda pair: {"image": image_files.open_image(pair[0]), "caption": pair[1]}

@@ -49,7 +49,7 @@ class Config:
   attention_levels: tuple[ranges.Whole, ...]
   num_heads: ranges.Size | None = None
   head_dim: ranges.Size | None = None
-  attention: Callable[..., nn.Module] = spatial.Transformer
+  attention: Callable[..., nn.Module] = spatial.SpatialTransformer
   num_groups: ranges.Size = 32
   eps: ranges.Positive = 1e-5
   dropout: ranges.ProperFraction = 0.0
@@ -83,7 +83,7 @@ class Config:
   @property
   def has_exact_attention(self) -> bool:
     """See `attention.is_exact`."""
-    return attention.is_exact(self.attention(num_heads=1, num_groups=1).attend)
+    return attention.is_exact(self.attention(num_heads=1, num_groups=1).attention_impl)
 
   def check_side(self, height: int, width: int) -> None:
     """Raises InputError for an image that the levels cannot halve."""

@@ -194,7 +194,7 @@ class Run:
       run = self.configured({"train.num_steps": num_steps})
     self._loaded.clear()
     try:
-      with signals.heard():
+      with signals.handling():
         return training.train(run.config, run.workdir, training.Alone())
     except signals.Interrupted:
       raise KeyboardInterrupt from None
