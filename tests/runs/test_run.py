@@ -235,3 +235,19 @@ def test_names_at_the_door():
   assert gen_jax.InputError is types.InputError and gen_jax.Run is run.Run
   with pytest.raises(AttributeError, match="opne"):
     gen_jax.opne  # noqa: B018
+
+
+@pytest.mark.long
+def test_the_python_of_the_readme(monkeypatch, tmp_path):
+  """Its first block, with a smaller config and another folder."""
+  text = (ROOT / "README.md").read_text()
+  block = text.split("```python\n")[1].split("```")[0]
+  assert len(block.strip().splitlines()) == 8 and text.index(block) < 2000
+  monkeypatch.chdir(ROOT)
+  block = block.replace("digits.py", "digits.py:smoke")
+  names = {}
+  exec(block.replace("runs/digits", str(tmp_path / "run")), names)
+  assert names["images"].shape == (8, 8, 8, 1) and names["images"].dtype == np.uint8
+  assert names["edits"].shape == (1, 8, 8, 1)
+  assert "validation/loss" in names["numbers"]
+  assert names["weights"].kind == "ema" and names["weights"].step > 0
