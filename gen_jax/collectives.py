@@ -1,4 +1,4 @@
-"""Exchanges by hand between devices along a mesh axis, within `jax.shard_map`."""
+"""Explicit collectives along a mesh axis, within `jax.shard_map`."""
 
 import functools
 from typing import NamedTuple
@@ -11,31 +11,30 @@ from gen_jax.types import Array, PyTree
 
 
 class Ring(NamedTuple):
-  """The pieces that an axis is cut into, each on a device."""
+  """The devices of a mesh axis, each with one shard; axis None is one device."""
 
   axis: str | None
   size: int
 
-  def turn(self, tree: PyTree) -> PyTree:
-    """What the device before has."""
+  def shift(self, tree: PyTree) -> PyTree:
+    """Shifts shards by one: each device receives those of the device before it."""
     if self.size == 1:
       return tree
     pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axis, pairs), tree)
 
   def gather(self, x: Array, dim: int) -> Array:
-    """All pieces of what is cut along `dim`."""
+    """Gathers all shards of an array that is sharded along `dim`."""
     return x if self.size == 1 else gather(x, dim, self.axis)
 
 
-# Chips among which a TPU gathers or scatters in one round. Over all chips of a larger
-# slice one round is compiled to a sum everywhere, of which each chip throws most away:
-# twice the traffic.
+# Chips over which a TPU gathers or scatters in one round. Over more chips one round is
+# compiled to an all-reduce, whose result each chip mostly discards: twice the traffic.
 _ROUND = 8
 
 
 def _rounds(size: int) -> list[list[list[int]] | None]:
-  """Groups of devices in two rounds, about as many in each; None is all in one."""
+  """Device groups of two rounds of about equal size; [None] is one round over all."""
   first = 1
   while first * first < size:
     first *= 2
@@ -47,7 +46,7 @@ def _rounds(size: int) -> list[list[list[int]] | None]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(weight: Array, dim: int, axis: str) -> Array:
-  """The whole of a weight that is cut along `dim`; its gradient is scattered again."""
+  """All-gathers a weight sharded along `dim`; its gradient is reduce-scattered."""
   for groups in reversed(_rounds(jax.lax.axis_size(axis))):
     weight = jax.lax.all_gather(
       weight, axis, axis=dim, axis_index_groups=groups, tiled=True
@@ -56,10 +55,9 @@ def gather(weight: Array, dim: int, axis: str) -> Array:
 
 
 def _scatter(dim, axis, residuals, grad):
-  """The sum over an axis's devices, of which each keeps its piece along `dim`.
+  """Reduce-scatter along `dim` over an axis's devices.
 
-  It travels as [devices, ...]: what is cut along a side of its tiles a TPU sums
-  everywhere, too.
+  Sent as [devices, ...]: along a tiled dimension a TPU would compile an all-reduce.
   """
   del residuals
   num = jax.lax.axis_size(axis)

@@ -1,12 +1,12 @@
-"""Values of a config: their types, and the range of every number.
+"""Types and ranges of config values.
 
-A number's range is declared where the number is, in its annotation:
+A number's range is declared in its annotation:
 
     warmup_steps: ranges.Whole = 0
     b1: ranges.ProperFraction = 0.9
 
-Whatever reads the annotation holds it: `typed` for what comes from a config, `check`
-for what is constructed in Python, and the lists of keys that users see.
+The annotation serves `typed` (values from a config), `check` (dataclasses built in
+Python) and the lists of keys that users see.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Numbers from `low` to `high`, both included, but for those in `without`.
+  """Numbers from `low` to `high`, both included, except those in `without`.
 
-  A float is held to it as float32 as well, which is what is computed with: a decay
-  of 1 - 1e-9 is 1.
+  A float must also lie in it when rounded to float32, the dtype that computes: a decay
+  of 1 - 1e-9 becomes 1.
 
   >>> str(Range(0.0, 1.0, without=(1.0,))), str(Range(1, 512)), str(Range(0.0))
   ('in [0, 1)', 'at least 1 and at most 512', 'at least 0 and finite')
@@ -71,8 +71,8 @@ def _float32(value: float) -> float:
     return float(np.float32(value))
 
 
-# Whole numbers. What arrays are made of has bounds far above all that is in use, so
-# that a slip of the hand ends in a line and not in hours of tracing.
+# Whole numbers. Array sizes have bounds far above real use, so that a typo gives an
+# error at once, not hours of tracing.
 Whole = Annotated[int, Range(0, 2**31 - 1)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Size = Annotated[int, Range(1, 2**20)]
@@ -101,7 +101,7 @@ _PLAIN = {
 
 
 def _members(hint: Any) -> list[tuple[Any, Range | None]]:
-  """[(type, its range)] of what a hint allows: int | None -> int, NoneType."""
+  """[(type, its range)] of the types a hint allows: int | None -> int, NoneType."""
   is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
   found = []
   for option in typing.get_args(hint) if is_union else (hint,):
@@ -122,12 +122,12 @@ def options(hint: Any) -> tuple[Any, ...]:
 
 
 def is_plain(hint: Any) -> bool:
-  """Whether a hint allows a number, a bool or text."""
+  """Whether a hint allows numbers, bools or text."""
   return any(kind in _PLAIN and kind is not type(None) for kind in options(hint))
 
 
 def of(hint: Any) -> list[tuple[type, Range | None]]:
-  """[(int or float, its range)] of each number that a hint speaks of.
+  """[(int or float, its range)] of each number in a hint, tuples included.
 
   >>> [str(allowed) for _, allowed in of(tuple[Fraction, ...] | None)]
   ['in [0, 1]']
@@ -143,7 +143,7 @@ def of(hint: Any) -> list[tuple[type, Range | None]]:
 
 
 def text(hint: Any) -> str:
-  """What a hint asks for, in words.
+  """The types and ranges that a hint allows, in words.
 
   >>> text(Fraction | None)
   'a number in [0, 1] or None'
@@ -164,9 +164,9 @@ def _words(hint: Any, *, ranges: bool = True) -> list[str]:
 
 
 def typed(value: Any, hint: Any, path: str) -> Any:
-  """Returns `value` as its annotation wants it, a number where a float is meant.
+  """Returns `value` in its annotated type: an int becomes a float, a list a tuple.
 
-  Annotations other than numbers, bools, text, None and tuples of them say nothing.
+  Only numbers, bools, text, None and tuples of them are checked.
 
   Raises:
     InputError: a value of another type, or a number out of its range.
@@ -195,7 +195,7 @@ def _float(value: float) -> float:
 
 
 def check(instance: Any) -> None:
-  """Holds the numbers of a dataclass to their ranges: `__post_init__ = ranges.check`.
+  """Checks a dataclass's numbers against their ranges: `__post_init__ = ranges.check`.
 
   Raises:
     InputError: a number out of its range.
@@ -206,7 +206,7 @@ def check(instance: Any) -> None:
 
 
 def rising(low: str, high: str) -> Callable[[Any], None]:
-  """`check`, and that one field is at most another one, as a `__post_init__`."""
+  """A `__post_init__` that runs `check` and requires field `low` <= field `high`."""
 
   def post_init(instance: Any) -> None:
     check(instance)
@@ -239,21 +239,21 @@ def _within(value: Any, allowed: Range | None, path: str) -> Any:
 
 
 def shown(value: Any) -> str:
-  """A value for a message, in one line of at most 80 characters.
+  """A value for an error message, on one line of at most 80 characters.
 
   >>> shown(0.5), shown(10 ** 5000)
   ('0.5', 'a whole number of 16610 bits')
   """
   try:
     return f"{value!r:.80}"
-  except ValueError:  # Python writes no number of more than 4,300 digits
+  except ValueError:  # Python prints no number of more than 4,300 digits
     return f"a whole number of {value.bit_length()} bits"
   except RecursionError:
     return "something nested too deeply"
 
 
 def checked(fn: Callable[P, T]) -> Callable[P, T]:
-  """`fn`, its arguments held to their ranges when it is called."""
+  """`fn`, which checks its arguments against their ranges when called."""
   signature = inspect.signature(fn)
 
   @functools.wraps(fn)

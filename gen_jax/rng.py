@@ -1,4 +1,4 @@
-"""Random keys derived by name and by example, never by the order of calls."""
+"""Random keys derived from names and example indices, never from call order."""
 
 import zlib
 
@@ -9,12 +9,12 @@ from gen_jax.types import Array
 
 
 def named(key: Array, name: str) -> Array:
-  """Returns the child of `key` that belongs to `name` (stable across runs)."""
+  """Returns the key derived from `key` and `name` (stable across runs)."""
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def per_example(key: Array, batch_size: int, offset: int | Array = 0) -> Array:
-  """Returns keys [B]; entry i depends on `key` and `offset + i` alone."""
+  """Returns keys [B]; entry i depends on `key` and `offset + i` only."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, offset + jnp.arange(batch_size))
 
 
@@ -35,10 +35,10 @@ def split(keys: Array, num: int) -> list[Array]:
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Array:
-  """Standard normal float32 [B, *shape]; row i depends on keys[i] alone."""
+  """Standard normal float32 [B, *shape]; entry i depends on keys[i] only."""
   return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 
 
 def uniform(keys: Array) -> Array:
-  """Uniform float32 [B] in [0, 1); entry i depends on keys[i] alone."""
+  """Uniform float32 [B] in [0, 1); entry i depends on keys[i] only."""
   return jax.vmap(jax.random.uniform)(keys)

@@ -64,7 +64,7 @@ def size(tree: PyTree) -> int:
 
 
 def num_bytes(tree: PyTree) -> int:
-  """Number of bytes in all leaves (arrays or abstract arrays; keys as their data).
+  """Number of bytes in all leaves (arrays or abstract arrays; PRNG keys as their data).
 
   >>> num_bytes({'a': np.zeros((2, 3), np.float32)})
   24
@@ -73,7 +73,7 @@ def num_bytes(tree: PyTree) -> int:
 
 
 def fetch(x: Array | np.ndarray) -> np.ndarray:
-  """All of an array, in every process, wherever its parts lie."""
+  """The whole array on every process, however it is sharded."""
   if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)

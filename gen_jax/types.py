@@ -1,4 +1,4 @@
-"""Shared vocabulary: array aliases, means that travel as sums, and user errors."""
+"""Shared types: array aliases, means kept as sums, and user errors."""
 
 import dataclasses
 import difflib
@@ -18,8 +18,12 @@ class InputError(ValueError):
   """Bad input from the user: one line that names the value, the rule and the fix."""
 
 
+class Diverged(InputError):
+  """Training whose loss is no longer finite: a result, which trying again repeats."""
+
+
 def one_line(error: BaseException) -> str:
-  """What an error of a library says, on one line; its type where it says nothing.
+  """An error's message on one line, or its type if it has none.
 
   >>> one_line(ValueError('a\\n b')), one_line(KeyError())
   ('a b', 'KeyError')
@@ -28,12 +32,12 @@ def one_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of what an error says, without its full stop; see `one_line`."""
+  """The first line of an error's message, without its full stop, or its type."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
-  """Returns the error for a name that is not among `options`, nearest ones first.
+  """Returns the error for a name not in `options`; it suggests the nearest ones.
 
   >>> str(unknown('sampler', 'dim', ['ddim', 'heun']))
   "unknown sampler 'dim': did you mean 'ddim'? There are: ddim, heun"
@@ -48,8 +52,7 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:
 def unsupported(kind: str, name: object, options: Iterable[str]) -> InputError:
   """Returns the error for something that exists elsewhere but not here.
 
-  No nearest name is given: to rename a Qwen2 to the LLaMA that it resembles would give
-  wrong numbers.
+  It suggests no near name: a Qwen2 loaded as the similar LLaMA gives wrong results.
 
   >>> str(unsupported('architecture', 'Qwen2ForCausalLM', ['LlamaForCausalLM']))
   "architecture 'Qwen2ForCausalLM' is not supported; supported: LlamaForCausalLM"
@@ -63,8 +66,8 @@ def unsupported(kind: str, name: object, options: Iterable[str]) -> InputError:
 class Mean:
   """A weighted mean kept as (total, count), so that parts add up exactly.
 
-  Microbatches, ragged batches and hosts each contribute a `Mean`; their sum is the
-  mean over everything, which a mean of means is not.
+  The sum of the `Mean`s of microbatches, ragged batches and hosts is the mean over all
+  values; a mean of means is not.
 
   Attributes:
     total: float32 [], the weighted sum of the values.
@@ -79,9 +82,9 @@ class Mean:
 
   @classmethod
   def of(cls, values: Array, weights: Array) -> "Mean":
-    """Sums `values` weighted by `weights` (same shape; zero weight = absent).
+    """Sums `values` weighted by `weights` (same shape).
 
-    A value whose weight is zero contributes exactly nothing, even if it is NaN.
+    A value of weight zero contributes exactly 0, even if it is NaN.
     """
     weights = weights.astype(jnp.float32)
     values = jnp.where(weights != 0, values.astype(jnp.float32), 0.0)
@@ -92,7 +95,7 @@ class Mean:
 
   @property
   def value(self) -> Array | float:
-    """total / count, and 0 where nothing was counted."""
+    """total / count; 0 if the count is 0."""
     return self.total / jnp.maximum(self.count, jnp.finfo(jnp.float32).tiny)
 
 
@@ -107,5 +110,5 @@ class GeometricMean(Mean):
 
   @property
   def value(self) -> Array:
-    """exp(total / count), and 1 where nothing was counted."""
+    """exp(total / count); 1 if the count is 0."""
     return jnp.exp(super().value)

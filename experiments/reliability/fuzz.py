@@ -166,7 +166,7 @@ def _call(words) -> tuple[int, str]:
     tokenizer = trained.experiments.make(config, directory).tokenizer
     if args.chat:
       tokenizer.encode_chat([{"role": "user", "content": "hello"}])
-    list(tokenizer.stream(tokenizer.encode("hello, world")))
+    list(tokenizer.decode_pieces(tokenizer.encode("hello, world")))
     raise _Enough
 
   saved = train._train, trained.open_trained, sample._draw

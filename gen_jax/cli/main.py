@@ -33,6 +33,9 @@ COMMANDS = {
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",
+  "sweep": "run the arms of an experiment; the same command resumes",
+  "repro": "run a recorded experiment again: inside its band, or not",
+  "compare": "the difference between runs, with an interval over seeds",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or images, into a workdir",
   "export": "write a model as transformers or diffusers load it",
@@ -260,6 +263,8 @@ def _explain(error: Exception, argv: list[str]) -> NoReturn:
 
   try:
     raise error
+  except types.Diverged as error:
+    _fail(str(error), os.EX_DATAERR)
   except types.InputError as error:
     _fail(str(error))
   except BrokenPipeError:  # `gen-jax ... | head` has seen enough
@@ -305,8 +310,8 @@ def main(argv: list[str] | None = None) -> None:
       _silence(1)
       is_pipe = isinstance(error, BrokenPipeError)
       _exit(128 + signal.SIGPIPE) if is_pipe else _fail(f"{error.strerror} (stdout)")
-  if result.get("reason") == "interrupted":
-    sys.exit(signals.EXIT)
+  if code := {"interrupted": signals.EXIT, "outside": 1}.get(result.get("reason")):
+    sys.exit(code)
 
 
 def console() -> None:

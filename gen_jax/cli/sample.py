@@ -244,7 +244,7 @@ def _stream(prompt: str):
 
 def _show_logprobs(record: dict, tokenizer) -> None:
   for token, logprob in zip(record["tokens"], record["logprobs"], strict=True):
-    print(f"  {logprob:9.4f}  {''.join(tokenizer.stream([token]))!r}")
+    print(f"  {logprob:9.4f}  {''.join(tokenizer.decode_pieces([token]))!r}")
   print()
 
 

@@ -1,11 +1,11 @@
-"""Tokenised text, kept on disk under a key of everything that it depends on.
+"""Tokenised text, cached on disk under a hash of everything that it depends on.
 
-A stream is written as it is made, in memory that does not grow with the text, and
-mapped into memory from then on. A folder holds the arrays and index.json, their hashes:
-whatever has happened to them is found when they are opened, and they are made again.
+Tokens are written in chunks, in constant memory, and memory-mapped afterwards. A
+cache's folder holds the arrays and index.json with their hashes: damage is found on
+opening, and the cache is rebuilt.
 
-The folder of all is GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else
-~/.cache/gen_jax; it may be deleted at any time.
+Caches are in GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else ~/.cache/gen_jax; they
+may be deleted at any time.
 """
 
 import collections
@@ -27,22 +27,22 @@ from gen_jax.data import chat, conversations, slicing, sources, tokenizers
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-_FORMAT = 4  # of the files and of how documents become ids
-_CHUNK_CHARS = 2**18  # of text tokenised at once, and ...
-_CHUNK_TOKENS = 2**16  # ... tokens of conversations written at once, about
+_FORMAT = 4  # version of the files and of tokenisation
+_CHUNK_CHARS = 2**18  # characters tokenised at once
+_CHUNK_TOKENS = 2**16  # tokens of conversations written at once, about
 _INDEX = "index.json"
-_PATIENCE_SECS = 5.0  # before a line says how far tokenising is
+_PATIENCE_SECS = 5.0  # between lines about progress
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Stream:
-  """Documents one after another.
+class Tokens:
+  """The tokens of concatenated documents.
 
   Attributes:
-    ids: uint16 or int32 [N], each document as the tokenizer's opening, text, its end;
-      where one token is both, the next document's opening is this one's end.
-    starts: int64 [number of documents], the place of each one's first token, rising.
-    is_answer: bool [N], of conversations: which tokens answer.
+    ids: uint16 or int32 [N], per document the tokenizer's opening, the text, its end;
+      if one token is both, the next document's opening is also this one's end.
+    starts: int64 [number of documents], index of each one's first token, rising.
+    is_answer: bool [N], tokens of answers; only for conversations.
   """
 
   ids: np.ndarray
@@ -50,26 +50,26 @@ class Stream:
   is_answer: np.ndarray | None = None
 
   def pieces(self) -> Iterator[slice]:
-    """The place of each document."""
+    """The slice of `ids` of each document."""
     ends = [*self.starts[1:].tolist(), len(self.ids)]
     return map(slice, self.starts.tolist(), ends)
 
 
-def _stream(
+def _tokens(
   tokenizer: tokenizers.Tokenizer,
   ids: Sequence[int],
   starts: Sequence[int],
   is_answer: Sequence[bool] | None = None,
-) -> Stream:
+) -> Tokens:
   dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
   flags = None if is_answer is None else np.array(is_answer, bool)
-  return Stream(np.array(ids, dtype), np.array(starts, np.int64), flags)
+  return Tokens(np.array(ids, dtype), np.array(starts, np.int64), flags)
 
 
 def _batches(
   documents: Iterable[str], tokenizer: tokenizers.Tokenizer
 ) -> Iterator[list[slicing.Slice]]:
-  """The slices of all documents, as many at once as have `_CHUNK_CHARS` characters."""
+  """The slices of all documents, in batches of about `_CHUNK_CHARS` characters."""
   batch, size = [], 0
   for document in documents:
     for part in slicing.slices(document, tokenizer.encoding):
@@ -77,14 +77,14 @@ def _batches(
         yield batch
         batch, size = [], 0
       batch.append(part)
-      size += len(part.text) + 16  # documents of a few characters are not free
+      size += len(part.text) + 16  # short documents cost something too
   yield batch
 
 
 def _of_documents(
   documents: Iterable[str], tokenizer: tokenizers.Tokenizer
-) -> Iterator[Stream]:
-  """The stream of the documents in chunks; see `tokenize`."""
+) -> Iterator[Tokens]:
+  """Tokens of the documents in chunks; see `tokenize`."""
   before, after = tokenizer.opening, tokenizer.ends()
   is_new = False  # no token of this document yet
   for batch in _batches(documents, tokenizer):
@@ -96,13 +96,13 @@ def _of_documents(
         starts.append(len(ids))
         is_new = False
       ids += [*opening, *found, *end]
-    yield _stream(tokenizer, ids, starts)
+    yield _tokens(tokenizer, ids, starts)
 
 
 def _of_turns(
   dialogues: Iterable[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
-) -> Iterator[Stream]:
-  """The stream of the conversations in chunks; see `tokenize_turns`."""
+) -> Iterator[Tokens]:
+  """Tokens of the conversations in chunks; see `tokenize_turns`."""
   ids, starts, is_answer = [], [], []
   for messages in dialogues:
     found, flags = tokenizer.encode_turns(messages)
@@ -110,41 +110,41 @@ def _of_turns(
     ids += found
     is_answer += flags
     if len(ids) >= _CHUNK_TOKENS:
-      yield _stream(tokenizer, ids, starts, is_answer)
+      yield _tokens(tokenizer, ids, starts, is_answer)
       ids, starts, is_answer = [], [], []
-  yield _stream(tokenizer, ids, starts, is_answer)
+  yield _tokens(tokenizer, ids, starts, is_answer)
 
 
-def _placed(chunks: Iterable[Stream]) -> Iterator[Stream]:
-  """The chunks with the starts that they have in the whole stream."""
+def _placed(chunks: Iterable[Tokens]) -> Iterator[Tokens]:
+  """The chunks with starts relative to the first chunk."""
   num = 0
   for chunk in chunks:
     yield dataclasses.replace(chunk, starts=chunk.starts + num)
     num += len(chunk.ids)
 
 
-def _joined(chunks: Iterable[Stream]) -> Stream:
-  """Chunks one after another, in memory."""
+def _joined(chunks: Iterable[Tokens]) -> Tokens:
+  """The chunks concatenated in memory."""
   parts = [(c.ids, c.starts, c.is_answer) for c in _placed(chunks)]
   ids, starts, flags = zip(*parts, strict=True)
   is_answer = None if flags[0] is None else np.concatenate(flags)
-  return Stream(np.concatenate(ids), np.concatenate(starts), is_answer)
+  return Tokens(np.concatenate(ids), np.concatenate(starts), is_answer)
 
 
-def tokenize(documents: Iterable[str], tokenizer: tokenizers.Tokenizer) -> Stream:
-  """The stream of the documents; those without any token are left out."""
+def tokenize(documents: Iterable[str], tokenizer: tokenizers.Tokenizer) -> Tokens:
+  """Tokens of the documents, without empty documents."""
   return _joined(_of_documents(documents, tokenizer))
 
 
 def tokenize_turns(
   dialogues: Iterable[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
-) -> Stream:
-  """The stream of the conversations, each up to its last answer."""
+) -> Tokens:
+  """Tokens of the conversations, each up to its last answer."""
   return _joined(_of_turns(dialogues, tokenizer))
 
 
-def _watched(chunks: Iterable[Stream]) -> Iterator[Stream]:
-  """Passes the chunks on; says every few seconds how many tokens they have."""
+def _watched(chunks: Iterable[Tokens]) -> Iterator[Tokens]:
+  """Yields the chunks; prints every few seconds how many tokens they have."""
   began = said = time.monotonic()
   num = 0
   for chunk in chunks:
@@ -168,45 +168,45 @@ def key(
   split: str,
   tokenizer: tokenizers.Tokenizer,
 ) -> str:
-  """A hash of the tokenizer's files, the source, its files and the split."""
+  """A hash of the tokenizer, the source, its files and the split."""
   made_of = (tokenizer.fingerprint, tokenizer.chat_template)
   parts = (_FORMAT, *made_of, repr(source), source.identity(), split)
   return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _read(folder: pathlib.Path) -> Stream | None:
-  """The stream in a folder, or None if it is not there.
+def _read(folder: pathlib.Path) -> Tokens | None:
+  """The tokens in a folder, or None if it does not exist.
 
   Raises:
-    InputError: it is not what was written.
+    InputError: it is damaged.
   """
   if not folder.exists():
     return None
   try:
     index = files.read_json(folder / _INDEX)
     if index["name"] != folder.name:
-      raise InputError(f"{_INDEX} belongs to another folder")
+      raise InputError(f"{_INDEX} is of another folder")
     arrays = {}
     for field, digest in index["sha256"].items():
       path = folder / f"{field}.npy"
       if files.sha256(path) != digest:
-        raise InputError(f"{path.name} is not what was written")
+        raise InputError(f"{path.name} does not have its hash")
       arrays[field] = np.load(path, mmap_mode="r")
-    return Stream(**arrays)
+    return Tokens(**arrays)
   except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f"the token cache {folder} is damaged ({error})") from None
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, num: int) -> None:
-  """That of a .npy; it is as long for any `num`."""
+  """Writes the header of a .npy; its length does not depend on `num`."""
   descr = np.lib.format.dtype_to_descr(dtype)
   header = {"descr": descr, "fortran_order": False, "shape": (num,)}
   file.seek(0)
   np.lib.format.write_array_header_1_0(file, header)
 
 
-def _write(folder: pathlib.Path, name: str, chunks: Iterable[Stream]) -> None:
-  """Writes a stream as it comes, and the hashes of its arrays last."""
+def _write(folder: pathlib.Path, name: str, chunks: Iterable[Tokens]) -> None:
+  """Writes chunks as they arrive, then the hashes of the arrays."""
   with contextlib.ExitStack() as stack:
     writing, sizes = {}, collections.Counter()
     for chunk in _placed(chunks):
@@ -225,16 +225,16 @@ def _write(folder: pathlib.Path, name: str, chunks: Iterable[Stream]) -> None:
   files.write_json(folder / _INDEX, {"name": name, "sha256": hashes})
 
 
-def _stored(name: str, chunks: Callable[[], Iterator[Stream]]) -> Stream:
-  """The stream of that name, made if it is not there; of two writers the first wins.
+def _stored(name: str, chunks: Callable[[], Iterator[Tokens]]) -> Tokens:
+  """The cached tokens of that name, made if missing; of two writers the first wins.
 
-  Where the folder cannot be written to, it is made every time, in memory.
+  If the folder is not writable, they are made in memory each time.
   """
   folder, found = _home() / name, None
   try:
     found = _read(folder)
   except InputError as error:
-    print(f"{error}: made again", file=sys.stderr)
+    print(f"{error}: rebuilding it", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
   if found is not None:
     return found
@@ -243,7 +243,7 @@ def _stored(name: str, chunks: Callable[[], Iterator[Stream]]) -> Stream:
     partial = pathlib.Path(tempfile.mkdtemp(prefix="partial_", dir=folder.parent))
     try:
       _write(partial, name, _watched(chunks()))
-      if not folder.exists():  # another may have been first, here or in between
+      if not folder.exists():  # another process may have made it meanwhile
         with contextlib.suppress(OSError):
           partial.rename(folder)
       if (found := _read(folder)) is not None:
@@ -251,21 +251,21 @@ def _stored(name: str, chunks: Callable[[], Iterator[Stream]]) -> Stream:
     finally:
       shutil.rmtree(partial, ignore_errors=True)
   except OSError as error:
-    print(f"cannot keep tokens in {folder}: {error.strerror}", file=sys.stderr)
+    print(f"cannot cache tokens in {folder}: {error.strerror}", file=sys.stderr)
   return _joined(_watched(chunks()))
 
 
-def stream(
+def tokens(
   source: sources.TextSource, split: str, tokenizer: tokenizers.Tokenizer
-) -> Stream:
-  """The source's documents as a stream, from the cache if they are there."""
+) -> Tokens:
+  """Tokens of the source's documents, cached."""
   name = key(source, split, tokenizer)
   return _stored(name, lambda: _of_documents(source.documents(split), tokenizer))
 
 
-def stream_of_turns(
+def tokens_of_turns(
   source: conversations.ConversationSource, split: str, tokenizer: tokenizers.Tokenizer
-) -> Stream:
-  """The source's conversations as a stream, from the cache if they are there."""
+) -> Tokens:
+  """Tokens of the source's conversations, cached."""
   name = key(source, split, tokenizer)
   return _stored(name, lambda: _of_turns(source.conversations(split), tokenizer))

@@ -1,9 +1,9 @@
-"""Chat templates: messages to the text that a model was trained to answer.
+"""Chat templates: messages to the model's prompt format.
 
-A template comes with a tokenizer's files and is somebody else's program in the Jinja
-language. It is rendered as `transformers` does, in a sandbox (`data.sandbox`): it sees
-the messages, the names of the control tokens and the date, can change nothing and
-reach nothing else. `{% generation %}` marks what of its text is an answer.
+A template comes with a tokenizer's files and is an untrusted program in the Jinja
+language. It is rendered as in `transformers`, in a sandbox (`data.sandbox`): it can
+read the messages, the names of control tokens and the date, and nothing else.
+`{% generation %}` marks answers.
 """
 
 import datetime
@@ -22,15 +22,15 @@ from gen_jax.types import InputError, one_line
 
 Message = Mapping[str, str]  # role: system, user or assistant; content
 Template = NewType("Template", str)
-# Three code points that are no characters, and so in no message. GUARD within the name
-# of a control token keeps it text; OPEN and CLOSE stand around answers.
+# Three noncharacters, which no message contains. GUARD inside the name of a control
+# token keeps it text; OPEN and CLOSE enclose answers.
 GUARD, OPEN, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
-# The day of training data: the same messages give the same tokens on every day. It is
-# the one that Llama 3's templates name for want of another.
+# The date in training data, so that messages always give the same tokens: the default
+# date of Llama 3's templates.
 TRAINING_DAY = datetime.datetime(2024, 7, 26)
 
-# For models that come without a template. The headings are those of Taori et al. 2023
-# (github.com/tatsu-lab/stanford_alpaca), whose opening sentence is left out.
+# For models without a template. Headings as in Taori et al. 2023
+# (github.com/tatsu-lab/stanford_alpaca), without its opening sentence.
 ALPACA = Template(
   "{{ bos_token }}{% for m in messages %}"
   "{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
@@ -38,7 +38,7 @@ ALPACA = Template(
   "{% else %}{{ '### Instruction:\n' ~ m.content ~ '\n\n### Response:\n' }}"
   "{% endif %}{% endfor %}"
 )
-# A question, a blank line, its answer: for small models that learn one thing.
+# A question, a blank line, its answer: for small models of a single task.
 PLAIN = Template(
   "{{ bos_token }}{% for m in messages %}"
   "{% if m.role == 'assistant' %}{{ m.content }}{{ eos_token }}"
@@ -47,20 +47,18 @@ PLAIN = Template(
 
 
 def check(messages: Sequence[Message]) -> None:
-  """Raises InputError unless there are messages, each with a role and a content."""
+  """Raises InputError unless there are messages, each with a role and content."""
   if not messages:
     raise InputError("there are no messages; at least one is needed")
   for i, message in enumerate(messages):
     for key in ("role", "content"):
       if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
         shown = " ".join(repr(message).split())[:80]
-        raise InputError(f"message {i + 1}, {shown}, has no {key} that is text")
+        raise InputError(f"message {i + 1}, {shown}, has no text {key}")
     texts = (value for value in message.values() if isinstance(value, str))
     if found := re.search(f"[{GUARD}{OPEN}{CLOSE}]", "".join(texts)):
       code = f"U+{ord(found[0]):04X}"
-      raise InputError(
-        f"message {i + 1} holds {code}, which is no character; delete it"
-      )
+      raise InputError(f"message {i + 1} contains {code}, a noncharacter; delete it")
 
 
 def _refuse(reason: str) -> None:
@@ -74,7 +72,7 @@ def _to_json(
   separators: tuple[str, str] | None = None,
   sort_keys: bool = False,
 ) -> str:
-  """JSON for a model, not for HTML as Jinja's own; keys in their order."""
+  """JSON without Jinja's HTML escapes; keys in their order."""
   text = json.dumps(
     value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
   )
@@ -84,7 +82,7 @@ def _to_json(
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %} ... {% endgeneration %}, which stand around an answer."""
+  """{% generation %} ... {% endgeneration %}, which enclose an answer."""
 
   tags = frozenset({"generation"})
 
@@ -97,14 +95,14 @@ class _Generation(jinja2.ext.Extension):
     return f"{OPEN}{caller()}{CLOSE}"
 
 
-@functools.lru_cache(maxsize=8)  # a data set renders one template for every message
+@functools.lru_cache(maxsize=8)  # a data set renders one template many times
 def _compiled(template: str) -> jinja2.Template:
   extensions = [_Generation, "jinja2.ext.loopcontrols"]
   return sandbox.Environment({"tojson": _to_json}, extensions).from_string(template)
 
 
 def marks_answers(template: str) -> bool:
-  """Whether a template says with {% generation %} what an answer is."""
+  """Whether a template marks answers with {% generation %}."""
   return re.search(r"\{%[-+]?\s*generation\b", template) is not None
 
 
@@ -115,17 +113,17 @@ def render(
   now: datetime.datetime | None = None,
   **names: str,
 ) -> list[tuple[str, bool]]:
-  """The text of a conversation in parts, and whether each is marked as an answer.
+  """A conversation's text in parts, each with whether it is marked as an answer.
 
   Args:
     template: in the Jinja language.
-    add_generation_prompt: end with what opens an answer.
-    now: the time that a template may ask for; None is the clock's.
-    names: bos_token, eos_token and others that there are.
+    add_generation_prompt: end with the opening of an answer.
+    now: time that a template may read; None: the current time.
+    names: bos_token, eos_token and the like.
 
   Raises:
-    InputError: the template is damaged, refuses these messages, or goes beyond the
-      limits of `data.sandbox`.
+    InputError: the template is damaged, refuses these messages, or exceeds the limits
+      of `data.sandbox`.
   """
   now = now or datetime.datetime.now()
   given = {"messages": messages, "add_generation_prompt": add_generation_prompt}

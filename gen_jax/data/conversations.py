@@ -1,8 +1,8 @@
 """Sources of conversations: instructions and answers, chats, parallel texts.
 
-A source gives `conversations(split)`, a sequence of messages as `data.chat` has them,
-each with an answer. Everything that is held against something else (a translation, a
-summary) is one: what is asked is a prompt, what is wanted an answer.
+A source gives `conversations(split)`, sequences of messages as in `data.chat`, each
+with an answer. Any text-to-text task (translation, summarisation) is a source: its
+input is the prompt, its output the answer.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class ConversationSource(Protocol):
     ...
 
   def identity(self) -> str:
-    """Changes whenever the conversations may have, but for the source's own fields."""
+    """A string that changes with the source's files; its fields need not be in it."""
     ...
 
 
@@ -41,23 +41,20 @@ def ask(question: str, answer: str) -> Messages:
 def _chosen(
   conversations: Iterable[Messages], split: str, fraction: float, pattern: str
 ) -> list[Messages]:
-  """One split; a conversation that occurs again counts once, so that none is in both.
-
-  Instruction data repeats itself.
-  """
+  """One split, without the duplicates of instruction data: none is in both splits."""
   unique = {repr(messages): messages for messages in conversations}
   everything = list(unique.values())
   if not everything:
-    raise InputError(f"there are no conversations in {pattern!r}; give other files")
+    raise InputError(f"no conversations in {pattern!r}; give other files")
   return [everything[i] for i in sources.held_out(len(everything), split, fraction)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Alpaca:
-  """Stanford Alpaca's form, {"instruction", "input", "output"}: JSON array or JSONL.
+  """Stanford Alpaca's format, {"instruction", "input", "output"}: JSON array or JSONL.
 
-  Taori et al. 2023, github.com/tatsu-lab/stanford_alpaca. An input is put below its
-  instruction.
+  The input follows the instruction. Source: Taori et al. 2023,
+  github.com/tatsu-lab/stanford_alpaca.
   """
 
   pattern: str
@@ -88,7 +85,7 @@ def _alpaca(row: dict[str, Any], where: str) -> Messages:
 
 @dataclasses.dataclass(frozen=True)
 class Chats:
-  """JSONL of {"messages": [{"role", "content"}, ...]}, as chat services have it."""
+  """JSONL of {"messages": [{"role", "content"}, ...]}, the format of chat services."""
 
   pattern: str
   field: str = "messages"
@@ -108,19 +105,19 @@ class Chats:
     return files.stamps(files.matching(self.pattern))
 
 
-# What chat services write that would change the text or what is learned of it.
+# Fields of chat services that would change the text or the loss.
 _NOT_READ = ("tools", "functions", "tool_calls", "function_call", "reasoning_content")
 
 
 def _check_read(fields: Mapping[str, Any], where: str) -> None:
-  """Raises InputError for what training would leave out without a word."""
+  """Raises InputError for fields that training would ignore silently."""
   for name in _NOT_READ:
     if fields.get(name):
-      raise InputError(f"{where}: {name} are not trained on; take them out")
+      raise InputError(f"{where}: {name} are not trained on; remove them")
   if fields.get("weight") not in (None, 1):
     raise InputError(
-      f"{where}: weight {fields['weight']!r:.20} is not read: every answer counts; take"
-      " it out, or the answer"
+      f"{where}: weight {fields['weight']!r:.20} is not read: every answer counts;"
+      " remove it, or the answer"
     )
 
 
@@ -133,7 +130,7 @@ def _chat(row: Mapping[str, Any], field: str, where: str) -> Messages:
   except InputError as error:
     raise InputError(f"{where}: {error}") from None
   if not any(message["role"] == "assistant" for message in messages):
-    raise InputError(f"{where}: no message is an assistant's: there is no answer")
+    raise InputError(f"{where}: no message has the role assistant, so no answer")
   for fields in (row, *messages):
     _check_read(fields, where)
   texts = (files.text(message["content"], where) for message in messages)
@@ -144,12 +141,12 @@ def _chat(row: Mapping[str, Any], field: str, where: str) -> Messages:
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-  """Two files whose lines belong together: texts, and translations of them.
+  """Two files of parallel lines, such as texts and their translations.
 
   Attributes:
-    source: file of what is asked, a line each (train.en).
-    target: file of the answers (train.de).
-    instruction: put above each line, if there is one.
+    source: file of prompts, one a line (train.en).
+    target: file of answers (train.de).
+    instruction: put before each prompt; empty for none.
   """
 
   source: str
@@ -170,8 +167,8 @@ class Parallel:
     questions, answers = (files.lines(files.read(path)) for path in self._paths())
     if len(questions) != len(answers):
       raise InputError(
-        f"{self.source} has {len(questions)} lines, {self.target} {len(answers)}: line"
-        " by line they must belong together"
+        f"{self.source} has {len(questions)} lines, {self.target} {len(answers)}: they"
+        " must be equal"
       )
     above = f"{self.instruction}\n\n" if self.instruction else ""
     pairs = zip(questions, answers, strict=True)

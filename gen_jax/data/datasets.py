@@ -106,7 +106,7 @@ class TextData:
 
   def pipeline(self, split, tokenizer, seed):
     return pipeline.text(
-      cache.stream(self.source, split, tokenizer),
+      cache.tokens(self.source, split, tokenizer),
       length=self.length,
       batch_size=self.batch_size,
       seed=seed,
@@ -193,7 +193,7 @@ class Instructions(PackedText):
     if self.template is not None:
       _check_eos(tokenizer, "instructions")
     return pipeline.turns(
-      cache.stream_of_turns(self.source, split, tokenizer),
+      cache.tokens_of_turns(self.source, split, tokenizer),
       length=self.length,
       batch_size=self.batch_size,
       seed=seed,

@@ -1,10 +1,10 @@
-"""DreamBooth: a few images of one thing, among images of its kind.
+"""DreamBooth: a few images of an instance, mixed with images of its class.
 
-    loss = (sum over instances + prior_weight * sum over the kind) / the sum of weights
+    loss = (sum over instances + prior_weight * sum over the class) / sum of weights
 
-The few teach a prompt with a rare word in it ("a sks dog") what the thing looks like;
-the images of the kind, drawn beforehand by the model itself under the prompt without
-that word ("a dog"), keep it from forgetting what others look like.
+The instance's images bind it to a prompt with a rare word ("a sks dog"); images of the
+class, drawn by the model itself with the prompt without that word ("a dog"), preserve
+the prior.
 
 Source: Ruiz et al. 2023 (arXiv:2208.12242) section 3.3, equation 2, whose lambda is
 prior_weight; there the sum is not divided by 1 + lambda.
@@ -22,18 +22,16 @@ from gen_jax.types import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DreamBooth:
-  """Images of an instance and of its class, as many of one as of the other.
+  """Images of an instance and of its class, in equal numbers.
 
-  The validation split is a tenth of the images of the class, or, where there are
-  none, the instance's own.
+  The validation split is a tenth of the class images or, without any, the instance's.
 
   Attributes:
     directory: images of the instance.
     prompt: their caption.
-    prior_directory: images of the class, a folder of `gen-jax sample`, say; None:
-      without.
+    prior_directory: images of the class, e.g. drawn by `gen-jax sample`; None: none.
     prior_prompt: their caption.
-    prior_weight: lambda, of the class in the loss.
+    prior_weight: lambda, weight of the class images in the loss.
   """
 
   directory: str
@@ -74,11 +72,11 @@ class DreamBooth:
 
 
 def _paths(directory: str, key: str) -> list[pathlib.Path]:
-  """The images of a folder, without those of folders in it."""
+  """The images directly in a folder."""
   root, name = files.path(directory, f"data.source.{key}"), f"data.source.{key}"
   found = [p for p in folders.images_in(directory, name) if p.parent == root]
   if not found:
-    raise InputError(f"{name} {directory!r} holds no images but in folders of its own")
+    raise InputError(f"{name} {directory!r} has images only in subfolders; move them")
   return found
 
 

@@ -1,8 +1,8 @@
-"""Images before and after an edit, with the instruction that leads from one to other.
+"""Images before and after an edit, with its instruction.
 
 An edit source gives `edits(split)`, a random-access sequence of {'before', 'image':
 uint8 [H, W, C] each, the latter after the edit, 'caption': the instruction} and more;
-and `edit_judge(pairs)`, what it can tell of images drawn for such pairs.
+and `edit_scorer(pairs)`, which scores images drawn for such pairs.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class EditFolder:
   """A folder of images and a JSONL table with one edit a line.
 
   Attributes:
-    directory: where the table is, and where the names in it begin.
+    directory: folder of the table; file names are relative to it.
     table: {"before": file, "instruction": text, "after": file} on each line.
-    before, instruction, after: names of the fields, where they are called otherwise.
+    before, instruction, after: names of these fields.
   """
 
   directory: str
@@ -39,14 +39,14 @@ class EditFolder:
   __post_init__ = ranges.check
 
   def _rows(self) -> tuple[pathlib.Path, list[list[str]]]:
-    """Where names begin; (before, instruction, after) of each edit."""
+    """The folder, and (before, instruction, after) of each edit."""
     root = files.path(self.directory, "data.source.directory")
     fields = (self.before, self.instruction, self.after)
     rows = list(files.text_fields(root / self.table, *fields))
     names = [name for before, _, after in rows for name in (before, after)]
     missing = [name for name in names if not (root / name).is_file()]
     if missing or not rows:
-      what = f"names {missing[0]}, which is not there" if missing else "holds no edits"
+      what = f"names {missing[0]}, which does not exist" if missing else "has no edits"
       raise InputError(f"{root / self.table} {what}; complete it")
     return root, rows
 

@@ -1,4 +1,4 @@
-"""Text sources that every Python brings along: nothing to download."""
+"""Text sources that come with every Python: nothing to download."""
 
 import ast
 import contextlib
@@ -20,9 +20,8 @@ from gen_jax.data import conversations
 class Pydoc:
   """The Python language reference that ships with every Python (pydoc_data.topics).
 
-  Topics quote each other at length; of repeated paragraphs only the first stays, so
-  that no paragraph of the validation split occurs in the training split. A tenth of
-  the topics, chosen by the hash of their names, is validation.
+  Topics quote each other, so only the first of equal paragraphs is kept: none is in
+  both splits. A tenth of the topics, by a hash of their names, is validation.
   """
 
   def documents(self, split: str) -> Sequence[str]:
@@ -49,8 +48,8 @@ class Pydoc:
 def _stdlib_files() -> list[pathlib.Path]:
   """The library's own files, without its tests, sorted.
 
-  Folders that are left out are not entered: site-packages lies inside the library, and
-  its tens of thousands of files cost minutes on a cold disk.
+  Skipped folders are not entered: site-packages has tens of thousands of files, which
+  take minutes on a cold disk.
   """
   skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
   paths = []
@@ -61,7 +60,7 @@ def _stdlib_files() -> list[pathlib.Path]:
 
 
 def _stdlib(split: str) -> Iterator[str]:
-  """The text of the library's files; a tenth of them is validation."""
+  """The texts of the library's files; a tenth of them is validation."""
   for path in _stdlib_files():
     content = path.read_bytes()
     is_validation = zlib.crc32(content) % 10 == 0
@@ -72,9 +71,9 @@ def _stdlib(split: str) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Stdlib:
-  """The Python standard library's own sources, without its tests.
+  """The source code of the Python standard library, without its tests.
 
-  A tenth of the files, chosen by the hash of their content, is validation.
+  A tenth of the files, by a hash of their content, is validation.
   """
 
   def documents(self, split: str) -> Sequence[str]:
@@ -86,11 +85,11 @@ class Stdlib:
 
 @dataclasses.dataclass(frozen=True)
 class Docstrings:
-  """Functions of the Python standard library, and what their authors say they do.
+  """Functions of the Python standard library and their summaries.
 
-  What is asked is a function without its docstring; the answer is the docstring's
-  first sentence. A real task of summarising code (Iyer et al. 2016; CodeSearchNet,
-  arXiv:1909.09436), split by files as `Stdlib`.
+  The prompt is a function without its docstring, the answer the docstring's first
+  sentence: code summarisation (Iyer et al. 2016; CodeSearchNet, arXiv:1909.09436),
+  split by files as `Stdlib`.
 
   Attributes:
     max_chars: longer functions are left out.
@@ -110,7 +109,7 @@ class Docstrings:
 
 @functools.cache  # parsing the library takes seconds
 def _summaries(split: str) -> dict[str, str]:
-  """{code: summary} of all functions that have one; of equal ones the first."""
+  """{code: summary} of all functions with one; the first of equal functions."""
   pairs = {}
   for text in _stdlib(split):
     for code, summary in _documented(text):

@@ -1,20 +1,20 @@
-"""How text becomes ids: what every format of `data.encodings` gives."""
+"""The interface of every tokenizer format in `data.encodings`."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 
 class Encoding(Protocol):
-  """How a format turns text into ids.
+  """Text to ids in one format.
 
   Attributes:
-    pieces: the bytes of text that each id stands for; none for control tokens.
+    pieces: the bytes of text of each id; empty for control tokens.
     specials: {name: id} of the control tokens. Text never encodes to one.
-    patterns: {name: regex} of control tokens that take more than their name, such as
-      the white space around them.
-    prefix: what the format writes before every text: SentencePiece's space, or nothing.
-    opening: ids that the format's library puts before a text ...
-    closing: ... and after it.
+    patterns: {name: regex} of control tokens that match more than their name, such as
+      white space around it.
+    prefix: what the format prepends to every text: SentencePiece's space, or nothing.
+    opening: ids that the format's library puts before a text.
+    closing: ids that it puts after a text.
   """
 
   pieces: Sequence[bytes]
@@ -41,21 +41,21 @@ class Encoding(Protocol):
     ...
 
   def files(self) -> dict[str, bytes]:
-    """What `read` makes this encoding of, by file name."""
+    """{file name: content} from which `read` makes this encoding."""
     ...
 
   def settings(self) -> dict[str, Any]:
-    """What tokenizer_config.json must say next to these files."""
+    """Entries that tokenizer_config.json needs with these files."""
     ...
 
 
 def prefix(encode: Callable[[str], list[int]], pieces: Sequence[bytes]) -> str:
-  """What a format writes before every text: a space, or nothing."""
+  """What a format prepends to every text: a space, or nothing."""
   return " " if b"".join(pieces[i] for i in encode("a")) == b" a" else ""
 
 
 class Plain:
-  """What formats have in common that add nothing to texts."""
+  """Base of formats that add nothing to texts."""
 
   patterns: Mapping[str, str] = {}
   prefix, opening, closing = "", (), ()
@@ -74,6 +74,6 @@ class Plain:
 
 
 def check_ids(ids: Collection[int]) -> None:
-  """Raises ValueError where ids leave so many gaps that they cannot be meant."""
+  """Raises ValueError if the largest id is far beyond the number of entries."""
   if max(ids) >= 2 * len(ids) + 1024:
     raise ValueError(f"id {max(ids)} is far beyond its {len(ids)} entries")

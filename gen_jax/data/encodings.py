@@ -1,9 +1,9 @@
-"""Text to ids in each of the formats that people have, behind one interface.
+"""Tokenizer formats behind one interface: text to ids.
 
-A format is known by its files alone, and gives the ids that its own library gives:
-whatever that does to a text first (NFC, lower case, a space in front), is done here.
-Whatever the format, an id stands for bytes of text (none, for control tokens), so
-decoding is the same for all; see `data.tokenizers`.
+A format is recognised by its files and gives the ids of its own library, including
+normalisation (NFC, lower case, a space in front). In every format an id stands for
+bytes of text (none for control tokens), so decoding is the same for all; see
+`data.tokenizers`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ HuggingFace, Settings = tokenizer_json.HuggingFace, tokenizer_json.Settings
 def byte_level(
   vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], specials: Sequence[str]
 ) -> tokenizers.Tokenizer:
-  """GPT-2's form: its alphabet, its way to cut words."""
+  """Byte-level BPE with GPT-2's alphabet and pre-tokenisation."""
   model = tokenizers.models.BPE(vocab=dict(vocab), merges=list(merges))
   backend = tokenizers.Tokenizer(model)
   backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,7 +37,7 @@ def byte_level(
   return backend
 
 
-# Classes whose words and marks are GPT-2's.
+# Classes with GPT-2's pre-tokenisation and control tokens.
 _LIKE_GPT2 = (None, "GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer")
 
 
@@ -45,8 +45,8 @@ def gpt2(vocab: bytes, merges: bytes, settings: Settings) -> HuggingFace:
   """Reads GPT-2's own two files. Source: Radford et al. 2019."""
   if settings.kind not in _LIKE_GPT2:
     raise ValueError(
-      f"{settings.kind} cuts words in its own way, which its vocabulary and merges do"
-      " not say; save it as tokenizer.json"
+      f"{settings.kind} has a pre-tokenisation of its own, which is not in its"
+      " vocabulary and merges; save it as tokenizer.json"
     )
   ids = _vocabulary(vocab)
   names = [name for name in settings.control if name in ids] or [END_OF_TEXT]
@@ -57,24 +57,24 @@ def gpt2(vocab: bytes, merges: bytes, settings: Settings) -> HuggingFace:
 def _vocabulary(content: bytes) -> dict[str, int]:
   ids = files.parse_json(content, "the vocabulary")
   if not isinstance(ids, dict) or not ids:
-    raise ValueError("the vocabulary is not an object of tokens and ids")
+    raise ValueError("the vocabulary is not an object {token: id}")
   for token, i in ids.items():
     if type(i) is not int or i < 0:
-      raise ValueError(f"token {token!r} has id {i!r:.40}, which is no whole number")
+      raise ValueError(f"token {token!r} has id {i!r:.40}, not a whole number")
   encoding.check_ids(ids.values())
   return ids
 
 
 def _with_added(backend: tokenizers.Tokenizer, settings: Settings) -> HuggingFace:
-  """The encoding, with the tokens that files next to the vocabulary add to it."""
+  """The encoding plus the tokens that its settings add."""
   for i, token in sorted(settings.added.items()):
     made = tokenizers.AddedToken(**token)
     add = backend.add_special_tokens if made.special else backend.add_tokens
     add([made])
     if backend.token_to_id(made.content) != i:
       raise ValueError(
-        f"added token {made.content!r} has id {i}, and the vocabulary has"
-        f" {backend.token_to_id(made.content)} for it"
+        f"added token {made.content!r} has id {i}, but"
+        f" {backend.token_to_id(made.content)} in the vocabulary"
       )
   return tokenizer_json.read(backend.to_str().encode(), settings)
 
@@ -97,7 +97,7 @@ _CLIP_WORDS = (
 
 
 def clip(vocab: bytes, merges: bytes, settings: Settings) -> HuggingFace:
-  """Reads CLIP's two files: lower case, words apart.
+  """Reads CLIP's two files: lower-case BPE with an end-of-word suffix.
 
   Source: Radford et al. 2021 (arXiv:2103.00020) section 2.4.
   """
@@ -166,16 +166,16 @@ class SentencePiece(encoding.Plain):
     return {**flags, "added_tokens_decoder": dict(self.given.added)}
 
 
-# Protocol buffers that follow one another merge; this says
+# Concatenated protocol buffers merge; this one sets
 # normalizer_spec.add_dummy_prefix = false.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 def sentence_piece(source: bytes, settings: Settings) -> SentencePiece:
-  """Reads the content of a SentencePiece .model, whose bos opens texts.
+  """Reads a SentencePiece .model; its bos opens texts.
 
   Args:
-    settings: `add_prefix_space` false takes the space before texts away, `legacy` false
+    settings: `add_prefix_space` false removes the space before texts, `legacy` false
       the one after control tokens.
 
   Raises:
@@ -218,7 +218,7 @@ def sentence_piece(source: bytes, settings: Settings) -> SentencePiece:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Characters(encoding.Plain):
-  """Id = place of the character in a sorted alphabet; there are no control tokens."""
+  """Id = index of the character in a sorted alphabet; no control tokens."""
 
   alphabet: str
 
@@ -239,8 +239,8 @@ class Characters(encoding.Plain):
       character = error.args[0]
       raise InputError(
         f"character {character!r} (U+{ord(character):04X}) is not among the"
-        f" {len(self.alphabet)} of the training text, which are all that this"
-        " tokenizer knows; take it out, or take tokenizer bytes"
+        f" {len(self.alphabet)} of the training text, the only ones this tokenizer"
+        " knows; remove it, or use tokenizer bytes"
       ) from None
 
   def files(self) -> dict[str, bytes]:
@@ -248,7 +248,7 @@ class Characters(encoding.Plain):
 
 
 def characters(source: bytes) -> Characters:
-  """Reads the content of a characters.json."""
+  """Reads a characters.json."""
   alphabet = files.parse_json(source, "characters.json")
   if not isinstance(alphabet, str) or sorted(set(alphabet)) != list(alphabet):
     raise ValueError("a sorted string of distinct characters is needed")
@@ -256,7 +256,7 @@ def characters(source: bytes) -> Characters:
 
 
 def _model(contents: Mapping[str, bytes], settings: Settings) -> Encoding:
-  """A .model file: SentencePiece's, or ranks by the same name (Llama 3)."""
+  """A tokenizer.model: SentencePiece's, or tiktoken ranks (Llama 3)."""
   source = contents["tokenizer.model"]
   first = source.split(b"\n", 1)[0]
   if not re.fullmatch(rb"[A-Za-z0-9+/=]+ [0-9]+\r?", first):
@@ -270,13 +270,13 @@ def _model(contents: Mapping[str, bytes], settings: Settings) -> Encoding:
 
 
 def read(contents: Mapping[str, bytes], settings: Settings) -> Encoding:
-  """The encoding that the files of a folder hold.
+  """Reads the encoding from {file name: content}.
 
   Args:
-    settings: of the files next to it.
+    settings: from the files next to the vocabulary.
 
   Raises:
-    Exception: of many kinds, for files that are not what their names say.
+    Exception: of many kinds, for damaged files.
     LookupError: no known files.
   """
   if "tokenizer.json" in contents:
@@ -290,4 +290,4 @@ def read(contents: Mapping[str, bytes], settings: Settings) -> Encoding:
       return make(contents[vocab], contents[merges], settings)
   if "characters.json" in contents:
     return characters(contents["characters.json"])
-  raise LookupError("there are no files of a tokenizer")
+  raise LookupError("no tokenizer files")

@@ -1,10 +1,10 @@
-"""Folders of images: which files count, what their captions are, how they are split.
+"""Folders of images: their files, captions and splits.
 
-The layouts are those of Hugging Face's ImageFolder. Captions stand in metadata.jsonl,
-metadata.csv or metadata.parquet, at the top or in any folder below; `file_name` starts
-at the folder of its table, and an image may have several rows. Folders train/ and
-validation/ (or valid, val, dev) at the top are the splits; test/ is left alone. A table
-that is there and not read is refused: the name of a folder never takes its place.
+The layouts are those of Hugging Face's ImageFolder. Captions are in metadata.jsonl,
+metadata.csv or metadata.parquet, at the top or in any folder below; `file_name` is
+relative to its table, and an image may have several rows. Folders train/ and
+validation/ (or valid, val, dev) at the top are the splits; test/ is not read. A table
+in an unknown format is an error: folder names never replace its captions.
 """
 
 import collections
@@ -21,7 +21,7 @@ from gen_jax.system import files
 from gen_jax.types import InputError, first_line
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-SHEETS = ("grid.png", "before_after.png", "nearest.png")  # that commands add
+SHEETS = ("grid.png", "before_after.png", "nearest.png")  # written by commands
 _SHEETS = "|".join(map(re.escape, SHEETS))
 _SPLITS = {
   **dict.fromkeys(("train", "training"), "train"),
@@ -33,7 +33,7 @@ _MEANT = re.compile(r"(metadata|caption|label|annotation)", re.IGNORECASE)
 
 
 def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Files below a folder, by way of links too; not hidden ones, nor unfinished."""
+  """Files below a folder, links followed; without hidden and unfinished ones."""
   seen = set()
   for home, folders, names in os.walk(root, followlinks=True):
     if (real := os.path.realpath(home)) in seen:
@@ -46,7 +46,7 @@ def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _sheets(home: pathlib.Path) -> re.Pattern | None:
-  """Names of what commands and training put into a folder besides single images."""
+  """Names of sheets that commands and training write into a folder."""
   is_run = all((home.parent / name).exists() for name in ("config.json", "run.json"))
   if is_run and home.name == "figures":
     return re.compile(".*")
@@ -56,14 +56,14 @@ def _sheets(home: pathlib.Path) -> re.Pattern | None:
 
 
 def images_in(directory: str, name: str) -> list[pathlib.Path]:
-  """The images of a folder and below, in order; sheets that commands add are none.
+  """The images in and below a folder, sorted, without sheets that commands write.
 
   Args:
-    name: of the flag or config key that says `directory`.
+    name: of the flag or config key that gives `directory`.
 
   Raises:
-    InputError: it is not set, no folder, without images, or has images of a kind that
-      is not read.
+    InputError: it is not set, not a folder, without images, or has images of an
+      unsupported format.
   """
   root = files.path(directory, name)
   if not root.is_dir():
@@ -73,8 +73,8 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
   if foreign:
     known = ", ".join(image_files.SUFFIXES)
     raise InputError(
-      f"{name} {directory!r} has {len(foreign)} images of a kind that is not read, the"
-      f" first is {foreign[0]}; convert them ({known}), or take them away"
+      f"{name} {directory!r} has {len(foreign)} images of an unsupported format, the"
+      f" first is {foreign[0]}; convert them ({known}) or remove them"
     )
   suffixes = image_files.SUFFIXES
   paths = [path for path in found if path.suffix.lower() in suffixes]
@@ -82,7 +82,7 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
   is_sheet = lambda p: sheets[p.parent] and sheets[p.parent].fullmatch(p.name)  # noqa: E731
   paths = [path for path in paths if not is_sheet(path)]
   if not paths:
-    raise InputError(f"{name} {directory!r} holds no images ({', '.join(suffixes)})")
+    raise InputError(f"{name} {directory!r} has no images ({', '.join(suffixes)})")
   return sorted(paths)
 
 
@@ -90,8 +90,8 @@ class Layout(NamedTuple):
   """Images of a folder by split.
 
   Attributes:
-    tops: folders whose names say nothing of the images in them.
-    by_split: 'train', and 'validation' and 'test' where there are folders named so.
+    tops: folders whose names are not captions.
+    by_split: 'train', and 'validation' and 'test' if there are such folders.
   """
 
   tops: set[pathlib.Path]
@@ -99,10 +99,10 @@ class Layout(NamedTuple):
 
 
 def layout(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Layout:
-  """Images by split, if all lie in folders named so; else all of them are 'train'.
+  """Images by split, if all are in folders named like splits; else all are 'train'.
 
   Raises:
-    InputError: some folders are named like splits, and others are not.
+    InputError: only some folders are named like splits.
   """
   folders: dict[str, list[pathlib.Path]] = {}
   for path in paths:
@@ -117,8 +117,8 @@ def layout(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Layout:
   if len(named) > 1:
     listed = ", ".join(sorted(name or "images without a folder" for name in folders))
     raise InputError(
-      f"{root} has folders of splits ({', '.join(sorted(named))}), but in all there are"
-      f" {listed}; let there be train, validation and test alone, or give one folder"
+      f"{root} has folders of splits ({', '.join(sorted(named))}) among others:"
+      f" {listed}; keep only train, validation and test, or give one folder"
     )
   return Layout({root}, {"train": list(paths)})
 
@@ -129,18 +129,18 @@ def captions(
   tops: Container[pathlib.Path],
   field: str,
 ) -> dict[pathlib.Path, list[str]]:
-  """The captions of each of some images below a folder.
+  """{image: captions} of images below a folder.
 
-  They come from the tables; without any, from the file of the same name with suffix
-  .txt; without these, it is the name of the folder that the image lies in.
+  Captions come from the tables; without tables from .txt files of the same name;
+  without these from the name of the image's folder.
 
   Args:
-    tops: folders that are no names, as `layout` finds them.
+    tops: folders whose names are not captions, see `layout`.
     field: of the tables, with the captions.
 
   Raises:
-    InputError: a caption is missing, a row names no image, or what says captions is in
-      a form that is not read.
+    InputError: a caption is missing, a row names no image, or captions are in an
+      unknown format.
   """
   others = [
     path for path in _walk(root) if path.suffix.lower() not in image_files.SUFFIXES
@@ -150,9 +150,9 @@ def captions(
     return _without_tables(root, paths, tops, others)
   ((home, num),) = collections.Counter(path.parent for path in tables).most_common(1)
   if num > 1:
-    raise InputError(f"{home} has more than one of {', '.join(TABLES)}; leave one")
+    raise InputError(f"{home} has more than one of {', '.join(TABLES)}; keep one")
   found, home = {}, os.path.join(os.path.abspath(root), "")
-  names = {}  # of rows that no image is found for
+  names = {}  # in rows without an image
   for table in tables:
     for where, name, caption in _rows(table, field):
       path = os.path.abspath(table.parent / name)
@@ -166,8 +166,8 @@ def captions(
     raise _missing(missing, paths, root, " or ".join(sorted({t.name for t in tables})))
   for where, name in names.items():
     raise InputError(
-      f"{where} names {name!r}, which is no image in {root} ({len(names)} such rows);"
-      " put it there, or take the row away"
+      f"{where} names {name!r}, not an image in {root} ({len(names)} such rows); add"
+      " the image or remove the row"
     )
   return {path: found[os.path.abspath(path)] for path in paths}
 
@@ -201,9 +201,9 @@ def _without_tables(
       or (is_json and is_meant)
     ):
       raise InputError(
-        f"{path} is not read, and may hold the captions; write them to one of"
-        f" {', '.join(TABLES)} (columns file_name and text), or take it away: captions"
-        " are names of folders then"
+        f"{path} is not read, but may hold captions; write them to one of"
+        f" {', '.join(TABLES)} (columns file_name and text), or remove it to use folder"
+        " names as captions"
       )
   home = lambda p: root if p.parent in tops else p.parent  # noqa: E731
   name = lambda p: os.path.basename(os.path.abspath(home(p)))  # noqa: E731
@@ -219,7 +219,7 @@ def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, str, str]]:
       caption = files.field(row, field, where)
     except InputError as error:
       raise InputError(
-        f"{error}; data.source.caption_field names the one with captions"
+        f"{error}; data.source.caption_field names the field of captions"
       ) from None
     yield where, name, files.text(caption, where)
 
@@ -229,13 +229,13 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
   try:
     header = next(reader, [])
     if len(set(header)) < len(header):
-      raise InputError(f"{path} has two columns of one name; rename one of them")
+      raise InputError(f"{path} has two columns of the same name; rename one")
     for row in filter(None, reader):
       where = f"{path}:{reader.line_num}"
       if len(row) != len(header):
         raise InputError(
-          f"{where} has {len(row)} fields, the first line has {len(header)}; put quotes"
-          " around text with commas in it"
+          f"{where} has {len(row)} fields, the header has {len(header)}; quote text"
+          " that contains commas"
         )
       yield where, dict(zip(header, row, strict=True))
   except csv.Error as error:

@@ -1,8 +1,8 @@
-"""Image files: the one reader of them, for training, editing and evaluation.
+"""Image files, read alike for training, editing and evaluation.
 
-An image is read as a viewer shows it: upright by its EXIF orientation, transparent
-parts on white, 16 bits by their upper eight. Colour profiles (ICC) are not applied, as
-in the pipelines that published models were trained with.
+Images are rotated by their EXIF orientation; transparent parts become white; 16 bits
+are reduced to the upper eight. Colour profiles (ICC) are not applied, as in the
+training pipelines of published models.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from gen_jax.types import InputError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SUFFIXES += (".jpe", ".jfif")
-# Images all the same, which nothing here reads: never passed over in silence.
+# Image formats that are not supported: an error, never skipped.
 FOREIGN = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".dng", ".cr2")
 FOREIGN += (".nef", ".arw", ".exr", ".tga")
 
@@ -27,22 +27,22 @@ _GREY = 32  # how far apart the channels of a mask's grey may be
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
-  """An image file, its header read; whatever goes wrong with it is one InputError."""
+  """An image file with its header read; any error becomes an InputError."""
   try:
     with Image.open(path, formats=_FORMATS) as file:
       yield file
   except Exception as error:  # damaged files make Pillow raise many kinds
     raise InputError(
-      f"{path} is not a readable image ({one_line(error)}); repair it or take it away"
+      f"{path} is not a readable image ({one_line(error)}); repair or remove it"
     ) from None
 
 
 def _check_kind(file: Image.Image) -> None:
-  """Raises ValueError for what Pillow would read as something else."""
+  """Raises ValueError for images that Pillow would read wrongly."""
   if not (file.mode in _MODES or file.mode.startswith("I;16")):
     raise ValueError(f"mode {file.mode}; 8 or 16 bits per channel are needed")
   if getattr(file, "is_animated", False) and file.format != "MPO":  # of a phone
-    raise ValueError(f"it has {file.n_frames} frames; save the one that is meant")
+    raise ValueError(f"it has {file.n_frames} frames; save one of them")
   if file.format == "TIFF" and file.mode.startswith("I;16"):
     bits, white = file.tag_v2.get(258), file.tag_v2.get(262) == 0
     if white or bits != (16,):
@@ -53,7 +53,7 @@ def _check_kind(file: Image.Image) -> None:
 
 
 def _read(path: pathlib.Path) -> Image.Image:
-  """An upright image, RGB, or RGBA where parts of it may be transparent."""
+  """An upright image: RGBA if parts of it may be transparent, else RGB."""
   with _opened(path) as file:
     _check_kind(file)
     stored = file.tile[0][3] if file.tile else None
@@ -65,16 +65,16 @@ def _read(path: pathlib.Path) -> Image.Image:
       if clear is not None:
         image.putalpha(Image.fromarray(np.uint8(255 * (values != clear))))
     elif stored in ("L;2", "L;4") and clear is not None:
-      # Pillow spreads these pixels over 0 .. 255, but not the one that is transparent.
+      # Pillow scales these pixels to 0 .. 255, but not the transparent value.
       image.info["transparency"] = clear * (85 if stored == "L;2" else 17)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def open_image(path: pathlib.Path) -> np.ndarray:
-  """uint8 [H, W, 3]; transparent parts become white paper.
+  """uint8 [H, W, 3]; transparent parts become white.
 
   Raises:
-    InputError: damaged, of another format than `SUFFIXES` say, or with several frames.
+    InputError: damaged, not of a format in `SUFFIXES`, or with several frames.
   """
   image = _read(path)
   if image.mode == "RGBA":
@@ -84,14 +84,14 @@ def open_image(path: pathlib.Path) -> np.ndarray:
 
 
 def open_mask(path: pathlib.Path) -> np.ndarray:
-  """bool [H, W], true where the image is to change: white, or a transparent hole.
+  """bool [H, W], True where the image may change: white, or transparent.
 
-  A mask is grey, white to change and black to keep, without transparency; or it has
-  transparent parts, which were erased to be changed, and all else stays. One that could
-  be meant either way is refused.
+  Without transparency, white changes and black stays; with transparency, transparent
+  parts change and all else stays.
 
   Raises:
-    InputError: see above; coloured; see `open_image`.
+    InputError: ambiguous between the two; coloured; fully transparent; see
+      `open_image`.
   """
   image = _read(path)
   colours = np.asarray(image.convert("RGB"), np.int16)
@@ -101,23 +101,23 @@ def open_mask(path: pathlib.Path) -> np.ndarray:
   grey = np.asarray(image.convert("RGB").convert("L"))
   rest = grey[shown]
   if not shown.any():
-    raise InputError(f"mask {path} is transparent all over; make white what changes")
+    raise InputError(f"mask {path} is fully transparent; make white what changes")
   if shown.all():
     if (np.ptp(colours, axis=-1) > _GREY).any():
       raise InputError(
-        f"mask {path} is coloured; make white what changes, and black what stays"
+        f"mask {path} is coloured; make white what changes and black what stays"
       )
     return grey >= 128
   if (rest > 239).any() and ((rest > 239) | (rest < 16)).all():
     raise InputError(
       f"mask {path} has white parts and transparent ones, and either could be what"
-      " changes; save it without transparency, white to change and black to stay"
+      " changes; save it without transparency: white changes, black stays"
     )
   return ~shown
 
 
 def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
-  """uint8 [H, W, 1 or 3] as [H, W, channels]: luminance, or grey three times."""
+  """uint8 [H, W, 1 or 3] -> [H, W, channels]: luminance, or grey repeated."""
   if image.ndim != 3 or image.shape[-1] not in (1, 3):
     raise InputError(f"image of shape {image.shape}: [H, W, 1] or [H, W, 3] is needed")
   if channels == image.shape[-1]:
@@ -128,14 +128,14 @@ def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def size(path: pathlib.Path) -> tuple[int, int]:
-  """Width and height as the header says, before it is turned upright."""
+  """Width and height in the header, before rotation by EXIF."""
   with _opened(path) as file:
     _check_kind(file)
     return file.size
 
 
 def evenly(items: Sequence, most: int) -> Sequence:
-  """At most `most` of them, evenly spaced.
+  """At most `most` items, evenly spaced.
 
   >>> evenly(range(10), 4)
   range(0, 10, 3)
@@ -144,7 +144,7 @@ def evenly(items: Sequence, most: int) -> Sequence:
 
 
 def cut_off(sizes: Sequence[tuple[int, int]], num: int) -> str | None:
-  """One line about what a centre crop to squares takes away; None: nothing.
+  """One line about what a centre crop to squares removes; None if nothing.
 
   Args:
     sizes: (width, height) of some of `num` images.
@@ -160,5 +160,5 @@ def cut_off(sizes: Sequence[tuple[int, int]], num: int) -> str | None:
   return (
     f"{len(cropped)} of {len(sizes)} {seen} are not square: up to"
     f" {100 * max(cropped):.0f} % of one is cut off, half on either side; crop them"
-    " yourself where that matters"
+    " yourself if that matters"
   )

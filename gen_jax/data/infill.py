@@ -1,10 +1,9 @@
-"""Fill in the middle: text rearranged so that what comes after may be read first.
+"""Fill in the middle: text rearranged so that the suffix precedes the middle.
 
     prefix middle suffix  ->  <prefix> prefix <suffix> suffix <middle> middle eos
 
-A model of the second form is still one that predicts every token from those before it.
-Source: Bavarian et al. 2022 (arXiv:2207.14255), PSM order, at the level of the context:
-each row is cut anew in every epoch, at two characters drawn at random.
+The model stays autoregressive. Source: Bavarian et al. 2022 (arXiv:2207.14255), PSM
+order, at context level: in each epoch each document is split at two random characters.
 """
 
 import dataclasses
@@ -23,12 +22,12 @@ HOLE = "<FILL>"
 
 @dataclasses.dataclass(frozen=True)
 class Infill:
-  """How often text is rearranged, and what marks its parts.
+  """Rate and markers of fill-in-the-middle.
 
   Attributes:
-    rate: share of the pieces that are rearranged, in [0, 1].
-    marks: names that open prefix, suffix and middle. Where the tokenizer has no such
-      control tokens, their names are written out as text.
+    rate: share of documents that are rearranged, in [0, 1].
+    marks: control tokens that open prefix, suffix and middle; encoded as text if the
+      tokenizer has no such tokens.
   """
 
   rate: ranges.Fraction
@@ -39,16 +38,15 @@ class Infill:
   def prompt(
     self, prefix: Sequence[int], suffix: Sequence[int], tokenizer: tokenizers.Tokenizer
   ) -> list[int]:
-    """What a model continues with the middle."""
+    """The prompt that the model continues with the middle."""
     marks = [tokenizer.encode_special(mark) for mark in self.marks]
     return [*tokenizer.opening, *marks[0], *prefix, *marks[1], *suffix, *marks[2]]
 
   def around(self, text: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
-    """The prompt for a text with one HOLE in it."""
+    """The prompt for a text that contains HOLE once."""
     if text.count(HOLE) != 1:
       raise InputError(
-        f"{text!r:.60} has {text.count(HOLE)} times {HOLE}: once is needed, where text"
-        " is to be filled in"
+        f"{text!r:.60} has {text.count(HOLE)} times {HOLE}: it must mark the gap once"
       )
     return self.prompt(*map(tokenizer.encode, text.split(HOLE)), tokenizer)
 
@@ -59,9 +57,9 @@ class Infill:
     tokenizer: tokenizers.Tokenizer,
     generator: np.random.Generator,
   ) -> list[int] | None:
-    """Tokens of `text`, its middle last; the suffix is cut so that `room` is enough.
+    """Tokens of `text`, its middle last, with the suffix truncated to fit `room`.
 
-    None where even that does not help.
+    None if even that does not fit.
     """
     first, last = np.sort(generator.integers(0, len(text) + 1, 2))
     parts = text[:first], text[last:], text[first:last]
@@ -74,24 +72,24 @@ class Infill:
 
   def window(
     self,
-    stream: cache.Stream,
+    tokens: cache.Tokens,
     start: int,
     length: int,
     generator: np.random.Generator,
     *,
     tokenizer: tokenizers.Tokenizer,
   ) -> pipeline.Features:
-    """A `pipeline.packed_row` of the documents in a window, some rearranged."""
-    stop = min(start + length + 1, len(stream.ids))
-    inside = (stream.starts > start) & (stream.starts < stop)
-    bounds = [start, *stream.starts[inside].tolist(), stop]
+    """The documents in a window as a `pipeline.packed_row`, some rearranged."""
+    stop = min(start + length + 1, len(tokens.ids))
+    inside = (tokens.starts > start) & (tokens.starts < stop)
+    bounds = [start, *tokens.starts[inside].tolist(), stop]
     pieces = []
     for first, last in itertools.pairwise(bounds):
-      ids = stream.ids[first:last].tolist()
+      ids = tokens.ids[first:last].tolist()
       if last < stop and tokenizer.shares_marks:
-        ids.append(tokenizer.eos)  # which opens the next document
+        ids.append(tokenizer.eos)  # it also opens the next document
       if generator.random() < self.rate:
-        # At the window's edges characters may be cut in two.
+        # The window's edges may split a character.
         text = tokenizer.decode(ids).strip("\ufffd")
         ids = self.rearranged(text, len(ids), tokenizer, generator) or ids
       pieces.append(pipeline.Piece(ids))
@@ -100,7 +98,7 @@ class Infill:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-  """A line that is missing, and what stands around it."""
+  """A missing line and the text around it."""
 
   before: str
   line: str
@@ -108,9 +106,9 @@ class Gap:
 
 
 def gaps(documents: Sequence[str], num: int) -> list[Gap]:
-  """`num` lines, drawn the same way every time, from all documents in turn.
+  """`num` random lines, the same in every run, from all documents in turn.
 
-  Lines of fewer than 8 characters (brackets, blank ones) are not asked for.
+  Lines shorter than 8 characters (brackets, blank ones) are skipped.
   """
   generator = np.random.default_rng(0)
   found = []

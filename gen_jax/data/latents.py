@@ -1,10 +1,10 @@
-"""The codes of a data set's images on disk, so that an autoencoder runs once.
+"""Latent cache: a data set's codes on disk, so that the autoencoder runs once.
 
-A folder holds train.array_record, validation.array_record and latents.json: of which
-autoencoder (SHA-256 of its weights) the codes are, the hashes of both files, and one of
-itself. They are verified when they are opened, at about 2 GB a second. A record is the
-moments of the posterior, float16 [F, h, w, 2 Z] (mean, then std; F = 2 where the
-mirrored image has been encoded as well), and the caption.
+A folder holds train.array_record, validation.array_record and latents.json, with the
+SHA-256 of the autoencoder's weights, of both files and of itself. Hashes are verified
+on opening, at about 2 GB/s. A record is the posterior's moments, float16
+[F, h, w, 2 Z] (mean, then std; F = 2 if the mirrored image is encoded too), and the
+caption.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "fi
 
 
 def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int:
-  """Writes one split, whole or not at all; returns how many examples it has.
+  """Writes one split, whole or not at all; returns its number of examples.
 
   Args:
     examples: codes [F, h, w, 2 Z] and caption.
@@ -46,7 +46,7 @@ def write(path: pathlib.Path, examples: Iterable[tuple[np.ndarray, str]]) -> int
 
 @contextlib.contextmanager
 def _writing(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-  """Yields what writes a record."""
+  """Yields a function that writes a record."""
   with _os_errors(path):
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
 
@@ -63,7 +63,7 @@ def _writing(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
 
 @contextlib.contextmanager
 def _os_errors(path: pathlib.Path) -> Iterator[None]:
-  """Riegeli says RuntimeError where the file system refuses; OSError as elsewhere."""
+  """Turns riegeli's RuntimeError for file-system errors into OSError."""
   try:
     yield
   except RuntimeError as error:
@@ -73,7 +73,7 @@ def _os_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 def join(folder: pathlib.Path, split: str) -> None:
-  """Makes one file of the pieces SPLIT.00000.array_record, ... that `write` wrote."""
+  """Joins the files SPLIT.00000.array_record, ... of `write` into one."""
   pieces = sorted(folder.glob(f"{split}.0*.array_record"))
   records = (record for piece in pieces for record in _records(piece))
   examples = ((record["codes"], record["caption"]) for record in records)
@@ -81,7 +81,7 @@ def join(folder: pathlib.Path, split: str) -> None:
 
 
 def read_statistics(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What `gen-jax encode` has measured of an autoencoder; None if it has not."""
+  """Statistics that `gen-jax encode` measured of an autoencoder; None without."""
   path = folder / NAME
   if not path.exists():
     return None
@@ -104,7 +104,7 @@ def read_statistics(folder: pathlib.Path) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=8)
 def _sha256(path: pathlib.Path, stamp: str) -> str:
-  """Read once: a data set is opened several times in a run."""
+  """Cached: a run opens a data set several times."""
   del stamp
   return files.sha256(path)
 
@@ -117,7 +117,7 @@ def _damaged(path: pathlib.Path, reason: str) -> InputError:
 
 
 def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
-  """What `write` wrote; InputError where that is damaged."""
+  """The records that `write` wrote; InputError if damaged."""
   try:
     source = grain.sources.ArrayRecordDataSource([str(path)])
     num = len(source)
@@ -139,7 +139,7 @@ def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-  """A folder that `gen-jax encode --to` has written."""
+  """A folder written by `gen-jax encode --to`."""
 
   directory: str
 
@@ -156,7 +156,7 @@ class Latents:
     found = read_statistics(self.folder)
     if found is None:
       raise InputError(
-        f"{self.directory!r} is no latent cache: it has no {NAME}; make one with"
+        f"{self.directory!r} is not a latent cache: it has no {NAME}; make one with"
         " gen-jax encode --workdir AUTOENCODER --to DIR"
       )
     return found

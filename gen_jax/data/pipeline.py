@@ -103,11 +103,11 @@ def next_token(window: np.ndarray, length: int) -> Features:
 
 
 # (stream, start, length, generator) -> features of a row of that length.
-Cut = Callable[[cache.Stream, int, int, np.random.Generator], Features]
+Cut = Callable[[cache.Tokens, int, int, np.random.Generator], Features]
 
 
 def window(
-  stream: cache.Stream, start: int, length: int, generator: np.random.Generator
+  stream: cache.Tokens, start: int, length: int, generator: np.random.Generator
 ) -> Features:
   """`next_token` of the stream's tokens from `start` on."""
   del generator
@@ -115,7 +115,7 @@ def window(
 
 
 def packed_window(
-  stream: cache.Stream,
+  stream: cache.Tokens,
   start: int,
   length: int,
   generator: np.random.Generator,
@@ -217,7 +217,7 @@ def pack(sizes: Sequence[int], room: int) -> list[list[int]]:
   return rows
 
 
-def turns(stream: cache.Stream, *, length: int, batch_size: int, seed: int) -> Pipeline:
+def turns(stream: cache.Tokens, *, length: int, batch_size: int, seed: int) -> Pipeline:
   """Conversations, packed into rows of `length`; only what answers is a target.
 
   Of a conversation that is longer than a row, the beginning is used.
@@ -241,7 +241,7 @@ def turns(stream: cache.Stream, *, length: int, batch_size: int, seed: int) -> P
 
 
 def text(
-  stream: cache.Stream,
+  stream: cache.Tokens,
   *,
   length: int,
   batch_size: int,

@@ -1,7 +1,7 @@
 """Ranks files of the `tiktoken` library: byte-level BPE without a list of merges.
 
-A line is a piece of text in base64 and its id. How text is cut into words, and which
-control tokens follow, the file does not say: that is a `Layout`.
+A line is a piece of text in base64 and its id. Pre-tokenisation and control tokens are
+not in the file but in its `Layout`.
 """
 
 import base64
@@ -32,7 +32,7 @@ _LLAMA3_WORDS = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Llama 3.1 and later; what 3.0 has in these places, nobody ever trained.
+# Llama 3.1 and later; 3.0 has untrained tokens with these ids.
 _LLAMA3_SPECIALS = (
   "<|begin_of_text|>",
   "<|end_of_text|>",
@@ -67,7 +67,7 @@ def _numbered(names: Sequence[str], start: int) -> dict[str, int]:
 
 
 def _harmony() -> dict[str, int]:
-  """Control tokens of o200k_harmony. 200,018 is reserved as well, by a second name."""
+  """Control tokens of o200k_harmony. 200,018 has a second, reserved name."""
   reserved = {i: f"<|reserved_{i}|>" for i in range(200_000, 201_088)}
   ids = {name: i for i, name in ({**reserved, **_HARMONY}).items()}
   return {**ids, reserved[200_018]: 200_018}
@@ -75,13 +75,13 @@ def _harmony() -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """What a ranks file does not say.
+  """What a ranks file does not hold.
 
   Attributes:
-    words: the pattern that cuts text into words.
-    num_ranks: of the published file.
+    words: regex of pre-tokenisation.
+    num_ranks: number of ranks of the published file.
     specials: {name: id} of the control tokens.
-    opening: name of the one that opens texts.
+    opening: name of the control token that opens texts.
   """
 
   words: str
@@ -92,7 +92,7 @@ class Layout:
 
 _GPT2 = Layout(_R50K_WORDS, 50_256, {END_OF_TEXT: 50_256})
 # Source: tiktoken_ext/openai_public.py of tiktoken 0.14; Meta's llama3/tokenizer.py.
-# Where several have as many ranks, the first one is taken for a file.
+# The first layout with a file's number of ranks is its default.
 LAYOUTS = {
   "r50k_base": _GPT2,
   "gpt2": _GPT2,
@@ -138,14 +138,14 @@ class Ranks(encoding.Plain):
 
 
 def _published(num_ranks: int) -> str:
-  """The layout that is published for so many ranks."""
+  """The published layout with this number of ranks."""
   for name, layout in LAYOUTS.items():
     if layout.num_ranks == num_ranks:
       return name
   known = ", ".join(f"{name} ({each.num_ranks})" for name, each in LAYOUTS.items())
   raise InputError(
-    f"its {num_ranks} ranks are of no published encoding, and how to cut words the file"
-    f" does not say: name a layout (data.tokenizer.layout), one of {known}"
+    f"its {num_ranks} ranks are of no published encoding, and the file has no"
+    f" pre-tokenisation: name a layout (data.tokenizer.layout), one of {known}"
   )
 
 
@@ -159,11 +159,11 @@ def _table(source: bytes) -> dict[bytes, int]:
 
 
 def read(source: bytes, layout: str | None = None) -> Ranks:
-  """Reads the content of a ranks file: on each line a piece in base64 and its id.
+  """Reads a ranks file: on each line a piece in base64 and its id.
 
   Args:
-    layout: a name of LAYOUTS; None takes the one that is published for as many ranks.
-      Of another number of ranks, the control tokens follow the ranks all the same.
+    layout: a name of LAYOUTS; None takes the published one for this number of ranks.
+      With another number of ranks, the control tokens still follow the ranks.
 
   Raises:
     ValueError: not such a file.

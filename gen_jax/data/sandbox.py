@@ -1,10 +1,10 @@
-"""Jinja templates of strangers: they reach nothing, and end soon in bounded memory.
+"""A sandbox for untrusted Jinja templates, with limits of time and memory.
 
-Jinja's immutable sandbox keeps a template from the machine, but not from its time and
-memory: `'a' * 10**9`, loops in loops, a value that holds itself twice, again and again.
-So one meter runs along. Every value that an expression makes and everything written
-counts by its size, every turn of a loop and call of a macro by the text in it; what
-could make a huge value in one go is measured before it does.
+Jinja's immutable sandbox protects the machine, but not its time and memory:
+`'a' * 10**9`, nested loops, values that repeatedly contain themselves. A meter adds
+that: it charges the size of every value and output, and for every loop iteration and
+macro call the text in it; operations that could make a huge value at once are charged
+before they run.
 """
 
 import re
@@ -19,12 +19,12 @@ import jinja2.utils
 import jinja2.visitor
 from jinja2 import nodes
 
-SECONDS = 1.0  # of processor time
-CHARACTERS = 2**26  # made in all, and 64 times what is given
-OUTPUT = 2**22  # characters of the text, and 16 times what is given
+SECONDS = 1.0  # processor time
+CHARACTERS = 2**26  # characters made in all, plus 64 times the input's
+OUTPUT = 2**22  # characters of the text, plus 16 times the input's
 SOURCE = 2**17  # characters of the template
-_TURN = 128  # what a turn of a loop, a call or a container counts, in characters
-# No template can name these: there is a space in them.
+_TURN = 128  # cost of a loop iteration, a call or a container, in characters
+# Names with a space, which no template can use.
 _METER, _CHARGE, _MEASURE = "the meter", "the charge", "the measure"
 _GONE = ("urlize", "striptags", "pprint", "xmlattr", "random")  # costly, or random
 
@@ -32,7 +32,7 @@ Spend = Callable[[int], None]
 
 
 def _meter(limit: int) -> Spend:
-  """Takes what is spent; raises once it is too much, or too late."""
+  """A function that adds up costs and raises above `limit` or `SECONDS`."""
   left, look, end = limit, limit, time.thread_time() + SECONDS
 
   def spend(size: int) -> None:
@@ -40,7 +40,7 @@ def _meter(limit: int) -> Spend:
     left -= size
     if left < 0:
       raise jinja2.TemplateError(f"it makes more than {limit} characters, or steps")
-    if left < look:  # at the clock, which takes longer than most turns
+    if left < look:  # reading the clock costs more than most iterations
       look = left - 64 * _TURN
       if time.thread_time() > end:
         raise jinja2.TemplateError(f"it takes more than {SECONDS:g} s")
@@ -49,28 +49,28 @@ def _meter(limit: int) -> Spend:
 
 
 def size(value: Any, limit: int = CHARACTERS) -> int:
-  """About how many characters a value has, whatever it holds counted each time."""
-  total, rest = 0, [value]
-  while rest and total <= limit:
-    item = rest.pop()
+  """About how many characters a value has; shared parts count every time."""
+  total, pending = 0, [value]
+  while pending and total <= limit:
+    item = pending.pop()
     if isinstance(item, str | bytes):
       total += len(item)
     elif isinstance(item, int):
       total += item.bit_length() // 3
     elif isinstance(item, jinja2.utils.Namespace):
-      rest.append(item._Namespace__attrs)
+      pending.append(item._Namespace__attrs)
       total += _TURN
     elif isinstance(item, Mapping):
-      rest += [*item.keys(), *item.values()]
+      pending += [*item.keys(), *item.values()]
       total += _TURN
     elif isinstance(item, list | tuple | Set | ValuesView):
-      rest += item
+      pending += item
       total += _TURN
   return total
 
 
 def _format_size(text: str, values: tuple) -> int:
-  """An upper bound for `text % values` and `text.format(*values)`."""
+  """An upper bound of the size of `text % values` and `text.format(*values)`."""
   if re.search(r"%[^a-zA-Z%]*\*|\{[^}]*\{", text):
     raise jinja2.TemplateError("a width in a format is not written out")
   widths = sum(int(n[:12]) for n in re.findall(r"\d+", text))
@@ -78,7 +78,7 @@ def _format_size(text: str, values: tuple) -> int:
 
 
 def _reach(name: str, value: Any, given: tuple) -> int:
-  """An upper bound for what a method or filter makes of a value in one go, or 0."""
+  """An upper bound of the size of a method's or filter's result, or 0."""
   widths = sum(abs(x) for x in given if isinstance(x, int))
   others = tuple(x for x in given if not isinstance(x, int))
   match name:
@@ -106,7 +106,7 @@ def _reach(name: str, value: Any, given: tuple) -> int:
 
 
 def _operation_size(operator: str, left: Any, right: Any) -> int:
-  """An upper bound for what an operation on two values makes, or 0."""
+  """An upper bound of the size of a binary operation's result, or 0."""
   if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
     long = right if operator == "**" else right.bit_length()
     if left.bit_length() * long > 2**20:
@@ -121,7 +121,7 @@ def _operation_size(operator: str, left: Any, right: Any) -> int:
 
 
 def _metered(name: str, function: Callable) -> Callable:
-  """A filter that is measured before and after."""
+  """A filter that is charged before and after it runs."""
   passed = jinja2.utils._PassArg.from_obj(function)
 
   @jinja2.pass_context
@@ -153,7 +153,7 @@ def _charge(context, cost):
 
 
 class _Metering(jinja2.visitor.NodeTransformer):
-  """Has a template's loops, macros and values counted while it runs."""
+  """Inserts charges for a template's loops, macros and values."""
 
   def _charged(self, node):
     text = node.find_all((nodes.TemplateData, nodes.Const))
@@ -199,12 +199,12 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     return _Metering().visit(super()._parse(source, name, filename))
 
   def call_binop(self, context, operator, left, right):
-    """See Jinja's sandbox; what is made is measured before."""
+    """See Jinja's sandbox; charged before it runs."""
     context.parent[_METER](_operation_size(operator, left, right))
     return super().call_binop(context, operator, left, right)
 
   def call(__self, __context, __obj, *args, **kwargs):
-    """See Jinja's sandbox; what is made is measured before and after."""
+    """See Jinja's sandbox; charged before and after it runs."""
     spend, method = __context.parent[_METER], getattr(__obj, "__wrapped__", __obj)
     owner = getattr(method, "__self__", None)
     spend(
@@ -219,7 +219,7 @@ def render(template: jinja2.Template, given: Mapping[str, Any]) -> str:
   """The text of a template of an `Environment`.
 
   Raises:
-    jinja2.TemplateError: it takes too long, or makes too much.
+    jinja2.TemplateError: beyond the limits of time or size.
     Exception: whatever the template raises.
   """
   amount = size(given)

@@ -1,13 +1,11 @@
-"""Long texts cut into slices that have, one after another, the tokens of the whole.
+"""Splits long texts into slices whose tokens, concatenated, are those of the text.
 
-Tokenizers keep tens to hundreds of bytes for each byte of a text while they work on it;
-on slices they need no more than for the longest one.
+Tokenizers use tens to hundreds of bytes of memory per byte of text; slices bound it.
 
-A text is cut before a space or a line feed that follows another kind of character. That
-changes no token where the vocabulary has no piece that reaches over such a place: BPE
-merges two neighbours into a piece, so what stands left and right of it is merged
-independently (Sennrich et al. 2016). How text is split into words depends on its
-surroundings alone, and is tried out on those of every cut.
+A text is cut before a space or a line feed that follows another kind of character. This
+changes no token if no piece of the vocabulary spans such a position: BPE merges only
+neighbours, so both sides are merged independently (Sennrich et al. 2016).
+Pre-tokenisation depends on the nearby text only, and is tested at every cut.
 """
 
 import functools
@@ -21,13 +19,13 @@ import tokenizers as huggingface
 from gen_jax.data import encodings, ranks
 from gen_jax.data import tokenizer as tokenizers
 
-_SIZE = 2**15  # characters of a slice, at least
-_AROUND = 256  # characters on each side of a cut on which it is tried out
+_SIZE = 2**15  # minimum characters of a slice
+_AROUND = 256  # characters on each side of a cut with which it is tested
 _TRIES = 16
 
 
 class Slice(NamedTuple):
-  """A part of a document; whether it is the first, and the last of its parts."""
+  """A part of a document, and whether it is its first and its last."""
 
   text: str
   is_first: bool = True
@@ -36,9 +34,9 @@ class Slice(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def _places(encoding: encodings.Encoding) -> re.Pattern | None:
-  """Where a text may be cut, as far as the vocabulary says; None: nowhere.
+  """Regex of positions where the vocabulary allows a cut; None: nowhere.
 
-  Unigram models weigh a text as a whole; of CLIP's the ends of words are not in it.
+  Unigram models score a text as a whole; CLIP's end-of-word suffix is not in the text.
   """
   is_bpe = isinstance(encoding, encodings.Characters | ranks.Ranks) or (
     isinstance(encoding, encodings.HuggingFace)
@@ -59,10 +57,9 @@ def _is_cut(encoding: encodings.Encoding, text: str, at: int) -> bool:
 
 
 def slices(text: str, encoding: encodings.Encoding) -> Iterator[Slice]:
-  """The text in slices of about 32,768 characters; whole, where it cannot be cut.
+  """The text in slices of about 32,768 characters, or whole if it cannot be cut.
 
-  The tokens of the first as a text, and of the others as the rest of one, are those of
-  the whole.
+  The first is encoded as a text, the others with `encode_rest`.
   """
   start = 0
   while len(text) - start > 2 * _SIZE and (places := _places(encoding)):
@@ -80,7 +77,7 @@ def encode_batch(
   parts: Sequence[Slice], tokenizer: tokenizers.Tokenizer
 ) -> list[list[int]]:
   """Ids of slices, nothing added."""
-  if not tokenizer.prefix:  # the rest of a text is a text
+  if not tokenizer.prefix:  # then `encode_rest` is `encode`
     return tokenizer.encode_batch([part.text for part in parts])
   heads = iter(tokenizer.encode_batch([part.text for part in parts if part.is_first]))
   for part in parts:
@@ -90,6 +87,6 @@ def encode_batch(
 
 
 def encode(text: str, tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-  """int32 [n]: the tokens of a text of any length, nothing added."""
+  """int32 [n], the tokens of a text of any length, nothing added."""
   found = (encode_batch([part], tokenizer) for part in slices(text, tokenizer.encoding))
   return np.concatenate([np.array(ids, np.int32) for (ids,) in found])

@@ -1,10 +1,9 @@
-"""Sources: where documents and images come from.
+"""Sources of documents and images.
 
 A text source gives `documents(split)`, a sequence of strings. An image source gives
 `examples(split)`, a random-access sequence of {'image': uint8 [H, W, C], 'caption':
-str} and more; 'loss_weight' is what an example counts, 1 where it is not said. split is
-'train' or 'validation'; where a source has no split of its own, a fixed share is held
-out, the same in every run.
+str} and more; 'loss_weight' is an example's weight, 1 by default. split is 'train' or
+'validation'; a source without splits holds out a fixed share, the same in every run.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from gen_jax.system import files
 from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
-open_image = image_files.open_image  # its name of the first version, for one release
+open_image = image_files.open_image  # old name, for one release
 
 
 class TextSource(Protocol):
@@ -32,7 +31,7 @@ class TextSource(Protocol):
     ...
 
   def identity(self) -> str:
-    """Changes whenever the documents may have, but for the source's own fields."""
+    """A string that changes with the source's files; its fields need not be in it."""
     ...
 
 
@@ -45,12 +44,12 @@ class ImageSource(Protocol):
 
 
 class PromptBenchmark(NamedTuple):
-  """Prompts to draw for, and an independent judge of what was drawn.
+  """Prompts, and an independent scorer of the images drawn for them.
 
   Attributes:
-    captions: N of them.
-    judge: images uint8 [N, H, W, C], one per caption -> {name: value}.
-    real_accuracy: the judge's accuracy on real images that it has not seen.
+    captions: N prompts.
+    scorer: images uint8 [N, H, W, C], one per caption -> {name: value}.
+    real_accuracy: the scorer's accuracy on held-out real images.
   """
 
   captions: list[str]
@@ -60,7 +59,7 @@ class PromptBenchmark(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(Sequence):
-  """`fn` over chosen indices of a sequence, lazily."""
+  """`fn` mapped lazily over the given indices of a sequence (None: all)."""
 
   source: Sequence
   fn: Callable[[Any], Any]
@@ -76,7 +75,7 @@ class Mapped(Sequence):
 
 
 def file_of(examples: Sequence, i: int) -> str | None:
-  """The file that an example was read from, where each has one of its own."""
+  """The file of an example, if each example has its own."""
   while isinstance(examples, Mapped):
     i = int(i if examples.indices is None else examples.indices[i])
     examples = examples.source
@@ -100,7 +99,7 @@ def held_out(num: int, split: str, fraction: ranges.ProperFraction) -> np.ndarra
 def split_text(
   documents: Sequence[str], split: str, fraction: ranges.ProperFraction
 ) -> list[str]:
-  """The last `fraction` of all characters is validation; one document may be cut.
+  """Splits off the last `fraction` of all characters; may cut one document.
 
   >>> split_text(['abcd', 'efghij'], 'validation', 0.3), split_text(['ab'], 'train', 0)
   (['hij'], ['ab'])
@@ -116,13 +115,13 @@ def split_text(
 
 def _split(texts: list[str], split: str, pattern: str, fraction: float) -> list[str]:
   if not any(texts):
-    raise InputError(f"there is no text in {pattern!r}; give other files")
+    raise InputError(f"no text in {pattern!r}; give other files")
   return split_text(texts, split, fraction)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-  """Every file that matches a path or glob is a document; the tail is validation."""
+  """One document per file of a path or glob; the tail is validation."""
 
   pattern: str
   validation_fraction: ranges.ProperFraction = 0.1
@@ -139,7 +138,7 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-  """Every line of JSONL files is a document, in the given field."""
+  """One document per line of JSONL files, in the given field."""
 
   pattern: str
   field: str = "text"
@@ -157,7 +156,7 @@ class JsonLines:
 
 
 def _tfds_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
-  """`tfds.split_of`; InputError for an example that is damaged."""
+  """`tfds.split_of`; InputError for a damaged example."""
   source = tfds.split_of(dataset, data_dir, split)
 
   def read(i: int) -> Example:
@@ -199,7 +198,8 @@ class TfdsImages:
   """Any TFDS data set of images; the caption is a text field or a class name.
 
   Attributes:
-    caption_field: a text field, or a label whose number is put into `template`.
+    caption_field: a text field, or a label, whose number is the caption.
+    template: format string of the caption, with one {}.
   """
 
   dataset: str
@@ -242,8 +242,8 @@ class ImageFolder:
   """A folder of images, in the layouts of `data.folders`.
 
   Attributes:
-    caption_field: of metadata.jsonl, .csv or .parquet, where there is one.
-    validation_fraction: held out, where there is no folder validation/.
+    caption_field: of metadata.jsonl, .csv or .parquet.
+    validation_fraction: held out if there is no folder validation/.
   """
 
   directory: str
@@ -295,7 +295,7 @@ class Npz:
     path = files.path(self.path, "data.source.path")
     keys = self.image_key, self.caption_key
     try:
-      with zipfile.ZipFile(path):  # np.load would take other formats as well
+      with zipfile.ZipFile(path):  # np.load would accept other formats
         pass
       with np.load(path, allow_pickle=False) as file:
         names = file.files

@@ -1,7 +1,7 @@
-"""TFDS data sets, by directory or by name, without running what they name.
+"""TFDS data sets, by directory or by name, without running code that they name.
 
-TFDS imports whatever module a features.json names as the class of a feature: the file
-is held against TFDS's own features first.
+TFDS imports any module that a features.json names as a feature's class, so the file is
+checked against TFDS's own features first.
 """
 
 import json
@@ -17,15 +17,15 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 
 def home(data_dir: str | None) -> str | None:
-  """The folder of prepared data sets that a source names; None is TFDS's own."""
+  """The folder of prepared data sets; None is TFDS's default."""
   return data_dir and str(files.path(data_dir, "data.source.data_dir"))
 
 
 def builder(dataset: str, data_dir: str | None):
-  """A data set by directory or by name, prepared.
+  """The builder of a data set, by directory or name; prepares it if needed.
 
   Raises:
-    InputError: there is none, or its features.json names a class that is not TFDS's.
+    InputError: no such data set, or its features.json names a class not of TFDS.
   """
   import tensorflow_datasets as tfds  # imported here: most runs do not need it
 
@@ -45,7 +45,7 @@ def builder(dataset: str, data_dir: str | None):
     )
     found.download_and_prepare()
     return found
-  except Exception as error:  # TFDS raises many kinds; the message is what matters
+  except Exception as error:  # TFDS raises many kinds
     raise InputError(
       f"cannot open TFDS data set {dataset!r}: {first_line(error)}; give a prepared"
       " directory (with dataset_info.json) or a name that TFDS knows"
@@ -55,7 +55,7 @@ def builder(dataset: str, data_dir: str | None):
 def split_of(
   dataset: str, data_dir: str | None, split: str
 ) -> Sequence[dict[str, Any]]:
-  """One split of a data set, by random access."""
+  """One split of a data set, with random access."""
   found = builder(dataset, data_dir)
   if re.split(r"[\[+]", split)[0] not in found.info.splits:
     raise unknown(f"split (of {dataset})", split, found.info.splits)
@@ -70,7 +70,7 @@ def split_of(
 
 
 def _homes(dataset: str, data_dir: str | None) -> list[pathlib.Path]:
-  """Where TFDS may find a data set of this name on disk, before it asks its code."""
+  """Folders where TFDS looks for a data set of this name before its own code."""
   from tensorflow_datasets.core.utils import file_utils
 
   name = re.split(r"[/:]", dataset)[0]
@@ -79,7 +79,7 @@ def _homes(dataset: str, data_dir: str | None) -> list[pathlib.Path]:
 
 
 def _check_features(path: pathlib.Path) -> None:
-  """Raises InputError for a features.json that names a class that is not TFDS's own."""
+  """Raises InputError if a features.json names a class that is not of TFDS."""
   import tensorflow_datasets as tfds
 
   own = {
@@ -87,24 +87,24 @@ def _check_features(path: pathlib.Path) -> None:
     for kind in vars(tfds.features).values()
     if isinstance(kind, type) and issubclass(kind, tfds.features.FeatureConnector)
   }
-  own.add("tensorflow_datasets.core.features.feature.Tensor")  # as it once was
+  own.add("tensorflow_datasets.core.features.feature.Tensor")  # its old path
   for name in _classes(files.read_json(path)):
     if name not in own:
       raise InputError(
-        f"{path} names {name!r}, which is no feature of TFDS and would be imported;"
+        f"{path} names {name!r}, which is not a feature of TFDS and would be imported;"
         " prepare the data set with TFDS's own features"
       )
 
 
 def _classes(features: dict[str, Any]) -> Iterator[str]:
-  """Every class that is named in a features.json, to any depth, in JSON texts too."""
+  """All class names in a features.json, at any depth, also in nested JSON text."""
   todo: list[Any] = [features]
   while todo:
     value = todo.pop()
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
       try:
         todo.append(json.loads(value))
-      except (ValueError, RecursionError):  # neither does TFDS read it then
+      except (ValueError, RecursionError):  # then TFDS does not read it either
         continue
     elif isinstance(value, list):
       todo.extend(value)

@@ -1,8 +1,8 @@
-"""What the files next to a vocabulary say of its tokens, read and checked once.
+"""Settings of a tokenizer, from the files next to its vocabulary.
 
-tokenizer_config.json and special_tokens_map.json name the control tokens and what is
-put around texts, added_tokens.json adds tokens, generation_config.json says where
-answers end, chat_template.jinja (or the first of them) how a chat is written.
+tokenizer_config.json and special_tokens_map.json name the control tokens and those
+added around texts, added_tokens.json adds tokens, generation_config.json has the stop
+tokens, chat_template.jinja (or tokenizer_config.json) the chat template.
 """
 
 import dataclasses
@@ -26,17 +26,16 @@ _ATTRIBUTES = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is said; nothing, by default.
+  """Settings of a tokenizer; empty by default.
 
   Attributes:
-    names: {kind: name of the token, or None} of the kinds that are spoken of.
+    names: {kind: name of the token, or None} of the given kinds (bos, eos, ...).
     more: names of further control tokens.
     added: {id: keywords of `tokenizers.AddedToken`}.
-    flags: those of add_bos_token, add_eos_token, add_prefix_space and legacy that
-      are given.
-    kind: the class that the tokenizer was written by, without Fast.
-    template: of chats.
-    stops: ids that end what a model writes.
+    flags: those given of add_bos_token, add_eos_token, add_prefix_space and legacy.
+    kind: the tokenizer's class, without Fast.
+    template: the chat template.
+    stops: ids that end generation.
   """
 
   names: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
@@ -49,7 +48,7 @@ class Settings:
 
   @property
   def control(self) -> list[str]:
-    """Names of the control tokens; padding may be an ordinary one."""
+    """Names of the control tokens, without padding, which may be an ordinary token."""
     named = (name for kind, name in self.names.items() if name and kind != "pad")
     return list(dict.fromkeys((*named, *self.more)))
 
@@ -94,7 +93,7 @@ def _decoder(found: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def _list(config: dict[str, Any], key: str) -> list[Any]:
-  """A list of a file, which may also be an object of named ones."""
+  """A list in a config, or the values of an object."""
   value = config.get(key) or []
   value = list(value.values()) if isinstance(value, dict) else value
   if not isinstance(value, list):
@@ -103,7 +102,7 @@ def _list(config: dict[str, Any], key: str) -> list[Any]:
 
 
 def _template(value: Any) -> str | None:
-  """A chat template; of several, the default one."""
+  """The chat template; the default one of several."""
   if isinstance(value, list):
     pairs = [_object(entry, "an entry of chat_template") for entry in value]
     value = {entry.get("name"): entry.get("template") for entry in pairs}
@@ -118,10 +117,10 @@ def read(contents: Mapping[str, bytes]) -> Settings:
   """The settings in the files of a folder.
 
   Args:
-    contents: {name: content} of FILES that there are.
+    contents: {name: content} of those FILES that exist.
 
   Raises:
-    InputError: says which entry is not what it should be.
+    InputError: names the wrong entry.
   """
   special, config, generation, added = (
     _object(files.parse_json(contents.get(name, b"{}"), name), name)
@@ -142,7 +141,7 @@ def read(contents: Mapping[str, bytes]) -> Settings:
     if not isinstance(value, bool):
       raise _wrong(key, value, "true or false")
   tokens = _decoder(_object(config.get("added_tokens_decoder") or {}, "added_tokens"))
-  for name, i in added.items():  # of older files; what they call special, is
+  for name, i in added.items():  # older files; special if named as a control token
     is_control = name in names.values() or name in more
     token = {"content": name, "special": is_control, "normalized": not is_control}
     tokens.setdefault(_id(i, f"added_tokens.json: {name!r:.40}"), token)

@@ -1,7 +1,7 @@
-"""What a tokenizer is: one class over every format that `data.encodings` reads.
+"""The tokenizer: one class over every format that `data.encodings` reads.
 
-Ordinary text never becomes a control token, whatever it says; only `encode_special`
-and the chat methods write them.
+Ordinary text never becomes a control token; only `encode_special` and the chat methods
+write them.
 """
 
 import codecs
@@ -28,18 +28,18 @@ Messages = Sequence[chat.Message]
 class Tokenizer:
   """Text to ids and back.
 
-  Any Unicode text survives the round trip, but for what the format's own normaliser
-  does to it (NFC, lower case, spaces), and see `characters`.
+  Any Unicode text survives the round trip, up to the format's normalisation (NFC, lower
+  case, spaces); see also `characters`.
 
   Attributes:
     encoding: text to ids.
-    bos: the token that is called so; None if the format has none.
+    bos: beginning-of-sequence token; None if the format has none.
     eos: ends a document; the same as bos for GPT-2's END_OF_TEXT.
-    opening: ids that the tokenizer puts before every text ...
-    closing: ... and after it, as its own library does.
-    stops: ids that end what a model writes: eos, and ends of a turn.
-    chat_template: of the model that the tokenizer came with.
-    pad: fills captions up; None: eos does.
+    opening: ids put before every text, as by the format's library.
+    closing: ids put after it.
+    stops: ids that end generation: eos, and ends of a turn.
+    chat_template: the model's, in Jinja.
+    pad: pads captions; None: eos does.
   """
 
   encoding: encoding.Encoding
@@ -62,26 +62,23 @@ class Tokenizer:
 
   @property
   def prefix(self) -> str:
-    """What is written before every text: SentencePiece's space, or nothing."""
+    """What is prepended to every text: SentencePiece's space, or nothing."""
     return self.encoding.prefix
 
   @property
   def shares_marks(self) -> bool:
-    """Whether one token ends a document and opens the next one, as in GPT-2's data."""
+    """Whether one token ends a document and opens the next one, as in GPT-2."""
     return self.eos is not None and self.opening == (self.eos,)
 
   def opens(self, text: str) -> tuple[int, ...]:
-    """What stands before a text that is to be continued or scored.
-
-    What the tokenizer puts there; before no text at all, where that is nothing, bos.
-    """
+    """Ids before a text to continue or score: `opening`; bos if both are empty."""
     alone = () if text or self.bos is None else (self.bos,)
     return self.opening or alone
 
   def ends(self) -> tuple[int, ...]:
-    """What ends a document for training: `closing`, else eos.
+    """Ids that end a training document: `closing`, else eos.
 
-    Nothing where the next document's opening is this one's end.
+    Empty if the next document's opening is also this one's end.
     """
     return self.closing or (
       () if self.eos is None or self.shares_marks else (self.eos,)
@@ -97,7 +94,7 @@ class Tokenizer:
     return self.encoding.encode(text) if text else []
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-    """`encode` for many texts, in parallel where the format's library can."""
+    """`encode` for many texts, in parallel if the format's library supports it."""
     for text in texts:
       check_unicode(text)
     found = self.encoding.encode_batch(texts)
@@ -105,17 +102,17 @@ class Tokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, control tokens left out; broken UTF-8 becomes U+FFFD."""
-    return "".join(self.stream(ids)).removeprefix(self.prefix)
+    return "".join(self.decode_pieces(ids)).removeprefix(self.prefix)
 
-  def stream(self, ids: Iterable[int]) -> Iterator[str]:
-    """Text of ids that continue others, each piece as soon as its characters are whole.
+  def decode_pieces(self, ids: Iterable[int]) -> Iterator[str]:
+    """Text of ids that continue others, in pieces of whole characters.
 
-    The pieces together are `decode(ids)`, and before it the space with which
-    SentencePiece formats open a text: after a prompt that space counts.
+    The pieces together are `decode(ids)`, preceded by the space that SentencePiece
+    prepends to texts: after a prompt that space counts.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     pieces = self.encoding.pieces
-    for i in ids:  # a model may have more ids than the tokenizer: they are no text
+    for i in ids:  # a model may have more ids than the tokenizer: these have no text
       if text := decoder.decode(pieces[i] if i < len(pieces) else b""):
         yield text
     if text := decoder.decode(b"", final=True):
@@ -134,23 +131,23 @@ class Tokenizer:
 
   @functools.cached_property
   def _controls(self) -> re.Pattern:
-    # A name of one character cannot be broken up in a message: it stays text.
+    # A name of one character cannot be split by GUARD: it stays text.
     names = sorted((n for n in self.specials if len(n) > 1), key=len, reverse=True)
     patterns = (self.encoding.patterns.get(name, re.escape(name)) for name in names)
     return re.compile(f"({'|'.join(patterns) or '(?!)'})")
 
   def encode_special(self, text: str, after: str = "") -> list[int]:
-    """Tokens of text in which the names of control tokens stand for them.
+    """Tokens of text in which names of control tokens become these tokens.
 
-    Only for text that the program wrote: a chat template, never its messages.
+    Only for trusted text: a chat template, never its messages.
 
     Args:
-      after: what the text continues; its end decides whether a space goes before it.
+      after: the text before it, whose end decides whether a space is prepended.
     """
     return self._encode_special(text, after, "")
 
   def _encode_special(self, text: str, after: str, guard: str) -> list[int]:
-    """`encode_special`, with `guard` taken out of what is not a control token."""
+    """`encode_special`, with `guard` removed from ordinary text."""
     check_unicode(text)
     ids, before = [], re.split(self._controls, after)[-1]
     encode = self.encoding.encode_inner if after else self.encoding.encode
@@ -172,8 +169,8 @@ class Tokenizer:
   ) -> list[tuple[str, bool]]:
     if self.chat_template is None:
       raise InputError(
-        "the tokenizer has no chat template; take one of a chat model, or put"
-        " chat_template.jinja beside its files"
+        "the tokenizer has no chat template; use the tokenizer of a chat model, or add"
+        " chat_template.jinja to its files"
       )
     names = {id_: name for name, id_ in self.specials.items()}
     marks = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
@@ -186,10 +183,10 @@ class Tokenizer:
     )
 
   def chat(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-    """The messages as one text, by the tokenizer's own template.
+    """The messages as one text, by the tokenizer's template.
 
     Raises:
-      InputError: there is no template, or it refuses the messages.
+      InputError: no template, or it refuses the messages.
     """
     chat.check(messages)
     return "".join(part for part, _ in self._rendered(messages, add_generation_prompt))
@@ -200,9 +197,7 @@ class Tokenizer:
     add_generation_prompt: bool = True,
     now: datetime.datetime | None = None,
   ) -> list[int]:
-    """Tokens of `chat`; control tokens are the template's, never the messages'.
-
-    Whether bos is among them is the template's business as well.
+    """Tokens of `chat`; control tokens, bos included, come only from the template.
 
     Args:
       now: see `chat.render`.
@@ -211,16 +206,15 @@ class Tokenizer:
     return self._encode_special("".join(part for part, _ in parts), "", chat.GUARD)
 
   def encode_turns(self, messages: Messages) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation up to its last answer, and which of them answer.
+    """Tokens of a conversation up to its last answer, and which of them are answers.
 
-    A template may say with {% generation %} what an answer is. Else it is what an
-    assistant's message adds to the prompt before it. What stands before an answer is
-    encoded as a prompt on its own, as it is when the model is asked: tokens never reach
-    over the border. The date in it is `chat.TRAINING_DAY`.
+    An answer is what the template marks with {% generation %}, else what an assistant's
+    message adds to the prompt before it. Prompt and answer are encoded separately, as
+    in generation: no token spans both. The date in it is `chat.TRAINING_DAY`.
 
     Raises:
-      InputError: see `chat`; the template marks nothing, or writes earlier turns in
-        another way in later ones.
+      InputError: see `chat`; the template marks nothing, or renders earlier turns
+        differently in later ones.
     """
     messages = self._guarded(messages)
     is_marked = chat.marks_answers(self.chat_template or "")
@@ -240,8 +234,8 @@ class Tokenizer:
     parts = self._rendered(messages[: last + 1], False, chat.TRAINING_DAY)
     if not any(answers for _, answers in parts):
       raise InputError(
-        f"the chat template marks no answer in {len(messages)} messages, and with"
-        " {% generation %} it should"
+        f"the chat template marks no answer in {len(messages)} messages, although it"
+        " has {% generation %}"
       )
     return parts
 
@@ -256,14 +250,14 @@ class Tokenizer:
         text = "".join(part for part, _ in parts)
         if not text.startswith(done):
           raise InputError(
-            f"the chat template writes what stands before message {i + 1} in another"
-            " way once the message is there: answers cannot be told from prompts"
+            f"the chat template renders the text before message {i + 1} differently"
+            " with and without it: answers cannot be told from prompts"
           )
         yield text[len(done) :], bool(answers)
         done = text
 
   def _guarded(self, messages: Messages) -> list[dict[str, str]]:
-    """The messages, names of control tokens in them broken up by GUARD."""
+    """The messages, with GUARD inside the names of control tokens."""
 
     def guard(text: str) -> str:
       return self._special_names.sub(lambda m: m[0][0] + chat.GUARD + m[0][1:], text)
@@ -275,7 +269,7 @@ class Tokenizer:
     ]
 
   def files(self) -> dict[str, bytes]:
-    """The files of a folder that `load` makes this tokenizer of."""
+    """{file name: content} from which `load` makes this tokenizer."""
     names = {id_: name for name, id_ in self.specials.items()}
     config: dict[str, Any] = {
       "bos_token": names.get(self.bos),
@@ -291,7 +285,7 @@ class Tokenizer:
       ("add_bos_token", self.opening, self.encoding.opening),
       ("add_eos_token", self.closing, self.encoding.closing),
     ):
-      if ids != own:  # else the vocabulary's own file says so
+      if ids != own:  # else the vocabulary's file has it
         config[key] = bool(ids)
     stops = {"eos_token_id": list(self.stops)}
     return {
@@ -302,7 +296,7 @@ class Tokenizer:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """A hash of everything that decides which ids a document has."""
+    """A hash of everything that determines the ids of a document."""
     marks = f"{self.bos} {self.eos} {self.opening} {self.closing}"
     marks += json.dumps(self.encoding.settings(), sort_keys=True)
     digest = hashlib.sha256(marks.encode())
@@ -318,7 +312,7 @@ class Tokenizer:
 
 
 def check_unicode(text: str) -> None:
-  """Raises InputError for half of a surrogate pair, which no encoding can write."""
+  """Raises InputError for half of a surrogate pair, which UTF-8 cannot encode."""
   try:
     text.encode()
   except UnicodeEncodeError:

@@ -1,8 +1,8 @@
 """tokenizer.json of Hugging Face, through the `tokenizers` library.
 
-What the file says of normalisation, words and added tokens, the library does; the ids
-are its own. Here stand the bytes of each token, what opens and closes a text, and how
-text goes on after a control token or other text.
+The library does normalisation, pre-tokenisation and added tokens. Added here: the bytes
+of each token, the ids around a text, and the encoding of text after a control token or
+other text.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class HuggingFace:
   """tokenizer.json through the `tokenizers` library. See `read`.
 
   Attributes:
-    inner: reads text that follows a control token.
-    rest: reads text that continues other text: puts no space before it.
+    inner: for text that follows a control token.
+    rest: for text that continues other text: prepends no space.
   """
 
   source: bytes
@@ -68,7 +68,7 @@ class HuggingFace:
 
 
 def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]:
-  """The parts of a pipeline of tokenizer.json, sequences opened."""
+  """The parts of a pipeline of tokenizer.json, sequences flattened."""
   if part is None:
     return []
   if part["type"] != "Sequence":
@@ -77,10 +77,10 @@ def _flat(part: Mapping[str, Any] | None, inner: str) -> list[Mapping[str, Any]]
 
 
 def _without_prefix(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-  """A tokenizer.json that puts no space before texts.
+  """A tokenizer.json that prepends no space to texts.
 
   Returns:
-    It, and whether the given one puts its space before the first text alone.
+    It, and whether the given one prepends its space only to the first text.
   """
   config, is_first = json.loads(json.dumps(config)), False
   normalizers = _flat(config["normalizer"], "normalizers")
@@ -97,7 +97,7 @@ def _without_prefix(config: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _spaced(config: Mapping[str, Any], is_spaced: bool | None) -> Mapping[str, Any]:
-  """A tokenizer.json that puts a space before texts or none, where that is said."""
+  """A tokenizer.json that prepends a space or none; None: unchanged."""
   if not is_spaced:
     return config if is_spaced is None else _without_prefix(config)[0]
   config = json.loads(json.dumps(config))
@@ -132,11 +132,11 @@ def marked_piece(token: str) -> bytes:
 
 
 def _canonical(source: bytes) -> dict[str, Any]:
-  """A tokenizer.json as its library writes it today; lengths are the caller's choice.
+  """A tokenizer.json in its library's current format, without truncation and padding.
 
   Raises:
     ValueError: added tokens have other ids than the library gives them.
-    Exception: of many kinds, by the library, for what it cannot read.
+    Exception: of many kinds, from the library, for what it cannot read.
   """
   given = files.parse_json(source, "tokenizer.json")
   _check_ids(given)
@@ -152,9 +152,9 @@ def _canonical(source: bytes) -> dict[str, Any]:
 
 
 def _check_ids(given: Any) -> None:
-  """Refuses ids far beyond the entries, over whose range the library would go.
+  """Raises ValueError for ids far beyond the entries: the library loops over them all.
 
-  Whatever has another form than ids by names is left for the library to refuse.
+  Other malformed files are left to the library.
   """
   model = given.get("model") if isinstance(given, dict) else None
   vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -163,7 +163,7 @@ def _check_ids(given: Any) -> None:
 
 
 def _backend(config: Mapping[str, Any], names: Sequence[str]) -> tokenizers.Tokenizer:
-  """The library's, with the named tokens of the vocabulary as control tokens."""
+  """The library's tokenizer, with these tokens of the vocabulary as control tokens."""
   backend = tokenizers.Tokenizer.from_str(json.dumps(config))
   known = [name for name in names if backend.token_to_id(name) is not None]
   backend.add_special_tokens(known)
@@ -172,7 +172,7 @@ def _backend(config: Mapping[str, Any], names: Sequence[str]) -> tokenizers.Toke
 
 
 def _check_complete(config: Mapping[str, Any], is_byte_level: bool) -> None:
-  """Raises ValueError where some text has no tokens, and would be lost in silence."""
+  """Raises ValueError if some text has no tokens and would be lost silently."""
   model = config["model"]
   if model["type"] not in ("BPE", "Unigram"):
     raise ValueError(f"its model is {model['type']}; BPE or Unigram is needed")
@@ -183,7 +183,7 @@ def _check_complete(config: Mapping[str, Any], is_byte_level: bool) -> None:
   vocab = model["vocab"]
   known = vocab.keys() if isinstance(vocab, dict) else {piece for piece, _ in vocab}
   suffix = model.get("end_of_word_suffix") or ""
-  if is_byte_level:  # 0xC0, 0xC1 and those after 0xF4 are in no text
+  if is_byte_level:  # UTF-8 has no 0xC0, 0xC1, nor any byte above 0xF4
     bytes_ = (c for c, b in byte_values().items() if b < 0xC0 or 0xC1 < b < 0xF5)
     needed = {word for c in bytes_ for word in (c, c + suffix)}
   else:
@@ -193,8 +193,8 @@ def _check_complete(config: Mapping[str, Any], is_byte_level: bool) -> None:
 
 
 def _pattern(token: tokenizers.AddedToken) -> str:
-  """What a control token takes of a template's text."""
-  space = r"[^\S\x1c-\x1f]*"  # as the library has it
+  """Regex of a control token in a template's text."""
+  space = r"[^\S\x1c-\x1f]*"  # as in the library
   word = re.escape(token.content)
   if token.single_word:
     word = rf"(?<!\w){word}(?!\w)"
@@ -204,10 +204,10 @@ def _pattern(token: tokenizers.AddedToken) -> str:
 def _marks(
   backend: tokenizers.Tokenizer, control: Collection[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """What the post-processor puts before and after a text.
+  """The control tokens that the post-processor puts before and after a text.
 
   Raises:
-    ValueError: it does something else as well, or writes what is no control token.
+    ValueError: it does more than that.
   """
   body, whole = _ids(backend, "a"), backend.encode("a").ids
   for start in range(len(whole) - len(body) + 1):
@@ -218,16 +218,15 @@ def _marks(
 
 
 def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
-  """Reads the content of a tokenizer.json, byte-level or SentencePiece-style.
+  """Reads a tokenizer.json, byte-level or SentencePiece-style.
 
-  Control tokens in a text are plain text. Truncation and padding are not done: lengths
-  are the caller's. BPE dropout is off.
+  Control tokens in a text are plain text. No truncation, padding or BPE dropout.
 
   Args:
     settings: further names of control tokens, and add_prefix_space.
 
   Raises:
-    Exception: of many kinds, by the library, for what it cannot read.
+    Exception: of many kinds, from the library, for what it cannot read.
   """
   given = _canonical(source)
   config = _spaced(given, settings.flags.get("add_prefix_space"))
@@ -242,7 +241,7 @@ def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
         f"{token['content']!r} is added as {i}; tokenizer.json has"
         f" {'no such token' if have is None else have}"
       )
-  if named or config != given:  # kept with what was said next to it
+  if named or config != given:  # saved with the settings applied
     source = backend.to_str().encode()
   pieces = _pieces(config, backend)
   added = backend.get_added_tokens_decoder()
@@ -261,10 +260,10 @@ def read(source: bytes, settings: Settings = _NOTHING) -> HuggingFace:
 
 
 def _pieces(config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[bytes]:
-  """The bytes of text that each id stands for.
+  """The bytes of text of each id.
 
   Raises:
-    ValueError: it cannot be told, ids with huge gaps, or bytes without a token.
+    ValueError: they cannot be determined, ids with huge gaps, bytes without a token.
   """
   inside = {
     part["type"]
@@ -293,7 +292,7 @@ def _pieces(config: Mapping[str, Any], backend: tokenizers.Tokenizer) -> list[by
 
 
 def opened(backend: tokenizers.Tokenizer, name: str) -> None:
-  """Has a control token put before every text."""
+  """Sets a post-processor that puts a control token before every text."""
   backend.post_processor = tokenizers.processors.TemplateProcessing(
     single=f"{name} $A",
     pair=f"{name} $A {name} $B",

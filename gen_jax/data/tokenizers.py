@@ -1,4 +1,4 @@
-"""Where tokenizers come from: made of the training texts, or read from files.
+"""Makes tokenizers from training texts, or reads them from files.
 
 `Tokenizer` itself is in `data.tokenizer`, the formats in `data.encodings`.
 """
@@ -23,7 +23,7 @@ from gen_jax.types import InputError, one_line
 Tokenizer = tokenizer.Tokenizer
 END_OF_TEXT = encodings.END_OF_TEXT
 _NOTHING = token_settings.Settings()
-# What opens and ends a document, where the files do not say.
+# Default bos and eos, if the files have none.
 _MARKS = (
   ("<|startoftext|>", END_OF_TEXT),
   (END_OF_TEXT, END_OF_TEXT),
@@ -34,26 +34,26 @@ _END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_tu
 
 
 def _usual(encoding: encodings.Encoding) -> tuple[str | None, str | None]:
-  """Names of the control tokens that usually open and end a document."""
+  """Default names of bos and eos."""
   known = (pair for pair in _MARKS if encoding.specials.keys() >= set(pair))
   return next(known, (None, None))
 
 
 def _id(encoding: encodings.Encoding, name: str | None) -> int | None:
   if name is not None and name not in encoding.specials:
-    raise InputError(f"{name!r} is said to open or end texts, but is no control token")
+    raise InputError(f"{name!r} is named as bos or eos, but is not a control token")
   return encoding.specials.get(name)
 
 
 def _made(
   encoding: encodings.Encoding, settings: token_settings.Settings = _NOTHING
 ) -> Tokenizer:
-  """A tokenizer with what the files next to its vocabulary say."""
+  """A tokenizer with its settings applied."""
   bos, eos = (
     _id(encoding, settings.names.get(kind, usual))
     for kind, usual in zip(("bos", "eos"), _usual(encoding), strict=True)
   )
-  marks = []  # what is said in so many words goes before the post-processor
+  marks = []  # explicit flags take precedence over the post-processor
   for key, mark, own in (
     ("add_bos_token", bos, encoding.opening),
     ("add_eos_token", eos, encoding.closing),
@@ -68,7 +68,7 @@ def _made(
 
 
 def _pad(encoding: encodings.Encoding, name: str | None) -> int | None:
-  """The id of a padding token, which may be an ordinary one."""
+  """The id of the padding token, which may be an ordinary token."""
   if name in encoding.specials:
     return encoding.specials[name]
   pieces, piece = encoding.pieces, (name or "").encode()
@@ -76,19 +76,19 @@ def _pad(encoding: encodings.Encoding, name: str | None) -> int | None:
 
 
 def plain_bytes(texts: Iterable[str] = ()) -> Tokenizer:
-  """Id = byte, and END_OF_TEXT = 256; `texts` is not looked at."""
+  """Id = byte, and END_OF_TEXT = 256; `texts` is not used."""
   del texts
   return _made(encodings.plain_bytes())
 
 
 def characters(texts: Iterable[str]) -> Tokenizer:
-  """The sorted characters of the texts, and nothing else: no other can be encoded."""
+  """The sorted characters of the texts; no other character can be encoded."""
   alphabet = set()
   for text in texts:
     tokenizer.check_unicode(text)
     alphabet.update(text)
   if not alphabet:
-    raise InputError("there is no text to take characters from; give other files")
+    raise InputError("no text to take characters from; give other files")
   return _made(encodings.Characters("".join(sorted(alphabet))))
 
 
@@ -98,7 +98,7 @@ def train_bpe(
   """Byte-level BPE with at most vocab_size tokens. Sennrich et al. 2016; GPT-2.
 
   Args:
-    specials: names of control tokens beside END_OF_TEXT.
+    specials: names of control tokens besides END_OF_TEXT.
   """
   names = [END_OF_TEXT, *specials]
   if vocab_size < 256 + len(names):
@@ -113,7 +113,7 @@ def train_bpe(
     initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
-  words = encodings.plain_bytes()  # which it cuts in the same way
+  words = encodings.plain_bytes()  # it has the same pre-tokenisation
   parts = (part.text for text in texts for part in slicing.slices(text, words))
   backend.train_from_iterator(parts, trainer)
   tokenizer_json.opened(backend, END_OF_TEXT)
@@ -133,7 +133,7 @@ _FILES = (
 
 
 def _read_files(path: pathlib.Path) -> dict[str, bytes]:
-  """The files of a tokenizer, by the names that they have in a folder of their own."""
+  """{standard file name: content} of a tokenizer's files."""
   if path.is_dir():
     home, wanted = path, (*token_settings.FILES, *_FILES)
   elif path.name in _FILES:
@@ -151,21 +151,19 @@ def _read_files(path: pathlib.Path) -> dict[str, bytes]:
 
 
 def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
-  """Reads a tokenizer: a folder, or one file of it.
+  """Reads a tokenizer from a folder or one of its files.
 
-  Understood are tokenizer.json, GPT-2's encoder.json and vocab.bpe (or vocab.json and
+  Formats: tokenizer.json, GPT-2's encoder.json and vocab.bpe (or vocab.json and
   merges.txt), SentencePiece's and tiktoken's tokenizer.model, and what `save` writes.
-  tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-  generation_config.json and chat_template.jinja next to them say which tokens open and
-  end texts. Texts are read as the format's own library reads them, normalisation
-  included.
+  Settings are read from tokenizer_config.json, special_tokens_map.json,
+  added_tokens.json, generation_config.json and chat_template.jinja. Ids are those of
+  the format's own library, normalisation included.
 
   Args:
     layout: of a tiktoken file, see `ranks.LAYOUTS`.
 
   Raises:
-    InputError: unreadable, damaged, none of these, or one that has no tokens for some
-      text.
+    InputError: unreadable, damaged, an unknown format, or some text has no tokens.
   """
   try:
     files.check_hashes(path)
@@ -193,6 +191,6 @@ def load(path: pathlib.Path, layout: str | None = None) -> Tokenizer:
 
 
 def from_file(texts: Iterable[str], path: str, layout: str | None = None) -> Tokenizer:
-  """A tokenizer made elsewhere, see `load`; `texts` is not looked at."""
+  """A tokenizer from files, see `load`; `texts` is not used."""
   del texts
   return load(files.path(path, "data.tokenizer.path"), layout)

@@ -84,13 +84,13 @@ def min_p(p: float | Array) -> Filter:
 
 
 def repetition(penalty: float | Array, seen: Array) -> Filter:
-  """Makes tokens less likely that have occurred: logits / penalty, or times it below 0.
+  """Penalises tokens that have occurred: logit / penalty, or times it if negative.
 
   Source: Keskar et al. 2019 (arXiv:1909.05858) section 4.1; penalty 1 changes nothing.
 
   Args:
     penalty: at least 1 to discourage.
-    seen: bool [B, V], tokens of the prompt and of what has been drawn.
+    seen: bool [B, V], tokens of the prompt and of the continuation so far.
 
   >>> seen = jnp.array([[True, True, False]])
   >>> repetition(2.0, seen)(jnp.array([[4.0, -1.0, 3.0]])).tolist()

@@ -1,11 +1,11 @@
-"""Prompt in, continuation out: prefill once, then one compiled loop, token by token.
+"""Text generation: prefill once, then one compiled loop, token by token.
 
 The model is a function `decode(tokens [B, T], cache, at) -> (logits [B, 1, V], cache)`
-with parameters bound: scores of the token after place at[b] of row b. Row b of a batch
-may have a prompt of its own length: prompts are padded on the right, and slots beyond a
-row's length are overwritten before any query can see them (slot index = position).
-Token i of row b is drawn with fold_in(keys[b], i): a sample depends neither on its
-batch nor on how the loop was cut into pieces for streaming.
+with parameters bound; logits[b] score the token after position at[b] of sequence b.
+Prompts of a batch may differ in length: they are padded on the right, and cache slots
+beyond a sequence's length are overwritten before a query sees them (slot = position).
+Token i of sequence b is drawn with fold_in(keys[b], i): a sample depends neither on its
+batch nor on how the loop is split for streaming.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ class Sampling:
   """How to draw text.
 
   Attributes:
-    max_tokens: longest continuation, in tokens.
-    temperature: 0 always takes the likeliest token.
+    max_tokens: maximum length of the continuation, in tokens.
+    temperature: 0 is greedy decoding.
     top_k: keep the k likeliest tokens; None keeps all.
-    top_p: keep the likeliest tokens that reach this probability together, in (0, 1].
-    min_p: drop tokens less than this share as likely as the likeliest, in [0, 1).
-    repetition_penalty: makes what has occurred less likely, at least 1; 1 does not.
-    order: in which the filters above are applied, all of FILTERS.
-    stop: texts that end a continuation, and are left out of it.
+    top_p: keep the likeliest tokens whose probabilities sum to this, in (0, 1].
+    min_p: drop tokens below this share of the likeliest one's probability, in [0, 1).
+    repetition_penalty: of tokens that have occurred, at least 1; 1 changes nothing.
+    order: of the filters above, a permutation of FILTERS.
+    stop: texts that end a continuation and are not part of it.
   """
 
   max_tokens: ranges.Size = 200
@@ -59,7 +59,7 @@ class Sampling:
         raise InputError(f"{name}={getattr(self, name)} must be {rule}")
 
   def idle(self) -> dict[str, str]:
-    """{field: why it changes nothing}, of fields that another one switches off."""
+    """{field: why it has no effect} of the fields that another one disables."""
     if self.temperature:
       return {}
     return dict.fromkeys(
@@ -67,7 +67,7 @@ class Sampling:
     )
 
   def filter(self, logits: Array, seen: Array) -> Array:
-    """Applies the filters in `order`; what is left is drawn from.
+    """Applies the filters in `order`; dropped tokens have logit -inf.
 
     Args:
       logits: float32 [B, V].
@@ -91,7 +91,7 @@ class Sampling:
     return filters.chain(*used)(logits)
 
   def draw(self, logits: Array, seen: Array, keys: Array) -> Array:
-    """One token per row, int32 [B]: the likeliest at temperature 0, else at random.
+    """One token per sequence, int32 [B]: argmax at temperature 0, else sampled.
 
     Args:
       logits, seen: see `filter`.
@@ -106,15 +106,15 @@ class Sampling:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Where generation stands.
+  """State of generation.
 
   Attributes:
-    cache: what the model remembers; has a field `length` int32 [B].
-    logits: float32 [B, V], scores of the next token.
+    cache: the model's; has a field `length` int32 [B].
+    logits: float32 [B, V], of the next token.
     num_drawn: int32 [], tokens drawn so far.
-    seen: bool [B, V], tokens of the prompt and of what has been drawn.
-    done: bool [B], rows that have drawn one of `stops`.
-    keys: [B], one key per row.
+    seen: bool [B, V], tokens of the prompt and of the continuation so far.
+    done: bool [B], sequences that have drawn one of `stops`.
+    keys: [B], one key per sequence.
   """
 
   cache: Any
@@ -128,11 +128,11 @@ class State:
 def prefill(
   decode: Decode, cache: PyTree, prompts: Array, lengths: Array, keys: Array
 ) -> State:
-  """Reads the prompts.
+  """Runs the model on the prompts; returns the state before the first drawn token.
 
   Args:
-    prompts: int [B, T], padded on the right with anything.
-    lengths: int [B] in 1 .. T, true prompt lengths.
+    prompts: int [B, T], padded on the right with any tokens.
+    lengths: int [B] in 1 .. T, prompt lengths without padding.
     keys: [B].
   """
   logits, cache = decode(prompts, cache, lengths - 1)
@@ -150,15 +150,15 @@ def prefill(
 def extend(
   decode: Decode, state: State, num_tokens: int, draw: Draw, stops: tuple[int, ...]
 ) -> tuple[State, Array, Array]:
-  """Draws num_tokens more tokens for every row in one scan.
+  """Draws num_tokens more tokens for every sequence in one scan.
 
   Args:
     draw: (logits [B, V], seen [B, V], keys [B]) -> tokens int32 [B].
-    stops: tokens after which a row is done and repeats the first of them.
+    stops: tokens that end a sequence, which then repeats stops[0].
 
   Returns:
-    The new state, tokens int32 [B, num_tokens], and log-probabilities float32 [B,
-    num_tokens] of those tokens as the model has them, before any filter.
+    The new state, tokens int32 [B, num_tokens], and their log-probabilities float32 [B,
+    num_tokens] under the model, before any filter.
   """
 
   def body(state, _):

@@ -27,9 +27,8 @@ class Codec(NamedTuple):
     decode: (frozen, z) -> x.
     shape: that of one z, from that of one x.
     init: key -> frozen, of the right shapes; boxed with axis names where it has any.
-    stored: (frozen, moments, keys) -> z: of what `encode` would find, kept on disk.
-    code: (frozen, x) -> [B, h, w, Z]: the middle of what z is drawn from, as an
-      autoencoder has it, unscaled.
+    stored: (frozen, moments, keys) -> z, from the posterior's moments read from disk.
+    code: (frozen, x) -> [B, h, w, Z]: the posterior's mean, unscaled.
   """
 
   encode: Callable[[PyTree, Array, Array], Array]
@@ -46,7 +45,7 @@ def identity() -> Codec:
 
 
 def affine(shift: ranges.Finite | Array, scale: ranges.NotZero | Array) -> Codec:
-  """z = (x - shift) / scale, for data whose mean and spread are known.
+  """z = (x - shift) / scale, for data of known mean and standard deviation.
 
   >>> affine(1.0, 2.0).decode({}, affine(1.0, 2.0).encode({}, 5.0, None))
   5.0
@@ -59,13 +58,12 @@ def affine(shift: ranges.Finite | Array, scale: ranges.NotZero | Array) -> Codec
 
 @ranges.checked
 def patches(side: ranges.Size) -> Codec:
-  """Each patch of side x side pixels as one, of that many times the channels.
+  """Folds each patch of side x side pixels into one pixel of side^2 C channels.
 
-  Nothing is lost: the same diffusion over an image that is smaller to a network.
-  Images whose sides are no multiples of `side` are refused when they come.
+  Lossless: the same diffusion on a smaller image.
 
   Raises:
-    InputError: a side below 1.
+    InputError: a side below 1; at a call, an image size that `side` does not divide.
 
   Source: Hoogeboom et al. 2023 (arXiv:2301.11093), "Avoiding high resolution feature
   maps".
@@ -105,10 +103,10 @@ def latent(
   shape: Callable[[Shape], Shape],
   init: Callable[[Array], Any],
 ) -> Codec:
-  """A draw from an autoencoder's posterior, each channel to mean 0 and variance 1.
+  """A draw from an autoencoder's posterior, each channel scaled to mean 0, variance 1.
 
-  `frozen` is {'autoencoder': weights, 'mean': [Z], 'std': [Z]}: the statistics of the
-  latents are measured and travel with the weights.
+  `frozen` is {'autoencoder': weights, 'mean': [Z], 'std': [Z]}: the latents' measured
+  statistics are stored with the weights.
 
   Args:
     encode: (weights, x) -> posterior's mean and std, [B, h, w, Z] each.
@@ -146,12 +144,12 @@ def latent(
 
 
 def tiled(codec: Codec, side: int) -> Codec:
-  """The codec, decoding piece by piece: memory for one tile, not for the whole of z.
+  """The codec with tiled decoding: memory for one tile, not for the whole of z.
 
-  Tiles of side x side cover z and overlap by at least a quarter; there images are
-  blended by linear ramps. A pixel is the same as without tiles if all that the decoder
-  looks at for it lies in each tile that the pixel is in. Norms and attention over the
-  whole image see a tile instead: their result is near, not equal.
+  Tiles of side x side cover z, overlap by at least a quarter and are blended by linear
+  ramps. A pixel equals the untiled one if every tile that holds it also holds its
+  receptive field. Norms and attention over the whole image see one tile only: their
+  result is close, not equal.
   """
 
   def decode(frozen, z):
@@ -183,10 +181,10 @@ def tiled(codec: Codec, side: int) -> Codec:
 
 
 def _windows(length: int, side: int, factor: int) -> tuple[Array, Array]:
-  """Where tiles start along an axis, int [n], and their weights there, which sum to 1.
+  """Starts of tiles along an axis, and blending weights, which sum to 1 at each pixel.
 
   Returns:
-    Starts in latents, and weights float32 [n, factor * side], of pixels.
+    Starts int [n], in latents; weights float32 [n, factor * side], of pixels.
   """
   side = min(side, length)
   overlap = side // 4

@@ -1,9 +1,9 @@
-"""Conditions beside x_t: what a UNet with extra channels sees of an image.
+"""Image conditions: extra input channels of a UNet, concatenated to x_t.
 
     condition.extra(codec, frozen, batch, keys) -> [B, h, w, E]
 
-The same function serves training, where the batch comes from data, and editing, where
-it is the user's image and mask; the task concatenates.
+The same function serves training (batch from the data) and editing (the user's image
+and mask); the task concatenates.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from gen_jax.types import Array, Batch, PyTree
 
 
 class Condition(NamedTuple):
-  """What goes beside x_t.
+  """Extra input channels.
 
   Attributes:
-    reads: the image of the batch that it is made of.
-    channels: number Z of a latent's channels -> E.
+    reads: key of the batch's image that they are computed from.
+    channels: a latent's number of channels Z -> E.
     extra: (codec, its frozen, batch, keys [B]) -> [B, h, w, E].
   """
 
@@ -33,10 +33,10 @@ class Condition(NamedTuple):
 
 
 def instruction() -> Condition:
-  """The image that an instruction is about: the code of batch['before'].
+  """The image to edit: `codec.code` of batch['before'].
 
-  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2, as released: the code is
-  neither drawn nor scaled.
+  Source: Brooks et al. 2023 (arXiv:2211.09800) section 3.2, as released: the
+  posterior's mean, unscaled.
   """
   return Condition(
     "before",
@@ -46,9 +46,9 @@ def instruction() -> Condition:
 
 
 def inpainting() -> Condition:
-  """A hole and the image around it: mask, 1 where to draw, and masked image.
+  """The mask, 1 where to draw, and the latent of the masked image.
 
-  The hole is batch['change'] bool [B, H, W], or drawn at random (`holes`).
+  The mask is batch['change'] bool [B, H, W], or drawn at random (`holes`).
 
   Source: Rombach et al. 2022 (arXiv:2112.10752) section 4.5, as released.
   """
@@ -59,9 +59,9 @@ def inpainting() -> Condition:
     change = batch.get("change")
     if change is None:
       change = holes(hole_keys, *image.shape[1:3])
-    rest = codec.encode(frozen, jnp.where(change[..., None], 0.0, image), codec_keys)
-    keep = editing.keep_latents(change, image.shape[1] // rest.shape[1])
-    return jnp.concatenate([1.0 - keep[..., None].astype(rest.dtype), rest], -1)
+    z = codec.encode(frozen, jnp.where(change[..., None], 0.0, image), codec_keys)
+    keep = editing.keep_latents(change, image.shape[1] // z.shape[1])
+    return jnp.concatenate([1.0 - keep[..., None].astype(z.dtype), z], -1)
 
   return Condition("image", lambda channels: channels + 1, extra)
 
@@ -70,10 +70,10 @@ ALL = (instruction, inpainting)
 
 
 def holes(keys: Array, height: int, width: int, num: int = 4) -> Array:
-  """Random masks bool [B, H, W]: everything, one time in four, or `num` thick strokes.
+  """Random masks bool [B, H, W]: all True with probability 1/4, else `num` strokes.
 
-  A stroke is what is nearer to a random segment than a random radius of 3 to 20 % of
-  the image's sides.
+  A stroke covers the pixels within a random radius, 3 to 20 % of the image's sides, of
+  a random segment.
   """
   y, x = jnp.meshgrid(
     (jnp.arange(height) + 0.5) / height,

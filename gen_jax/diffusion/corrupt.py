@@ -1,8 +1,7 @@
-"""The forward process, and at which times training looks at it.
+"""The forward process, and the distributions of training times.
 
-`corrupt` draws x_t given x_0 in one line. A time sampler is a function
-(schedule, keys [B]) -> t [B]; entry i depends on keys[i] (the stratified one also on
-keys[0], the shared offset).
+A time sampler is a function (schedule, keys [B]) -> t [B]; entry i depends on keys[i]
+(the stratified one also on keys[0], the shared offset).
 
 Sources: Kingma et al. 2021 (arXiv:2107.00630) appendix I.1 (stratified); Esser et al.
 2024 (2403.03206) eq. 19 (logit-normal); Karras et al. 2022 table 1 (log-normal sigma).
@@ -49,7 +48,7 @@ class UniformTime:
 
 @dataclasses.dataclass(frozen=True)
 class StratifiedTime:
-  """One uniform offset, one time per stratum of width 1/B: less variance, same law."""
+  """One time per stratum of width 1/B, one shared offset: uniform, lower variance."""
 
   t_min: ranges.Fraction = 1e-3
   t_max: ranges.Fraction = 1.0
@@ -65,9 +64,9 @@ class StratifiedTime:
 
 
 def by_example(sampler: TimeSampler) -> TimeSampler:
-  """The same law with each time drawn for its example alone.
+  """The same distribution, each time drawn from its own example's key.
 
-  What is evaluated must not depend on which examples share a batch.
+  Evaluation must not depend on which examples share a batch.
 
   >>> by_example(StratifiedTime(0.1))
   UniformTime(t_min=0.1, t_max=1.0)
@@ -79,7 +78,7 @@ def by_example(sampler: TimeSampler) -> TimeSampler:
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormalTime:
-  """logit(t) ~ N(mean, std^2): most effort in the middle of the path."""
+  """logit(t) ~ N(mean, std^2): most samples at middle times."""
 
   mean: ranges.Finite = 0.0
   std: ranges.NotNegative = 1.0
@@ -93,7 +92,7 @@ class LogitNormalTime:
 
 @dataclasses.dataclass(frozen=True)
 class LogNormalSigma:
-  """log(sigma/alpha) ~ N(mean, std^2), cut at the schedule's noisiest time."""
+  """log(sigma/alpha) ~ N(mean, std^2), clipped to the schedule's noisiest level."""
 
   mean: ranges.Finite = -1.2
   std: ranges.NotNegative = 1.2

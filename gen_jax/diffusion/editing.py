@@ -1,16 +1,16 @@
-"""Editing: an image's latent z as the start of sampling, whole or in part.
+"""Editing: sampling that starts from an image's latent z, or keeps part of it.
 
     strength   sampling starts at strength times the grid's first time, from z noised
-               to there; the grid is drawn together to below that, so that any number
-               of steps and any sampler serve, and another strength does not recompile
-    keep       where it is true, every step ends on z noised to where the step ends
+               to that time; the grid is compressed below it, so the number of steps
+               and the sampler are free, and a new strength does not recompile
+    keep       where True, every step's result is replaced by z noised to its end time
 
-Strength 1 forgets z: alpha is not quite 0 at the first time, and text-to-image never
-saw it. Strength 0 is z itself.
+Strength 1 ignores z, although alpha is not quite 0 at the first time: text-to-image
+starts without it. Strength 0 returns z.
 
-Inversion instead finds the noise from which a prompt would have drawn z: a sampler is
-walked up its times. `ddim`, `euler` and `heun` come back from there nearly, `belm`
-exactly.
+Inversion finds the noise that a prompt maps to z: a sampler runs from low to high
+times. Sampling from that noise returns z approximately with `ddim`, `euler` and `heun`,
+exactly with `belm`.
 
 Sources: Meng et al. 2021 (arXiv:2108.01073); Lugmayr et al. 2022 (2201.09865) eq. 8;
 Song et al. 2020 (2010.02502) section 4.3; Mokady et al. 2022 (2211.09794) section 3.
@@ -24,10 +24,10 @@ from gen_jax.types import Array, PyTree
 
 
 def shortened(times: Array, strength: Array, t_first: float) -> Array:
-  """A grid that starts at strength [] times its first time, of as many steps.
+  """`times` compressed to start at strength [] times times[0], with as many steps.
 
-  Every time is drawn together towards t_first, the quietest that the network knows; all
-  of them are scaled where even the start is below that.
+  Times contract towards t_first, the lowest time that the network was trained on. If
+  the new start is below t_first, all are scaled by `strength`.
   """
   first = strength * times[0]
   share = (first - t_first) / jnp.maximum(times[0] - t_first, 1e-6)
@@ -51,7 +51,7 @@ def inpainting(
   eps: Array,
   keep: Array,
 ) -> samplers.Sampler:
-  """`sampler`, held to z [B, h, w, Z] with noise eps where keep bool [B, h, w]."""
+  """`sampler`, reset to z [B, h, w, Z] noised with eps where keep bool [B, h, w]."""
   held = jnp.broadcast_to(keep[..., None], z.shape)
 
   def step(denoise, x, carry, t, s, keys):
@@ -70,8 +70,8 @@ def invert(
 ) -> tuple[Array, PyTree]:
   """The state at times[0] that leads to z [B, ...], and the sampler's carry there.
 
-  `samplers.walk` from both, down the same times, is the way back. At t = 0 a network
-  may say nothing of the noise: there it is asked for the lowest time above.
+  `samplers.integrate` from both along `times` returns to z. At t = 0 the output may be
+  undefined: the network is called at the lowest time above 0.
   """
 
   def above_0(x, t):
@@ -82,10 +82,10 @@ def invert(
 
 
 def slerp(first: Array, second: Array, share: Array) -> Array:
-  """From first [B, ...] at share [B] = 0 to second at 1, on the arc between them.
+  """Spherical interpolation: first [B, ...] at share [B] = 0, second at share = 1.
 
-  Two draws of noise meet in draws of noise, which their mean would not be. The ends are
-  exact. Source: Shoemake 1985 section 3.3; Song et al. 2020 appendix D.5.
+  Between two Gaussian draws it keeps their norm, which a mean does not. Exact at both
+  ends. Source: Shoemake 1985 section 3.3; Song et al. 2020 appendix D.5.
   """
   axes = tuple(range(1, first.ndim))
   share = schedules.expand(share, first)
@@ -98,9 +98,9 @@ def slerp(first: Array, second: Array, share: Array) -> Array:
 
 
 def keep_latents(change: Array, factor: int) -> Array:
-  """bool [B, H, W], True where pixels are to change -> bool [B, h, w], what to keep.
+  """bool [B, H, W], True where pixels may change -> bool [B, h, w], latents to keep.
 
-  A latent is kept if none of its factor x factor pixels is to change.
+  A latent is kept if none of its factor x factor pixels may change.
   """
   batch, height, width = change.shape
   blocks = change.reshape(batch, height // factor, factor, width // factor, factor)

@@ -1,12 +1,12 @@
-"""Time grids: where a sampler stops on its way from noise to data.
+"""Time grids: the times at which a sampler evaluates, from noise to data.
 
 A grid is a function (schedule, num_steps) -> times float32 [num_steps + 1], strictly
 falling, that ends at exactly 0 (`to_first_node` alone does not). It starts at the
-noisiest time the schedule has, or where log-SNR reaches LOGSNR_MIN if that comes first:
-beyond it x0 cannot be recovered from eps in float32. Clamping lives here and nowhere in
-the formulas. `trailing` and `linspace` alone begin at t = 1, whatever is left there:
-for zero-terminal SNR, and targets that bear it.
-Above 0 no time is below `schedule.t_first`, the quietest that a model has seen.
+schedule's noisiest time, or where log-SNR is LOGSNR_MIN if that is lower: beyond it x0
+cannot be recovered from eps in float32. Only grids clamp, formulas never do. Only
+`trailing` and `linspace` start at t = 1 whatever the SNR: for zero-terminal SNR, with
+targets that are defined there.
+Times above 0 are at least `schedule.t_first`, the lowest that a model was trained on.
 
 Sources: Song et al. 2020 (arXiv:2010.02502) (uniform); Lin et al. 2024 (2305.08891)
 table 2 (trailing, leading); Karras et al. 2022 (2206.00364) eq. 5; Lu et al. 2022
@@ -34,7 +34,7 @@ def t_max(schedule: schedules.Schedule) -> Array:
 
 
 def uniform(schedule: schedules.Schedule, num_steps: int) -> Array:
-  """Equal steps in t, from the noisiest on.
+  """Equal steps in t from `t_max` to 0.
 
   >>> uniform(schedules.VPLinear(), 4).round(6).tolist()
   [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -44,10 +44,7 @@ def uniform(schedule: schedules.Schedule, num_steps: int) -> Array:
 
 
 def trailing(schedule: schedules.Schedule, num_steps: int) -> Array:
-  """Equal steps in t from 1 on, where a network that predicts eps may say nothing.
-
-  Of a chain the nearest nodes.
-  """
+  """Equal steps in t from 1 (where x0 may not follow from eps), at a chain's nodes."""
   return _nodes(schedule, _even(schedule, 1.0, 1.0 / num_steps, num_steps))
 
 
@@ -57,15 +54,15 @@ def leading(
   first: ranges.PositiveFraction = 0.002,
   spare: ranges.Whole = 0,
 ) -> Array:
-  """Equal steps in t of 1 / num_steps down to `first`, and from there to 0.
+  """Equal steps in t of 1 / num_steps down to `first`, then 0.
 
-  It never asks about the noisiest times, which is how Stable Diffusion 1 and 2 were
-  released to be sampled: `first` is the second node of their chain of 1,000. The steps
-  of a chain are whole numbers of nodes.
+  The noisiest times are never evaluated, as in the release of Stable Diffusion 1 and 2:
+  `first` is the second node of their chain of 1,000. On a chain a step is a whole
+  number of nodes.
 
   Args:
-    spare: steps more that are planned, and left out at the quiet end: 1 is how others
-      begin their multistep solvers.
+    spare: extra steps to divide by, dropped at the low end; 1 matches the multistep
+      solvers of diffusers.
 
   >>> leading(schedules.VPLinear(), 4, 0.125).round(6).tolist()
   [0.875, 0.625, 0.375, 0.125, 0.0]
@@ -82,11 +79,11 @@ def linspace(
   spare: ranges.Whole = 0,
   rounded: bool = False,
 ) -> Array:
-  """Equal steps in t from 1 to the quietest time that is known, and from there to 0.
+  """Equal steps in t from 1 to `schedule.t_first`, then 0.
 
   Args:
     spare: see `leading`.
-    rounded: to nodes of a chain.
+    rounded: round to a chain's nodes.
   """
   quietest = schedule.t_first or 0.001
   times = jnp.linspace(1.0, quietest, num_steps + spare)[:num_steps]
@@ -97,22 +94,21 @@ def linspace(
 def to_first_node(
   schedule: schedules.Schedule, num_steps: int, grid: Grid = leading
 ) -> Array:
-  """`grid`, with its last step to the first node of a chain in place of t = 0.
+  """`grid`, ending at a chain's first node instead of t = 0.
 
-  The noise of that node stays in what is drawn, as Stable Diffusion's own samplers had
-  it.
+  The samples keep that node's noise, as in Stable Diffusion's own samplers.
   """
   return grid(schedule, num_steps).at[-1].set(schedule.t_first)
 
 
 def _even(schedule: schedules.Schedule, first, last, num_steps: int) -> Array:
-  """num_steps times from `first` down to `last`, or to the quietest known; then 0."""
+  """num_steps times from `first` down to `last`, each at least t_first; then 0."""
   first, last = (jnp.maximum(t, schedule.t_first) for t in (first, last))
   return jnp.append(jnp.linspace(first, last, num_steps), 0.0)
 
 
 def _nodes(schedule: schedules.Schedule, times: Array) -> Array:
-  """Times at the nearest nodes of a chain that has enough of them."""
+  """Times rounded to a chain's nodes, if it has enough of them."""
   num = schedule.num_timesteps
   if num is None or len(times) > num + 1:
     return times
@@ -122,10 +118,7 @@ def _nodes(schedule: schedules.Schedule, times: Array) -> Array:
 def _levels(
   schedule: schedules.Schedule, num_steps: int, grid: Grid | None = None
 ) -> tuple[Array, Array]:
-  """sigma / alpha at the first and the last time above 0 of a grid.
-
-  Without one, at the noisiest and the quietest time that are known (0: all are).
-  """
+  """sigma / alpha at a grid's first and last time above 0; None: at t_max, t_first."""
   if grid is None:
     ends = t_max(schedule), jnp.float32(schedule.t_first)
   else:
@@ -136,7 +129,7 @@ def _levels(
 
 
 def _down_to(schedule: schedules.Schedule, logsnrs: Array) -> Array:
-  """Times of these log-SNRs, then 0; none is beyond what is known, by rounding."""
+  """Times of these log-SNRs, clipped to [t_first, 1] against rounding; then 0."""
   times = jnp.clip(schedule.t_of(logsnrs), schedule.t_first, 1.0)
   return jnp.append(times, 0.0)
 
@@ -153,7 +146,7 @@ def karras(
   """num_steps noise levels sigma/alpha, equal steps in their rho-th root, then 0.
 
   Args:
-    grid: another one of as many steps, beyond whose levels these do not go.
+    grid: another grid; levels stay within its range at as many steps.
 
   Raises:
     InputError: levels that do not rise from sigma_min, or a number out of its range.
@@ -178,7 +171,7 @@ def uniform_logsnr(
 ) -> Array:
   """num_steps levels equally spaced in log-SNR up to `logsnr_max`, then 0.
 
-  sigma / alpha then falls exponentially, which is its other name. `grid`: see `karras`.
+  Elsewhere called exponential: sigma / alpha falls so. `grid`: see `karras`.
   """
   low, high = (-2.0 * jnp.log(x) for x in _levels(schedule, num_steps, grid))
   high = jnp.minimum(logsnr_max, high)
@@ -192,8 +185,8 @@ _AYS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152)
 def align_your_steps(schedule: schedules.Schedule, num_steps: int) -> Array:
   """The ten noise levels of Sabour et al. 2024, log-linear for other numbers; then 0.
 
-  Levels that the schedule does not reach are drawn together to what it has.
-  Source: arXiv:2404.14507 and the authors' published figures for Stable Diffusion 1.
+  Levels are compressed in log to the schedule's range where they exceed it.
+  Source: arXiv:2404.14507 and the authors' published levels for Stable Diffusion 1.
   """
   places = jnp.linspace(0.0, len(_AYS) - 1.0, num_steps)
   logs = jnp.interp(places, jnp.arange(len(_AYS)), jnp.log(jnp.array(_AYS)))

@@ -4,10 +4,10 @@
 
 with parameters and conditioning already bound. At fixed x_t both x0 and eps are affine
 in the network's output, so extrapolating predictions equals extrapolating outputs, for
-every target. Scales and intervals are traced values: sweeping them never recompiles.
+every target. Scales and intervals are traced: changing them never recompiles.
 
-Sources: Ho & Salimans 2022 (arXiv:2207.12598); Karras et al. 2024 (2406.02507) for a
-weak network as reference; Kynkäänniemi et al. 2024 (2404.07724) for the interval; Lin
+Sources: Ho & Salimans 2022 (arXiv:2207.12598); Karras et al. 2024 (2406.02507)
+(autoguidance); Kynkäänniemi et al. 2024 (2404.07724) for the interval; Lin
 et al. 2024 (2305.08891) for rescaling; Brooks et al. 2023 (2211.09800) for two scales.
 """
 
@@ -21,7 +21,7 @@ from gen_jax.diffusion import schedule as schedules
 from gen_jax.types import Array
 
 Denoise = Callable[[Array, Array], param.Prediction]
-# The same of several conditions, each knowing one more than the one before.
+# Predictions under several conditions, each with one more than the one before.
 Predictions = Callable[[Array, Array], Sequence[param.Prediction]]
 Scale = float | Array | Callable[[Array], Array]  # a function takes t [B] to [B]
 
@@ -36,7 +36,7 @@ def guide(main: Denoise, reference: Denoise, scale: Scale) -> Denoise:
 
 
 def each(*predictions: Denoise) -> Predictions:
-  """Denoisers of any networks, called one by one."""
+  """Several denoisers, of any networks, called one after the other."""
   return lambda x, t: [prediction(x, t) for prediction in predictions]
 
 
@@ -44,8 +44,8 @@ def batched(denoise: Denoise, num: int) -> Predictions:
   """One network under `num` conditions, called once.
 
   Args:
-    denoise: bound to num B conditions, those of an image in a row: a mesh that cuts
-      the batch does not part them (`beside` makes such rows).
+    denoise: bound to num B conditions, those of one image adjacent (`interleave`): a
+      mesh that shards the batch does not separate them.
   """
 
   def predictions(x: Array, t: Array) -> Sequence[param.Prediction]:
@@ -57,16 +57,15 @@ def batched(denoise: Denoise, num: int) -> Predictions:
 
 
 def interleave(*parts: Array) -> Array:
-  """[B, ...] each -> [num B, ...]: the first row of all, the second of all, ..."""
+  """[B, ...] each -> [num B, ...]: row 0 of every part, row 1 of every part, ..."""
   return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
 
 
 def multi_guidance(predictions: Predictions, scales: Sequence[Scale]) -> Denoise:
-  """rungs[0] + sum_i scales[i] (rungs[i + 1] - rungs[i]).
+  """predictions[0] + sum_i scales[i] (predictions[i + 1] - predictions[i]).
 
-  Every condition has a scale of its own: nothing, image, image and instruction with
-  (s_I, s_T) is the guidance of InstructPix2Pix. Equal scales are `guide` from bottom to
-  top.
+  Predictions without condition, with the image, with image and instruction, and scales
+  (s_I, s_T) give InstructPix2Pix. Equal scales are `guide` from the first to the last.
 
   Source: Brooks et al. 2023 (arXiv:2211.09800) eq. 3.
   """
@@ -85,17 +84,17 @@ def multi_guidance(predictions: Predictions, scales: Sequence[Scale]) -> Denoise
 def within(
   scale: float | Array, t_min: float | Array, t_max: float | Array
 ) -> Callable[[Array], Array]:
-  """`scale` where t_min <= t <= t_max, elsewhere 1: no guidance."""
+  """`scale` where t_min <= t <= t_max, elsewhere 1 (no guidance)."""
   return lambda t: jnp.where((t >= t_min) & (t <= t_max), scale, 1.0)
 
 
 def rescale(
   schedule: schedules.Schedule, guided: Denoise, main: Denoise, phi: float | Array
 ) -> Denoise:
-  """Pulls the spread of the guided x0 back to that of `main`, by a share `phi`.
+  """Rescales the guided x0 to the standard deviation of `main`'s, by a share `phi`.
 
-  Large scales over-expose; this undoes it. Applied to x0 (the paper: to v), the
-  standard deviation taken per example over all other axes. 0 is `guided`.
+  Undoes the over-exposure of large scales. Applied to x0 (in the paper to v), with the
+  standard deviation per example over all other axes. phi = 0 is `guided`.
   """
 
   def denoise(x: Array, t: Array) -> param.Prediction:

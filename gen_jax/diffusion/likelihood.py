@@ -1,7 +1,7 @@
 """Exact log-density of a diffusion model, by its probability-flow ODE.
 
-Let u = x_t / sqrt(alpha^2 + sigma^2) and tan(phi) = sigma / alpha. The flow turns data
-(phi = 0) into noise (phi = pi / 2) at the speed that is the v of Salimans & Ho 2022,
+Let u = x_t / sqrt(alpha^2 + sigma^2) and tan(phi) = sigma / alpha. The flow maps data
+(phi = 0) to noise (phi = pi / 2); its velocity is the v of Salimans & Ho 2022,
 
     du / dphi = v(u, phi) = cos(phi) eps - sin(phi) x0,
 
@@ -9,12 +9,12 @@ finite at both ends and the same for every schedule, and along it
 
     d log p(u) / dphi = - div v,        log p(data) = log N(u_1; 0, s_1^2) + int div v,
 
-with s_1 = sigma / sqrt(alpha^2 + sigma^2) at the first time of every grid, which is
-what samplers start from. Integrated over log tan(phi), minus half the log-SNR, from
-`logsnr_max` on by the classical Runge-Kutta method of order 4.
+with s_1 = sigma / sqrt(alpha^2 + sigma^2) at the first time of every grid, where
+samplers start. Integrated over tau = log tan(phi), minus half the log-SNR, from
+`logsnr_max` down by the classical Runge-Kutta method of order 4.
 
-A divergence is a function (v, u [B, ...], keys [B]) -> (v(u), div v [B]), by products
-from the left of the Jacobian: layers with gradients of their own have no others.
+A divergence is a function (v, u [B, ...], keys [B]) -> (v(u), div v [B]), by
+vector-Jacobian products; layers with a custom_vjp support no JVP.
 
 Sources: Song et al. 2021 (arXiv:2011.13456) eq. 39-40 and appendix D.2; Grathwohl et
 al. 2018 (1810.01367) (one probe for the whole path).
@@ -36,14 +36,14 @@ Divergence = Callable[[Field, Array, Array], tuple[Array, Array]]
 
 
 def hutchinson(field: Field, u: Array, keys: Array) -> tuple[Array, Array]:
-  """One probe of random signs per example: no bias, two evaluations' work."""
+  """Unbiased estimate from one random sign vector per example, at two evaluations."""
   probe = jnp.where(rng.normal(keys, u.shape[1:]) < 0, -1.0, 1.0)
   out, pull = jax.vjp(field, u)
   return out, _sum(probe * pull(probe)[0])
 
 
 def exact(field: Field, u: Array, keys: Array) -> tuple[Array, Array]:
-  """The trace itself, at one evaluation per dimension: for a few dimensions."""
+  """The exact trace, one evaluation per dimension: for low-dimensional data."""
   del keys
   out, pull = jax.vjp(field, u)
   size = u[0].size
@@ -60,7 +60,7 @@ class Path(NamedTuple):
   """An integral in `num_steps` steps, so that a caller can stop or report in between.
 
   Attributes:
-    start: its state at the data.
+    start: the state at the data.
     step: (state, index int32 []) -> state, index from 0 to num_steps - 1.
     end: state -> log p(x) in nats, float32 [B].
   """
@@ -71,7 +71,7 @@ class Path(NamedTuple):
   end: Callable[[PyTree], Array]
 
   def integrate(self) -> Array:
-    """All steps in one compiled loop, and what they end in."""
+    """Runs all steps in one compiled loop; returns `end` of the last state."""
     step = lambda i, state: self.step(state, i)  # noqa: E731
     return self.end(jax.lax.fori_loop(0, self.num_steps, step, self.start))
 
@@ -85,13 +85,13 @@ def path(
   logsnr_max: float = 16.0,
   divergence: Divergence = hutchinson,
 ) -> Path:
-  """The way from data to noise, at whose end is log p(x) of what samplers draw.
+  """The integral from data to noise that gives log p(x), in nats.
 
   Args:
     x: float32 [B, ...], data.
     keys: [B], of the divergence's probes.
     num_steps: of four evaluations each.
-    logsnr_max: where data is taken to be; noise of exp(-logsnr_max / 2) is not seen.
+    logsnr_max: log-SNR at which x is taken to lie: noise of std exp(-logsnr_max / 2).
   """
 
   def weights(t):
@@ -99,13 +99,13 @@ def path(
     norm = jnp.sqrt(alpha**2 + sigma**2)
     return norm, alpha / norm, sigma / norm
 
-  def slope(clock, state):
-    t = jnp.clip(schedule.t_of(-2.0 * clock), 0.0, 1.0)
+  def slope(tau, state):
+    t = jnp.clip(schedule.t_of(-2.0 * tau), 0.0, 1.0)
     norm, cos, sin = weights(t)
 
     def field(u):
       x0, eps = samplers.call(denoise, norm * u, t)
-      return cos * sin * (cos * eps - sin * x0)  # dphi = cos sin d log tan(phi)
+      return cos * sin * (cos * eps - sin * x0)  # dphi = cos sin dtau
 
     return divergence(field, state[0], keys)
 
@@ -113,13 +113,13 @@ def path(
     def ahead(k, share):
       return jax.tree.map(lambda a, b: a + share * width * b, state, k)
 
-    clock = first + width * index
-    one = slope(clock, state)
-    two = slope(clock + 0.5 * width, ahead(one, 0.5))
-    three = slope(clock + 0.5 * width, ahead(two, 0.5))
-    four = slope(clock + width, ahead(three, 1.0))
+    tau = first + width * index
+    k1 = slope(tau, state)
+    k2 = slope(tau + 0.5 * width, ahead(k1, 0.5))
+    k3 = slope(tau + 0.5 * width, ahead(k2, 0.5))
+    k4 = slope(tau + width, ahead(k3, 1.0))
     mean = jax.tree.map(
-      lambda a, b, c, d: (a + 2.0 * (b + c) + d) / 6.0, one, two, three, four
+      lambda a, b, c, d: (a + 2.0 * (b + c) + d) / 6.0, k1, k2, k3, k4
     )
     return ahead(mean, 1.0)
 
@@ -135,6 +135,6 @@ def path(
   last_time = grids.t_max(schedule)
   first, last = -0.5 * logsnr_max, -0.5 * schedule.logsnr(last_time)
   width = (last - first) / num_steps
-  # The mean of x_t / norm given the data: what alpha makes of it.
+  # alpha / norm at logsnr_max: the mean of x_t / norm given x is `shrunk` x.
   shrunk = jax.nn.sigmoid(logsnr_max) ** 0.5
   return Path(num_steps, (shrunk * x, jnp.zeros(len(x))), step, end)

@@ -1,4 +1,4 @@
-"""Samplers that remember: x0 or eps extrapolated from steps before, or corrected.
+"""Multistep samplers: x0 or eps extrapolated from earlier steps, or corrected.
 
     plms      eps from the last four evaluations, all the same time apart    order 2
     dpmpp_2m  x0 linear in log-SNR, from the last two evaluations            order 2
@@ -8,8 +8,8 @@
     belm      a parabola through two states, which also runs backwards       order 2
 
 and dpmpp_2m_sde, with noise. h is the length of a step in half-log-SNR. The contract is
-that of `samplers`. They agree step for step with the schedulers of diffusers 0.42 where
-both begin and end alike (`tests/diffusion/test_scheduler_golden.py`).
+that of `samplers`. They equal the schedulers of diffusers 0.42 step for step where both
+start and end alike (`tests/diffusion/test_scheduler_golden.py`).
 
 Sources: Liu et al. 2022 (arXiv:2202.09778) eq. 12; Lu et al. 2022 (2211.01095) alg.
 1-2; Zhao et al. 2023 (2302.04867) alg. 1-2.
@@ -25,12 +25,12 @@ from gen_jax.types import Array
 
 
 def plms(schedule: schedules.Schedule) -> samplers.Sampler:
-  """Adams-Bashforth of order 4 in eps, carried by the step of `ddim`.
+  """Adams-Bashforth of order 4 in eps, applied with the step of `ddim`.
 
   The first step is improved Euler, with a second evaluation at its end (none at t = 0);
-  the next two use what there is. Meant for grids that are uniform in t; as even steps
-  there are uneven ones in sigma / alpha, it is of order 2 as a whole.
-  Source: Liu et al. 2022 eq. 12, begun as Rombach et al. 2022 do.
+  the next two are of lower order. Meant for grids uniform in t; since their steps are
+  not uniform in sigma / alpha, its order is 2.
+  Source: Liu et al. 2022 eq. 12, started as in Rombach et al. 2022.
   """
   weights = jnp.array(
     [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0],
@@ -46,7 +46,7 @@ def plms(schedule: schedules.Schedule) -> samplers.Sampler:
     near = samplers.call(denoise, x, t)
 
     def move(eps):
-      # x0 that goes with the mixture at this x; x0 itself where alpha is 0.
+      # The x0 that solves x = alpha x0 + sigma eps; the network's x0 at alpha = 0.
       alpha = schedule.alpha(t)
       gap = schedule.sigma(t) / jnp.maximum(alpha, 1e-6) * (eps - near.eps)
       x0 = jnp.where(alpha > 1e-6, near.x0 - gap, near.x0)
@@ -70,16 +70,16 @@ def _half_logsnr(schedule: schedules.Schedule, t: Array, s: Array) -> Array:
 
 
 def _carried(schedule, x: Array, t: Array, s: Array, x0: Array) -> Array:
-  """The exact step from t to s for an x0 that is constant in between."""
+  """The exact step from t to s for an x0 that is constant over it."""
   ratio = schedule.sigma(s) / schedule.sigma(t)
   return ratio * x + (schedule.alpha(s) - ratio * schedule.alpha(t)) * x0
 
 
 def _phi_2(h: Array) -> Array:
   """(h - 1 + exp(-h)) / h^2, by its series where that would cancel."""
-  small = 0.5 - h / 6.0 + h**2 / 24.0 - h**3 / 120.0 + h**4 / 720.0
-  safe = jnp.where(h < 0.2, 1.0, h)
-  return jnp.where(h < 0.2, small, (safe + jnp.expm1(-safe)) / safe**2)
+  series = 0.5 - h / 6.0 + h**2 / 24.0 - h**3 / 120.0 + h**4 / 720.0
+  large = jnp.where(h < 0.2, 1.0, h)
+  return jnp.where(h < 0.2, series, (large + jnp.expm1(-large)) / large**2)
 
 
 def _share(part: Array, whole: Array) -> Array:
@@ -91,8 +91,8 @@ def _share(part: Array, whole: Array) -> Array:
 def dpmpp_2m(schedule: schedules.Schedule) -> samplers.Sampler:
   """DPM-Solver++(2M): x0 extrapolated in half-log-SNR. Lu et al. 2022 alg. 2.
 
-  First order on the first step, and on a step whose length in log-SNR is infinite
-  (to t = 0, or from alpha = 0).
+  Order 1 on the first step and on steps of infinite length in log-SNR (to t = 0, or
+  from alpha = 0).
   """
 
   def init(x):
@@ -110,9 +110,9 @@ def dpmpp_2m(schedule: schedules.Schedule) -> samplers.Sampler:
 
 
 def dpmpp_2m_sde(schedule: schedules.Schedule) -> samplers.Sampler:
-  """DPM-Solver++(2M) on the reverse SDE: as much noise goes as comes.
+  """SDE-DPM-Solver++(2M): the reverse SDE, with fresh noise at every step.
 
-  Source: Lu et al. 2022 section 5 (the form with x0 and midpoint).
+  Source: Lu et al. 2022 section 5 (data prediction, midpoint).
   """
 
   def init(x):
@@ -132,9 +132,9 @@ def dpmpp_2m_sde(schedule: schedules.Schedule) -> samplers.Sampler:
 
 
 def dpmpp_2s(schedule: schedules.Schedule) -> samplers.Sampler:
-  """DPM-Solver++(2S): x0 of the step's middle in log-SNR. Lu et al. 2022 alg. 1.
+  """DPM-Solver++(2S): x0 at the step's midpoint in log-SNR. Lu et al. 2022 alg. 1.
 
-  Two evaluations a step, one on a step whose length in log-SNR is infinite.
+  Two evaluations a step, one if the step's length in log-SNR is infinite.
   """
 
   def step(denoise, x, carry, t, s, keys):
@@ -159,9 +159,8 @@ def dpmpp_3m(
 ) -> samplers.Sampler:
   """DPM-Solver++(3M): a parabola through the last three x0. Lu et al. 2022 eq. 12.
 
-  Lower orders on the first two steps, and where a step is infinitely long. `curve` is
-  the share of the parabola's bend that counts: the authors' code, and others after it,
-  has 1/2, which leaves order 2.
+  Lower orders on the first two steps and on steps of infinite length. `curve` scales
+  the quadratic term: the authors' code and its ports have 1/2, which gives order 2.
   """
 
   def init(x):
@@ -170,32 +169,32 @@ def dpmpp_3m(
 
   def step(denoise, x, carry, t, s, keys):
     del keys
-    (one, two), (h_one, h_two) = carry
+    (x0_1, x0_2), (h_1, h_2) = carry  # one and two steps ago
     x0, _ = samplers.call(denoise, x, t)
     h = _half_logsnr(schedule, t, s)
-    first = _share(h, h_one) * (x0 - one)  # slopes, times the step
-    second = _share(h, h_two) * (one - two)
-    third = jnp.isfinite(h) & jnp.isfinite(h_one) & jnp.isfinite(h_two)
-    span = jnp.where(third, h_one + h_two, 1.0)
-    bend = jnp.where(third, first - second, 0.0)
-    h_safe = jnp.where(third, h, 1.0)
-    slope = first + jnp.where(third, h_one, 0.0) / span * bend
-    bow = curve * h_safe / span * bend
-    # Integrals of the exponential with 1, the slope and the curve, over that with 1.
-    phi = -jnp.expm1(-h_safe)
-    linear = jnp.where(third, h_safe * _phi_2(h_safe) / phi, 0.5)
-    square = jnp.where(third, (1.0 - 2.0 * _phi_2(h_safe)) / phi, 0.0)
-    guess = x0 + linear * slope + square * bow
-    return _carried(schedule, x, t, s, guess), ((x0, one), (h, h_one))
+    d1_0 = _share(h, h_1) * (x0 - x0_1)  # divided differences times h
+    d1_1 = _share(h, h_2) * (x0_1 - x0_2)
+    is_third = jnp.isfinite(h) & jnp.isfinite(h_1) & jnp.isfinite(h_2)
+    span = jnp.where(is_third, h_1 + h_2, 1.0)
+    bend = jnp.where(is_third, d1_0 - d1_1, 0.0)
+    length = jnp.where(is_third, h, 1.0)
+    d1 = d1_0 + jnp.where(is_third, h_1, 0.0) / span * bend
+    d2 = curve * length / span * bend
+    # Integrals of the exponential times 1, d1's and d2's terms, over the first.
+    phi = -jnp.expm1(-length)
+    linear = jnp.where(is_third, length * _phi_2(length) / phi, 0.5)
+    square = jnp.where(is_third, (1.0 - 2.0 * _phi_2(length)) / phi, 0.0)
+    guess = x0 + linear * d1 + square * d2
+    return _carried(schedule, x, t, s, guess), ((x0, x0_1), (h, h_1))
 
   return samplers.Sampler(init, step)
 
 
 def unipc(schedule: schedules.Schedule) -> samplers.Sampler:
-  """UniPC of order 2 with B2(h): `dpmpp_2m`, each step corrected from its far end.
+  """UniPC of order 2 with B2(h): `dpmpp_2m` as predictor, with a corrector.
 
-  The x0 that opens a step also corrects the step before, at no further evaluation; the
-  last one stays as predicted. Source: Zhao et al. 2023 alg. 1-2.
+  The x0 evaluated at a step's start also corrects the step before, at no further cost;
+  the last step is not corrected. Source: Zhao et al. 2023 alg. 1-2.
   """
 
   def init(x):
@@ -204,59 +203,57 @@ def unipc(schedule: schedules.Schedule) -> samplers.Sampler:
 
   def step(denoise, x, carry, t, s, keys):
     del keys
-    (start, one, two), (t_one, h_one, h_two) = carry
+    (x_1, x0_1, x0_2), (t_1, h_1, h_2) = carry  # one and two steps ago
     x0, _ = samplers.call(denoise, x, t)
-    # The step before: from `start` at t_one, where x0 was `one`, to here.
-    known = jnp.isfinite(h_one)
-    h = jnp.where(known, h_one, 1.0)
-    back = -_share(h_two, h_one)  # where x0 was `two`, in units of that step
+    # Correct the step before, from x_1 at t_1 to here.
+    known = jnp.isfinite(h_1)
+    h = jnp.where(known, h_1, 1.0)
+    has_two = jnp.isfinite(h_2) & known
+    r_1 = jnp.where(has_two, -_share(h_2, h_1), -1.0)
     phi = -jnp.expm1(-h)
-    b_one, b_two = h * _phi_2(h) / phi, 2.0 * (0.5 - _phi_2(h)) / phi
-    has_two = jnp.isfinite(h_two) & known
-    safe = jnp.where(has_two, back, -1.0)
-    weight = jnp.where(has_two, (b_one - b_two) / (1.0 - safe), 0.0)
-    rest = jnp.where(has_two, b_one - weight, 0.5)
-    slope = weight / safe * (two - one)
-    guess = one + slope + rest * (x0 - one)
-    at = jnp.where(known, t_one, t)
-    x = jnp.where(known, _carried(schedule, start, at, t, guess), x)
-    h_now = _half_logsnr(schedule, t, s)
-    ahead = x0 + 0.5 * _share(h_now, h_one) * (x0 - one)
-    return _carried(schedule, x, t, s, ahead), ((x, x0, one), (t, h_now, h_one))
+    b_1, b_2 = h * _phi_2(h) / phi, 2.0 * (0.5 - _phi_2(h)) / phi
+    rho_1 = jnp.where(has_two, (b_1 - b_2) / (1.0 - r_1), 0.0)
+    rho_2 = jnp.where(has_two, b_1 - rho_1, 0.5)
+    corrected = x0_1 + rho_1 / r_1 * (x0_2 - x0_1) + rho_2 * (x0 - x0_1)
+    start = jnp.where(known, t_1, t)
+    x = jnp.where(known, _carried(schedule, x_1, start, t, corrected), x)
+    h = _half_logsnr(schedule, t, s)
+    predicted = x0 + 0.5 * _share(h, h_1) * (x0 - x0_1)
+    return _carried(schedule, x, t, s, predicted), ((x, x0, x0_1), (t, h, h_1))
 
   return samplers.Sampler(init, step)
 
 
 def belm(schedule: schedules.Schedule) -> samplers.Sampler:
-  """A parabola through the last two states with the slope at the last one: O-BELM.
+  """O-BELM: a parabola through the last two states with the slope at the last one.
 
-  The parabola does not know which way time runs, so that the same steps taken back from
-  where they ended, carry included, pass through every state again to rounding: this
-  inverts an image exactly, on any network. Of order 2 after a first step of Euler's.
+  Reversible: the same steps backwards, carry included, return every state up to
+  rounding, so inversion of an image is exact for any network. Order 2 after a first
+  Euler step.
 
   Source: Wang et al. 2024 (arXiv:2410.07273), there in (x / alpha, sigma / alpha). Here
-  in x / (alpha + sigma), where steps are more even: upwards theirs grow, and the error
-  of the first one with their square.
+  in x / (alpha + sigma), w = sigma / (alpha + sigma), whose steps are more even: theirs
+  grow with noise, and the first step's error with their square.
   """
 
-  def place(t):
+  def scales(t):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return alpha + sigma, sigma / (alpha + sigma)
 
   def init(x):
-    return x, jnp.array(jnp.inf)  # the state before, and where it was
+    return x, jnp.array(jnp.inf)  # the previous x / c, and its w
 
   def step(denoise, x, carry, t, s, keys):
     del keys
-    before, past = carry
-    (c, clock), (c_s, clock_s) = place(t), place(s)
+    y_1, w_1 = carry
+    (c, w), (c_s, w_s) = scales(t), scales(s)
     x0, eps = samplers.call(denoise, x, t)
-    here, slope = x / c, eps - x0
-    ahead, back = clock_s - clock, past - clock
-    known = jnp.isfinite(back) & (back != 0)
-    back = jnp.where(known, back, 1.0)
-    bend = jnp.where(known, (before - here - back * slope) / back**2, 0.0)
-    return c_s * (here + ahead * slope + ahead**2 * bend), (here, clock)
+    y, slope = x / c, eps - x0
+    h, h_1 = w_s - w, w_1 - w
+    known = jnp.isfinite(h_1) & (h_1 != 0)
+    h_1 = jnp.where(known, h_1, 1.0)
+    bend = jnp.where(known, (y_1 - y - h_1 * slope) / h_1**2, 0.0)
+    return c_s * (y + h * slope + h**2 * bend), (y, w)
 
   return samplers.Sampler(init, step)
 

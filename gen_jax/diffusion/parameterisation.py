@@ -1,15 +1,13 @@
-"""Prediction targets: what the network is asked for, and how to read its answer.
+"""Prediction targets: what the network predicts, and x_0 and eps from its output.
 
 Every target of the field is linear in data and noise,
 
     out = a * x_0 + b * eps        and        x_t = alpha * x_0 + sigma * eps,
 
-so one 2x2 solve turns any network output into both,
+so one 2x2 solve turns any network output into both:
 
     det = alpha * b - sigma * a
-    x_0 = (b * x_t - sigma * out) / det        eps = (alpha * out - a * x_t) / det,
-
-and no converter between two targets is ever needed.
+    x_0 = (b * x_t - sigma * out) / det        eps = (alpha * out - a * x_t) / det
 
     target      a                      b                     det
     X0          1                      0                     -sigma
@@ -133,15 +131,15 @@ def determinant(target: Target, schedule: schedules.Schedule, t: Array) -> Array
 def solve(
   target: Target, schedule: schedules.Schedule, t: Array, x_t: Array, out: Array
 ) -> Prediction:
-  """Returns the (x0, eps) that the network output `out` stands for.
+  """Returns (x0, eps) from the network output `out`.
 
-  Exact wherever the system is regular. Where b = 0 the output is the data and where
-  a = 0 it is the noise, so those are read off directly, sigma = 0 included.
+  Exact wherever the system is regular. Where b = 0 the output is a x0, where a = 0 it
+  is b eps: these are divided directly, also at sigma = 0.
 
   Args:
     t: float32 [B] or [], times in [0, 1].
     x_t: float32 [B, ...], the noisy input.
-    out: float32 [B, ...], the network's answer.
+    out: float32 [B, ...], the network's output.
 
   >>> t, x = jnp.array([0.5]), jnp.array([[2.0]])
   >>> solve(X0(), schedules.RectifiedFlow(), t, x, jnp.array([[1.0]])).eps.tolist()

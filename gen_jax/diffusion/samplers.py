@@ -6,23 +6,23 @@ c = p alpha + q sigma and the path moves in the plane of (x0, eps),
     x / c = w0 x0 + w1 eps,        w0 = alpha / c,    w1 = sigma / c,
     d(x / c) = x0 dw0 + eps dw1,
 
-which is exact; a sampler only chooses how to approximate x0 and eps along the step.
+which is exact; samplers differ in how they approximate x0 and eps over a step.
 
-    ddim      both constant over the step (any c gives the same), optional noise
+    ddim      both constant over the step (for any c), optional noise
     ddpm      the exact posterior q(x_s | x_t, x0): ddim with eta = 1
     euler     ddim(0): Euler's method in (x / alpha, sigma / alpha)          order 1
     heun      average of both ends                                           order 2
 
-and those of `multistep`. With noise: ddim (eta), which is what others call Euler
-ancestral, and `churn`, which turns any sampler back a little before each step.
+and those of `multistep`. Stochastic: ddim (eta), elsewhere called Euler ancestral, and
+`churn`, which adds noise before each step of any sampler.
 
 A sampler is a pair (init, step) and calls the model itself:
 
     init(x) -> carry
     step(denoise, x, carry, t, s, keys) -> (x at s, carry)       from t to s < t
 
-with t, s float32 [] and keys [B]: image i depends on its own key alone, never on the
-batch it was drawn in. Hyper-parameters (eta, ...) may be traced.
+with t, s float32 [] and keys [B]: image i depends on keys[i] only, never on the rest
+of its batch. Hyper-parameters (eta, ...) may be traced.
 
 Sources: Ho et al. 2020 (arXiv:2006.11239) eq. 6-7; Song et al. 2020 (2010.02502) eq.
 12, 16; Karras et al. 2022 (2206.00364) alg. 1-2.
@@ -62,7 +62,7 @@ def integrate(
   *,
   trace: Callable[[Array], Any] | None = None,
 ) -> tuple[tuple[Array, PyTree], Any]:
-  """`sample`, from a carry to a carry: ((state, carry) at times[n], what was kept)."""
+  """`sample` from a given carry: ((state, carry) at times[n], the stacked `trace`)."""
 
   def body(state, inputs):
     i, t, s = inputs
@@ -89,7 +89,7 @@ def sample(
     times: float32 [n + 1], falling; traced, so another grid does not recompile.
     x: float32 [B, ...], the state at times[0].
     keys: [B], one key per example; step i uses fold_in(keys, i).
-    trace: what to keep of the state after every step; None keeps nothing.
+    trace: function of the state whose result is kept after every step; None: nothing.
 
   Returns:
     The state at times[n] [B, ...], and `trace` stacked over steps [n, ...] (or None).
@@ -100,7 +100,7 @@ def sample(
 
 
 def noise(schedule: schedules.Schedule, t: Array, keys: Array, shape) -> Array:
-  """The start: sigma(t) eps, float32 [B, *shape]; row i from keys[i] alone."""
+  """The initial state sigma(t) eps, float32 [B, *shape]; row i from keys[i] only."""
   return schedule.sigma(t) * rng.normal(keys, shape)
 
 
@@ -110,7 +110,7 @@ def call(denoise: guidance.Denoise, x: Array, t: Array) -> param.Prediction:
 
 
 def no_carry(x: Array) -> tuple[()]:
-  """`init` of a sampler that remembers nothing."""
+  """`init` of a sampler without carry."""
   del x
   return ()
 
@@ -124,8 +124,8 @@ def ddim(schedule: schedules.Schedule, eta: ranges.Fraction | Array = 0.0) -> Sa
   def step(denoise, x, carry, t, s, keys):
     x0, eps = call(denoise, x, t)
     sigma_s = schedule.sigma(s)
-    # Variance of the posterior q(x_s | x_t, x0), exact also where s is close to t.
-    # Upwards, in an inversion, it is 0.
+    # Posterior variance of q(x_s | x_t, x0) over sigma_s^2, exact also for s close to
+    # t; 0 when inverting (s > t).
     fresh = jnp.maximum(-jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s)), 0.0)
     std = eta * sigma_s * jnp.sqrt(fresh)
     kept = jnp.sqrt(jnp.maximum(sigma_s**2 - std**2, 0.0))
@@ -153,7 +153,7 @@ def ddpm(schedule: schedules.Schedule) -> Sampler:
 def euler(schedule: schedules.Schedule) -> Sampler:
   """Euler's method on d(x/alpha) = eps d(sigma/alpha), Karras et al. 2022: `ddim`.
 
-  With x = alpha x0 + sigma eps the two are one, and this form is defined at alpha = 0.
+  They are equal as x = alpha x0 + sigma eps; this form is defined at alpha = 0.
   """
   return ddim(schedule)
 
@@ -174,8 +174,8 @@ def heun(
 ) -> Sampler:
   """Trapezoidal rule in coordinates x / scale(alpha, sigma). Karras et al. 2022 alg. 1.
 
-  Two evaluations a step; one on the step to t = 0, where the far slope is undefined,
-  and on a step from c = 0, where the coordinates are.
+  Two evaluations a step; one on the step to t = 0, where the end's slope is undefined,
+  and on a step from c = 0, where the coordinates are undefined.
   """
 
   def weights(t):
@@ -203,14 +203,14 @@ def heun(
 def euler_ancestral(
   schedule: schedules.Schedule, eta: ranges.Fraction | Array = 1.0
 ) -> Sampler:
-  """Euler to a lower noise level, and the rest of it as fresh noise: `ddim`.
+  """`ddim`: Euler to below the noise level of s, then fresh noise up to it.
 
-  In (x / alpha, sigma / alpha) the two are the same, eta = 1 their usual setting.
+  The two are the same in (x / alpha, sigma / alpha); eta is 1 by default.
   """
   return ddim(schedule, eta)
 
 
-# Noise added to a level: S_churn / N.
+# Relative increase of the noise level: S_churn / N.
 Churn = Annotated[float, ranges.Range(0.0, 2**0.5 - 1)]
 
 
@@ -221,10 +221,10 @@ def churn(
   t_min: ranges.Fraction | Array = 0.05,
   t_max: ranges.Fraction | Array = 0.98,
 ) -> Sampler:
-  """`sampler`, with noise added before each step: sigma / alpha times 1 + gamma.
+  """`sampler` with noise added before each step: sigma / alpha grows by 1 + gamma.
 
-  gamma is S_churn / N of the paper, which keeps it below sqrt(2) - 1; it is 0 outside
-  [t_min, t_max]. Source: Karras et al. 2022 alg. 2, for any schedule.
+  gamma is the paper's S_churn / N, at most sqrt(2) - 1, and 0 outside [t_min, t_max].
+  Source: Karras et al. 2022 alg. 2, for any schedule.
   """
   inner = sampler(schedule)
 

@@ -1,18 +1,18 @@
-"""Noise schedules: how much data and how much noise is left at time t.
+"""Noise schedules: the coefficients of data and noise at time t.
 
 A Gaussian diffusion is the family of marginals
 
     x_t = alpha(t) * x_0 + sigma(t) * eps,    eps ~ N(0, I),    t in [0, 1]
 
 with t = 0 clean data (alpha = 1, sigma = 0) and t = 1 (almost) pure noise. The
-log-SNR falls strictly with t, so it is an equivalent clock; `t_of` inverts it.
+log-SNR falls strictly with t; `t_of` is its inverse.
 
     symbol      meaning
     alpha(t)    data coefficient, 1 at t = 0, falling or constant
     sigma(t)    noise coefficient, 0 at t = 0, rising
     logsnr(t)   2 * log(alpha / sigma), +inf at t = 0
     t_of(l)     the time at which logsnr is l
-    t_first     the quietest time that a model of it knows, 0 where all are known
+    t_first     the lowest time that a model was trained on, 0 without such a bound
 
 Variance-preserving (VP) schedules have alpha^2 + sigma^2 = 1 and are given by
 log_alpha alone; `expm1` keeps sigma exact near t = 0, where 1 - alpha^2 would cancel.
@@ -44,8 +44,8 @@ class Schedule(abc.ABC):
   """The contract: alpha, sigma, logsnr, t_of; float32, elementwise over t.
 
   Attributes:
-    num_timesteps: nodes of a chain at t = i / num_timesteps, None without them.
-    t_known: the lowest time that a model was shown, see `known`.
+    num_timesteps: nodes of a discrete chain, at t = i / num_timesteps; None without.
+    t_known: the lowest time that a model was trained on, see `known`.
   """
 
   num_timesteps = None
@@ -53,7 +53,7 @@ class Schedule(abc.ABC):
 
   @property
   def t_first(self) -> float:
-    """The first node of a chain, below which there was nothing to learn, or t_known."""
+    """The lowest time a model was trained on: a chain's first node, or t_known."""
     return max(1.0 / self.num_timesteps if self.num_timesteps else 0.0, self.t_known)
 
   @abc.abstractmethod
@@ -155,7 +155,7 @@ class _Chain(VariancePreserving):
   """A discrete-time chain of betas: exact at t = i / len(betas), log-linear between.
 
   Node 0 is clean data; node i is the product of the first i factors sqrt(1 - beta).
-  Beyond t = 1 it goes on with the last beta, for `Shift` looks there.
+  Beyond t = 1 it continues with the last beta, since `Shift` evaluates there.
   """
 
   @abc.abstractmethod
@@ -208,10 +208,10 @@ class ScaledLinear(_Chain):
 
 @dataclasses.dataclass(frozen=True)
 class ZeroTerminal(VariancePreserving):
-  """A chain whose last alpha is 0: all others shifted and scaled, the first one kept.
+  """A chain rescaled to a last alpha of 0; the first alpha is kept.
 
-  x_1 is then noise alone, as sampling has it; only targets that mean something there
-  can be sampled from t = 1 (x0, v, velocity, EDM). Between nodes alpha is linear.
+  x_1 is then pure noise, as at the start of sampling; sampling from t = 1 needs a
+  target that is defined there (x0, v, velocity, EDM). Between nodes alpha is linear.
   Source: Lin et al. 2024 (arXiv:2305.08891) algorithm 1.
 
   >>> ZeroTerminal(ScaledLinear()).alpha(jnp.float32(1.0)).item()
@@ -232,7 +232,7 @@ class ZeroTerminal(VariancePreserving):
     return self.schedule.num_timesteps
 
   def _nodes(self) -> tuple[Array, Array, Array]:
-    """Times, alpha and 1 - alpha at them; the ends exact, and neither cancels."""
+    """Times, alpha and 1 - alpha there: exact at the ends, without cancellation."""
     alphas = np.exp(self.schedule._log_alphas())
     first, last = alphas[1], alphas[-1]
     alphas[1:] = (alphas[1:] - last) * first / (first - last)
@@ -264,8 +264,8 @@ class ZeroTerminal(VariancePreserving):
 class Cosine(VariancePreserving):
   """alpha(t) = cos(u(t)) / cos(u(0)), u = pi/2 (t + s) / (1 + s).
 
-  Source: Nichol & Dhariwal 2021 eq. 17, in continuous time. alpha(1) = 0 in exact
-  arithmetic; here it stops at 1e-10, so that logsnr stays finite.
+  Source: Nichol & Dhariwal 2021 eq. 17, in continuous time. alpha(1) is 1e-10, not 0,
+  so that logsnr stays finite.
   """
 
   offset: ranges.ProperFraction = 0.008
@@ -277,7 +277,7 @@ class Cosine(VariancePreserving):
     return 0.5 * math.pi * self.offset / (1.0 + self.offset)  # u(0)
 
   def log_alpha(self, t: Array) -> Array:
-    # alpha from the side of t = 1, 1 - alpha^2 from that of t = 0: neither cancels.
+    # alpha by its form at t = 1, 1 - alpha^2 by that at t = 0: neither cancels.
     start, span = self._start, 0.5 * math.pi - self._start
     alpha = jnp.sin(span * (1.0 - t)) / math.cos(start)
     variance = (
@@ -290,7 +290,7 @@ class Cosine(VariancePreserving):
     )
 
   def t_of_log_alpha(self, log_alpha: Array) -> Array:
-    # u - u(0) by its sine and cosine: arccos(alpha cos u(0)) would cancel near 0.
+    # u - u(0) from its sine and cosine: arccos(alpha cos u(0)) would cancel near 0.
     sin_0, cos_0 = math.sin(self._start), math.cos(self._start)
     cos = jnp.exp(log_alpha) * cos_0
     above = -jnp.expm1(2.0 * log_alpha) * cos_0**2  # sin(u)^2 - sin(u(0))^2
@@ -304,8 +304,8 @@ class Cosine(VariancePreserving):
 class Karras(Schedule):
   """Variance exploding: alpha = 1, sigma = sigma_max * t^rho.
 
-  Uniform steps in t are then Karras et al. 2022 eq. 5 with sigma_min = 0, so that
-  t = 0 is clean data as in every other schedule; a grid decides where to stop.
+  Uniform steps in t are Karras et al. 2022 eq. 5 with sigma_min = 0, so that t = 0 is
+  clean data as in every schedule; the grid decides where to stop.
   """
 
   sigma_max: ranges.Positive = 80.0
@@ -339,11 +339,11 @@ class RectifiedFlow(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Shift(Schedule):
-  """`schedule` run on a clock that is 2 log(factor) of log-SNR noisier.
+  """`schedule` with its log-SNR lowered by 2 log(factor).
 
-  Images of `factor` times the side hide noise `factor` times better in their average
-  pool, and want that much more. Source: Hoogeboom et al. 2023 section 3.1; on
-  RectifiedFlow it is t' = f t / (1 + (f - 1) t) (Esser et al. 2024 eq. 23).
+  Average-pooling an image of `factor` times the side divides its noise by `factor`;
+  the shift restores it. Source: Hoogeboom et al. 2023 section 3.1; on RectifiedFlow it
+  is t' = f t / (1 + (f - 1) t) (Esser et al. 2024 eq. 23).
 
   >>> round(Shift(RectifiedFlow(), 3.0).sigma(jnp.float32(0.5)).item(), 6)
   0.75
@@ -356,20 +356,20 @@ class Shift(Schedule):
 
   @property
   def t_first(self) -> float:
-    """What both clocks know."""
+    """The larger of both schedules' lowest trained times."""
     inner = self.schedule.t_first
     with jax.ensure_compile_time_eval():
       outer = float(self.t_of(self.schedule.logsnr(jnp.float32(inner))))
     return max(inner, outer, self.t_known)
 
-  def _time_embedding(self, t: Array) -> Array:
+  def _inner_time(self, t: Array) -> Array:
     return self.schedule.t_of(self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor))
 
   def alpha(self, t: Array) -> Array:
-    return self.schedule.alpha(self._time_embedding(t))
+    return self.schedule.alpha(self._inner_time(t))
 
   def sigma(self, t: Array) -> Array:
-    return self.schedule.sigma(self._time_embedding(t))
+    return self.schedule.sigma(self._inner_time(t))
 
   def logsnr(self, t: Array) -> Array:
     return self.schedule.logsnr(t) - 2.0 * jnp.log(self.factor)

@@ -1,4 +1,4 @@
-"""Loss weights: how much each noise level counts.
+"""Loss weights over noise levels.
 
 The network is trained on w(t) |out - target|^2. Papers give their weights on the
 error in x0 or in eps instead; since x_t is fixed, the three errors differ only by
@@ -6,9 +6,8 @@ factors of the 2x2 system (see `parameterisation`),
 
     |x0 error| = sigma / |det| |out error|      |eps error| = alpha / |det| |out error|
 
-so one conversion serves every paper and every target, and an implementation of
-min-SNR that is wrong for v-prediction cannot be written. Where the output is x0 or eps
-itself the factor is 1, sigma = 0 and alpha = 0 included.
+so one conversion serves every paper and every target. Where the output is x0 or eps
+itself the factor is 1, also at sigma = 0 and alpha = 0.
 
 A weighting is a function (schedule, target, t [B]) -> w [B], float32, >= 0.
 
@@ -43,7 +42,7 @@ def from_eps(schedule, target, t: Array, weight: float | Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """1 on the network's own output; for Eps this is DDPM's simple loss."""
+  """1 on the network's output; for Eps this is DDPM's simple loss."""
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     del schedule, target
@@ -52,9 +51,9 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class MinSNR:
-  """min(SNR, gamma) on x0: the lesser of 1 on eps and gamma on x0. Hang et al. 2023.
+  """min(SNR, gamma) on x0. Hang et al. 2023.
 
-  In the second form nothing is infinite or undefined at alpha = 0 or sigma = 0.
+  Computed as min(1 on eps, gamma on x0), which is finite at alpha = 0 and sigma = 0.
 
   >>> s, t = schedules.VPLinear(), jnp.array([0.5])
   >>> snr = jnp.exp(s.logsnr(t))

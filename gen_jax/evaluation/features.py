@@ -71,13 +71,13 @@ def digits() -> Features:
 
 def efficientnet_lite0(weights: str) -> Features:
   """EfficientNet-lite0, trained on ImageNet. See `_network`."""
-  return _network("efficientnet_lite0", efficientnet.rows, weights)
+  return _network("efficientnet_lite0", efficientnet.features, weights)
 
 
 def inception(weights: str) -> Features:
   """The Inception that FID is defined by. See `_network`."""
   names = {"frechet": "fid", "kernel": "kid", "kernel_error": "kid_error"}
-  network = _network("inception", inception_.rows, weights)
+  network = _network("inception", inception_.features, weights)
   return dataclasses.replace(network, own_names=names)
 
 

@@ -71,7 +71,7 @@ class _Row:
     ids = self.tokens
     if ids and ids[-1] in self._tokenizer.stops:
       ids = ids[:-1]
-    text = "".join(self._tokenizer.stream(ids))
+    text = "".join(self._tokenizer.decode_pieces(ids))
     # The bytes of a character may still be on their way.
     return text if self.done else text.rstrip("\ufffd")
 

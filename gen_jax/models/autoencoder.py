@@ -1,4 +1,4 @@
-"""KL autoencoder: images to a small space where diffusion is cheap, and back.
+"""KL autoencoder of latent diffusion.
 
     encode  x [B, H, W, C] -> Posterior, mean and std [B, h, w, Z] each
     decode  z [B, h, w, Z] -> x [B, H, W, C]         h = H / 2 ** (levels - 1)
@@ -20,7 +20,7 @@ from gen_jax.types import Array, InputError
 
 
 class Posterior(NamedTuple):
-  """The Gaussian q(z | x), independent in every number; float32 [B, h, w, Z] each."""
+  """The diagonal Gaussian q(z | x); float32 [B, h, w, Z] each."""
 
   mean: Array
   std: Array
@@ -37,8 +37,8 @@ class Config:
     multipliers: channels of each level in units of `width`; a level halves the side.
     num_blocks: residual blocks per level of the encoder; the decoder has one more.
     num_groups: of GroupNorm; must divide every level's channels.
-    middle_attention: whether the pixels of the smallest level see each other.
-    attention_impl: how that is computed.
+    middle_attention: self-attention at the smallest level.
+    attention_impl: how it is computed, of `attention` or `kernels`.
     dtype: of activations; parameters are float32.
   """
 
@@ -68,7 +68,7 @@ class Config:
 
 
 def check_sides(x: Array, factor: int) -> None:
-  """Raises InputError for images [B, H, W, C] that cannot be made so much smaller."""
+  """Raises InputError unless `factor` divides H and W of images [B, H, W, C]."""
   if x.shape[1] % factor or x.shape[2] % factor:
     raise InputError(
       f"the autoencoder needs sides divisible by {factor}, got"
@@ -102,7 +102,7 @@ def _out(cfg: Config, x: Array, channels: int) -> Array:
 
 
 class Encoder(nn.Module):
-  """x [B, H, W, C] -> what the posterior is made of, [B, h, w, 2 Z]."""
+  """x [B, H, W, C] -> features of the posterior, [B, h, w, 2 Z]."""
 
   config: Config
 
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
       for i in range(cfg.num_blocks):
         h = _block(cfg, h, cfg.width * multiplier, f"down_{level}_{i}")
       if level < len(cfg.multipliers) - 1:
-        # Published weights were trained with padding below and to the right alone.
+        # Published weights were trained with padding only below and to the right.
         h = spatial.half(h, name=f"down_{level}", dtype=dtype, padding=(0, 1))
     return _out(cfg, _middle(cfg, h), 2 * cfg.latent_channels)
 
@@ -170,5 +170,5 @@ class Autoencoder(nn.Module):
     return self.decoder(z).astype(jnp.float32)
 
   def __call__(self, x: Array) -> Array:
-    """The image again, by way of the posterior's mean."""
+    """Reconstructs the image from the posterior's mean."""
     return self.decode(self.encode(x).mean)

@@ -1,4 +1,4 @@
-"""Patch discriminator: which parts of an image look real.
+"""Patch discriminator: scores how real each part of an image is.
 
 Source: Isola et al. 2017 (arXiv:1611.07004) section 3.2, with GroupNorm.
 """
@@ -20,8 +20,8 @@ class Config:
 
   Attributes:
     image_channels: C of the images.
-    width: channels of the first layer, doubled by each of the others.
-    num_layers: each halves the side.
+    width: channels of the first layer; each further layer doubles them.
+    num_layers: each halves H and W.
     num_groups: of GroupNorm.
     dtype: of activations; parameters are float32.
   """

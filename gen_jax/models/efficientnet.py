@@ -1,7 +1,7 @@
-"""EfficientNet-lite0, run for its features: an ImageNet network of 4.7M parameters.
+"""Features of EfficientNet-lite0, an ImageNet network of 4.7M parameters.
 
-Sources: Tan & Le 2019 (arXiv:1905.11946); "lite" leaves out squeeze-and-excitation and
-has ReLU6 everywhere.
+Source: Tan & Le 2019 (arXiv:1905.11946); "lite" has no squeeze-and-excitation and
+ReLU6 throughout.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gen_jax.nn import torch_layers
 from gen_jax.types import Array
 
-# repeats, stride of the first, whether it expands by six
+# Repeats, stride of the first block, whether blocks expand channels by six.
 STAGES = (
   (1, 1, False),
   (2, 2, True),
@@ -23,10 +23,10 @@ STAGES = (
 SIDE = 224
 
 
-def rows(weights: torch_layers.Weights, images: Array) -> Array:
-  """Images [B, H, W, 3] in 0 .. 255 -> float32 [B, 1280], what its classifier sees.
+def features(weights: torch_layers.Weights, images: Array) -> Array:
+  """Images [B, H, W, 3] in 0 .. 255 -> float32 [B, 1280], its classifier's input.
 
-  They are resized to 224x224, bilinear, and scaled to about [-1, 1].
+  Images are resized to 224x224, bilinear, and scaled to about [-1, 1].
   """
   x = images.astype(jnp.float32)
   x = jax.image.resize(x, (len(x), SIDE, SIDE, 3), "linear")

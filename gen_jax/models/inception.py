@@ -1,8 +1,8 @@
-"""Inception v3 as the Fréchet inception distance has it, run for its features.
+"""Features of Inception v3 as in the Fréchet inception distance.
 
-The network of 2015 whose TensorFlow graph every published FID goes through: bilinear
-resizing without half-pixel centres, means of pools that leave the padding out, and a
-maximum in the very last block.
+The TensorFlow graph of 2015 behind every published FID: bilinear resizing without
+half-pixel centres, average pools that exclude padding, and a max pool in the last
+block.
 
 Sources: Szegedy et al. 2015 (arXiv:1512.00567); Heusel et al. 2017 (1706.08500).
 """
@@ -15,9 +15,9 @@ from gen_jax.nn import torch_layers
 from gen_jax.types import Array
 
 SIDE = 299
-# Branches of a block, whose outputs are joined. A branch is steps in a row: the names
-# of convolutions (/2: with stride 2 and no padding; a|b: both of the same, joined) and
-# pools of 3x3.
+# Branches of a block, whose outputs are concatenated. A branch is a sequence of 3x3
+# pools and names of convolutions (/2: stride 2 without padding; a|b: both applied to
+# the same input, concatenated).
 _A = (
   "branch1x1",
   "branch5x5_1 branch5x5_2",
@@ -51,8 +51,8 @@ BLOCKS = {
 }
 
 
-def rows(weights: torch_layers.Weights, images: Array) -> Array:
-  """Images [B, H, W, 3] in 0 .. 255 -> float32 [B, 2048], what its classifier sees."""
+def features(weights: torch_layers.Weights, images: Array) -> Array:
+  """Images [B, H, W, 3] in 0 .. 255 -> float32 [B, 2048], its classifier's input."""
   x = (_resize(images.astype(jnp.float32)) - 128.0) / 128.0
 
   def conv(x, name, stride=1, padding="SAME"):
@@ -87,7 +87,7 @@ def rows(weights: torch_layers.Weights, images: Array) -> Array:
 
 
 def _resize(x: Array) -> Array:
-  """[B, H, W, C] -> [B, 299, 299, C] as TensorFlow 1 does it: pixel 0 stays at 0."""
+  """[B, H, W, C] -> [B, 299, 299, C] as in TensorFlow 1: pixel 0 stays at 0."""
   for axis in (1, 2):
     length = x.shape[axis]
     place = jnp.arange(SIDE, dtype=jnp.float32) * (length / SIDE)

@@ -1,10 +1,10 @@
-"""TAESD: a small autoencoder without attention or norms, and without noise in its code.
+"""TAESD: a small deterministic autoencoder without attention or norms.
 
     encode  x [B, H, W, C] -> the code, std 0       decode  z [B, h, w, Z] -> x
     h = H / 2 ** (num_levels - 1)
 
-Its released weights are distilled from Stable Diffusion's autoencoder and give the
-latents that Stable Diffusion works in, already scaled to variance 1.
+The released weights are distilled from Stable Diffusion's autoencoder; their codes are
+its latents, already scaled to variance 1.
 
 Source: github.com/madebyollin/taesd.
 """
@@ -29,8 +29,8 @@ class Config:
     image_channels: C of the images.
     latent_channels: Z.
     width: channels of every level.
-    num_levels: each but the first halves the side.
-    num_blocks: residual blocks per level; the first one has one.
+    num_levels: each but the first halves H and W.
+    num_blocks: residual blocks per level; the first level has one.
     dtype: of activations; parameters are float32.
   """
 
@@ -119,7 +119,7 @@ class TinyAutoencoder(nn.Module):
     self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
 
   def encode(self, x: Array) -> autoencoder.Posterior:
-    """[B, H, W, C], about [-1, 1] -> its code, of which nothing is drawn."""
+    """[B, H, W, C], about [-1, 1] -> its code as mean, with std 0."""
     code = self.encoder(0.5 * x + 0.5).astype(jnp.float32)
     return autoencoder.Posterior(code, jnp.zeros_like(code))
 
@@ -128,5 +128,5 @@ class TinyAutoencoder(nn.Module):
     return 2.0 * self.decoder(z).astype(jnp.float32) - 1.0
 
   def __call__(self, x: Array) -> Array:
-    """The image again."""
+    """Reconstructs the image."""
     return self.decode(self.encode(x).mean)

@@ -1,8 +1,8 @@
-"""Decoder-only transformer: tokens in, the likelihood of every next token out.
+"""Decoder-only transformer: tokens to logits of every next token.
 
 embedding (+ positions) -> num_layers x [masked self-attention, feed-forward] -> norm
--> linear head. One Config spans the published families; what differs between them
-(norm, positions, feed-forward) is passed in as constructors, not switched on names.
+-> linear head. One Config covers the published families; norm, positions and
+feed-forward are passed in as constructors.
 
 Sources: Vaswani et al. 2017 (arXiv:1706.03762); Radford et al. 2019 (GPT-2).
 """
@@ -40,15 +40,15 @@ class Config:
     rotary: function that rotates queries and keys by position, or None.
     use_bias: biases on the linear maps.
     tied_head: the head is the transposed token embedding.
-    window: tokens that attention sees, itself included; None sees all before it.
+    window: number of tokens that attention sees, itself included; None: all earlier.
     attention_impl: how attention is computed, of `attention` or `kernels`.
-    dropout: drop_prob after embedding, attention and feed-forward.
-    scan_layers: one compiled layer looped L times over stacked parameters, which
-      compiles faster; else L layers in a row, which decodes faster.
+    dropout: rate after embedding, attention and feed-forward.
+    scan_layers: scan one compiled layer over L stacked parameters, which compiles
+      faster; else unroll L layers, which decodes faster.
     remat: which activations a layer keeps for its gradient, a policy of
       `jax.checkpoint_policies`; None keeps all.
-    head_chunk: tokens of each row whose logits exist at once in training, dividing its
-      length; None is all.
+    head_chunk: tokens of each sequence whose logits exist at once in training; divides
+      its length; None is all.
     dtype: of activations; parameters are float32.
   """
 
@@ -99,11 +99,11 @@ class Config:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """What decoding remembers: keys and values per layer, and the lengths so far.
+  """The key-value cache of decoding.
 
   Attributes:
     layers: L times KV of [B, K, S, Dh].
-    length: int32 [B], tokens of each row that are final.
+    length: int32 [B], number of tokens of each sequence in the cache.
   """
 
   layers: tuple[attention.KV, ...]
@@ -113,10 +113,10 @@ class Cache:
 def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
   """An empty cache for sequences of at most `num_slots` tokens.
 
-  With a window it holds no more than that.
+  With a window it has at most `window` slots.
 
   Raises:
-    InputError: an attention that computes something else against a cache.
+    InputError: an attention whose result with a cache differs from that without.
   """
   heads = config.num_kv_heads or config.num_heads
   dim = config.dim_per_head
@@ -132,10 +132,10 @@ def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
 def _check_cached(
   attend: attention.Attend, num_heads: int, num_kv_heads: int, dim: int, window
 ) -> None:
-  """Raises InputError unless `attend` has the same result against a cache as without.
+  """Raises InputError unless `attend` has the same result with a cache as without.
 
-  Tried on the last of six positions in a cache with room to spare, or in a short ring
-  that it has just begun again.
+  Tested on the last of six positions in a cache of eight slots or, with a window, on
+  the first position that wraps around.
   """
   window = window and min(window, 4)
   num, num_slots = (window + 1, window) if window else (6, 8)
@@ -152,16 +152,16 @@ def _check_cached(
     is_same = bool(jnp.allclose(cached, alone[:, -1:], rtol=1e-3, atol=1e-3))
   if not is_same:
     raise InputError(
-      f"attention {getattr(attend, '__name__', attend)} gives another result against a"
-      " cache than in training: take what is seen from mask.between and positions from"
-      " mask.distances, or declare it attention.exact"
+      f"attention {getattr(attend, '__name__', attend)} has another result with a cache"
+      " than in training: use mask.materialize for visible keys and mask.distances for"
+      " positions, or declare it attention.exact"
     )
 
 
 def _memory(
   window: int | None, cache: Cache, order: Array, at: Array | None
 ) -> tuple[attention.Mask, attention.CacheUpdate]:
-  """What tokens at positions `order` see of a cache, and how it takes them in."""
+  """Attention mask over the cache and the cache update, for positions `order`."""
   length, slots = order.shape[1], cache.layers[0].key.shape[2]
   if window is None or length == 1:
 
@@ -171,44 +171,44 @@ def _memory(
 
     return attention.cache_mask(order, slots, window), cache_update
 
-  # A prompt may be longer than what is remembered of it: it sees itself alone.
+  # A prompt may be longer than the cache: it attends to itself only.
   lengths = jnp.full(len(order), length) if at is None else at + 1
 
-  def remember_last(kv, new):
+  def keep_tail(kv, new):
     del kv
     return new, attention.tail_cache(new, lengths, slots)
 
-  return attention.Mask(is_causal=True, window=window), remember_last
+  return attention.Mask(is_causal=True, window=window), keep_tail
 
 
 def stack(params: Params) -> Params:
-  """Parameters of L layers in a row -> those of a scan over layers.
+  """Parameters of L unrolled layers -> those of a scan over layers.
 
   {'block_0': {... [*]}, ..., **rest} -> {'blocks': {... [L, *]}, **rest}.
   """
   num_layers = sum(name.startswith("block_") for name in params)
-  rows = [params[f"block_{i}"] for i in range(num_layers)]
+  layers = [params[f"block_{i}"] for i in range(num_layers)]
   rest = {k: v for k, v in params.items() if not k.startswith("block_")}
-  return {**rest, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *rows)}
+  return {**rest, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
 
 
 def unstack(params: Params) -> Params:
   """The inverse of `stack`."""
   num_layers = jax.tree.leaves(params["blocks"])[0].shape[0]
-  rows = {
+  layers = {
     f"block_{i}": jax.tree.map(operator.itemgetter(i), params["blocks"])
     for i in range(num_layers)
   }
-  return {**{k: v for k, v in params.items() if k != "blocks"}, **rows}
+  return {**{k: v for k, v in params.items() if k != "blocks"}, **layers}
 
 
-def rows(params: Params) -> Params:
-  """`unstack`, where layers are stacked; else params as they are."""
+def unstacked(params: Params) -> Params:
+  """`unstack` of stacked layers; else params unchanged."""
   return unstack(params) if "blocks" in params else params
 
 
 def unscanned(model: "Transformer") -> "Transformer":
-  """The same model for `unstack`ed parameters, which is what a cache wants."""
+  """The same model for `unstack`ed parameters; a cache requires it."""
   return Transformer(dataclasses.replace(model.config, scan_layers=False))
 
 
@@ -234,16 +234,16 @@ class Transformer(nn.Module):
 
     Args:
       tokens: int [B, T].
-      cache: None to see `tokens` alone; else what came before them, row by row: with
-        a window nothing, unless there is one token.
-      positions: int [B, T]; None counts from the row's start (or from its cache).
-      segments: int [B, T], document of each token: attention stays within one. Not
+      cache: of earlier tokens; None: there are none. With a window, several tokens
+        ignore earlier ones.
+      positions: int [B, T]; None counts from the sequence's start (or its cache).
+      segments: int [B, T], document of each token: no attention across documents. Not
         with a cache.
-      at: int [B], the last place of each row that is no padding: only the token after
-        it is scored. None: there is no padding, and all are scored.
-      read: (logits float32 [B, T, V], *also) -> tree of [B, T, ...], returned in place
-        of the logits, which then never exist all at once (`config.head_chunk`).
-      also: arrays [B, T] that `read` needs.
+      at: int [B], the last position of each sequence before its padding: only the token
+        after it is scored. None: no padding, all are scored.
+      logits_fn: (logits float32 [B, T, V], *logits_fn_args) -> tree of [B, T, ...],
+        returned instead of the logits, of which only `config.head_chunk` exist at once.
+      logits_fn_args: arrays [B, T].
       train: apply dropout (needs the rng 'dropout').
 
     Returns:
@@ -285,7 +285,7 @@ class Transformer(nn.Module):
     return out, cache
 
   def _layers(self, x, mask, positions, cache, cache_update, train):
-    """L blocks, scanned or in a row; also the key-value caches they leave."""
+    """Runs L blocks, scanned or unrolled; returns x and the layers' updated caches."""
     cfg = self.config
     make = self._make_block()
 
@@ -303,7 +303,7 @@ class Transformer(nn.Module):
       apply = nn.remat(apply, policy=cfg.remat, prevent_cse=not cfg.scan_layers)
     if cfg.scan_layers:
       if cache is not None:
-        raise ValueError("a cache needs layers in a row: see `in_a_row`")
+        raise ValueError("a cache needs unrolled layers: see `unscanned`")
       apply = nn.scan(
         apply,
         variable_axes={"params": 0},
@@ -322,7 +322,7 @@ class Transformer(nn.Module):
     return x, tuple(layers)
 
   def _make_block(self):
-    """Constructor of a layer, but for its name."""
+    """Constructor of a layer; takes its name."""
     cfg = self.config
     common = dict(
       use_bias=cfg.use_bias,

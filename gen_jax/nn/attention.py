@@ -1,4 +1,4 @@
-"""Attention, its masks, and the explicit key-value cache.
+"""Attention, masks, and the explicit key-value cache.
 
 Heads: N query heads share K <= N key-value heads (grouped-query attention, Ainslie et
 al. 2023, arXiv:2305.13245); K = N is Vaswani et al. 2017.
@@ -22,21 +22,21 @@ from gen_jax.types import Array
 class KV(NamedTuple):
   """Keys and values of one layer, [B, K, S, Dh] each; position p is in slot p mod S.
 
-  Heads come before slots, so that decoding multiplies the cache as it lies in memory.
+  Heads precede slots, so that decoding reads the cache without a transposition.
   """
 
   key: Array
   value: Array
 
 
-# (cache, new) -> what is attended to, and the cache with the new keys and values in it.
+# (cache, new) -> the keys and values to attend to, and the updated cache.
 CacheUpdate = Callable[[KV, KV], tuple[KV, KV]]
 
 
 def write(cache: KV, new: KV, start: Array) -> KV:
-  """Writes new [B, K, T, Dh] into slots start[b] .. start[b] + T - 1 of row b.
+  """Writes new [B, K, T, Dh] into slots start[b] .. start[b] + T - 1 of sequence b.
 
-  One token goes round (slot start mod S); several must fit.
+  One token wraps around (slot start mod S); several must fit.
   """
   if new.key.shape[2] == 1:
     start = start % cache.key.shape[2]
@@ -48,10 +48,10 @@ def write(cache: KV, new: KV, start: Array) -> KV:
 
 
 def tail_cache(new: KV, lengths: Array, num_slots: int) -> KV:
-  """A cache of the last `num_slots` of lengths[b] positions; new [B, K, T, Dh]."""
+  """A cache of the last `num_slots` of lengths[b] positions of new [B, K, T, Dh]."""
   last = lengths[:, None] - 1
   slots = jnp.arange(num_slots)[None, :]
-  place = last - (last - slots) % num_slots  # negative: nothing there
+  place = last - (last - slots) % num_slots  # negative: an empty slot
   place = jnp.maximum(place, 0)[:, None, :, None]
   return jax.tree.map(lambda x: jnp.take_along_axis(x, place, axis=2), new)
 
@@ -59,17 +59,17 @@ def tail_cache(new: KV, lengths: Array, num_slots: int) -> KV:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """What may be seen: the keys that every given field allows.
+  """An attention mask: a key is visible if every given field allows it.
 
   Attributes:
     allowed: bool, broadcastable to [B, 1, T, S].
-    segments: int [B, T], the document of each token: attention stays within one.
-    at: int [B, T], the positions of queries; None: their slots.
-    held: int [B, S], the positions of keys, below 0 where a slot holds none; None:
-      their slots. Only against a cache are these not slots: `allowed` says what is
-      seen there, positions are for scores that depend on them.
+    segments: int [B, T], the document of each token: no attention across documents.
+    at: int [B, T], positions of queries; None: their slots.
+    held: int [B, S], positions of keys, negative for an empty slot; None: their slots.
+      Positions differ from slots only with a cache. There `allowed` is the mask;
+      positions serve scores that depend on them.
     is_causal: the query in slot t sees the keys in slots 0 .. t; T = S.
-    window: of these the last `window` alone, its own included.
+    window: only the last `window` of these, its own included.
   """
 
   allowed: Array | None = None
@@ -80,10 +80,10 @@ class Mask:
   window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
   def materialize(self, rows: Array, columns: Array) -> Array | None:
-    """bool [B, 1, t, s] (B may be 1) for queries and keys in these slots; None: all.
+    """bool [B, 1, t, s] (B may be 1), visible keys; None: all are.
 
     Args:
-      rows, columns: int [t] and [s].
+      rows, columns: int [t] and [s], slots of queries and keys.
     """
     parts = []
     if self.is_causal:
@@ -106,9 +106,9 @@ class Mask:
     return jnp.broadcast_to(seen, (*seen.shape[:2], len(rows), len(columns)))
 
   def distances(self, rows: Array, columns: Array) -> Array:
-    """int [B, 1, t, s] (B may be 1), by how much a query stands after a key.
+    """int [B, 1, t, s] (B may be 1), the query's position minus the key's.
 
-    For scores that depend on it, as those of ALiBi: right with a cache and without.
+    For position-dependent scores such as ALiBi's; valid with and without a cache.
     """
     at = rows[None] if self.at is None else jnp.take(self.at, rows, axis=1)
     held = columns[None] if self.held is None else jnp.take(self.held, columns, axis=1)
@@ -119,10 +119,10 @@ EVERYTHING = Mask()
 
 
 def cache_mask(at: Array, num_slots: int, window: int | None = None) -> Mask:
-  """Which slots of a cache queries at positions int [B, T] see, and what these hold.
+  """The mask of a cache for queries at positions int [B, T].
 
-  Those that hold its own position and what came before, or the last `window` of that.
-  Whatever a padded prompt left in the others is overwritten before a query sees it.
+  A query sees the slots of its own and all earlier positions, or of the last `window`.
+  Padding in other slots is overwritten before a query sees it.
   """
   last = at[:, -1:]
   held = last - (last - jnp.arange(num_slots)[None]) % num_slots
@@ -138,10 +138,10 @@ Attend = Callable[[Array, KV, Mask], Array]
 
 
 def exact(compute: Attend) -> Attend:
-  """Declares that `compute` gives what `attend` of this file gives, in another way.
+  """Declares that `compute` has the same result as `attend`.
 
-  Only such are exchanged in a trained model, exported, and replaced by `attend` against
-  a cache.
+  Only such functions may be swapped in a trained model, exported, and replaced by
+  `attend` with a cache.
   """
   compute.is_exact = True
   return compute
@@ -155,9 +155,9 @@ def is_exact(compute: Attend) -> bool:
 
 
 def as_rows(query: Array, num_kv_heads: int) -> Array:
-  """Scaled queries [B, T, N, Dh] -> [B, K, G T, Dh], N = K G.
+  """Scales queries; [B, T, N, Dh] -> [B, K, G T, Dh], N = K G.
 
-  Query heads that share keys are more rows of one matrix.
+  The query heads that share keys become rows of one matrix.
   """
   dim = query.shape[-1]
   query = jnp.swapaxes(query * dim**-0.5, 1, 2)
@@ -170,10 +170,10 @@ def from_rows(rows: Array, num_heads: int) -> Array:
 
 
 def scores(rows: Array, key: Array, seen: Array | None) -> Array:
-  """float32 [B, K, R, S]: products of queries and keys, -1e38 where none is seen.
+  """float32 [B, K, R, S]: products of queries and keys, the lowest float32 if masked.
 
   Args:
-    rows: [B, K, G t, Dh].
+    rows: [B, K, G t, Dh], see `as_rows`.
     key: [B, K, S, Dh].
     seen: bool [B, 1, t, S], or None.
   """
@@ -187,9 +187,9 @@ def scores(rows: Array, key: Array, seen: Array | None) -> Array:
 def pull_back(
   rows: Array, key: Array, value: Array, probs: Array, mean: Array, grad: Array
 ) -> tuple[Array, Array, Array]:
-  """Gradients of softmax(q k^T) v by q, k and v, from the probabilities P.
+  """Gradients of softmax(q k^T) v with respect to q, k and v, given probabilities P.
 
-  dS = P (dP - sum(dO O)) takes one pass where automatic differentiation takes several.
+  dS = P (dP - sum(dO O)) needs one pass; automatic differentiation needs several.
   Source: Dao et al. 2022 (arXiv:2205.14135) appendix B.2.
 
   Args:
@@ -206,10 +206,10 @@ def pull_back(
 
 @exact
 def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
-  """softmax(q k^T / sqrt(Dh)) v by XLA, all scores at once, softmax in float32.
+  """softmax(q k^T / sqrt(Dh)) v in XLA, all scores at once, softmax in float32.
 
-  The probabilities are kept for the gradient. A long causal mask takes queries in four
-  blocks, each against the keys up to its end.
+  The probabilities are kept for the gradient. Long causal sequences are computed in
+  four blocks of queries, each against the keys up to its end.
 
   Args:
     query: [B, T, N, Dh].
@@ -236,7 +236,7 @@ def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
 
 @jax.custom_vjp
 def _attend(rows, key, value, seen):
-  """[B, K, R, Dh] scaled already, [B, K, S, Dh] twice, [B, 1, t, S]."""
+  """Scaled rows [B, K, R, Dh], key and value [B, K, S, Dh], seen [B, 1, t, S]."""
   whole = lambda *inputs: _attend_forward(*inputs)[0]  # noqa: E731
   num_rows, num_slots = rows.shape[2], key.shape[2]
   piece = cpu.piece(num_rows, num_slots)
@@ -264,9 +264,9 @@ _attend.defvjp(_attend_forward, _attend_gradient)
 
 
 class Attention(nn.Module):
-  """Multi-head attention of x to itself, or to `source`. [B, T, D] -> [B, T, D].
+  """Multi-head attention of x to itself or to `source`. [B, T, D] -> [B, T, D].
 
-  `attend` is how; against a cache `attend` of this file stands for all exact ones.
+  With a cache, `attend` replaces any `attention_impl` that is exact.
   """
 
   num_heads: int
@@ -291,14 +291,14 @@ class Attention(nn.Module):
     cache: KV | None = None,
     cache_update: CacheUpdate | None = None,
   ) -> tuple[Array, KV | None]:
-    """Returns the output and, where `cache` was given, the cache with x written in.
+    """Returns the output and, if `cache` is given, the cache with x written in.
 
     Args:
       x: [B, T, D].
       source: [B, S, D'] for cross-attention; None is self-attention.
-      mask: what of the source, or of the cache, is seen.
+      mask: over the source's, or the cache's, keys.
       positions: int [B, T]; needed with rotary embedding.
-      cache: what came before; needs `remember`.
+      cache: keys and values of earlier tokens; needs `cache_update`.
     """
     source = x if source is None else source
     num_kv_heads = self.num_kv_heads or self.num_heads

@@ -1,4 +1,4 @@
-"""The pre-norm residual block that every transformer here is a stack of."""
+"""The pre-norm residual block of all transformers."""
 
 from collections.abc import Callable
 

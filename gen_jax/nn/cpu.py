@@ -1,6 +1,6 @@
-"""What XLA's CPU backend computes faster in pieces; other platforms never trace it.
+"""Computations that XLA's CPU backend runs faster in pieces.
 
-`jax.lax.platform_dependent` chooses these paths; the TPU's program does not hold them.
+`jax.lax.platform_dependent` selects them; programs of other platforms do not hold them.
 """
 
 import math
@@ -11,14 +11,13 @@ import jax.numpy as jnp
 
 from gen_jax.types import Array
 
-_SCORES = 2**22  # of attention, that fit a CPU's cache
+_SCORES = 2**22  # attention scores that fit a CPU's cache
 
 
 def row_times_kernel(x: Array, kernel: Array, depth: int, most: int = 8) -> Array:
-  """`linear.product` of one row, its sum in pieces that XLA computes in parallel.
+  """`linear.product` of a single row, summed in pieces that run in parallel.
 
-  One row times a kernel is bound by reading the kernel, and XLA's CPU backend reads it
-  on one core.
+  It is bound by reading the kernel, which XLA's CPU backend does on one core.
   """
   num = math.gcd(x.size, most)
   pieces = kernel.reshape(num, x.size // num, -1)
@@ -30,7 +29,7 @@ def row_times_kernel(x: Array, kernel: Array, depth: int, most: int = 8) -> Arra
 
 
 def piece(num_rows: int, num_slots: int) -> int | None:
-  """Queries that `attend` takes at a time; None where all at once is as fast."""
+  """Queries per step of `attend`; None if all at once is as fast."""
   found = math.gcd(num_rows, 2 ** int(math.log2(max(_SCORES / num_slots, 1))))
   is_short = num_rows * num_slots < _SCORES // 4
   return None if is_short or found < min(num_rows, 128) else found
@@ -39,16 +38,15 @@ def piece(num_rows: int, num_slots: int) -> int | None:
 def attend(
   rows, key, value, seen, *, piece: int, scores: Callable[..., Array]
 ) -> Array:
-  """softmax(q k^T) v, one head and `piece` queries at a time, whose scores fit a cache.
+  """softmax(q k^T) v, one head and `piece` queries at a time: scores fit the cache.
 
-  All scores of a large image are a gigabyte, which a CPU would write and read for each
-  step of the softmax.
+  All scores of a large image are a gigabyte, written and read in each step of softmax.
 
   Args:
     rows: [B, K, R, Dh], scaled.
     key, value: [B, K, S, Dh].
     seen: bool [B, 1, t, S], or None.
-    piece: queries at a time; see `piece`.
+    piece: queries per step; see `piece`.
     scores: see `attention.scores`.
 
   Returns:

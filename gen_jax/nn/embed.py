@@ -1,4 +1,4 @@
-"""Token embedding, and the ways a model knows the order of its tokens."""
+"""Token embeddings, position embeddings and the language-model head."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _TABLE = ("vocab", "embed")
 
 
 class Embed(nn.Module):
-  """A table [V, D]: tokens to vectors, and (tied) vectors to scores."""
+  """A table [V, D]: tokens to vectors and, if tied, vectors to logits."""
 
   vocab_size: int
   width: int
@@ -41,14 +41,14 @@ class Embed(nn.Module):
     logits_fn: LogitsFn,
     chunk: int | None = None,
   ):
-    """As `Head`, with the table for a kernel."""
+    """`Head` with the transposed table as its kernel."""
     table = self.table.astype(self.dtype)
     multiply = lambda x, table: jnp.einsum("btd,vd->btv", x, table)  # noqa: E731
     return _score(multiply, table, _TABLE, x, logits_fn_args, logits_fn, chunk)
 
 
 class Head(nn.Module):
-  """Scores of every token, and what `read` makes of them."""
+  """The language-model head: logits, and `logits_fn` of them."""
 
   vocab_size: int
   init_std: ranges.NotNegative = 0.02
@@ -62,10 +62,11 @@ class Head(nn.Module):
     logits_fn: LogitsFn,
     chunk: int | None = None,
   ):
-    """x [B, T, D], also [B, T] each -> read(logits float32 [B, T, V], *also).
+    """x [B, T, D] -> logits_fn(logits float32 [B, T, V], *logits_fn_args).
 
     Args:
-      chunk: tokens of each row whose logits exist at once, forwards and backwards;
+      logits_fn_args: arrays [B, T].
+      chunk: tokens of each sequence whose logits exist at once, in both passes;
         None: all.
     """
     names = ("embed", "vocab")
@@ -84,11 +85,11 @@ def _score(multiply, weight, names, x, logits_fn_args, logits_fn, chunk):
   def part(weight, x, *logits_fn_args):
     logits = multiply(x, weight)
     logits = sharding.constrain(logits, "batch", "length", "act_vocab")
-    # Softmax and loss want float32: bf16 has 8 bits for a sum over V terms.
+    # float32 for softmax and loss: bf16 has 8 bits for a sum over V terms.
     return logits_fn(logits.astype(jnp.float32), *logits_fn_args)
 
   def whole(weight, *inputs):  # the weight is gathered once for all parts
-    own = inputs[0].shape[1]  # a part of the length where context cuts it
+    own = inputs[0].shape[1]  # this shard's length if the mesh axis context is used
     num = math.gcd(parts, own)
     if num == 1:
       return part(weight, *inputs)
@@ -140,18 +141,18 @@ class LearnedPositions(nn.Module):
     return look_up(table, positions)
 
 
-Position = Callable[..., nn.Module] | None  # a constructor of positions that are added
+Position = Callable[..., nn.Module] | None  # constructor of additive positions
 
 
 def are_learned(position: Position) -> bool:
-  """Whether this constructor of positions makes `LearnedPositions`."""
+  """Whether this constructor makes `LearnedPositions`."""
   return position is not None and isinstance(
     position(max_length=1, width=1), LearnedPositions
   )
 
 
 def placed(x: Array, at: Array, position: Position, max_length: int) -> Array:
-  """x [B, T, D] with what the constructor, if any, adds at positions int [B, T]."""
+  """x [B, T, D] plus the position embedding, if any, at positions int [B, T]."""
   if position is None:
     return x
   add = position(max_length=max_length, width=x.shape[-1], name="position")
@@ -159,7 +160,7 @@ def placed(x: Array, at: Array, position: Position, max_length: int) -> Array:
 
 
 class SinusoidalPositions(nn.Module):
-  """Fixed sinusoids added to the embedding; no parameters."""
+  """Fixed sinusoids, added to the embedding."""
 
   max_length: int
   width: int
@@ -173,7 +174,7 @@ class SinusoidalPositions(nn.Module):
 def check_pairs(
   owner: str, width: int, head_dim: int, position: Position, rotary: Callable | None
 ) -> None:
-  """Raises InputError where cosines and sines would share an odd number of channels."""
+  """Raises InputError if cosines and sines would have an odd number of channels."""
   if rotary is not None and head_dim % 2:
     raise InputError(
       f"{owner} rotary turns pairs of channels: the head size, {head_dim}, must be even"
@@ -188,9 +189,9 @@ def check_pairs(
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-  """Longer context: low frequencies are divided by `factor`, high ones stay.
+  """Context extension: divides low frequencies by `factor`, keeps high ones.
 
-  In between, by the number of turns within `original_length`, the two are mixed.
+  In between it interpolates by the number of turns within `original_length`.
   Source: Grattafiori et al. 2024 (arXiv:2407.21783) section 3.4, as released.
   """
 
@@ -217,7 +218,7 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-  """All positions are divided by `factor`. Chen et al. 2023 (arXiv:2306.15595)."""
+  """Divides all positions by `factor`. Chen et al. 2023 (arXiv:2306.15595)."""
 
   factor: ranges.Positive
 
@@ -232,8 +233,8 @@ class LinearScaling:
 class Rotary:
   """Rotates query and key pairs by an angle that grows with the position.
 
-  Scores then depend on relative positions alone. Su et al. 2021 (arXiv:2104.09864)
-  with halves paired (i, i + Dh/2), as released weights have them.
+  Scores then depend on relative positions only. Su et al. 2021 (arXiv:2104.09864)
+  with channels paired (i, i + Dh/2), as in released weights.
   """
 
   base: ranges.Positive = 1e4

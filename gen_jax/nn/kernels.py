@@ -1,14 +1,14 @@
-"""Other ways to compute attention than `attention.attend`, which keeps all scores.
+"""Attention kernels that do not keep all scores, unlike `attention.attend`.
 
-    chunked   a chunk of keys at a time: memory grows with the length, not its square
-    ring      the same for sequences that are cut over devices: keys travel
-    splash    the Pallas kernel for TPUs that comes with jax: blocks that a mask hides
-              are skipped; where sequences are cut, keys are gathered
+    chunked   a chunk of keys at a time: memory is linear in the length
+    ring      the same for sequences sharded over devices: keys rotate
+    splash    jax's Pallas kernel for TPUs: skips masked blocks; gathers keys of
+              sharded sequences
     cudnn     NVIDIA's kernel for GPUs
 
-Softmax over keys that come piece by piece: with m the largest score so far, keep
-sum exp(s - m) and sum exp(s - m) v, and shrink both when m grows. The gradient needs
-no more than log sum exp(s) of each query: probabilities are computed again.
+Online softmax: with m the largest score so far, keep sum exp(s - m) and
+sum exp(s - m) v, and rescale both when m grows. The gradient keeps only
+log sum exp(s) of each query and recomputes the probabilities.
 
 Sources: Rabe & Staats 2021 (arXiv:2112.05682); Dao et al. 2022 (arXiv:2205.14135).
 """
@@ -51,9 +51,9 @@ def chunked(
   *,
   chunk: ranges.Size = 512,
 ) -> Array:
-  """`attention.attend` against `chunk` keys at a time, forwards and backwards.
+  """`attention.attend`, `chunk` keys at a time in the forward and backward pass.
 
-  Keeps one number per query and head where `attend` keeps one per key.
+  Keeps one number per query and head for the gradient; `attend` keeps one per key.
   """
   rows = attention.as_rows(query, keyvalue.key.shape[1])
   at, slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
@@ -70,10 +70,10 @@ def ring(
   *,
   chunk: ranges.Size = 512,
 ) -> Array:
-  """`chunked` for sequences that no device holds whole, cut along mesh axis context.
+  """Ring attention: `chunked` for sequences sharded along the mesh axis context.
 
-  Each device keeps its queries; keys and values go round, and so do their gradients.
-  T = S. Source: Liu et al. 2023 (arXiv:2310.01889).
+  Each device keeps its queries; keys, values and their gradients rotate. T = S.
+  Source: Liu et al. 2023 (arXiv:2310.01889).
 
   Raises:
     InputError: a mask given as a table.
@@ -82,18 +82,18 @@ def ring(
     raise InputError(
       "attention_impl=ring needs a causal mask, window or segments; chunked takes any"
     )
-  turns = sharding.ring("length")
+  devices = sharding.ring("length")
   order = jnp.arange(query.shape[1])
 
   def local(query, key, value, at, slots, segments):
     rows = attention.as_rows(query, key.shape[1])
     own = dataclasses.replace(mask, segments=segments)
-    out = _online(rows, attention.KV(key, value), at, slots, own, chunk, turns)
+    out = _online(rows, attention.KV(key, value), at, slots, own, chunk, devices)
     return attention.from_rows(out, query.shape[2])
 
   heads = ("batch", "length", "act_heads", None)
   slots = ("batch", "act_heads", "length", None)
-  # Numbers of slots and documents are few: each device has those of the whole row.
+  # Slot and segment numbers are small: replicated over the length.
   names = heads, slots, slots, ("length",), ("length",), ("batch", None)
   run = sharding.local(local, *names)
   return run(query, *keyvalue, order, order, mask.segments)
@@ -111,13 +111,13 @@ def splash(
 ) -> Array:
   """`attention.attend` by splash attention, `block` queries and keys at a time.
 
-  Where context cuts the length, T = S, each device keeps its queries and gathers keys.
+  With the length sharded along context, T = S, devices keep queries and gather keys.
 
   Args:
-    interpret: run the kernel's operations one by one, on any platform.
+    interpret: interpret the kernel, on any platform.
 
   Raises:
-    InputError: lengths on a device that are no multiples of 128, or a mask given as a
+    InputError: lengths per device that are not multiples of 128, or a mask given as a
       table.
   """
   if not interpret:
@@ -140,7 +140,7 @@ def splash(
   names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
 
   def local(query, key, value, own, segments):
-    # One more axis of heads would be cut by the mesh; masks of all heads are alike.
+    # Heads are sharded already; all heads have the same mask.
     kernel = pallas.make_splash_mha(
       pallas.MultiHeadMask([one] * query.shape[2]),
       block_sizes=pallas.BlockSizes(**dict.fromkeys(names, size)),
@@ -163,7 +163,7 @@ def splash(
 
 
 def _own(info, parts: collectives.Ring):
-  """Of what splash attention knows of a mask, the part for this device's queries."""
+  """The part of splash attention's mask info for this device's queries."""
   if parts.size == 1:
     return info
 
@@ -181,7 +181,7 @@ def _own(info, parts: collectives.Ring):
 
 @attention.exact
 def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
-  """`attention.attend` by cuDNN, on GPUs; bfloat16 or float16 alone."""
+  """`attention.attend` by cuDNN, on GPUs; bfloat16 or float16 only."""
   sharding.require("gpu", "attention_impl=cudnn")
   if query.dtype == jnp.float32:
     raise InputError(
@@ -208,27 +208,27 @@ def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _online(rows, keyvalue, at, slots, mask, chunk, turns):
-  """Softmax-weighted values, as rows, for queries in slots `at`.
+def _online(rows, keyvalue, at, slots, mask, chunk, devices):
+  """Attention outputs, as rows, for queries in slots `at`.
 
-  Keys, in `slots`, come a chunk at a time and then, `turns` round, from other devices.
+  Takes keys in `slots` a chunk at a time, then those of the other `devices`.
   """
-  return _online_forward(rows, keyvalue, at, slots, mask, chunk, turns)[0]
+  return _online_forward(rows, keyvalue, at, slots, mask, chunk, devices)[0]
 
 
-def _online_forward(rows, keyvalue, at, slots, mask, chunk, turns):
+def _online_forward(rows, keyvalue, at, slots, mask, chunk, devices):
   zeros = jnp.zeros(rows.shape, jnp.float32)
   sums = _Sums(jnp.full_like(zeros[..., :1], -jnp.inf), zeros[..., :1], zeros)
   there = keyvalue, slots
-  for turn in range(turns.size):
-    there = turns.turn(there) if turn else there
+  for i in range(devices.size):
+    there = devices.shift(there) if i else there
     sums = _fold(sums, rows, *there, _sight(mask, at), chunk)
   out = (sums.total / sums.count).astype(rows.dtype)
   log = sums.top + jnp.log(sums.count)
   return out, (rows, keyvalue, at, slots, mask, out, log)
 
 
-def _online_gradient(chunk, turns, residuals, grad):
+def _online_gradient(chunk, devices, residuals, grad):
   rows, keyvalue, at, slots, mask, out, log = residuals
   mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
   see = _sight(mask, at)
@@ -242,12 +242,12 @@ def _online_gradient(chunk, turns, residuals, grad):
   drows = jnp.zeros(rows.shape, jnp.float32)
   there = keyvalue, slots
   dthere = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), keyvalue)
-  for turn in range(turns.size):
-    if turn:
-      there, dthere = turns.turn((there, dthere))
+  for i in range(devices.size):
+    if i:
+      there, dthere = devices.shift((there, dthere))
     drows, pieces = jax.lax.scan(one, drows, _pieces(*there, chunk))
     dthere = jax.tree.map(lambda d, x: d + _whole(x, d.shape[2]), dthere, pieces)
-  dthere = jax.tree.map(lambda d, x: d.astype(x.dtype), turns.turn(dthere), keyvalue)
+  dthere = jax.tree.map(lambda d, x: d.astype(x.dtype), devices.shift(dthere), keyvalue)
   return drows.astype(rows.dtype), dthere, None, None, None
 
 
@@ -255,7 +255,7 @@ _online.defvjp(_online_forward, _online_gradient)
 
 
 def _fold(sums, rows, keyvalue, slots, see, chunk) -> _Sums:
-  """`sums` with the keys in these slots in it."""
+  """`sums` updated with the keys in these slots."""
 
   def one(sums, piece):
     (key, value), slots = piece
@@ -270,7 +270,7 @@ def _fold(sums, rows, keyvalue, slots, see, chunk) -> _Sums:
 
 
 def _sight(mask: attention.Mask, at: Array) -> Callable[[Array], Array]:
-  """slots [s] -> bool [B, 1, t, s], what queries in slots `at` see; of slot -1 none."""
+  """slots [s] -> bool [B, 1, t, s], visible to queries in slots `at`; slot -1 never."""
 
   def see(slots):
     held = jnp.broadcast_to(slots >= 0, (1, 1, len(at), len(slots)))
@@ -303,4 +303,4 @@ def _whole(pieces: Array, num_slots: int) -> Array:
 
 
 ALL = (chunked, ring, splash, cudnn)
-GIVEN = ("query", "keyvalue", "mask", "interpret")  # what no config says
+GIVEN = ("query", "keyvalue", "mask", "interpret")  # arguments that no config sets

@@ -1,4 +1,4 @@
-"""Linear maps whose parameters know their axes."""
+"""Linear maps whose parameters have logical axis names."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def fan_in(scale: float = 1.0) -> Init:
 def product(x: Array, kernel: Array, depth: int = 1) -> Array:
   """x [..., *inputs], kernel [*inputs, *features] -> [..., *features].
 
-  Sums over the last `depth` axes of x, the first of the kernel.
+  Contracts the last `depth` axes of x with the first of the kernel.
   """
   if x.size == math.prod(kernel.shape[:depth]):
     multiply = functools.partial(jnp.tensordot, axes=depth)
@@ -40,10 +40,10 @@ def product(x: Array, kernel: Array, depth: int = 1) -> Array:
 
 
 def _contracting(axes: Sequence[str | None]):
-  """`product` as linen asks for it, with the kernel whole where it is used."""
+  """`product` with linen's signature; gathers the kernel for its use."""
 
   def run(x, kernel, numbers, **options):
-    del options  # which say nothing new; numbers have no batch axes
+    del options  # dtype options are not needed; numbers have no batch axes
     depth = len(numbers[0][0])
     multiply = lambda kernel, x: product(x, kernel, depth)  # noqa: E731
     has_length = x.ndim - depth > 1
@@ -53,7 +53,7 @@ def _contracting(axes: Sequence[str | None]):
 
 
 def _convolving(axes: Sequence[str | None]):
-  """A convolution as linen asks for it, with the kernel whole where it is used."""
+  """A convolution with linen's signature; gathers the kernel for its use."""
 
   def run(x, kernel, *args, **kwargs):
     convolve = jax.lax.conv_general_dilated
@@ -73,7 +73,7 @@ def dense(
   init: Init | None = None,
   dtype: jnp.dtype = jnp.float32,
 ) -> nn.DenseGeneral:
-  """A linear map with named kernel axes; the bias takes the output axes' names."""
+  """A linear map with named kernel axes; the bias has the output axes' names."""
   features = (features,) if isinstance(features, int) else tuple(features)
   out_axes = tuple(axes[-len(features) :])
   return nn.DenseGeneral(
@@ -103,7 +103,7 @@ def conv(
   """A 2-D convolution [B, H, W, C] -> [B, H/stride, W/stride, features].
 
   Args:
-    padding: pixels before and after, of both axes; None keeps the side at stride 1.
+    padding: pixels before and after, on both axes; None keeps H and W at stride 1.
   """
   return nn.Conv(
     features,

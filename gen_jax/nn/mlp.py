@@ -16,9 +16,9 @@ from gen_jax.types import Array
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-  """x Phi(x), with tanh for the normal distribution. Hendrycks & Gimpel 2016.
+  """x Phi(x), Phi approximated by tanh. Hendrycks & Gimpel 2016.
 
-  Keeps its derivative from the forward pass, where tanh is at hand, instead of x.
+  The forward pass keeps the derivative instead of x, reusing its tanh.
   """
   return _gelu(x)[0]
 
@@ -54,7 +54,7 @@ class MLP(nn.Module):
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
 
-  inputs: ClassVar[tuple[str, ...]] = ("up",)  # the first is activated, others multiply
+  inputs: ClassVar[tuple[str, ...]] = ("up",)  # the first is activated, others gate it
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

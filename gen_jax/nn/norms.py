@@ -1,6 +1,6 @@
-"""Normalisation; statistics in float32 whatever the compute dtype.
+"""Normalisation; statistics in float32 for every compute dtype.
 
-Statistics in bf16 lose three digits of the variance, which shows in the loss.
+In bf16 the variance loses three digits, which changes the loss.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gen_jax import ranges
 from gen_jax.types import Array
 
-# x [..., C] -> its means over some axes, in a shape that broadcasts against x.
+# x [..., C] -> its means over some axes, in a shape that broadcasts with x.
 Average = Callable[[Array], Array]
 
 
@@ -24,10 +24,10 @@ def over_channels(x: Array) -> Array:
 
 @functools.cache
 def over_groups(num_groups: int) -> Average:
-  """The mean over all axes but the first, by groups of channels: [B, 1, ..., C].
+  """The mean over all axes but the first, per group of channels: [B, 1, ..., C].
 
-  Space is averaged first, channel by channel: a vector processor then adds C numbers at
-  once, not C / num_groups.
+  Averages space first, per channel: the vector unit then adds C numbers at once, not
+  C / num_groups.
   """
 
   def average(x: Array) -> Array:
@@ -44,14 +44,14 @@ def over_groups(num_groups: int) -> Average:
 def standardise(
   x: Array, average: Average, eps: ranges.Positive, centre: bool
 ) -> Array:
-  """x / rms(x), after the mean is taken away if `centre`; float32.
+  """x / rms(x), with the mean subtracted first if `centre`; float32.
 
-  The gradient is written out: with y = standardise(x) and r = 1 / rms,
+  The gradient is explicit: with y = standardise(x) and r = 1 / rms,
 
-      dx = r (dy - mean(dy) - y mean(y dy)),    without mean(dy) where not centred,
+      dx = r (dy - mean(dy) - y mean(y dy)),    without mean(dy) if not centred,
 
-  and y is had from x again. What automatic differentiation leaves is fused into loops
-  that go over x many more times.
+  and y recomputed from x. Automatic differentiation gives loops that read x many more
+  times.
   """
   return _standardise(x, average, eps, centre)[0]
 

@@ -13,23 +13,23 @@ from gen_jax.types import Array
 
 
 def constrain(x: Array) -> Array:
-  """Says to the compiler how an image's activations lie on the mesh."""
+  """Constrains the sharding of image activations [B, H, W, C]."""
   return sharding.constrain(x, "batch", "space", "space", "act_channels")
 
 
 def half(x: Array, *, padding: tuple[int, int] = (1, 1), **how: Any) -> Array:
-  """A convolution with stride 2: [B, H, W, C] -> [B, H/2, W/2, C]."""
+  """Downsampling, a convolution of stride 2: [B, H, W, C] -> [B, H/2, W/2, C]."""
   return linear.conv(x.shape[-1], stride=2, padding=padding, **how)(x)
 
 
 def double(x: Array, **how: Any) -> Array:
-  """Each pixel four times, then a convolution: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+  """Upsampling, nearest then a convolution: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
   x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
   return linear.conv(x.shape[-1], **how)(x)
 
 
 class ResBlock(nn.Module):
-  """Two convolutions and a shortcut, with the time added in between if there is one.
+  """A residual block of two convolutions; adds the time embedding, if given, between.
 
   Source: Ho et al. 2020 (arXiv:2006.11239) appendix B.
   """
@@ -43,11 +43,11 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, time: Array | None = None) -> Array:
-    """x [B, H, W, C], time [B, D] -> [B, H, W, channels]; zero beside the shortcut."""
+    """x [B, H, W, C], time [B, D] -> [B, H, W, channels]; the residual starts at 0."""
     channels, dtype = self.channels, self.dtype
     norm = lambda name: norms.GroupNorm(self.num_groups, self.eps, name=name)  # noqa: E731
     h = jax.nn.silu(norm("norm_in")(x))
-    # Between the convolutions channels are cut as the hidden units of an MLP are.
+    # Between the convolutions channels are sharded like the hidden units of an MLP.
     h = linear.conv(channels, ("conv_out", "mlp"), name="conv_in", dtype=dtype)(h)
     if time is not None:
       shift = linear.dense(channels, ("embed", "mlp"), name="time", dtype=dtype)
@@ -65,7 +65,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-  """Attention of all pixels to each other, residual. Ho et al. 2020 appendix B."""
+  """Residual self-attention over all pixels. Ho et al. 2020 appendix B."""
 
   num_heads: int = 1
   num_groups: int = 32
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
   def __call__(
     self, x: Array, states: Array | None = None, mask: Array | None = None
   ) -> Array:
-    """[B, H, W, C] -> [B, H, W, C]; there is no place for text states."""
+    """[B, H, W, C] -> [B, H, W, C]; text states are ignored."""
     del states, mask
     batch_size, height, width, channels = x.shape
     h = norms.GroupNorm(self.num_groups, self.eps, name="norm")(x)
@@ -93,7 +93,7 @@ class SelfAttention(nn.Module):
 
 
 class Transformer(nn.Module):
-  """Attention over pixels, then to the text, then feed-forward; residual.
+  """Self-attention over pixels, cross-attention to the text, feed-forward; residual.
 
   Attributes:
     mlp: constructor of the feed-forward part.
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         name=name,
       )(*inputs, mask=mask)[0]
 
-    def mix(name, init=None):  # whole over tensor: what is before and after it is, too
+    def mix(name, init=None):  # not sharded over tensor, like its input and output
       axes = ("conv_in", "conv_out")
       return linear.dense(channels, axes, name=name, init=init, dtype=self.dtype)
 

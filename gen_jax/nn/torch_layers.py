@@ -1,7 +1,6 @@
-"""Layers of foreign networks that are only run: weights by the names their files have.
+"""Layers of frozen PyTorch networks, with the weight names of their files.
 
-Networks of this kind are functions (weights, images) -> features, with no module and no
-map of names in between.
+Such networks are functions (weights, images) -> features: no module, no name map.
 """
 
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from gen_jax.types import Array
 
-Weights = Mapping[str, Array]  # as torch lays them out: kernels [O, I, H, W]
+Weights = Mapping[str, Array]  # in torch's layout: kernels [O, I, H, W]
 
 
 def conv(
@@ -34,7 +33,7 @@ def conv(
 
 
 def batch_norm(weights: Weights, name: str, x: Array, eps: float = 1e-3) -> Array:
-  """x [B, H, W, C] normalised by the statistics that training has left."""
+  """x [B, H, W, C] normalised by the running statistics."""
   kinds = ("weight", "bias", "running_mean", "running_var")
   gain, bias, mean, variance = (weights[f"{name}.{k}"] for k in kinds)
   gain = gain * jax.lax.rsqrt(variance + eps)

@@ -13,11 +13,10 @@ from gen_jax import sharding, tree
 from gen_jax.cost import flops, plan
 from gen_jax.inference import sheets
 from gen_jax.runs import batches, lease, weights, workdir
-from gen_jax.tasks import lora
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
-from gen_jax.types import InputError
+from gen_jax.types import Diverged, InputError
 
 
 class Group(Protocol):
@@ -150,7 +149,7 @@ def _train(config: dict, directory: pathlib.Path, group: Group) -> dict:
         heartbeat=group.heartbeat,
       )
     except loop.NotFiniteError as error:
-      raise InputError(_not_finite(error, experiment, examples, directory)) from error
+      raise Diverged(_not_finite(error, experiment, examples, directory)) from error
     finally:
       for sink in sinks:
         sink.close()

@@ -188,17 +188,18 @@ def edges(rows: Sequence[Row], metric: str) -> list[str]:
 def table(ledger: Mapping[str, Any]) -> str:
   """The sweep as Markdown: a line for each config, the best one in bold.
 
-  p is of the difference from the best, over common seeds where there are, adjusted for
-  the number of lines.
+  Columns are the keys that vary. p is of the difference from the best, over common
+  seeds where there are, adjusted for the number of lines.
   """
   found, metric = rows(ledger), ledger["metric"]
-  keys = list(dict.fromkeys(key for row in found for key in row.overrides))
+  every = list(dict.fromkeys(key for row in found for key in row.overrides))
+  keys = [k for k in every if len({space.text(r.overrides.get(k)) for r in found}) > 1]
   top = best(found, metric)
   others = [row for row in found if row is not top and len(row.values) > 1]
   tested = others if len(top.values) > 1 else []
   adjusted = statistics.adjusted([compare(top, row).p for row in tested])
   pvalues = {id(row): p for row, p in zip(tested, adjusted, strict=True)}
-  head = [*(space.short(key, keys) for key in keys), "seeds", metric, "p"]
+  head = [*(space.short(key, every) for key in keys), "seeds", metric, "p"]
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
   for row in found:
     shown = str(row.interval) if row.interval else f"{row.mean:.4g}"
@@ -208,6 +209,8 @@ def table(ledger: Mapping[str, Any]) -> str:
     p = f"{pvalues[id(row)]:.2g}" if id(row) in pvalues else ""
     cells = [space.text(row.overrides[k]) if k in row.overrides else "" for k in keys]
     lines.append(f"| {' | '.join([*cells, str(len(row.values)), shown, p])} |")
+  if same := {k: v for k, v in top.overrides.items() if k not in keys}:
+    lines += ["", f"All with {space.label(same, every)}."]
   if at := edges(found, metric):
     lines += ["", f"The best value of {', '.join(at)} is at the edge of those tried."]
   return "\n".join(lines)
@@ -225,3 +228,42 @@ def render(readme: str, ledger: Mapping[str, Any]) -> str:
   return re.sub(
     pattern, lambda m: f"{m[1]}{table(ledger)}\n{m[2]}", readme, flags=re.DOTALL
   )
+
+
+class Repeated(NamedTuple):
+  """A row of a recorded ledger that was run again.
+
+  Attributes:
+    label: its overrides in short.
+    band: where the mean of the new runs should lie.
+    mean: of the new runs; NaN if none finished.
+    is_inside: whether it lies there.
+  """
+
+  label: str
+  band: statistics.Interval
+  mean: float
+  is_inside: bool
+
+
+def repeated(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Repeated]:
+  """Every row of `new` against the same row of `old`.
+
+  Raises:
+    InputError: another metric, a row that was not recorded, or one recorded with a
+      single seed, which has no band.
+  """
+  if old["metric"] != new["metric"]:
+    raise InputError(f"{old['metric']} was recorded, not {new['metric']}")
+  recorded = {files.value_sha256(row.overrides): row for row in rows(old)}
+  keys = list(dict.fromkeys(key for row in rows(old) for key in row.overrides))
+  found = []
+  for row in rows(new):
+    label = space.label(row.overrides, keys)
+    before = recorded.get(files.value_sha256(row.overrides))
+    if before is None:
+      raise InputError(f"{label} is not in the recorded results")
+    band = statistics.predicted(list(before.values.values()), max(len(row.values), 1))
+    inside = band.low <= row.mean <= band.high or row.values == before.values
+    found.append(Repeated(label, band, row.mean, inside))
+  return found

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gen_jax.build import overrides as overriding
 from gen_jax.system import files
 from gen_jax.types import InputError
 
@@ -94,15 +95,11 @@ class Arm:
   sha256: str
 
 
-def arms(
-  config: Mapping[str, Any], space: Space, apply: Any, check: Any = lambda config: None
-) -> list[Arm]:
+def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
   """Resolves and checks every arm before any of them runs.
 
   Args:
     config: the base config.
-    apply: (config, [(key, text)]) -> config; checks names, types and ranges.
-    check: raises InputError for a config that cannot run.
 
   Raises:
     InputError: an empty space, an override that the config refuses, two arms of one
@@ -116,8 +113,7 @@ def arms(
   for name, overrides in zip(names, space, strict=True):
     texts = [(key, text(value)) for key, value in overrides.items()]
     try:
-      resolved = apply(config, texts)
-      check(resolved)
+      resolved = overriding.apply(config, texts)
     except InputError as error:
       raise InputError(f"arm {name}: {error}") from None
     useless -= {key for key in overrides if _at(resolved, key) != _at(config, key)}
@@ -150,16 +146,21 @@ def _at(config: Any, key: str) -> Any:
 def _names(space: Space) -> list[str]:
   """A name for each arm: keys that vary, by as few of their last parts as needed."""
   keys = list(dict.fromkeys(key for arm in space for key in arm))
-  brief = {key: short(key, keys) for key in keys}
   absent = object()
   varied = [
     key for key in keys if len({text(arm.get(key, absent)) for arm in space}) > 1
   ]
-  names = [
-    ",".join(f"{brief[key]}={text(arm[key])}" for key in arm if key in varied) or "base"
-    for arm in space
-  ]
-  return [_file_name(name) for name in names]
+  names = [label({k: v for k, v in arm.items() if k in varied}, keys) for arm in space]
+  return [_file_name(name or "base") for name in names]
+
+
+def label(overrides: Overrides, keys: Sequence[str]) -> str:
+  """Overrides in short: "peak=0.001,seed=2".
+
+  Args:
+    keys: all that a sweep sets, from which the short names must differ.
+  """
+  return ",".join(f"{short(k, keys)}={text(v)}" for k, v in overrides.items())
 
 
 def short(key: str, keys: Sequence[str]) -> str:

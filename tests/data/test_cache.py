@@ -39,7 +39,7 @@ def _same(a, b):
 
 
 def test_the_second_call_reads(source, count):
-  first, second = (cache.stream(source, "train", BYTES) for _ in range(2))
+  first, second = (cache.tokens(source, "train", BYTES) for _ in range(2))
   assert len(count) == 1 and _same(first, second)
   assert isinstance(second.ids, np.memmap) and not second.ids.flags.writeable
   data = datasets.TextData(source, lambda texts: BYTES, length=8, batch_size=2)
@@ -87,16 +87,16 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_file_is_made_anew(source, count, home, name, damage, capsys):
   want = cache.tokenize(source.documents("train"), BYTES)
-  cache.stream(source, "train", BYTES)
+  cache.tokens(source, "train", BYTES)
   (path,) = home.glob(f"*/{name}")
   content = path.read_bytes()
   if name == "index.json" and b"shape" not in content:
     content = content.replace(b"name", b"shape")  # every damage has its place
   path.write_bytes(damage(content))
   count.clear()
-  assert _same(cache.stream(source, "train", BYTES), want) and len(count) == 1
+  assert _same(cache.tokens(source, "train", BYTES), want) and len(count) == 1
   assert "is damaged" in capsys.readouterr().err
-  assert _same(cache.stream(source, "train", BYTES), want) and len(count) == 1
+  assert _same(cache.tokens(source, "train", BYTES), want) and len(count) == 1
   assert not capsys.readouterr().err
 
 
@@ -110,23 +110,23 @@ def test_files_of_two_folders_are_not_exchanged(tmp_path, count, home, name, cap
     s: cache.tokenize(source.documents(s), BYTES) for s in ("train", "validation")
   }
   for split in want:
-    cache.stream(source, split, BYTES)
+    cache.tokens(source, split, BYTES)
   one, other = sorted(home.iterdir())
   for path in sorted(one.glob(name)):
     content = path.read_bytes()
     path.write_bytes((other / path.name).read_bytes())
     (other / path.name).write_bytes(content)
   count.clear()
-  assert all(_same(cache.stream(source, s, BYTES), want[s]) for s in want)
+  assert all(_same(cache.tokens(source, s, BYTES), want[s]) for s in want)
   assert len(count) == 2 and capsys.readouterr().err.count("is damaged") == 2
   next(home.glob(f"*/{name}")).unlink()
-  assert all(_same(cache.stream(source, s, BYTES), want[s]) for s in want)
+  assert all(_same(cache.tokens(source, s, BYTES), want[s]) for s in want)
   assert len(count) == 3
 
 
 def test_two_writers_at_once(source, home):
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    made = list(pool.map(lambda _: cache.stream(source, "train", BYTES), range(32)))
+    made = list(pool.map(lambda _: cache.tokens(source, "train", BYTES), range(32)))
   assert all(_same(made[0], other) for other in made)
   assert len(list(home.iterdir())) == 1  # and nothing half written
 
@@ -134,17 +134,17 @@ def test_two_writers_at_once(source, home):
 def test_a_cache_that_cannot_be_written(source, monkeypatch, tmp_path):
   (tmp_path / "file").touch()
   monkeypatch.setenv("GEN_JAX_CACHE", str(tmp_path / "file"))
-  assert len(cache.stream(source, "train", BYTES).ids) == 101
+  assert len(cache.tokens(source, "train", BYTES).ids) == 101
 
 
 def test_home(monkeypatch, tmp_path, source):
   monkeypatch.delenv("GEN_JAX_CACHE")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-  cache.stream(source, "train", BYTES)
+  cache.tokens(source, "train", BYTES)
   assert list((tmp_path / "xdg" / "gen_jax" / "tokens").iterdir())
 
 
 def test_a_long_one_says_how_far_it_is(monkeypatch, source, capsys):
   monkeypatch.setattr(cache, "_PATIENCE_SECS", 0.0)
-  cache.stream(source, "train", BYTES)
+  cache.tokens(source, "train", BYTES)
   assert re.match(r"tokenising: 101 tokens, [\d,]+ a second\n", capsys.readouterr().err)

@@ -174,11 +174,11 @@ def test_a_row_is_cut_at_its_end():
 def test_turns_are_cached_with_their_template(tmp_path):
   (tmp_path / "a.json").write_text(json.dumps(ROWS))
   source = conversations.Alpaca(str(tmp_path / "a.json"), 0)
-  first, second = (cache.stream_of_turns(source, "train", BYTES) for _ in range(2))
+  first, second = (cache.tokens_of_turns(source, "train", BYTES) for _ in range(2))
   assert isinstance(second.is_answer, np.memmap)
   np.testing.assert_array_equal(first.is_answer, second.is_answer)
   other = dataclasses.replace(BYTES, chat_template=chat.ALPACA)
-  third = cache.stream_of_turns(source, "train", other)
+  third = cache.tokens_of_turns(source, "train", other)
   assert third.is_answer.sum() == first.is_answer.sum() < len(first.ids)
   assert BYTES.decode(third.ids[third.is_answer]) == "2Hello"
   assert BYTES.decode(third.ids).startswith(

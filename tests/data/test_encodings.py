@@ -180,7 +180,7 @@ def _check_round_trip(tokenizer, theirs, text):
   assert tokenizer.encode_batch([text, "x"]) == [ids, tokenizer.encode("x")]
   assert not set(ids) & set(tokenizer.specials.values())
   sizes, back = tokenizer.token_bytes(tokenizer.vocab_size), tokenizer.decode(ids)
-  shown = "".join(tokenizer.stream(iter(ids)))
+  shown = "".join(tokenizer.decode_pieces(iter(ids)))
   assert sizes[ids].sum() == len(shown.encode())
   if "\u2581" not in text and not text.startswith(" "):  # which some libraries lose
     assert back == text and shown == tokenizer.prefix * bool(text) + text

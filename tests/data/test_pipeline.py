@@ -76,7 +76,7 @@ def stream(*documents):
   """The documents' numbers as a stream."""
   sizes = [len(document) for document in documents]
   starts = np.cumsum([0, *sizes[:-1]])
-  return cache.Stream(np.concatenate(documents).astype(np.uint16), starts)
+  return cache.Tokens(np.concatenate(documents).astype(np.uint16), starts)
 
 
 def windows(tokens, length, train=False, **options):

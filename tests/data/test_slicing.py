@@ -131,7 +131,7 @@ from gen_jax.data import cache, sources, tokenizers
 tokenizer = tokenizers.load(pathlib.Path(sys.argv[1]))
 source = sources.TextFiles(sys.argv[2], 0.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-stream = cache.stream(source, "train", tokenizer)
+stream = cache.tokens(source, "train", tokenizer)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(len(stream.ids), (after - before) * 1024)
 """

@@ -109,7 +109,7 @@ def test_ids_and_text_are_the_librarys(pair, text):
     words = backend.decode(ids).replace("</w>", " ")
     assert tokenizer.decode(ids) == words.removeprefix(tokenizer.prefix)
     size = tokenizer.token_bytes(tokenizer.vocab_size)[ids].sum()
-    assert size == len("".join(tokenizer.stream(ids)).encode())
+    assert size == len("".join(tokenizer.decode_pieces(ids)).encode())
 
 
 @pytest.mark.parametrize(

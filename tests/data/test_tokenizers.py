@@ -34,7 +34,7 @@ fast = hypothesis.settings(max_examples=150, deadline=None)
 def test_round_trip(tokenizer, text):
   ids = tokenizer.encode(text)
   assert tokenizer.decode(ids) == text
-  assert "".join(tokenizer.stream(iter(ids))) == text
+  assert "".join(tokenizer.decode_pieces(iter(ids))) == text
   assert tokenizer.encode_batch([text, "x"])[0] == ids
   sizes = tokenizer.token_bytes(400)
   assert sizes[ids].sum() == len(text.encode())
@@ -48,15 +48,15 @@ def test_any_ids_decode_as_the_library_has_it(tokenizer, data):
   known = strategies.integers(0, tokenizer.vocab_size + 3)
   ids = data.draw(strategies.lists(known, max_size=12))
   expected = tokenizer.encoding.backend.decode(ids, skip_special_tokens=True)
-  assert tokenizer.decode(ids) == "".join(tokenizer.stream(ids)) == expected
+  assert tokenizer.decode(ids) == "".join(tokenizer.decode_pieces(ids)) == expected
   assert tokenizer.decode(np.array(ids, np.int32)) == expected
 
 
 def test_stream_gives_characters_as_soon_as_they_are_whole():
-  pieces = list(BYTES.stream(BYTES.encode("aé🙂")))
+  pieces = list(BYTES.decode_pieces(BYTES.encode("aé🙂")))
   assert pieces == ["a", "é", "🙂"]
   cut = BYTES.encode("a🙂")[:-1]
-  assert list(BYTES.stream(cut)) == ["a", "\ufffd"]
+  assert list(BYTES.decode_pieces(cut)) == ["a", "\ufffd"]
 
 
 @both

@@ -14,7 +14,10 @@ from gen_jax.models import efficientnet, inception
 from gen_jax.types import InputError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_features"
-NETWORKS = {"efficientnet_lite0": efficientnet.rows, "inception": inception.rows}
+NETWORKS = {
+  "efficientnet_lite0": efficientnet.features,
+  "inception": inception.features,
+}
 
 
 def fill(name, shape):

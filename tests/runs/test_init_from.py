@@ -120,7 +120,7 @@ def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, re
     done = call(*words(tmp_path / name, *more, scan_layers=scan))
     assert done.code == 0, done
     got = opened(tmp_path / name, "0").params
-    assert digest(transformer.rows(got)) == want
+    assert digest(transformer.unstacked(got)) == want
 
   # Known by its parts: on another mesh it is still the same.
   mesh = ("--config.mesh.data=4", "--config.mesh.fsdp=2")

@@ -122,3 +122,15 @@ def test_a_metric_that_nobody_writes(made, tmp_path):
   sink.close()
   with pytest.raises(InputError, match="did you mean 'validation/loss'"):
     ledger.curve(folder, "validation/los")
+
+
+def test_the_same_runs_again_are_inside_and_others_are_not(made):
+  same = ledger.repeated(made, made)
+  assert [row.is_inside for row in same] == [True, True, True]
+  assert same[0].label == "peak=0.001"
+  shifted = [{**a, "value": a["value"] and a["value"] + 1.0} for a in made["arms"]]
+  assert not any(r.is_inside for r in ledger.repeated(made, {**made, "arms": shifted}))
+  with pytest.raises(InputError, match="was recorded, not"):
+    ledger.repeated(made, {**made, "metric": "validation/mse"})
+  with pytest.raises(InputError, match="is not in the recorded"):
+    ledger.repeated({**made, "arms": made["arms"][:3]}, made)

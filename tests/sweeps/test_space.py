@@ -2,16 +2,16 @@
 
 import pytest
 
-from gen_jax.cli import config_args
+from gen_jax.build import config_files
 from gen_jax.sweeps import chain, fixed, product, space, values, zip_
 from gen_jax.types import InputError
 
-BASE = config_args.load("configs/lm/pydoc.py:smoke")
+BASE = config_files.load("configs/lm/pydoc.py:smoke")
 RATE = "optimizer.learning_rate.peak"
 
 
 def arms(made):
-  return space.arms(BASE, made, config_args.apply)
+  return space.arms(BASE, made)
 
 
 def test_a_product_of_chains_is_every_combination():

@@ -24,6 +24,15 @@ def test_intervals_over_seeds_cover_as_they_say(num):
   assert abs(coverage(t, num) - 0.95) < 0.015
 
 
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_mean_of_further_runs_is_where_it_is_predicted(num):
+  generator, hits = np.random.default_rng(6), 0
+  for _ in range(TRIALS):
+    band = statistics.predicted(generator.normal(0.0, 2.0, 3), num)
+    hits += band.low <= generator.normal(0.0, 2.0, num).mean() <= band.high
+  assert abs(hits / TRIALS - 0.95) < 0.015
+
+
 def test_the_normal_interval_would_fail_the_same_test():
   def normal(row):
     half = 1.96 * stats.sem(row)

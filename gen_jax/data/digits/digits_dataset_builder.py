@@ -1,8 +1,7 @@
 """Captioned handwritten digits as a TFDS data set, without TensorFlow.
 
 1,797 grey 8x8 images by 43 writers (Alpaydin & Kaynak 1998, UCI 'Optical Recognition
-of Handwritten Digits', as shipped with scikit-learn). Every fifth one is the test
-split.
+of Handwritten Digits', as shipped with scikit-learn). Every fifth is the test split.
 """
 
 import io
@@ -22,7 +21,7 @@ PHRASES = (
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-  """Features: image [8, 8, 1] uint8, label, and a caption in one of five phrasings."""
+  """Features: image [8, 8, 1] uint8, label, and a caption from five templates."""
 
   VERSION = tfds.core.Version("1.0.1")
 

@@ -1,4 +1,4 @@
-"""An independent reader of digits: scikit-learn's SVM, trained on real ones alone."""
+"""An independent classifier of digits: scikit-learn's SVM, trained on real images."""
 
 from collections.abc import Callable
 
@@ -22,13 +22,11 @@ def _features(images: np.ndarray) -> np.ndarray:
 
 
 def train(source: sources.ImageSource, image_size: int) -> tuple[Scorer, float]:
-  """Fits on the source's training split.
-
-  Real images go through the same resizing as generated ones.
+  """Fits on the source's training split, resized like generated images.
 
   Returns:
-    The judge, uint8 [N, image_size, image_size, 1] -> labels int [N], and its accuracy
-    on the held-out split.
+    The classifier, uint8 [N, image_size, image_size, 1] -> labels int [N], and its
+    accuracy on the held-out split.
   """
   from sklearn import svm  # imported here: it costs a second
 
@@ -45,10 +43,10 @@ def train(source: sources.ImageSource, image_size: int) -> tuple[Scorer, float]:
 
 
 def hidden(source: sources.ImageSource) -> tuple[Scorer, list[np.ndarray]]:
-  """Features of a perceptron trained to read the source's training split.
+  """Features of a multilayer perceptron trained on the source's training split.
 
   Returns:
-    uint8 [N, H, W, 1] -> float [N, 64], its hidden layer; and the weights behind it.
+    uint8 [N, H, W, 1] -> float [N, 64], its hidden layer; and that layer's weights.
   """
   from sklearn import neural_network  # imported here: it costs a second
 
@@ -72,7 +70,7 @@ def hidden(source: sources.ImageSource) -> tuple[Scorer, list[np.ndarray]]:
 def prompt_benchmark(
   source: sources.ImageSource, num: int, image_size: int
 ) -> sources.PromptBenchmark:
-  """`num` prompts, each digit in turn, and the share that is read as asked for."""
+  """`num` prompts, each digit in turn, scored by the share classified as prompted."""
   names = digits_dataset_builder.NAMES
   labels = np.arange(num) % len(names)
   read, real_accuracy = train(source, image_size)

@@ -2,10 +2,10 @@
 
     npm install --prefix DIR @lobehub/fluent-emoji-3d emojibase-data
 
-Microsoft's Fluent emoji in 3D, 256x256 (MIT), with the English names and tags that
-emojibase (MIT) has for them. Both know an emoji by its code points in hexadecimal; the
-variation selector fe0f, which only asks for colour, is not counted. An emoji and its
-skin tones fall into one split: a twentieth of them, by a hash, is validation.
+Microsoft's Fluent emoji in 3D, 256x256 (MIT), with English names and tags of emojibase
+(MIT). Both identify an emoji by its hexadecimal code points; the variation selector
+fe0f is ignored. An emoji and its skin tones are in the same split; a twentieth, by a
+hash, is validation.
 """
 
 import io
@@ -24,11 +24,11 @@ from gen_jax.types import InputError
 
 PICTURES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
 SPLITS = ("train", "validation")
-TONES = "_tones"  # after the name of a split: its variants by skin tone
+TONES = "_tones"  # suffix of a split's name: its variants by skin tone
 
 
 def packages(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
-  """Folder and version of both packages, wherever they lie below a folder.
+  """Folder and version of both packages, found anywhere below a folder.
 
   Raises:
     InputError: one is missing.
@@ -67,7 +67,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   """Features: image [256, 256, 3] uint8 on white, label and tags.
 
   Args:
-    directory: that holds both npm packages.
+    directory: holds both npm packages.
     kwargs: of TFDS.
   """
 

@@ -11,10 +11,10 @@ class Emoji:
   """Fluent emoji by their names in Unicode, prepared on first use.
 
   Attributes:
-    directory: where npm has put its two packages, see `emoji_dataset_builder`.
-    tags: whether captions go on with the emoji's tags.
-    tones: whether skin tones are shown as well, each an image of its own.
-    data_dir: where the prepared data set is kept; None: TFDS's own place.
+    directory: of the two npm packages, see `emoji_dataset_builder`.
+    tags: append the emoji's tags to captions.
+    tones: add skin tones, each as its own image.
+    data_dir: of the prepared data set; None: TFDS's default.
   """
 
   directory: str

@@ -1,1 +1,1 @@
-"""Scenes of coloured shapes, made on the spot: images, captions, edits, a judge."""
+"""Generated scenes of coloured shapes: images, captions, edits and a scorer."""

@@ -1,6 +1,6 @@
-"""Edits of scenes: an instruction, and what becomes of the scene.
+"""Edits of scenes: an instruction and the edited scene.
 
-Each edit changes what its instruction names and leaves all else as it is, to the pixel.
+Each edit changes only what its instruction names; all other pixels stay equal.
 """
 
 import functools
@@ -14,7 +14,7 @@ Edit = tuple[str, scenes.Scene]
 
 
 def named(scene: scenes.Scene, place: str) -> str:
-  """The fewest words that mean the thing in a place and no other.
+  """The shortest phrase that identifies the thing in a place.
 
   >>> red, blue = (scenes.Thing('small', c, 'circle') for c in ('red', 'blue'))
   >>> named({'left': red, 'top': blue}, 'left'), named({'left': red}, 'left')
@@ -35,7 +35,7 @@ def _another(generator: np.random.Generator, options: Iterable[str], *but: str) 
 def alter(
   scene: scenes.Scene, generator: np.random.Generator, *, part: str, to, wording: str
 ) -> Edit:
-  """Another size, colour or shape, out of `to`, for one thing."""
+  """Gives one thing another size, colour or shape from `to`."""
   place = scenes.choice(generator, scene)
   word = _another(generator, to, *scene[place].words)
   changed = {**scene, place: scene[place]._replace(**{part: word})}

@@ -1,9 +1,8 @@
-"""Scenes of coloured shapes: in words, and as images.
+"""Scenes of coloured shapes, as captions and as images.
 
 A scene holds at most one thing in each of five places. Lengths are in units of the
-image's side, x to the right and y down, so that a scene can be drawn at any size.
-Things stay within their place's surroundings and do not touch: each can be changed
-without a pixel of another.
+image's side, x to the right and y down, so a scene can be drawn at any size. Things do
+not overlap: each can be changed without changing another's pixels.
 """
 
 import math
@@ -21,7 +20,7 @@ COLOURS = {
   "purple": (140, 60, 180),
   "black": (40, 40, 40),
 }
-SIZES = {"small": 0.09, "large": 0.135}  # half the side of the box around a thing
+SIZES = {"small": 0.09, "large": 0.135}  # half the side of a thing's bounding box
 PLACES = {
   "left": (0.16, 0.5),
   "right": (0.84, 0.5),
@@ -50,7 +49,7 @@ JITTER = 0.015
 
 
 class Thing(NamedTuple):
-  """A size, a colour and a shape, and how far it is off the middle of its place."""
+  """A size, a colour, a shape, and an offset (x, y) from the centre of its place."""
 
   size: str
   colour: str
@@ -59,7 +58,7 @@ class Thing(NamedTuple):
 
   @property
   def words(self) -> tuple[str, str, str]:
-    """What can be said of it."""
+    """Size, colour and shape."""
     return self[:3]
 
 
@@ -67,30 +66,30 @@ Scene = Mapping[str, Thing]  # by place
 
 
 def words(scene: Scene) -> dict[str, tuple[str, str, str]]:
-  """What can be said of a scene: size, colour and shape by place."""
+  """Size, colour and shape by place."""
   return {place: thing.words for place, thing in scene.items()}
 
 
 def choice(generator: np.random.Generator, options):
-  """One of the options."""
+  """A random option."""
   options = list(options)
   return options[generator.integers(len(options))]
 
 
 def thing(generator: np.random.Generator) -> Thing:
-  """Any thing."""
+  """A random thing."""
   words = (choice(generator, table) for table in (SIZES, COLOURS, SHAPES))
   return Thing(*words, tuple(generator.uniform(-JITTER, JITTER, 2)))
 
 
 def scene(generator: np.random.Generator) -> Scene:
-  """One to three things in places of their own."""
+  """One to three random things in different places."""
   places = generator.permutation(list(PLACES))[: generator.integers(1, 4)]
   return {str(place): thing(generator) for place in places}
 
 
 def caption(scene: Scene, generator: np.random.Generator) -> str:
-  """All that there is, in one of many wordings.
+  """A caption of the whole scene, in one of many wordings.
 
   >>> generator = np.random.default_rng(1)
   >>> caption({'left': Thing('small', 'red', 'circle')}, generator)
@@ -108,7 +107,7 @@ def coverage(
 ) -> np.ndarray:
   """Share of each pixel that a shape covers, float [side, side] in [0, 1].
 
-  Its edges are straight within a pixel, to first order.
+  Edges are taken as straight within a pixel.
   """
   half, middles = SIZES[size], (np.arange(side) + 0.5) / side
   x, y = ((middles - at) / half for at in centre)

@@ -1,4 +1,4 @@
-"""A closed-form reader of scenes: colours by least squares, shapes by overlap."""
+"""A closed-form scorer of scenes: colours by least squares, shapes by overlap."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,21 +6,20 @@ import numpy as np
 
 from gen_jax.data.shapes import scenes
 
-FAINT = 0.15  # ink below it is none
-MIN_OVERLAP = 0.6  # of what is read as a thing, with that thing as it should be
-# How far each shape's centre of mass lies below the middle of its box, in half sides.
+FAINT = 0.15  # lower coverage counts as none
+MIN_OVERLAP = 0.6  # intersection over union of a blot with the thing it is read as
+# Each shape's centre of mass below the centre of its box, in half sides.
 DROP = {"circle": 0.0, "square": 0.0, "triangle": 1.0 / 3.0}
 
 Reading = Mapping[str, tuple[str, str, str]]  # place: size, colour, shape
 
 
 def read(image: np.ndarray) -> Reading:
-  """What is in each place of an image uint8 [side, side, 3]; no entry is nothing.
+  """{place: (size, colour, shape)} of the things in an image uint8 [side, side, 3].
 
-  Pixels belong to the nearest place. The colour of a place is the one whose blends with
-  the paper explain its pixels best; size and shape are those of the thing that, drawn
-  at the same centre of mass, overlaps best with what is covered there. A blot that is
-  like none is ('', colour, '').
+  Pixels belong to the nearest place. A place's colour is the one whose blends with the
+  background fit its pixels best; size and shape maximise the overlap with the covered
+  pixels at the same centre of mass. A blot like no shape is ('', colour, '').
   """
   side = image.shape[0]
   middles = (np.arange(side) + 0.5) / side
@@ -31,7 +30,7 @@ def read(image: np.ndarray) -> Reading:
   found = {}
   for number, place in enumerate(scenes.PLACES):
     colour, covered = _colour(np.where((nearest == number)[..., None], ink, 0.0))
-    # Half the pixels of the least thing, a small triangle.
+    # Half the pixels of the smallest thing, a small triangle.
     if (covered > 0.5).sum() >= (scenes.SIZES["small"] * side) ** 2:
       size, shape = _outline(covered, at)
       found[place] = (size, colour, shape)
@@ -51,7 +50,7 @@ def _colour(ink: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def _outline(covered: np.ndarray, at: np.ndarray) -> tuple[str, str]:
-  """Size and shape of what covers pixels [side, side] at places [side, side, 2]."""
+  """Size and shape of coverage [side, side], with pixel positions [side, side, 2]."""
   x, y = (covered[..., None] * at).sum((0, 1)) / covered.sum()
   best = (MIN_OVERLAP, "", "")
   for size, half in scenes.SIZES.items():
@@ -63,12 +62,12 @@ def _outline(covered: np.ndarray, at: np.ndarray) -> tuple[str, str]:
 
 
 def accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, float]:
-  """How well images uint8 [N, side, side, 3] show what was wanted.
+  """How well images uint8 [N, side, side, 3] show the wanted scenes.
 
   Returns:
-    prompt_accuracy: share of the images with all that was wanted and nothing else;
-    prompt/place: share of the things wanted in whose place there is something;
-    prompt/size, prompt/colour, prompt/shape: share of them of which that is right.
+    prompt_accuracy: share of images that show exactly the wanted scene;
+    prompt/place: share of wanted things with anything in their place;
+    prompt/size, prompt/colour, prompt/shape: share of wanted things with that right.
   """
   pairs = [
     (read(image), scenes.words(scene))
@@ -88,12 +87,12 @@ def accuracy(images: np.ndarray, wanted: Sequence[scenes.Scene]) -> dict[str, fl
 def edit_accuracy(
   images: np.ndarray, edits: Sequence[tuple[scenes.Scene, scenes.Scene]]
 ) -> dict[str, float]:
-  """How well images uint8 [N, side, side, 3] show scenes (before, after) an edit.
+  """How well images uint8 [N, side, side, 3] show edits (scene before, scene after).
 
   Returns:
-    edits/accuracy: share of the images that show the scene after, and nothing else;
-    edits/changed: in which all that was to change is as it should be;
-    edits/kept: in which all the rest is as it was.
+    edits/accuracy: share of images that show exactly the scene after;
+    edits/changed: share in which all changed places are right;
+    edits/kept: share in which all other places are unchanged.
   """
   rows = []
   for image, (before, after) in zip(images, edits, strict=True):

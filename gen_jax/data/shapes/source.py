@@ -1,4 +1,4 @@
-"""The source of shapes: endless scenes, each a function of (seed, index)."""
+"""The source of shapes: scenes as a function of (seed, index)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class Shapes:
   """Scenes with captions, or before and after an edit.
 
   Attributes:
-    num, num_validation: how many there are of each split.
+    num, num_validation: number of scenes in each split.
     side: of the images, in pixels.
     seed: of the scenes.
   """
@@ -30,7 +30,7 @@ class Shapes:
   __post_init__ = ranges.check
 
   def examples(self, split: str) -> Sequence[sources.Example]:
-    """image, caption and scene; the splits have no index in common."""
+    """image, caption and scene; the splits are disjoint."""
     return sources.Mapped(self._indices(split), self._example)
 
   def _indices(self, split: str) -> range:
@@ -62,14 +62,14 @@ class Shapes:
     }
 
   def edit_scorer(self, pairs: Sequence[sources.Example]) -> Scorer:
-    """See `judge.edit_accuracy`."""
+    """See `scorer.edit_accuracy`."""
     wanted = [pair["scenes"] for pair in pairs]
     return lambda images: scorer.edit_accuracy(images, wanted)
 
   def prompt_benchmark(
     self, num: ranges.Count, image_size: int
   ) -> sources.PromptBenchmark:
-    """The first `num` captions of the validation split; see `judge.accuracy`."""
+    """The first `num` captions of the validation split; see `scorer.accuracy`."""
     examples = list(self.examples("validation"))[:num]
     wanted = [example["scene"] for example in examples]
     real = np.stack([scenes.draw(scene, image_size) for scene in wanted])

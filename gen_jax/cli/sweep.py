@@ -1,0 +1,74 @@
+"""`gen-jax sweep EXPERIMENT`: runs the arms that are missing and prints the table."""
+
+import pathlib
+import sys
+
+from gen_jax.cli import flags
+from gen_jax.sweeps import engine, ledger, sweep
+from gen_jax.system import files
+from gen_jax.types import InputError
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax sweep --help`."""
+  add = parser.add_argument
+  add("experiment", action=flags.Path, help="a folder with a sweep.py")
+  add("--list", action="store_true", help="show the arms and what has come of them")
+  add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
+  add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME by default")
+  add(
+    "--record",
+    action="store_true",
+    help="write results.json and the README's table (every arm must be done)",
+  )
+  parser.epilog = (
+    "The same command resumes: an arm that has finished or diverged is never run\n"
+    "again, also when more arms are added. Exit code 75 while any is missing or failed."
+  )
+
+
+def run(args) -> dict:
+  """Runs, lists or records."""
+  if args.jobs < 1:
+    raise InputError(f"--jobs {args.jobs} must be at least 1")
+  loaded = sweep.load(args.experiment)
+  home = args.to or pathlib.Path("runs") / loaded.folder.absolute().name
+  if not args.list and not args.record:
+    words = [sys.executable, "-m", "gen_jax.cli.main", "train"]
+    ran = engine.run(loaded.arms, home, loaded.command(words), args.jobs, ledger.DONE)
+    for number, (arm, state) in enumerate(ran, 1):
+      print(f"{number}: {arm.name}: {_words(state)}", flush=True)
+  states = loaded.states(home)
+  counts = {s["status"]: 0 for _, s in states}
+  for _, state in states:
+    counts[state["status"]] += 1
+  if args.list:
+    for arm, state in states:
+      print(f"{arm.name}: {_words(state)}")
+  done = sum(counts.get(status, 0) for status in ledger.DONE)
+  print(f"{len(states)} arms: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
+  found = loaded.ledger(home) if done else {"arms": []}
+  if any(arm["status"] == "finished" for arm in found["arms"]):
+    print(f"\n{ledger.table(found)}")
+  if args.record:
+    _record(loaded, found, len(states) - done)
+  reason = "finished" if done == len(states) or args.list else "interrupted"
+  return {"experiment": str(loaded.folder), "arms": counts, "reason": reason}
+
+
+def _words(state) -> str:
+  words = state["status"]
+  if "secs" in state:
+    words += f" after {state['secs']:.0f} s"
+  return f"{words} ({state['line']})" if state.get("line") else words
+
+
+def _record(loaded: sweep.Sweep, found: dict, num_left: int) -> None:
+  """Writes results.json and the table of README.md."""
+  if num_left:
+    raise InputError(f"{num_left} arms are not done; run the sweep before --record")
+  ledger.write(loaded.folder / sweep.RESULTS, found)
+  readme = loaded.folder / "README.md"
+  if readme.exists():
+    files.write(readme, ledger.render(files.read(readme), found))
+  print(f"\nrecorded in {loaded.folder / sweep.RESULTS}")

@@ -1,0 +1,108 @@
+"""A sweep: the question of an experiment, its config, metric and arms.
+
+An experiment is a folder with a sweep.py:
+
+    \"\"\"Does the best learning rate move with width?\"\"\"
+    from gen_jax.sweeps import product, values
+    CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"
+    def get_sweep():
+      return product(values("task.model.width", (64, 128)), values("seed", range(3)))
+"""
+
+import dataclasses
+import pathlib
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gen_jax.build import config_files
+from gen_jax.sweeps import engine, ledger, space
+from gen_jax.train import evaluators
+from gen_jax.types import InputError
+
+FILE, RESULTS = "sweep.py", "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """See the module's docstring.
+
+  Attributes:
+    folder: of the experiment.
+    question: the first line of sweep.py.
+    config: file and argument of the base config.
+    metric: that decides, as it stands in metrics.jsonl.
+    arms: all, checked.
+  """
+
+  folder: pathlib.Path
+  question: str
+  config: str
+  metric: str
+  arms: Sequence[space.Arm]
+
+  def command(self, words: Sequence[str]) -> engine.Command:
+    """The processes of arms: `words`, then the flags of `gen-jax train`."""
+
+    def train(arm: space.Arm, workdir: pathlib.Path) -> list[str]:
+      overrides = [f"--config.{k}={space.text(v)}" for k, v in arm.overrides.items()]
+      return [*words, "--config", self.config, "--workdir", str(workdir), *overrides]
+
+    return train
+
+  def only(self, overrides: space.Overrides) -> "Sweep":
+    """The arms of one row: these overrides, every seed.
+
+    Raises:
+      InputError: there are none.
+    """
+    arms = [
+      arm
+      for arm in self.arms
+      if {k: v for k, v in arm.overrides.items() if k != "seed"} == overrides
+    ]
+    if not arms:
+      raise InputError(f"{self.folder / FILE} has no arm {overrides}")
+    return dataclasses.replace(self, arms=arms)
+
+  def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:
+    """Every arm with what it has come to; status "missing" before it is begun."""
+    known = engine.states(home)
+    return [(arm, known.get(arm.sha256, {"status": "missing"})) for arm in self.arms]
+
+  def ledger(self, home: pathlib.Path) -> dict[str, Any]:
+    """See `ledger.collect`."""
+    about = {"question": self.question, "config": self.config, "metric": self.metric}
+    workdirs = {arm.sha256: engine.workdir(home, arm) for arm in self.arms}
+    return ledger.collect(about, self.arms, engine.states(home), workdirs)
+
+
+def load(path: pathlib.Path) -> Sweep:
+  """Runs sweep.py of an experiment's folder and checks all of its arms.
+
+  Raises:
+    InputError: no sweep.py, one that raises (file and line), or lacks a part; a metric
+      of unknown direction; see `space.arms`.
+  """
+  file = path / FILE if path.is_dir() else path
+  if not file.is_file():
+    raise InputError(f"{path} has no {FILE}; an experiment's folder holds one")
+  try:
+    module = config_files.module(str(file))
+    missing = [n for n in ("CONFIG", "METRIC", "get_sweep") if not hasattr(module, n)]
+    if missing:
+      raise InputError(f"{file} needs {', '.join(missing)}")
+    made = module.get_sweep()
+  except InputError as error:
+    raise InputError(f"{file}: {error}" if str(file) not in str(error) else str(error))  # noqa: B904
+  except Exception as error:  # it is a program: anything can happen in it
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(file.absolute())]
+    where = f", line {lines[-1]}" if lines else ""
+    raise InputError(f"{file}{where}: {type(error).__name__}: {error}") from None
+  if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
+    raise InputError(f"{file}: get_sweep must return a list of dicts")
+  evaluators.cost(module.METRIC, 0.0)
+  arms = space.arms(config_files.load(module.CONFIG), made)
+  question = (module.__doc__ or file.parent.name).strip().partition("\n")[0]
+  return Sweep(file.parent, question, module.CONFIG, module.METRIC, arms)

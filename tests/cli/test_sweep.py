@@ -1,0 +1,140 @@
+"""`gen-jax sweep` and `compare`: what is refused, what is listed, a sweep run whole."""
+
+import json
+import os
+
+import pytest
+
+from gen_jax.sweeps import engine, ledger
+
+HEAD = 'CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"\n'
+IMPORTS = "from gen_jax.sweeps import chain, fixed, product, values, zip_\n"
+RATE = "optimizer.learning_rate.peak"
+
+
+@pytest.fixture
+def experiment(tmp_path):
+  """Writes a sweep.py whose get_sweep returns an expression."""
+
+  def write(expression, head=HEAD):
+    folder = tmp_path / "experiment"
+    folder.mkdir(exist_ok=True)
+    body = (
+      f'"""A question?"""\n{IMPORTS}{head}def get_sweep():\n  return {expression}\n'
+    )
+    (folder / "sweep.py").write_text(body)
+    return folder
+
+  return write
+
+
+@pytest.mark.parametrize(
+  "expression, head, says",
+  [
+    ("[]", HEAD, ["at least one"]),
+    ("values('seed', (1, 1))", HEAD, ["one config"]),
+    ("values('optimizer.lerning_rate', (1,))", HEAD, ["learning_rate"]),
+    ("fixed({'seed': 0})", HEAD, ["seed=0 changes nothing"]),
+    ("1 / 0", HEAD, ["line 5", "ZeroDivisionError"]),
+    ("3", HEAD, ["list of dicts"]),
+    ("fixed()", HEAD.replace("METRIC", "OTHER"), ["needs METRIC"]),
+    ("fixed()", HEAD.replace("validation/loss", "x"), ["whether lower or higher"]),
+    ("fixed()", HEAD.replace("pydoc", "pydok"), ["pydoc"]),
+  ],
+)
+def test_bad_sweeps(refuse, experiment, tmp_path, expression, head, says):
+  folder = experiment(expression, head)
+  refuse("sweep", folder, "--to", tmp_path / "runs", says=says)
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_without_a_sweep(refuse, tmp_path):
+  refuse("sweep", tmp_path, says=["has no sweep.py"])
+
+
+def test_a_long_list_is_quick_and_runs_nothing(call, experiment, tmp_path):
+  folder = experiment(
+    "product(values('seed', range(50)), values('data.length', (8, 9, 10, 11)))"
+  )
+  outcome = call("sweep", folder, "--list", "--to", tmp_path / "runs")
+  assert outcome.code == 0 and "200 arms: 200 missing" in outcome.out
+  assert not (tmp_path / "runs").exists()
+
+
+def test_record_needs_every_arm(refuse, experiment, tmp_path):
+  folder = experiment("fixed()")
+  refuse(
+    "sweep", folder, "--record", "--to", tmp_path / "runs", says=["1 arms are not"]
+  )
+
+
+def record(path, **losses):
+  """A ledger of runs {name: losses of the seeds 0, 1, ...}."""
+  arms = [
+    {
+      "name": f"{name}{seed}",
+      "overrides": {"task.model.width": name, "seed": seed},
+      "sha256": f"{name}{seed}",
+      "status": "finished",
+      "value": loss,
+      "curve": [],
+    }
+    for name, values in losses.items()
+    for seed, loss in enumerate(values)
+  ]
+  about = {"format": 1, "metric": "validation/loss", "arms": arms}
+  ledger.write(path, about)
+  return path
+
+
+def test_recorded_rows_are_compared(call, tmp_path):
+  path = record(tmp_path / "results.json", a=(1.0, 2.0, 3.0), b=(0.9, 1.9, 2.91))
+  outcome = call("compare", f"{path}#width=a", f"{path}#width=b", "--json")
+  assert outcome.code == 0 and "B is better" in outcome.out
+  found = json.loads(outcome.out.splitlines()[-1])
+  assert found["paired"] and found["difference"]["mean"] == pytest.approx(-0.29 / 3)
+  backwards = call("compare", f"{path}#width=b", f"{path}#width=a")
+  assert "A is better" in backwards.out
+
+
+def test_no_difference_says_how_many_seeds_would_do(call, tmp_path):
+  path = record(tmp_path / "results.json", a=(1.0, 2.0, 3.0), b=(0.9, 2.2, 2.7))
+  outcome = call("compare", f"{path}#width=a", f"{path}#width=b")
+  assert "no difference shown" in outcome.out and "pairs of seeds" in outcome.out
+
+
+@pytest.mark.parametrize(
+  "a, says", [("width=c", ["width=c"]), ("width=b", ["at least 2 seeds"])]
+)
+def test_bad_comparisons(refuse, tmp_path, a, says):
+  path = record(tmp_path / "results.json", a=(1.0, 2.0), b=(1.0,))
+  refuse("compare", f"{path}#{a}", f"{path}#width=a", says=says)
+
+
+def test_an_edited_ledger_is_refused(refuse, tmp_path):
+  path = record(tmp_path / "results.json", a=(1.0, 2.0))
+  path.write_text(path.read_text().replace("1.0", "0.5"))
+  refuse("compare", f"{path}#width=a", f"{path}#width=a", says=["damaged"])
+
+
+def test_repro_needs_a_record(refuse, experiment):
+  refuse("repro", experiment("fixed()"), says=["results.json is not there"])
+
+
+@pytest.mark.long
+def test_a_sweep_from_end_to_end(call, experiment, tmp_path):
+  """Arms train once; the same command runs nothing again; the ledger is recorded."""
+  folder, home = experiment(f"values('{RATE}', (1e-3, 2e-3))"), tmp_path / "runs"
+  (folder / "README.md").write_text("<!-- table -->\n<!-- end -->\n")
+  outcome = call("sweep", folder, "--to", home, "--jobs", "2")
+  assert outcome.code == 0 and "2 arms: 2 finished" in outcome.out, outcome
+  before = os.stat(home / engine.NAME).st_mtime_ns
+  assert call("sweep", folder, "--to", home, "--record").code == 0
+  assert os.stat(home / engine.NAME).st_mtime_ns == before
+  found = ledger.read(folder / "results.json")
+  assert ledger.table(found) in (folder / "README.md").read_text()
+  assert [arm["starts"] for arm in found["arms"]] == [1, 1]
+  again = call("repro", folder, "--to", home)  # the arms are there: equal to the bit
+  assert again.code == 2 and "at least 2 seeds" in again.err
+  more = experiment(f"values('{RATE}', (1e-3, 2e-3, 4e-3))")
+  assert "2 finished, 1 missing" in call("sweep", more, "--to", home, "--list").out
