@@ -1,4 +1,4 @@
-"""Trains a run: resumes it where it stands, or begins it, under the lease of its folder."""
+"""Trains a run: begins or resumes it, under the lease of its folder."""
 
 import contextlib
 import dataclasses

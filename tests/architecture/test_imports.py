@@ -160,7 +160,7 @@ def test_text_is_read_and_written_in_one_place_and_json_read():
 # Who builds experiments: what opens a run, and what looks at a config that is of none.
 MAKERS = {"runs/run.py", "runs/training.py", "runs/weights.py"}
 MAKERS |= {"cli/import.py", "cli/plan.py"}
-# Files of a run; those that a command writes for people (samples/, figures/) are its own.
+# Files of a run; what a command writes for people (samples/, figures/) is its own.
 OF_A_RUN = {"config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer"}
 OF_A_RUN |= {"import.json", "init_from.json", "health.json", "evaluation.json"}
 
@@ -171,8 +171,9 @@ def test_a_run_is_opened_in_one_room():
   for path in FILES:
     name = str(path.relative_to(ROOT / "gen_jax"))
     for node in ast.walk(ast.parse(path.read_text())):
-      if ast.unparse(node) in ("experiments.make", "experiment.make"):
-        made.add(name)
+      if isinstance(node, ast.Attribute) and node.attr == "make":
+        if ast.unparse(node.value) in ("experiments", "experiment"):
+          made.add(name)
       if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant):
         if isinstance(node.op, ast.Div) and node.right.value in OF_A_RUN:
           named.setdefault(name, set()).add(node.right.value)
