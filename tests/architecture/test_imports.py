@@ -196,21 +196,22 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 620,  # upgrade.py goes with the next release
-  "cli": 5_900,
+  "build": 780,  # with config files, overrides; upgrade.py goes with the next release
+  "cli": 4_100,
   "convert": 3_300,
   "cost": 1_450,
   "data": 5_600,
   "decoding": 350,
   "diffusion": 2_250,
   "evaluation": 1_150,
-  "inference": 650,
+  "inference": 850,
   "models": 1_550,
   "nn": 1_600,
+  "runs": 1_900,  # from cli: workdir, lease, weights, training, drawing
   "sweeps": 1_200,
-  "system": 800,
+  "system": 850,
   "tasks": 1_200,
-  "train": 2_200,
+  "train": 2_250,
   "loose files": 1_800,
 }
 

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from gen_jax import experiment as experiments
-from gen_jax.runs import batches, workdir
+from gen_jax.data import batches
+from gen_jax.runs import workdir
 
 TEXT = "configs/lm/pydoc.py:smoke"
 
