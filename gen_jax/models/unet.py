@@ -83,7 +83,7 @@ class Config:
   @property
   def has_exact_attention(self) -> bool:
     """See `attention.is_exact`."""
-    return attention.is_exact(self.attention(num_heads=1, num_groups=1).attend)
+    return attention.is_exact(self.attention(num_heads=1, num_groups=1).attention_impl)
 
   def check_side(self, height: int, width: int) -> None:
     """Raises InputError for an image that the levels cannot halve."""

@@ -201,7 +201,6 @@ def _damaged(value, rng):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   """Where the file of a name lies, in a workdir with the images that a report shows."""
-  monkeypatch.setattr(report, "_image", lambda png, caption: caption)
   for folder in ("samples", "edits", "tokens"):
     (tmp_path / folder).mkdir()
   (tmp_path / "samples/grid.png").touch()
@@ -227,7 +226,7 @@ def test_what_is_damaged_is_refused_in_one_line_or_read(name, place, capsys):
   assert num_refused > 20 or name in ("a.txt", "a.en", "metrics.jsonl")
   if not name.startswith("tokenizer"):
     path.write_bytes(MARK + _written(value).replace("\n", "\r\n").encode() + b"\r\n")
-    expected = {"metadata.jsonl": "not there", "init_from.json": "no such weights"}
+    expected = {"metadata.jsonl": "does not exist", "init_from.json": "no such weights"}
     expected["tokens/index.json"] = "No such file"
     with (
       pytest.raises(InputError, match=expected[name])
