@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import gen_jax
-from gen_jax.runs import workdir
-from gen_jax.runs import weights as weighing
 from gen_jax.data import latents, tokenizers
+from gen_jax.runs import workdir
 from gen_jax.system import files
 from gen_jax.types import InputError
 
