@@ -9,6 +9,7 @@ interval and not the run.
 import contextlib
 import dataclasses
 import errno
+import logging
 import math
 import os
 import pathlib
@@ -84,6 +85,18 @@ class _Manager(ocp.CheckpointManager):
 
 
 @contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+  """Orbax warns by absl that it does what it was asked to."""
+  logger = logging.getLogger(name)
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+@contextlib.contextmanager
 def open_manager(
   workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
@@ -125,7 +138,10 @@ def open_manager(
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:
-    with _Manager(directory, options=options, item_handlers=handlers) as manager:
+    with (
+      _without_warnings("absl"),
+      _Manager(directory, options=options, item_handlers=handlers) as manager,
+    ):
       yield manager
   except (ValueError, OSError) as error:
     reason = _refused(error)
