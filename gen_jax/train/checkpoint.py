@@ -129,6 +129,7 @@ def open_manager(
     create=not read_only,
     cleanup_tmp_directories=not read_only,
     read_only=read_only,
+    save_interval_steps=0 if read_only else 1,
     temporary_path_class=proof.ProvenPath,
   )
   handlers = {
