@@ -1,8 +1,8 @@
-"""Safetensors: a folder of tensors, read where they lie and written one by one.
+"""Safetensors: tensors memory-mapped from files, and written one by one.
 
 A file is the length of its header (uint64, little endian), the header (JSON: {name:
 {dtype, shape, data_offsets}}), and the bytes of the tensors in C order. A model in
-several files has an index, {'weight_map': {tensor: file}}. Nothing is ever executed.
+several files has an index, {'weight_map': {tensor: file}}. No code is executed.
 
 Source: the format's own description, github.com/huggingface/safetensors.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-STEM = "model"  # of file names; diffusers has another one
+STEM = "model"  # of file names; diffusers has others
 DTYPES = {  # of weights
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
@@ -35,7 +35,7 @@ NUMBERS = {  # of single numbers, such as a LoRA's alpha
 }
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _MAX_RANK = 16
-# What is found in place of a safetensors file, by its first bytes.
+# Other formats, by their first bytes.
 _OTHERS = {
   b"version https://git-lfs": "a pointer of Git LFS; get the file: git lfs pull",
   b"GGUF": "GGUF, quantised for llama.cpp; take the model's safetensors",
@@ -53,7 +53,7 @@ class Tensor:
 
   Attributes:
     shape: of the tensor.
-    dtype: one of DTYPES' keys, or another name that is only good for messages.
+    dtype: a key of DTYPES, or another name, for messages.
     file: that holds it.
     offset: of its first byte in the file.
   """
@@ -64,7 +64,7 @@ class Tensor:
   offset: int
 
   def view(self) -> np.ndarray:
-    """The tensor, mapped into memory: only what is touched is read."""
+    """The tensor, memory-mapped: only accessed parts are read."""
     dtype = NUMBERS[self.dtype]
     if not math.prod(self.shape):
       return np.zeros(self.shape, dtype)
@@ -76,7 +76,7 @@ def _damaged(file: pathlib.Path, reason: str) -> InputError:
 
 
 def name_other(file: pathlib.Path) -> str | None:
-  """What a file is, by its first bytes, if it is a known format but not safetensors.
+  """Describes a file of another known format by its first bytes; else None.
 
   Raises:
     InputError: it cannot be read.
@@ -92,21 +92,21 @@ def name_other(file: pathlib.Path) -> str | None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """A JSON object; ValueError: a name stands twice."""
+  """A JSON object; ValueError for a duplicate name."""
   found = dict(pairs)
   if len(found) < len(pairs):
-    raise ValueError("a name stands twice")
+    raise ValueError("duplicate name")
   return found
 
 
 def _head(file: pathlib.Path) -> tuple[dict[str, Any], int, int]:
-  """The header as JSON, where the tensors begin, and how many bytes they have."""
+  """The header as JSON, the offset of the tensors, and their size in bytes."""
   other = name_other(file)
   size = file.stat().st_size
   with file.open("rb") as stream:
     length = int.from_bytes(stream.read(8), "little")
     if size < 8 or length > min(_MAX_HEADER, size - 8):
-      if other:  # only then: 640 is how a pickle begins, and the length of a header
+      if other:  # checked here only: a valid header's length may look like a pickle
         raise InputError(f"{file} is {other}")
       raise _damaged(file, f"its {size} bytes cannot hold its header of {length}")
     content = stream.read(length)
@@ -127,7 +127,7 @@ def _metadata(file: pathlib.Path, head: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_metadata(file: pathlib.Path) -> dict[str, str]:
-  """What a file says of itself next to its tensors; see `read_header`."""
+  """The metadata of a file; see `read_header`."""
   return _metadata(file, _head(file)[0])
 
 
@@ -135,7 +135,7 @@ def _placed(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
   """dtype, shape and offsets of a header's entry.
 
   Raises:
-    ValueError: they are not sensible, or contradict each other.
+    ValueError: they are malformed, or contradict each other.
   """
   if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
     raise ValueError("is no dtype, shape and data_offsets")
@@ -154,14 +154,13 @@ def _placed(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
 
 
 def read_header(file: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of one file; one that is shared stands under each of its names.
+  """The tensors of one file; a shared one under each of its names.
 
-  PyTorch's `save_model` writes a shared tensor once, and into the metadata {name that
-  was left out: name under which it is there}.
+  PyTorch's `save_model` writes a shared tensor once, and {omitted name: written name}
+  into the metadata.
 
   Raises:
-    InputError: damaged: every byte of the file must belong to the header or to
-      exactly one tensor.
+    InputError: damaged; every byte must belong to the header or to exactly one tensor.
   """
   head, begin, size = _head(file)
   shared, tensors, spans = _metadata(file, head), {}, []
@@ -195,7 +194,7 @@ def _index(file: pathlib.Path) -> Mapping[str, str]:
 
 
 def open_folder(folder: pathlib.Path, stem: str = STEM) -> dict[str, Tensor]:
-  """All tensors of a model folder, of one file or of many with their index.
+  """All tensors of a model folder, from one file or several with an index.
 
   Args:
     stem: of the file names.
@@ -229,7 +228,7 @@ def open_folder(folder: pathlib.Path, stem: str = STEM) -> dict[str, Tensor]:
 
 
 def unopened(folder: pathlib.Path) -> str:
-  """A hint about weights in a folder that are of other formats; empty without."""
+  """A hint about weights of other formats in a folder; empty without."""
   for file in sorted(folder.iterdir()) if folder.is_dir() else ():
     if file.suffix in PICKLES:
       return f"; {file.name} is a pickle, which is never opened"
@@ -239,8 +238,8 @@ def unopened(folder: pathlib.Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-  """A tensor to be written: its shape is known before its values are.
+class LazyTensor:
+  """A tensor to write, whose values are made when they are written.
 
   Attributes:
     shape: of the tensor.
@@ -264,13 +263,16 @@ def _cast(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def write_file(
-  file: pathlib.Path, names: Iterable[str], plan: Mapping[str, Planned], dtype: str
+  file: pathlib.Path,
+  names: Iterable[str],
+  tensors: Mapping[str, LazyTensor],
+  dtype: str,
 ) -> None:
-  """Writes some of the planned tensors; see `write_folder`."""
+  """Writes the named tensors into one file; see `write_folder`."""
   header, at = {"__metadata__": {"format": "pt"}}, 0
   for name in names:
-    end = at + math.prod(plan[name].shape) * DTYPES[dtype].itemsize
-    shape = list(plan[name].shape)
+    end = at + math.prod(tensors[name].shape) * DTYPES[dtype].itemsize
+    shape = list(tensors[name].shape)
     header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, end]}
     at = end
   head = json.dumps(header, separators=(",", ":")).encode()
@@ -278,9 +280,9 @@ def write_file(
   with file.open("wb") as stream:
     stream.write(len(head).to_bytes(8, "little") + head)
     for name in names:
-      values = np.asarray(plan[name].make())
-      if values.shape != plan[name].shape:
-        raise ValueError(f"{name} is {values.shape}, not {plan[name].shape}")
+      values = np.asarray(tensors[name].make())
+      if values.shape != tensors[name].shape:
+        raise ValueError(f"{name} is {values.shape}, not {tensors[name].shape}")
       _cast(values, dtype, name).tofile(stream)
     stream.flush()
     os.fsync(stream.fileno())
@@ -288,22 +290,22 @@ def write_file(
 
 def write_folder(
   folder: pathlib.Path,
-  plan: Mapping[str, Planned],
+  tensors: Mapping[str, LazyTensor],
   dtype: str,
   max_bytes: int = 5_000_000_000,
   stem: str = STEM,
 ) -> None:
-  """Writes STEM.safetensors, or several files and their index above max_bytes.
+  """Writes STEM.safetensors, or, above max_bytes, several files and an index.
 
   Args:
-    plan: {name: tensor}; one is in memory at a time.
+    tensors: by name; one is in memory at a time.
     dtype: a key of DTYPES, for all tensors.
 
   Raises:
-    InputError: a value that the dtype cannot hold.
+    InputError: a value that overflows the dtype.
   """
   groups, room = [[]], max_bytes
-  sizes = {n: math.prod(t.shape) * DTYPES[dtype].itemsize for n, t in plan.items()}
+  sizes = {n: math.prod(t.shape) * DTYPES[dtype].itemsize for n, t in tensors.items()}
   for name, size in sizes.items():
     if groups[-1] and size > room:
       groups.append([])
@@ -311,12 +313,12 @@ def write_folder(
     groups[-1].append(name)
     room -= size
   if len(groups) == 1:
-    write_file(folder / f"{stem}.safetensors", groups[0], plan, dtype)
+    write_file(folder / f"{stem}.safetensors", groups[0], tensors, dtype)
     return
   where = {}
   for i, names in enumerate(groups, 1):
     file = f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors"
-    write_file(folder / file, names, plan, dtype)
+    write_file(folder / file, names, tensors, dtype)
     where |= dict.fromkeys(names, file)
   index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
   files.write_json(folder / f"{stem}.safetensors.index.json", index)

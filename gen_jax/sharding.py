@@ -1,8 +1,8 @@
-"""Sharding: the only home of meshes, mesh axes, partition specs and rules.
+"""Sharding: meshes, partition specs and rules; no other file uses them.
 
-Models name their axes ('embed', 'mlp', 'batch', ...); a preset says which mesh axis
-each name lies on. The mesh always has the axes of MESH_AXES, all 1 on a laptop, so
-there is one code path from one CPU to a pod.
+Models name their axes ('embed', 'mlp', 'batch', ...); a preset maps each name to a mesh
+axis. The mesh always has the axes of MESH_AXES, all of size 1 on a laptop: one code
+path from one CPU to a pod.
 
     preset        parameters                    activations
     dp            replicated                    batch over data and fsdp
@@ -10,11 +10,11 @@ there is one code path from one CPU to a pod.
     fsdp_tensor   as fsdp; heads, mlp, vocab    batch over data and fsdp; heads, mlp
                   over tensor                   and vocab over tensor
 
-In all of them the length of a sequence lies over context. Weights that lie over fsdp
-are gathered where they are used, see `gathering`; over tensor they stay cut.
+All of them shard the sequence length over context. Weights sharded over fsdp are
+gathered for their use, see `gathering`; over tensor they stay sharded.
 
-Unknown names, two dimensions that claim one mesh axis, and sizes that do not divide
-raise `InputError` with the array's path. A single head lies whole everywhere.
+Unknown names, two dimensions on one mesh axis, and sizes that do not divide raise
+`InputError` with the array's path. A single head is replicated.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gen_jax import collectives, ranges, tree
 from gen_jax.types import Array, Batch, InputError, PyTree, unknown
 
-# Devices along an axis of the mesh; -1 is what the other axes leave.
+# Devices along an axis of the mesh; -1: all that are left.
 Axis = Annotated[int, ranges.Range(-1, 2**20, without=(0,))]
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 _BATCH = ("data", "fsdp")
@@ -92,13 +92,13 @@ def _axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh and the rules that place named axes on it."""
+  """A mesh and the rules that map axis names to it."""
 
   mesh: Mesh
   rules: Mapping[str, str | tuple[str, ...] | None]
 
   def spec(self, names: Names, shape: Sequence[int], path: str) -> PartitionSpec:
-    """Returns where an array with these axis names lies; checks that it can."""
+    """The partition spec of an array; raises InputError, see the module."""
     if len(names) != len(shape):
       raise InputError(f"{path}: axis names {tuple(names)} do not fit shape {shape}")
     used: dict[str, str] = {}
@@ -129,7 +129,7 @@ class Layout:
     return NamedSharding(self.mesh, self.spec(names, shape, path))
 
   def gathered(self, names: Names) -> dict[int, str]:
-    """{dimension: mesh axis} where a weight is cut along an axis of the batch."""
+    """{dimension: mesh axis} of a weight's dimensions on a mesh axis of the batch."""
     return {
       dim: axis
       for dim, name in enumerate(names)
@@ -144,25 +144,25 @@ class Layout:
 
   @property
   def on_cpu(self) -> bool:
-    """Whether this is a mesh of CPUs, where other programs than on TPUs are fast."""
+    """Whether this is a mesh of CPUs, which some programs are specialised for."""
     return self.platform == "cpu"
 
   @property
   def replicated(self) -> NamedSharding:
-    """The same value on every device."""
+    """Sharding of a value that is the same on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   @property
   def num_batch_shards(self) -> int:
-    """Pieces that the batch axis is cut into."""
+    """Number of shards of the batch axis."""
     return int(np.prod([self.mesh.shape[axis] for axis in _BATCH]))
 
   def batched(self, x: jax.ShapeDtypeStruct | Array | np.ndarray) -> NamedSharding:
-    """Leading axis over the batch axes, the rest whole."""
+    """Sharding of the leading axis over the batch axes."""
     return self.named(("batch",) + (None,) * (x.ndim - 1), x.shape, "batch")
 
   def spread(self, batch: PyTree) -> PyTree:
-    """Arrays [B, ...] `batched` where B can be cut so, else as they are."""
+    """Shards arrays [B, ...] as `batched` if B divides, else leaves them unchanged."""
 
     def one(x):
       fits = x.shape[0] % self.num_batch_shards == 0
@@ -184,7 +184,7 @@ class Layout:
     return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
 
   def local_rows(self, batch_size: int) -> slice:
-    """The rows of a global batch that this process must provide, and perhaps others."""
+    """The rows of a global batch that this process must provide, see `_block`."""
     sharding = self.batched(jax.ShapeDtypeStruct((batch_size,), np.int32))
     index_map = sharding.addressable_devices_indices_map((batch_size,))
     return _block([index[0] for index in index_map.values()], batch_size)
@@ -207,10 +207,10 @@ class Layout:
 
 
 def _block(rows: Sequence[slice], size: int) -> slice:
-  """The one of size / 1, size / 2, ... equal blocks that holds all of `rows`.
+  """The smallest of the equal blocks of size / 1, size / 2, ... that holds all `rows`.
 
-  On most meshes a process's rows are such a block; where the order of devices strews
-  them, the block holds others' rows as well, up to the whole batch.
+  On most meshes a process's rows are such a block. If the device order scatters them,
+  the block also holds rows of other processes, up to the whole batch.
 
   >>> _block([slice(4, 6), slice(6, 8)], 8), _block([slice(2, 4), slice(4, 6)], 8)
   (slice(4, 8, None), slice(0, 8, None))
@@ -234,7 +234,7 @@ def make_layout(
   rules: str = "fsdp",
   devices=None,
 ) -> Layout:
-  """Builds the mesh; -1 takes the devices that are left.
+  """Builds the mesh; -1 takes all devices that are left.
 
   Raises:
     InputError: sizes that do not multiply out to the devices, or an unknown preset.
@@ -253,7 +253,7 @@ def make_layout(
   if remainder or (not free and rest != 1) or rest == 0:
     raise InputError(
       f"mesh {asked} does not match {len(devices)} device(s): the sizes must multiply"
-      " to that number; -1 takes what is left"
+      " to that number; -1 takes all that are left"
     )
   for axis in free:
     sizes[axis] = rest
@@ -263,14 +263,14 @@ def make_layout(
 
 
 def _arrange(sizes: list[int], devices: Sequence[jax.Device]) -> np.ndarray:
-  """Devices as a grid: neighbours along an axis are neighbours on the wire.
+  """Devices as a grid whose axes follow the physical topology.
 
-  Slices, which a slow network joins, are cut along data alone.
+  Several slices, joined by a slower network, are split along data only.
 
   Raises:
-    InputError: data is no multiple of the number of slices.
+    InputError: data is not a multiple of the number of slices.
   """
-  split = {"allow_split_physical_axes": True}  # an axis may be part of a wire's length
+  split = {"allow_split_physical_axes": True}
   num_slices = len({getattr(d, "slice_index", 0) for d in devices})
   if num_slices == 1:
     return mesh_utils.create_device_mesh(sizes, devices, **split)
@@ -290,7 +290,7 @@ _CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def use(layout: Layout | None):
-  """Within this context (at trace time) `constrain` places activations."""
+  """Makes `layout` the current one within this context (at trace time)."""
   token = _CURRENT.set(layout)
   try:
     yield
@@ -299,7 +299,7 @@ def use(layout: Layout | None):
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-  """Pins activation x to the current layout; the identity where there is none."""
+  """Constrains activation x to the current layout; the identity without one."""
   layout = _CURRENT.get()
   if layout is None:
     return x
@@ -308,19 +308,19 @@ def constrain(x: Array, *names: str | None) -> Array:
 
 
 def require(platform: str, what: str) -> None:
-  """Raises InputError where the current layout is of another platform."""
+  """Raises InputError if the current layout is of another platform."""
   layout = _CURRENT.get()
   if layout is not None and layout.platform != platform:
     raise InputError(
-      f"{what} runs on a {platform} alone, and this mesh is of {layout.platform}s; take"
-      " chunked, or xla"
+      f"{what} runs on a {platform} only, and this mesh is of {layout.platform}s; use"
+      " chunked or xla"
     )
 
 
 def local(fn: Callable[..., Array], *inputs: Names) -> Callable[..., Array]:
-  """fn on each device's own piece of its arguments, where there is a layout.
+  """fn applied to each device's shards of its arguments; fn itself without a layout.
 
-  For what the compiler cannot cut itself: kernels, and collectives by hand.
+  For what the compiler cannot partition: kernels and explicit collectives.
 
   Args:
     fn: of arrays (or None), to an array of the shape of the first one.
@@ -343,15 +343,15 @@ def local(fn: Callable[..., Array], *inputs: Names) -> Callable[..., Array]:
 
 
 def ring(name: str) -> collectives.Ring:
-  """The ring along which the current layout cuts a named axis; of one, if it does not.
+  """The ring of devices over which a named axis is sharded; of size 1 if it is not.
 
   Raises:
-    ValueError: it is cut along several mesh axes.
+    ValueError: it is sharded over several mesh axes.
   """
   layout = _CURRENT.get()
   axes = () if layout is None else _axes(layout.rules[name])
   if len(axes) > 1:
-    raise ValueError(f"axis {name!r} lies over {axes}: no ring")
+    raise ValueError(f"axis {name!r} is sharded over {axes}: no ring")
   if not axes:
     return collectives.Ring(None, 1)
   return collectives.Ring(axes[0], layout.mesh.shape[axes[0]])
@@ -360,21 +360,21 @@ def ring(name: str) -> collectives.Ring:
 def gathering(
   fn: Callable[..., PyTree], names: Names, has_length: bool = False
 ) -> Callable[..., PyTree]:
-  """fn(weight, *rows) with each device's rows and, for these, the whole weight.
+  """fn(weight, *rows) on each device's rows, with the weight all-gathered.
 
-  By hand, because the compiler sums gradients everywhere and throws most away. The
-  weight travels as it is given: cast it before. What lies over tensor stays there, and
-  is the compiler's.
+  Explicit, because the compiler would all-reduce gradients and discard most of the
+  result. The weight is sent in its dtype: cast it before. Sharding over tensor is kept
+  and left to the compiler.
 
-  Between the gather and fn there is a copy for each shard of the rows, [shards, ...],
-  so that its gradient is of the shard's own rows until it is scattered. The two are
-  apart because an exchange where tensor is the compiler's is made whole over tensor.
+  The gathered weight has one copy per shard of the rows, [shards, ...], so that its
+  gradient stays per shard until the reduce-scatter. Gather and fn are separate
+  shard_maps: in one, a collective would be made whole over tensor.
 
   Args:
     fn: (weight, arrays [B, ...]) -> tree of arrays [B, ...].
     names: of the weight's axes.
-    has_length: rows and results are [B, T, ...] and fn takes each t by itself, so that
-      context cuts T.
+    has_length: rows and results are [B, T, ...] and fn is independent over T, which may
+      then be sharded over context.
   """
   layout = _CURRENT.get()
   if layout is None:
@@ -402,7 +402,7 @@ def gathering(
     at = PartitionSpec(batch, "context" if is_long else None)
     own = layout.spec(names, weight.shape, f"weight {names}")
     kept = [None if dim in cut else axis for dim, axis in enumerate(own)]
-    # Manual over no other axis: what one does not cut would be summed over it.
+    # Manual over no other axis: over one that does not shard it, it would be summed.
     over = {*shards, *filter(None, kept)}
     to = PartitionSpec(shards, *kept)
     copies = manual(gather, in_specs=own, out_specs=to, axis_names=over)(weight)

@@ -19,7 +19,7 @@ class InputError(ValueError):
 
 
 class Diverged(InputError):
-  """Training whose loss is no longer finite: a result, which trying again repeats."""
+  """Training diverged: its loss is not finite, and a retry would repeat that."""
 
 
 def one_line(error: BaseException) -> str:

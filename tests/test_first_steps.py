@@ -4,10 +4,12 @@ import pathlib
 
 import nbclient
 import nbformat
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.long
 def test_first_steps(monkeypatch, tmp_path):
   """In a kernel of its own, from docs/; what its cells show is as promised."""
   monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -13,18 +13,13 @@ import numpy as np
 
 def ours(workdir: str, path: str) -> None:
   """Writes random tokens and their logits."""
-  import pathlib
+  import gen_jax
 
-  from gen_jax import experiment as experiments
-  from gen_jax.cli import workdir as workdirs
-
-  folder = pathlib.Path(workdir)
-  experiment = experiments.make(workdirs.read_config(folder), None)
-  opened = workdirs.open_weights(experiment, folder)
-  model = experiment.task.model
+  run = gen_jax.open(workdir)
+  model = run.experiment.task.model
   shape = (2, min(64, model.config.max_length))
   tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, shape)
-  logits, _ = model.apply({"params": opened.weights}, tokens)
+  logits, _ = model.apply({"params": run.weights().params}, tokens)
   np.savez(path, tokens=tokens, logits=logits)
 
 

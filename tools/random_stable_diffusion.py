@@ -22,7 +22,7 @@ from gen_jax.convert import diffusers, stable_diffusion
 STD = 1 / 0.18215  # of the latents of the released autoencoder
 
 
-def draw(name: str, shape: tuple[int, ...], seed: int) -> safetensors.Planned:
+def draw(name: str, shape: tuple[int, ...], seed: int) -> safetensors.LazyTensor:
   """A kernel, or the scale or bias of a norm."""
 
   def make():
@@ -33,7 +33,7 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> safetensors.Planned:
     fan_in = int(np.prod(shape[1:]))
     return generator.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
 
-  return safetensors.Planned(shape, make)
+  return safetensors.LazyTensor(shape, make)
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
   plans, seed = {}, 0
   for network, parts in models.items():
     model = stable_diffusion.Model(network, *parts)
-    rows = model.rows(abstract[network], stable_diffusion.FOLDER)
+    rows = model.tensor_maps(abstract[network], stable_diffusion.FOLDER)
     plans[network] = {}
     for name, (_, shape) in rows.items():
       plans[network][name] = draw(name, shape, seed := seed + 1)

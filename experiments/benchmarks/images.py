@@ -21,7 +21,7 @@ from gen_jax.tasks import conditioning, diffusion
 GATED = functools.partial(
   mlp.GatedMLP, activation=functools.partial(jax.nn.gelu, approximate=False)
 )
-TRANSFORMER = functools.partial(spatial.Transformer, mlp=GATED, use_bias=False)
+TRANSFORMER = functools.partial(spatial.SpatialTransformer, mlp=GATED, use_bias=False)
 CHAIN = schedule.Linear()
 STEPS = 50
 

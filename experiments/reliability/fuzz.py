@@ -146,12 +146,12 @@ class _Enough(BaseException):
 
 def _call(words) -> tuple[int, str]:
   """Exit code and stderr of a command that ends before it computes."""
-  from gen_jax.cli import main, sample, train, trained
+  from gen_jax.cli import main, sample
+  from gen_jax.runs import training, weights, workdir
 
   def begin(config, directory, group):
     del group
     from gen_jax import experiment as experiments
-    from gen_jax.cli import workdir
 
     with workdir.claim(directory, config):
       experiment = experiments.make(config, directory)
@@ -162,16 +162,17 @@ def _call(words) -> tuple[int, str]:
   def opened(*args, **kwargs):
     raise _Enough
 
-  def draw(args, directory, config):
-    tokenizer = trained.experiments.make(config, directory).tokenizer
+  def draw(args, run):
+    run.require_tokenizer()
+    tokenizer = run.experiment.tokenizer
     if args.chat:
       tokenizer.encode_chat([{"role": "user", "content": "hello"}])
     list(tokenizer.decode_pieces(tokenizer.encode("hello, world")))
     raise _Enough
 
-  saved = train._train, trained.open_trained, sample._draw
-  train._train, sample._draw = begin, draw
-  trained.open_trained = opened if words[0] == "evaluate" else saved[1]
+  saved = training._train, weights.load, sample._draw
+  training._train, sample._draw = begin, draw
+  weights.load = opened if words[0] == "evaluate" else saved[1]
   out, err, code = io.StringIO(), io.StringIO(), 0
   try:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -182,7 +183,7 @@ def _call(words) -> tuple[int, str]:
       except _Enough:
         pass
   finally:
-    train._train, trained.open_trained, sample._draw = saved
+    training._train, weights.load, sample._draw = saved
   return code, err.getvalue()
 
 

@@ -169,7 +169,9 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "text": _later(_text, "tokenizer", "caption_length", "vector_width"),
   },
   "attention": {
-    "transformer": _later(spatial.Transformer, "num_heads", "num_groups", "dtype"),
+    "transformer": _later(
+      spatial.SpatialTransformer, "num_heads", "num_groups", "dtype"
+    ),
     "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
   },
   "attention_impl": {

@@ -10,10 +10,10 @@ import numpy as np
 
 from gen_jax.cli import flags, sample
 from gen_jax.inference import sheets
-from gen_jax.runs import drawing, workdir
+from gen_jax.runs import drawing
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
-from gen_jax.system import files
+from gen_jax.system import files, folders
 
 IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the image
 EDIT = dataclasses.fields(drawing.Edit)
@@ -93,7 +93,7 @@ def run(args) -> dict:
   weights = opened.weights(args.checkpoint, args.weights)
   plan = edit.plan(opened.generator, weights, pixels, args.num, args.seed)
   how = _how(args, opened, weights, edit.strength_for(opened.experiment.task))
-  with workdir.out_folder(args.out, args.workdir / "edits") as folder:
+  with folders.out(args.out, args.workdir / "edits") as folder:
     result = plan.write(folder, args.seed, args.num, how)
   _compare(folder, pixels[0], result)
   about = {"strength": how["strength"], "step": weights.step, "weights": weights.name}

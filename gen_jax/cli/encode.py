@@ -2,24 +2,21 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import jax
-import numpy as np
 
 from gen_jax import tree
 from gen_jax.cli import flags
-from gen_jax.data import latents, pipeline
+from gen_jax.data import latents
+from gen_jax.inference import codes
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
-from gen_jax.system import files, progress
+from gen_jax.system import files, folders, progress
 from gen_jax.tasks import autoencoder
 from gen_jax.types import InputError
 
 SPLITS = ("train", "validation")
-BATCH_SIZE = 32
-PIECE = 16 * BATCH_SIZE  # examples that are kept when the command is interrupted
+PIECE = 16 * codes.BATCH_SIZE  # examples that are kept when the command is interrupted
 
 
 def add_arguments(parser) -> None:
@@ -74,10 +71,11 @@ def run(args) -> dict:
   home = home.with_name(f"{home.name}.partial")
   sizes = {split: len(examples) for split, examples in found.items()}
   about = {**notes, "data": opened.config["data"], "flip": args.flip, "sizes": sizes}
-  with workdir.unfinished(home, about):
-    encode = _encoder(experiment, weights, args.flip)
+  with folders.unfinished(home, about):
+    given = (experiment.task.autoencoder, weights, experiment.data, args.flip)
+    encode = codes.encoder(*given)
     moments = _pieces(home, "train", encode, found["train"], keep=target is not None)
-    notes = {**notes, **_statistics(moments)}
+    notes = {**notes, **codes.statistics(moments)}
     if target:
       _pieces(home, "validation", encode, found["validation"], keep=True)
       for split in SPLITS:
@@ -85,7 +83,7 @@ def run(args) -> dict:
       names = [f"{split}.array_record" for split in SPLITS]
       notes["files"] = {name: files.sha256(home / name) for name in names}
       workdir.write_sealed(home / latents.NAME, notes)
-      for piece in (home / workdir.ABOUT, *home.glob("*.0*")):
+      for piece in (home / folders.ABOUT, *home.glob("*.0*")):
         piece.unlink()
       home.rename(target)
   workdir.write_sealed(directory / latents.NAME, notes)
@@ -117,60 +115,8 @@ def _pieces(
   what = f"pieces of {split} encoded"
   for first, path in progress.track(missing, len(firsts), what, done):
     some = range(first, min(first + PIECE, len(examples)))
-    codes = list(encode([examples[i] for i in some]))
+    drawn = list(encode([examples[i] for i in some]))
     if keep:
-      latents.write(path.with_suffix(".array_record"), codes)
-    workdir.write_sealed(path, _sums(codes))  # last: the piece is complete
+      latents.write(path.with_suffix(".array_record"), drawn)
+    workdir.write_sealed(path, codes.sums(drawn))  # last: the piece is complete
   return [files.read_sealed(path) for path in paths]
-
-
-def _encoder(experiment, weights, flip: bool):
-  """Examples to the moments of their codes, in batches of one size."""
-  model, data = experiment.task.autoencoder, experiment.data
-  sides = (1, -1) if flip else (1,)
-
-  def encode(weights, x):
-    moments = model.apply({"params": weights}, x, method="encode")
-    return jax.numpy.concatenate(moments, -1)
-
-  compiled = jax.jit(encode)
-
-  def codes(examples: Sequence[dict]) -> Iterator[latents.Code]:
-    for first in range(0, len(examples), BATCH_SIZE):
-      batch = examples[first : first + BATCH_SIZE]
-      size, channels = data.image_size, data.channels
-      pixels = [pipeline.to_square(e["image"], size, channels) for e in batch]
-      pixels += pixels[:1] * (BATCH_SIZE - len(batch))
-      x = np.stack(pixels).astype(np.float32) / 127.5 - 1.0
-      found = [np.asarray(compiled(weights, x[:, :, ::s])) for s in sides]
-      if not all(np.isfinite(f).all() for f in found):
-        raise InputError(
-          "the autoencoder gives codes that are not finite; train another one"
-        )
-      for i, example in enumerate(batch):
-        about = {k: example[k] for k in ("caption", "label") if k in example}
-        yield np.stack([f[i] for f in found]), about
-
-  return codes
-
-
-def _sums(codes: Sequence[latents.Code]) -> dict[str, Any]:
-  """Sums over draws from posteriors, in float64: of values and of their squares."""
-  mean, std = np.split(np.stack([m for m, _ in codes]).astype(np.float64), 2, -1)
-  axes = tuple(range(mean.ndim - 1))
-  return {
-    "num_images": len(codes),
-    "count": mean[..., 0].size,
-    "sums": [mean.sum(axes).tolist(), (mean**2 + std**2).sum(axes).tolist()],
-  }
-
-
-def _statistics(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """mean and std per channel, and the number of images, from sums of pieces."""
-  if not pieces:
-    raise InputError("the data set has no images; look at its source and split")
-  count = sum(piece["count"] for piece in pieces)
-  mean, second = np.sum([piece["sums"] for piece in pieces], 0) / count
-  std = np.sqrt(np.maximum(second - mean**2, 1e-12))
-  num = sum(piece["num_images"] for piece in pieces)
-  return {"mean": mean.tolist(), "std": std.tolist(), "num_images": num}

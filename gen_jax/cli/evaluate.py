@@ -14,7 +14,7 @@ from gen_jax.cli import evaluate_images, flags, hosts
 from gen_jax.evaluation import scoring
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
-from gen_jax.system import files
+from gen_jax.system import files, folders
 from gen_jax.types import InputError
 
 
@@ -91,7 +91,7 @@ def _on_its_own(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
 
 def _kept(home: pathlib.Path, about: dict, evals, weights):
   """Yields the numbers of each evaluator, those of an interrupted command first."""
-  with workdir.unfinished(home, about):
+  with folders.unfinished(home, about):
     for i, evaluator in enumerate(evals):
       path = home / f"{i}.json"
       if not path.exists():

@@ -15,7 +15,7 @@ import gen_jax
 from gen_jax import build
 from gen_jax.cli import flags
 from gen_jax.data import folders, image_files, sources
-from gen_jax.evaluation import fidelity, image_sets
+from gen_jax.evaluation import image_sets
 from gen_jax.inference import sheets
 from gen_jax.runs import run as runs
 from gen_jax.system import files, progress
@@ -86,7 +86,7 @@ def run(args, opened: runs.Run) -> dict:
   protocol = json.loads(json.dumps(protocol))  # as it will be read
   _check_protocol(protocol, other["protocol"], args.against)
   if again:
-    found = _pairs(made, features, gallery, protocol["num"])
+    found = image_sets.pairs(made, features, gallery, protocol["num"])
   else:
     real = features.of(gallery.batches())
     held_out = experiment.reference_images("validation") if split == "train" else None
@@ -159,24 +159,6 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
     print(f"{caption}: {path}")
     found |= more
   return found
-
-
-def _pairs(made, features, gallery, num: int) -> dict[str, float]:
-  """Each image beside the one that it was made of, and all of them together."""
-  measures = {"psnr": fidelity.psnr}
-  if gallery.size >= 11:
-    measures["ssim"] = fidelity.ssim
-  values = {name: [] for name in measures}
-
-  def watched():
-    for real, batch in zip(gallery.batches(num), made, strict=True):
-      for name, measure in measures.items():
-        values[name].extend(measure(real, batch))
-      yield batch
-
-  rows = features.of(watched())
-  found = image_sets.compare(features, features.of(gallery.batches(num)), rows)
-  return {**{name: float(np.mean(v)) for name, v in values.items()}, **found}
 
 
 def _read(path: pathlib.Path) -> dict:

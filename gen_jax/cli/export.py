@@ -64,7 +64,7 @@ def run(args) -> dict:
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
   weights = opened.weights(args.checkpoint, args.weights)
-  plan = huggingface.plan(architecture, model, weights.params)
+  plan = huggingface.foreign_tensors(architecture, model, weights.params)
   home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with _whole(target) as partial:
     if tokenizer is None:
@@ -132,7 +132,7 @@ def _images(args, opened: runs.Run, target: pathlib.Path) -> dict:
   is_file = target.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
-    name: stable_diffusion.plan(model, weights[name], column)
+    name: stable_diffusion.foreign_tensors(model, weights[name], column)
     for name, model in models.items()
   }
   dtype = _DTYPES[args.dtype]
@@ -167,8 +167,8 @@ def _dit(args, opened: runs.Run, target: pathlib.Path) -> dict:
   described = dit.describe(task, vae.config, latents, names, scheduler)
   model = dit.Model(config, task.conditioning.encoder.config)
   plans = {
-    "transformer": dit.plan(model, chosen.params),
-    "autoencoder": stable_diffusion.plan(vae, chosen.frozen["autoencoder"]),
+    "transformer": dit.foreign_tensors(model, chosen.params),
+    "autoencoder": stable_diffusion.foreign_tensors(vae, chosen.frozen["autoencoder"]),
   }
   with _whole(target) as partial:
     partial.mkdir()

@@ -97,7 +97,7 @@ def run(args) -> dict:
   names = ("config.json", *tokenizer)
   others = [source.folder / name for name in names]
   origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
-  unused = architectures.passed_over(files.read_json(source.folder / "config.json"))
+  unused = architectures.unused_keys(files.read_json(source.folder / "config.json"))
   if unused:
     weighing.warn(f"config.json: not used: {', '.join(unused)}")
   importing.write(directory, config, params, source.folder, tokenizer, origin)

@@ -5,8 +5,8 @@ import jax
 from gen_jax import tree
 from gen_jax.cli import config_args, flags
 from gen_jax.cost import plan
+from gen_jax.data import batches
 from gen_jax.inference import sheets
-from gen_jax.runs import batches
 from gen_jax.runs import run as runs
 from gen_jax.types import InputError
 
@@ -64,7 +64,7 @@ def _batch(opened: runs.Run, step: int) -> dict:
   opened.require_tokenizer()
   experiment = opened.experiment
   examples = experiment.pipeline("train")
-  found = batches.rows(experiment, examples, step)
+  found = batches.rows(experiment.tokenizer, examples, step)
   print(f"batch of step {step}, of {opened.config['data']['source']}")
   for row in found:
     print(f"  {batches.line(row)}")

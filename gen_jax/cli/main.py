@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
   # What matters of their messages is raised as well.
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   logging.getLogger("urllib3").setLevel(logging.ERROR)
-  with signals.heard(signals.die):
+  with signals.handling(signals.die):
     try:
       result = _run(argv)
       if "--json" in argv:

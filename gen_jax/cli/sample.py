@@ -15,10 +15,10 @@ from gen_jax import rng
 from gen_jax.cli import flags, hosts
 from gen_jax.data import datasets, infill
 from gen_jax.inference import text_generator
-from gen_jax.runs import drawing, workdir
+from gen_jax.runs import drawing
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
-from gen_jax.system import files, progress, signals
+from gen_jax.system import files, folders, progress, signals
 from gen_jax.types import InputError
 
 TEXT = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -127,7 +127,7 @@ def _draw(args, opened: runs.Run) -> dict:
   if args.interactive:
     return _talk(args, opened, weights)
   draw = _text if opened.is_text else _images
-  with workdir.out_folder(args.out, args.workdir / "samples") as folder:
+  with folders.out(args.out, args.workdir / "samples") as folder:
     result = draw(args, opened, weights, args.prompt or [""], folder)
   if jax.process_index() == 0:
     print(f"by the {weights.name} weights of step {weights.step}", file=sys.stderr)

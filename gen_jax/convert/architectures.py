@@ -11,7 +11,7 @@ from gen_jax.nn import attention, embed, mlp, norms
 from gen_jax.types import InputError, unsupported
 
 Foreign = dict[str, Any]
-# Foreign name: ours. Of several for one of ours, the first is written.
+# {foreign name: ours}; export writes the first of several.
 _ACTIVATIONS = {
   "gelu_new": "gelu",
   "gelu_pytorch_tanh": "gelu",
@@ -71,12 +71,12 @@ def _read_rope(read: keys.Reader) -> Foreign:
   theta = read.take("rope_theta", float, None)
   base = rope.take("rope_theta", float, 1e4 if theta is None else theta)
   if theta not in (None, base):
-    raise InputError(f"config.json rope_theta is {theta} and {base}; which one?")
+    raise InputError(f"config.json rope_theta is both {theta} and {base}; keep one")
   old_kind = rope.take("type", str, None)
   kind = rope.take("rope_type", str, old_kind or "default")
   if old_kind not in (None, kind):
     raise InputError(
-      f"config.json rope_scaling is of type {old_kind!r} and {kind!r}; which one?"
+      f"config.json rope_scaling is of types {old_kind!r} and {kind!r}; keep one"
     )
   scaling = None
   if kind == "llama3":
@@ -100,7 +100,7 @@ def _read_llama(read: keys.Reader) -> Foreign:
   length, layers = (
     read.take(key, int) for key in ("max_position_embeddings", "num_hidden_layers")
   )
-  # A window as long as the context hides nothing.
+  # A window as long as the context masks nothing.
   read.may_be("sliding_window", lambda n: type(n) is int and n >= length)
   read.may_be("layer_types", lambda kinds: kinds == ["full_attention"] * layers)
   return {
@@ -222,17 +222,17 @@ class Architecture:
   Attributes:
     name: of its class.
     model_type: of its configs.
-    table: of names.
-    prefix: that files of the model without its head leave out.
-    buffers: ends of tensor names that hold nothing learned.
+    table: of its tensors.
+    prefix: omitted in files of the model without its head.
+    buffers: suffixes of tensors that are not parameters.
     read: config.json to a model block.
-    write: the inverse, from what the block builds.
-    misfits: what of a Config the family cannot express.
+    write: the inverse, from a Config.
+    misfits: parts of a Config that the family cannot express.
   """
 
   name: str
   model_type: str
-  table: Sequence[names.Row]
+  table: Sequence[names.TensorMap]
   prefix: str
   buffers: tuple[str, ...]
   read: Callable[[keys.Reader], Foreign]
@@ -284,17 +284,17 @@ def _family(config: Any) -> Architecture:
   own = config.get("auto_map") or {}
   if any(str(key).startswith("AutoModel") for key in own):
     raise InputError(
-      f"config.json auto_map={own!r:.120}: the model brings code of its own, which is"
+      f"config.json auto_map={own!r:.120}: the model has code of its own, which is"
       " never run; plain GPT-2 and LLaMA are supported"
     )
   return found[0]
 
 
 def read(config: Any) -> tuple[Architecture, Foreign]:
-  """The family and the model block that a config.json stands for.
+  """The family and the model block of a config.json.
 
   Raises:
-    InputError: another family, or a key that is missing, wrong or not understood.
+    InputError: another family, or a missing, wrong or unknown key.
   """
   architecture, reader = _family(config), keys.Reader(config)
   block = architecture.read(reader)
@@ -304,8 +304,8 @@ def read(config: Any) -> tuple[Architecture, Foreign]:
   return architecture, block
 
 
-def passed_over(config: Any) -> list[str]:
-  """What `read` passes over in a config.json: empty keys unknown here, sampling."""
+def unused_keys(config: Any) -> list[str]:
+  """The keys of a config.json that `read` ignores: unknown empty ones, and sampling."""
   reader = keys.Reader(config)
   _family(config).read(reader)
   return reader.finish()
@@ -315,7 +315,7 @@ def fitting(config: transformer.Config) -> Architecture:
   """The family that can express a model.
 
   Raises:
-    InputError: says for each family what it cannot.
+    InputError: says for each family what it cannot express.
   """
   misfits = {a.name: (a, a.misfits(config)) for a in ALL}
   for architecture, wrong in misfits.values():

@@ -1,4 +1,4 @@
-"""What a folder of diffusers holds, or Stable Diffusion's single file."""
+"""Reads and writes Stable Diffusion as a diffusers folder; reads its single file."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ STEMS = {
   "autoencoder": ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"),
   "text_encoder": ("model", "model.fp16"),
 }
-# A pipeline, and what makes the task of what its UNet sees beside x_t.
+# {pipeline: the task's keys for its UNet's extra input channels}.
 PIPELINES = {
   "StableDiffusionPipeline": {"condition": None},
   "StableDiffusionInpaintPipeline": {"condition": {"name": "inpainting"}},
@@ -43,14 +43,14 @@ PIPELINES = {
 
 
 def _pipeline(outputs: int, extra: int) -> str:
-  """That of a UNet with `extra` more channels of input than of output."""
+  """The pipeline of a UNet with `extra` more input than output channels."""
   text, inpainting, instruction = PIPELINES
   return {0: text, outputs: instruction, outputs + 1: inpainting}[extra]
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-  """What a folder or file holds.
+class DiffusersModel:
+  """The contents of a folder or file.
 
   Attributes:
     task: the task block, its codec's autoencoder included.
@@ -58,9 +58,9 @@ class Opened:
     latents: mean and std of each latent channel.
     tensors: of each of the three networks.
     column: `stable_diffusion.FOLDER` or FILE.
-    side: of the images.
-    sampler, grid: blocks of how the folder says that it is drawn.
-    scheduler: its scheduler_config.json; None of a file, which has none.
+    side: of the images, in pixels.
+    sampler, grid: blocks of sampling, from the scheduler.
+    scheduler: scheduler_config.json; None for a file.
   """
 
   task: Block
@@ -94,7 +94,7 @@ def is_image_model(path: pathlib.Path) -> bool:
 def _read(
   read: Callable[[str], Any], scheduler: schedulers.Scheduler
 ) -> tuple[Block, bool, Block]:
-  """Task block, `is_linear` and statistics of latents, from a folder's configs."""
+  """Task block, `is_linear` and latent statistics, from a folder's configs."""
   unet_block, is_linear = configs.read_unet(read(UNET))
   vae_block, latents = configs.read_autoencoder(read(VAE))
   text_block = configs.read_text_encoder(read(TEXT))
@@ -119,11 +119,11 @@ def _read(
   return task, is_linear, latents
 
 
-def open_folder(folder: pathlib.Path) -> Opened:
+def open_folder(folder: pathlib.Path) -> DiffusersModel:
   """Reads the configs and the headers of the weights of a diffusers folder.
 
   Raises:
-    InputError: anything that is not understood, missing or damaged.
+    InputError: anything unknown, missing or damaged.
   """
   index = files.read_json(folder / INDEX)
   name = index.get("_class_name")
@@ -153,13 +153,13 @@ def open_folder(folder: pathlib.Path) -> Opened:
   side = _side(read(UNET).get("sample_size") or 64)
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
   drawn = scheduler.sampler, scheduler.grid
-  return Opened(
+  return DiffusersModel(
     task, is_linear, latents, tensors, sd.FOLDER, side * factor, *drawn, text
   )
 
 
 def _side(size: Any) -> int:
-  """Of the latents that a UNet was trained on; it may be given twice."""
+  """Side of the latents that a UNet was trained on; it may be given twice."""
   sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
   side = keys.typed(sides[0], int, f"{UNET} sample_size")
   if sides[1] != side or side > _MAX_SIDE:
@@ -169,7 +169,7 @@ def _side(size: Any) -> int:
   return side
 
 
-# What a single file cannot say: Stable Diffusion 1, by its own configuration.
+# Stable Diffusion 1's configs, which a single file does not hold.
 V1 = {
   UNET: {
     "in_channels": 4,
@@ -217,16 +217,16 @@ _SCHEDULE_BUFFERS = (
 
 
 def read_v1(inputs: int = 4) -> tuple[Block, bool, Block]:
-  """Stable Diffusion 1 as `_read` gives it; of 9 inputs inpainting, 8 instructions."""
+  """`_read` of Stable Diffusion 1; 9 inputs: inpainting, 8: instructions."""
   described = {**V1, UNET: {**V1[UNET], "in_channels": inputs}}
   return _read(described.__getitem__, schedulers.read(V1[SCHEDULER]))
 
 
-def open_file(file: pathlib.Path) -> Opened:
+def open_file(file: pathlib.Path) -> DiffusersModel:
   """Reads the header of a Stable Diffusion 1 checkpoint in its original layout.
 
   Raises:
-    InputError: tensors that are not of its three networks.
+    InputError: tensors of other networks.
   """
   tensors = {
     name.removeprefix("state_dict."): tensor
@@ -253,7 +253,7 @@ def open_file(file: pathlib.Path) -> Opened:
   inputs = first.shape[1] if first else 4
   task, is_linear, latents = read_v1(inputs)
   drawn = schedulers.read(V1[SCHEDULER])[2:]
-  return Opened(task, is_linear, latents, grouped, sd.FILE, 512, *drawn)
+  return DiffusersModel(task, is_linear, latents, grouped, sd.FILE, 512, *drawn)
 
 
 def describe(
@@ -264,7 +264,7 @@ def describe(
   is_linear: bool,
   scheduler: schedulers.Written,
 ) -> dict[str, Block]:
-  """All configs of a folder, by their paths in it.
+  """{path in the folder: content} of all configs.
 
   Args:
     vae: config of the autoencoder.
@@ -300,10 +300,10 @@ def describe(
 
 
 def check_v1(described: Mapping[str, Block]) -> None:
-  """Refuses a model that a single file would be read as another one.
+  """Checks that a model is Stable Diffusion 1: a single file is read as that.
 
   Raises:
-    InputError: names what differs from Stable Diffusion 1.
+    InputError: names the differences.
   """
   config = files.parse_json(described[SCHEDULER], SCHEDULER)
   own = _read(described.__getitem__, schedulers.read(config))
@@ -324,21 +324,21 @@ def check_v1(described: Mapping[str, Block]) -> None:
 def write_folder(
   folder: pathlib.Path,
   described: Mapping[str, Block | str],
-  plans: Mapping[str, Mapping[str, safetensors.Planned]],
+  tensors: Mapping[str, Mapping[str, safetensors.LazyTensor]],
   dtype: str,
 ) -> None:
-  """Writes what `open_folder` reads into a folder that is there.
+  """Writes what `open_folder` reads into an existing folder.
 
   Args:
     described: of `describe`.
-    plans: the tensors of each network, a key of FOLDERS, by their names there.
+    tensors: of each network, a key of FOLDERS, by their names in a folder.
     dtype: see `safetensors.write_folder`.
   """
   for name, config in described.items():
     (folder / name).parent.mkdir(exist_ok=True)
-    is_text = isinstance(config, str)  # as it came
+    is_text = isinstance(config, str)  # unchanged since import
     text = config if is_text else json.dumps(config, indent=2, sort_keys=True) + "\n"
     files.write(folder / name, text)
-  for name, plan in plans.items():
+  for name, own in tensors.items():
     home, stem = folder / FOLDERS[name], STEMS.get(name, STEMS["unet"])[0]
-    safetensors.write_folder(home, plan, dtype, stem=stem)
+    safetensors.write_folder(home, own, dtype, stem=stem)

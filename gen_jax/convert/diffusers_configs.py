@@ -1,7 +1,7 @@
-"""Three of the four configs of a diffusers folder to blocks of an experiment, and back.
+"""The UNet's, autoencoder's and text encoder's configs of a diffusers folder.
 
-As in `architectures`: a key is understood, or has the one value that the models here
-have, or the folder is refused by the key's name.
+Read into blocks of an experiment's config and written from them. A key is read, or must
+have the one value that the models here implement; else it is an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _INEXACT = "attention other than softmax"
 
 
 class Reader:
-  """Takes keys out of a config; what is left must have its only known value."""
+  """Takes keys from a config; unread keys must have their only known value."""
 
   def __init__(self, path: str, config: Any, known: str = "Stable Diffusion 1 and 2"):
     """Args: known: the models that are understood, for the message."""
@@ -31,13 +31,14 @@ class Reader:
     if key not in self.left:
       if default:
         return default[0]
-      raise InputError(f"{self.path} lacks {key}; fetch the file again")
+      raise InputError(f"{self.path} lacks {key}; fetch it again")
     return keys.typed(self.left.pop(key), hint, f"{self.path} {key}")
 
   def finish(self, fixed: Mapping[str, tuple]) -> None:
-    """Refuses what is left. Args: fixed: {key: values it may have}; ... is any value.
+    """Raises InputError that lists unread keys with other values.
 
-    Keys that are not in `fixed` may be None or False.
+    Args:
+      fixed: {key: allowed values, ... for any}; other keys may be None or False.
     """
     strange = {
       key: value
@@ -64,7 +65,7 @@ def _levels(path: str, channels: tuple[int, ...]) -> tuple[int, tuple[int, ...]]
 
 
 def read_unet(config: Any) -> tuple[Block, bool]:
-  """The unet block, and whether its transformers begin and end with linear maps."""
+  """The unet block, and whether its transformers use linear projections."""
   read = Reader("unet/config.json", config)
   channels = read.take("block_out_channels", tuple[int, ...])
   width, multipliers = _levels(read.path, channels)
@@ -85,7 +86,7 @@ def read_unet(config: Any) -> tuple[Block, bool]:
       f" instructions or {2 * outputs + 1} for inpainting"
     )
   heads = read.take("num_attention_heads", Any, None)
-  heads = heads or read.take("attention_head_dim", Any, 8)  # misnamed: it is how many
+  heads = heads or read.take("attention_head_dim", Any, 8)  # misnamed: number of heads
   block = {
     "name": "unet",
     "image_channels": outputs,
@@ -142,7 +143,7 @@ def _heads(heads: Any, channels: tuple[int, ...]) -> Block:
 
 
 def read_autoencoder(config: Any) -> tuple[Block, Block]:
-  """The autoencoder block, and mean and std of each latent channel as they are used."""
+  """The autoencoder block, and mean and std of each latent channel."""
   read = Reader("vae/config.json", config)
   channels = read.take("block_out_channels", tuple[int, ...])
   width, multipliers = _levels(read.path, channels)
@@ -224,7 +225,7 @@ def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Bl
       (_INEXACT, not cfg.has_exact_attention),
       ("biases of its attention", getattr(attend, "use_bias", False)),
       (
-        f"clock_offset={cfg.timestep_offset}, -1 is needed",
+        f"timestep_offset={cfg.timestep_offset}, -1 is needed",
         cfg.timestep_offset != -1.0,
       ),
     )
@@ -263,7 +264,7 @@ def _is_gated(make: Any) -> bool:
 def write_autoencoder(
   cfg: autoencoder.Config, mean: Sequence[float], std: Sequence[float], side: int
 ) -> Block:
-  """vae/config.json, which knows one shift and one scale for all channels."""
+  """vae/config.json, which has one shift and one scale for all channels."""
   if not isinstance(cfg, autoencoder.Config):
     raise InputError("only latent diffusion with a KL autoencoder can be exported")
   if not attention.is_exact(cfg.attention_impl):
@@ -271,7 +272,7 @@ def write_autoencoder(
   if len(set(mean)) > 1 or len(set(std)) > 1:
     raise InputError(
       "the autoencoder cannot be exported: the format has one scale for all channels of"
-      " the latents, these were measured channel by channel"
+      " the latents, these were measured per channel"
     )
   levels = len(cfg.multipliers)
   return {

@@ -1,17 +1,16 @@
-"""scheduler_config.json: the chain that a model was trained on, and how it is drawn.
+"""scheduler_config.json: the noise schedule, the target, the sampler and the grid.
 
-`TABLE` says what each scheduler of diffusers is here: a sampler, and a grid by its keys
-(`_grid`). It is read in that direction alone. What is written is looked for among all
-that can be read, so that the two cannot disagree.
+`TABLE` maps each scheduler of diffusers to a sampler, and to a grid by its keys
+(`_grid`). Import reads it; export searches it for a config that reads back as the same
+blocks, so that the two agree.
 
-A key is honoured, or has the one value that changes nothing, or is refused by its name.
-Keys that a class does not read are as harmless as they are to it. Where a file is
-silent its class decides, but for two keys that the pipelines of Stable Diffusion set
-themselves: clip_sample=False and steps_offset=1.
+A key is read, or must have the one value without effect; else it is an error. Keys that
+a class does not read are ignored. Missing keys have the defaults of the class, except
+two that the pipelines of Stable Diffusion set: clip_sample=False and steps_offset=1.
 
-Source: diffusers 0.42, and `tests/convert/test_schedulers.py` against it. Theirs rounds
-the time that a network is told on Karras and exponential grids, ours is exact; and
-theirs lowers the order of the last steps where there are less than 15.
+Source: diffusers 0.42; `tests/convert/test_schedulers.py` compares the two. diffusers
+rounds timesteps on Karras and exponential grids, here they are exact; and it lowers the
+order of the last steps if there are fewer than 15.
 """
 
 import itertools
@@ -62,28 +61,28 @@ _SOLVER = {
   "use_dynamic_shifting": False,
   "time_shift_type": "exponential",
 }
-# Read by nothing while those above that switch them on are off.
+# Without effect while the keys above that enable them are off.
 _IDLE = ("clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 _IDLE += ("flow_shift", "time_shift_type", "euler_at_final")
 
 
 class Kind(NamedTuple):
-  """A scheduler that is a sampler of ours.
+  """A scheduler of diffusers as a sampler of ours.
 
   Attributes:
     name: of the class in diffusers.
-    sampler: the block, keys that have their defaults left out.
-    reads: its keys, and their values where a file is silent.
-    says: what keys must be for this sampler; others must be as in `reads`, but for
-      those of `_grid` and `_IDLE`.
-    planned: how it places its steps, of the grids `leading` and `linspace`.
+    sampler: the block, without default values.
+    defaults: its keys and their defaults.
+    selects: values of keys that select this sampler; other keys must have the values in
+      `defaults`, except those of `_grid` and `_IDLE`.
+    grid_keys: keys of the grids `leading` and `linspace` for it.
   """
 
   name: str
   sampler: Block
-  reads: Mapping[str, Any]
-  says: Mapping[str, Any] = {}
-  planned: Mapping[str, Any] = {}
+  defaults: Mapping[str, Any]
+  selects: Mapping[str, Any] = {}
+  grid_keys: Mapping[str, Any] = {}
 
 
 def _kinds() -> Iterator[Kind]:
@@ -93,7 +92,7 @@ def _kinds() -> Iterator[Kind]:
     "DDIMScheduler",
     {"name": "ddim"},
     {**chain, **_CLIPPED, **_THRESHOLD, "set_alpha_to_one": True},
-    planned=nodes,
+    grid_keys=nodes,
   )
   yield Kind(
     "PNDMScheduler",
@@ -106,7 +105,7 @@ def _kinds() -> Iterator[Kind]:
     "DDPMScheduler",
     {"name": "ddpm"},
     {**chain, **_CLIPPED, **_THRESHOLD, "variance_type": "fixed_small"},
-    planned=nodes,
+    grid_keys=nodes,
   )
   chain = {**_CHAIN, "timestep_spacing": "linspace"}
   euler = {"interpolation_type": "linear", "timestep_type": "discrete"}
@@ -125,23 +124,25 @@ def _kinds() -> Iterator[Kind]:
     "lambda_min_clipped": -float("inf"),
     "variance_type": None,
   }
-  for sampler, says in (
+  for sampler, selects in (
     ({"name": "dpmpp_2m"}, {}),
     ({"name": "dpmpp_3m", "curve": 0.5}, {"solver_order": 3}),
     ({"name": "dpmpp_2m_sde"}, {"algorithm_type": "sde-dpmsolver++"}),
     ({"name": "euler"}, {"solver_order": 1}),
   ):
-    yield Kind("DPMSolverMultistepScheduler", sampler, {**common, **dpm}, says, spare)
+    yield Kind(
+      "DPMSolverMultistepScheduler", sampler, {**common, **dpm}, selects, spare
+    )
   unipc = {"predict_x0": True, "solver_type": "bh2", "disable_corrector": []}
   unipc |= dict.fromkeys(("solver_p", "sigma_min", "sigma_max", "shift_terminal"))
   yield Kind("UniPCMultistepScheduler", {"name": "unipc"}, {**common, **unipc},
-             planned=spare)  # fmt: skip
+             grid_keys=spare)  # fmt: skip
 
 
 TABLE = tuple(_kinds())
 NAMES = tuple(dict.fromkeys(kind.name for kind in TABLE))
 _SPACINGS = ("leading", "trailing", "linspace")
-# Other names of one sampler, by which it may be written.
+# Groups of equal samplers; any of a group may be written.
 _SAME = (
   ({"name": "ddim"}, {"name": "euler"}),
   ({"name": "ddim", "eta": 1.0}, {"name": "euler_ancestral"}, {"name": "ddpm"}),
@@ -149,7 +150,7 @@ _SAME = (
 
 
 class Scheduler(NamedTuple):
-  """What a file says: blocks of the task, and of sampling."""
+  """A file as blocks of the task and of sampling."""
 
   schedule: Block
   target: Block
@@ -163,7 +164,7 @@ class Written(NamedTuple):
   Attributes:
     name: of the class.
     text: of scheduler_config.json.
-    grid: what it draws on, where that is not quite what was asked for.
+    grid: its grid, if that differs slightly from the config's; else None.
   """
 
   name: str
@@ -172,7 +173,7 @@ class Written(NamedTuple):
 
 
 def short(kind: str, block: Block | str) -> Block:
-  """A block of a sampler or grid under its first name, without what is a default."""
+  """A block of a sampler or grid under its first name, without default values."""
   block = {"name": block} if isinstance(block, str) else dict(block)
   entry = build.TABLES[kind][block.pop("name")]
   defaults = {
@@ -187,15 +188,15 @@ def short(kind: str, block: Block | str) -> Block:
 
 
 def _grid(kind: Kind, values: Mapping[str, Any]) -> Block:
-  """How steps are placed."""
+  """The grid of a scheduler's keys."""
   spacing, offset = values["timestep_spacing"], values["steps_offset"]
-  grid = {"name": spacing, **kind.planned.get(spacing, {})}
+  grid = {"name": spacing, **kind.grid_keys.get(spacing, {})}
   if spacing == "leading":
     grid["first"] = (1 + offset) / values["num_train_timesteps"]
   for key, name in _LEVELS_OF.items():
     if values.get(key):
-      # Solvers take the ends of the whole chain, others those of their own steps.
-      own = {} if kind.planned or spacing == "linspace" else {"grid": grid}
+      # Solvers span the whole chain, other samplers only their own steps.
+      own = {} if kind.grid_keys or spacing == "linspace" else {"grid": grid}
       grid = {"name": name, **own}
   if not values.get("set_alpha_to_one", True):
     grid = {"name": "to_first_node", "grid": grid}
@@ -207,23 +208,23 @@ _PLACES = ("timestep_spacing", "steps_offset", "set_alpha_to_one", *_LEVELS_OF)
 
 
 def read(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
-  """What a scheduler_config.json says.
+  """Reads a scheduler_config.json.
 
   Args:
-    name: of the class, where model_index.json says it; else the file does.
+    name: of the class, from model_index.json; None: from the file.
 
   Raises:
-    InputError: a class or key that is not understood, by its name.
+    InputError: names an unknown class or key.
   """
   name = name or config.get("_class_name")
   kinds = [kind for kind in TABLE if kind.name == name]
   if not kinds:
     raise unknown(f"scheduler (of {PATH})", name, NAMES)
-  reads = kinds[0].reads
-  given = {key: config[key] for key in reads if config.get(key) is not None}
-  values = {**reads, **given}
+  defaults = kinds[0].defaults
+  given = {key: config[key] for key in defaults if config.get(key) is not None}
+  values = {**defaults, **given}
   for key, value in values.items():
-    hint = type(reads[key])
+    hint = type(defaults[key])
     if hint in (int, float, bool, str) and key not in _IDLE:
       values[key] = ranges.typed(value, hint, f"{PATH} {key}")
   for key, known in (
@@ -233,18 +234,18 @@ def read(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
   ):
     if values[key] not in known:
       raise unknown(f"{key} (of {PATH})", values[key], known)
-  fitting = [k for k in kinds if all(values[key] == v for key, v in k.says.items())]
+  fitting = [k for k in kinds if all(values[key] == v for key, v in k.selects.items())]
   kind = (fitting or kinds)[-1 if fitting else 0]
-  # More is said of those that come later: `{}` fits all.
+  # The last fitting kind is the most specific: `{}` fits all.
   free = {*_CHAIN, *_PLACES, *_IDLE} - {"trained_betas"}
   wrong = [
     f"{key}={values[key]!r:.60}"
-    for key, usual in {**reads, **kind.says}.items()
+    for key, usual in {**defaults, **kind.selects}.items()
     if key not in free and values[key] != usual and (values[key] or usual)
   ]
   if all(values.get(key) for key in _LEVELS_OF):
     wrong.append("both use_karras_sigmas and use_exponential_sigmas")
-  everything = {key for kind in TABLE for key in kind.reads}
+  everything = {key for kind in TABLE for key in kind.defaults}
   wrong += [
     f"{key}={value!r:.60}"
     for key, value in config.items()
@@ -267,7 +268,7 @@ def read(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
 
 
 def _chain(chain: schedule.Schedule, target: parameterisation.Target) -> Block:
-  """The keys of a schedule and a target."""
+  """The keys for a schedule and a target."""
   is_rescaled = isinstance(chain, schedule.ZeroTerminal)
   chain = chain.schedule if is_rescaled else chain
   kinds = {made: name for name, made in CHAINS.items()}
@@ -294,17 +295,16 @@ def write(
   grid: Block | str,
   kept: str | None = None,
 ) -> Written:
-  """The scheduler that draws like this.
+  """The scheduler for a sampler and a grid.
 
-  A class that has the sampler but not quite the grid is taken where no other is.
+  If no class has exactly this grid, one with nearly the same is returned.
 
   Args:
     sampler, grid: blocks of the config's sampling.
-    kept: the file that the model was imported with, which is what is returned if it
-      says the same.
+    kept: the file that the model was imported with; returned if it is equivalent.
 
   Raises:
-    InputError: what no scheduler can express.
+    InputError: no scheduler can express it.
   """
   trained, sampler, grid = (
     _chain(chain, target),
@@ -313,30 +313,30 @@ def write(
   )
   if kept is not None:
     config = files.parse_json(kept, PATH)
-    said = read(config)
-    if (build.build("schedule", said.schedule), build.build("target", said.target),
-        said.sampler, said.grid) == (chain, target, sampler, grid):  # fmt: skip
+    found = read(config)
+    if (build.build("schedule", found.schedule), build.build("target", found.target),
+        found.sampler, found.grid) == (chain, target, sampler, grid):  # fmt: skip
       return Written(config["_class_name"], kept)
   inner = {**grid, **grid.get("grid", {})}
   offset = round(inner.get("first", 0.002) * trained["num_train_timesteps"]) - 1
   same = [sampler, *(s for group in _SAME if sampler in group for s in group)]
-  for feature_loss in (lambda grid: grid, _likeness):
+  for view in (lambda grid: grid, _without_ends):
     for name, kind in itertools.product(same, TABLE):
       for places in _places(kind, offset) if kind.sampler == name else ():
-        config = {**kind.reads, **kind.says, **trained, **places}
-        said = read(config, kind.name)
-        if said.sampler == name and feature_loss(said.grid) == feature_loss(grid):
+        config = {**kind.defaults, **kind.selects, **trained, **places}
+        found = read(config, kind.name)
+        if found.sampler == name and view(found.grid) == view(grid):
           config = {"_class_name": kind.name, **config}
           text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-          return Written(kind.name, text, None if said.grid == grid else said.grid)
+          return Written(kind.name, text, None if found.grid == grid else found.grid)
   raise InputError(
-    f"no scheduler of diffusers draws by sampler {sampler} on grid {grid}; export with"
+    f"no scheduler of diffusers has sampler {sampler} on grid {grid}; export with"
     " another, as --config.sampling.sampler=ddim --config.sampling.grid=trailing"
   )
 
 
-def _likeness(grid: Block) -> Block:
-  """What is left of a grid if ends and roundings do not count."""
+def _without_ends(grid: Block) -> Block:
+  """A grid without the keys of its ends and of rounding."""
   while grid["name"] == "to_first_node":
     grid = grid.get("grid", {"name": "leading"})
   dropped = ("spare", "rounded", "grid")
@@ -345,14 +345,14 @@ def _likeness(grid: Block) -> Block:
 
 
 def _places(kind: Kind, offset: int) -> Iterator[Block]:
-  """All ways in which a scheduler can place its steps."""
+  """All combinations of a scheduler's keys for its grid."""
   options = {
     "timestep_spacing": _SPACINGS,
     "steps_offset": (1, offset),
     **dict.fromkeys(_LEVELS_OF, (False, True)),
     "set_alpha_to_one": (True, False),
   }
-  options = {key: values for key, values in options.items() if key in kind.reads}
+  options = {key: values for key, values in options.items() if key in kind.defaults}
   for values in itertools.product(*options.values()):
     places = dict(zip(options, values, strict=True))
     if not all(places.get(key) for key in _LEVELS_OF):

@@ -279,11 +279,13 @@ class Model:
     yield "dit/modulation", sd.one("dense"), sd.same("proj_out_1")
     yield "dit/patch_out", sd.one("dense"), sd.same("proj_out_2")
 
-  def rows(self, abstract: Params) -> dict[str, tuple[names.Row, names.Shape]]:
-    """{foreign name: row and shape}; every parameter is in one or more of them."""
+  def tensor_maps(
+    self, abstract: Params
+  ) -> dict[str, tuple[names.TensorMap, names.Shape]]:
+    """{foreign name: its map and shape}; every parameter is in one or more of them."""
     shapes = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
-    found = sd.rows(self.modules(), shapes, sd.FOLDER, "")
-    held = {path for row, _ in found.values() for path in row.paths}
+    found = sd.tensor_maps(self.modules(), shapes, sd.FOLDER, "")
+    held = {path for entry, _ in found.values() for path in entry.paths}
     if left := sorted(shapes.keys() - held):
       raise ValueError(f"no foreign tensor holds {left}")
     return found
@@ -291,14 +293,15 @@ class Model:
 
 def match(
   model: Model, tensors: Mapping[str, safetensors.Tensor], abstract: Params
-) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
+) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
   """Where each parameter is; see `huggingface.match`.
 
   Raises:
     InputError: lists what is missing, extra, mis-shaped or of an unknown dtype; or the
       blocks' copies of the embedders differ.
   """
-  places = sd.places(model.rows(abstract), tensors, "the weights of the transformer")
+  maps = model.tensor_maps(abstract)
+  places = sd.places(maps, tensors, "the weights of the transformer")
   for name, tensor in tensors.items():
     _, mark, own = name.partition(_EMBEDDERS)
     first = f"transformer_blocks.0.{_EMBEDDERS}{own}"
@@ -314,6 +317,6 @@ def _is_equal(one: safetensors.Tensor, other: safetensors.Tensor) -> bool:
   return one.dtype == other.dtype and np.array_equal(one.view(), other.view())
 
 
-def plan(model: Model, params: Params) -> dict[str, safetensors.Planned]:
+def foreign_tensors(model: Model, params: Params) -> dict[str, safetensors.LazyTensor]:
   """The foreign tensors of a model."""
-  return sd.planned(model.rows(params), params)
+  return sd.lazy(model.tensor_maps(params), params)

@@ -1,15 +1,14 @@
-"""What a file of weights is, told by the names of its tensors.
+"""Identifies a file of weights by the names of its tensors.
 
-Only for messages: a file that cannot be imported is named for what it is, so that
-nobody renames it to look like something else.
+Only for error messages about files that cannot be imported.
 
-Source: files as published; kohya's, diffusers' and ComfyUI's readers tell them alike.
+Source: files as published; kohya's, diffusers' and ComfyUI's readers do the same.
 """
 
 import re
 from collections.abc import Iterable
 
-# The first pattern that begins some tensor's name decides.
+# The first pattern that matches the start of any tensor's name decides.
 _UNET = r"(model\.diffusion_model\.)?"
 _KINDS = {
   r"lora_(unet|te\d?|transformer)_|.*(\.lora_[AB]\.|\.lora\.(up|down)\.|"
@@ -29,7 +28,7 @@ _KINDS = {
   r"(model|transformer|encoder)\.(layers|h|block)\.\d+\.": "a language model alone;"
   " give its folder, with config.json and the tokenizer",
 }
-# A part of Stable Diffusion; in a file of all parts each of these is there.
+# Parts of Stable Diffusion; a complete file has all of them.
 _PARTS = {
   r"(first_stage_model\.)?(en|de)coder\.": "an autoencoder",
   rf"{_UNET}(down_blocks|input_blocks)\.": "a UNet",
@@ -46,7 +45,7 @@ _LORA_BASES = {
 
 
 def lora_base(names: Iterable[str]) -> str:
-  """' (it is for ...)', if a LoRA file's names tell another base; else empty."""
+  """' (it is for ...)' if a LoRA file's names are of another base model; else ''."""
   names = list(names)
   for pattern, what in _LORA_BASES.items():
     if any(re.match(pattern, name) for name in names):
@@ -55,7 +54,7 @@ def lora_base(names: Iterable[str]) -> str:
 
 
 def kind(names: Iterable[str]) -> str | None:
-  """What a file with tensors of these names is; None where nobody knows.
+  """What a file with tensors of these names is; None if unknown.
 
   >>> kind(["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"])
   'Stable Diffusion 3'

@@ -1,4 +1,4 @@
-"""Where released weights come from: a folder, or a hub's repository at one commit."""
+"""Locates released weights: a folder, or a hub's repository at one commit."""
 
 import dataclasses
 import pathlib
@@ -10,7 +10,7 @@ from gen_jax import safetensors
 from gen_jax.system import files
 from gen_jax.types import InputError, first_line
 
-# Any of these is a tokenizer; the others say more about it.
+# One of these is needed for a tokenizer.
 VOCABULARIES = (
   "tokenizer.json",
   "tokenizer.model",
@@ -36,7 +36,7 @@ _FETCHED = (
   "model.safetensors.index.json",
   *TOKENIZER_FILES,
 )
-# Of Stable Diffusion and DiT: configs, networks in one precision, the tokenizer.
+# Configs, tokenizer, and networks in one precision, of Stable Diffusion and DiT.
 _DIFFUSERS = ("unet", "transformer", "vae")
 _IMAGES = (
   "model_index.json",
@@ -56,7 +56,7 @@ class Source:
   """A model's files.
 
   Attributes:
-    name: as it was asked for.
+    name: as requested.
     folder: on this machine.
     revision: full commit hash of a hub's model, or None.
   """
@@ -67,10 +67,10 @@ class Source:
 
 
 def locate(name: str, revision: str | None = None) -> Source:
-  """A folder or file as it is, or a hub's model at the commit that is named or newest.
+  """A folder, a file, or a hub's model at a commit (None: the newest).
 
   Raises:
-    InputError: neither, or the hub does not give it.
+    InputError: neither, or it cannot be downloaded.
   """
   folder = files.path(name, "--from")
   if folder.is_dir():
@@ -106,10 +106,10 @@ def locate(name: str, revision: str | None = None) -> Source:
 
 
 def expected_sha256(file: pathlib.Path) -> str | None:
-  """The SHA-256 that a file should have; None where nobody says.
+  """The SHA-256 that a file should have; None if unknown.
 
-  The hub's cache keeps large files under their SHA-256 in `blobs`, and a model's
-  folder links to them.
+  The hub's cache stores large files under their SHA-256 in `blobs`; a model's folder
+  links to them.
   """
   blob = file.resolve()
   is_named = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)

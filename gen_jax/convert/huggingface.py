@@ -1,7 +1,7 @@
-"""Released weights into sharded parameters, and parameters into a released form.
+"""Import of released weights into sharded parameters, and their export.
 
-Each shard of each parameter is read from where it lies in the files, when its device
-asks for it: beside the parameters only one array at a time is in memory.
+Each shard of a parameter is read from the files directly for its device: besides the
+parameters, only one array at a time is in memory.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ _BLOCKS = "blocks/"
 
 
 def unrolled_shapes(abstract: Params) -> dict[str, names.Shape]:
-  """{path: shape} of the same model with layers in a row."""
+  """{path: shape} of the same model with unrolled layers."""
   shapes = {}
   for path, leaf in tree.flatten(abstract).items():
     if path.startswith(_BLOCKS):
@@ -41,7 +41,7 @@ def _canonical(
   architecture: architectures.Architecture,
   expected: Mapping[str, names.Shape],
 ) -> dict[str, safetensors.Tensor]:
-  """Tensors by their full names, harmless buffers and a tied head's copy left out."""
+  """Tensors by their full names, without buffers and the copy of a tied head."""
   found = {}
   for name, tensor in tensors.items():
     if name.endswith(architecture.buffers):
@@ -49,7 +49,9 @@ def _canonical(
     full = name if name in expected else f"{architecture.prefix}{name}"
     full = full if full in expected else name
     if full in found:
-      raise InputError(f"the weights have {full} twice, also as {name}; fetch them")
+      raise InputError(
+        f"the weights have {full} twice, also as {name}; fetch them again"
+      )
     found[full] = tensor
   head, table = "lm_head.weight", architecture.table[0].foreign
   if head in found and head not in expected and table in found:
@@ -67,7 +69,7 @@ def check(
   found: Mapping[str, safetensors.Tensor],
   what: str,
 ) -> None:
-  """Raises InputError that lists what is missing, extra, or of other shape or dtype."""
+  """Raises InputError that lists missing, extra, mis-shaped or mistyped tensors."""
   wrong = []
   for name, shape in expected.items():
     if name not in found:
@@ -83,15 +85,11 @@ def check(
 
 
 def check_depth(num: int, tensors: Mapping[str, Any], what: str) -> None:
-  """Refuses more layers than there are tensors, before a model of them is built.
-
-  Raises:
-    InputError: as it says.
-  """
+  """Raises InputError for more layers than tensors, before a model is built."""
   if num > len(tensors):
     raise InputError(
-      f"{what} do not fit the weights: {num} are wanted, and there are"
-      f" {len(tensors)} tensors in all"
+      f"{what} do not fit the weights: {num} are wanted, and there are only"
+      f" {len(tensors)} tensors"
     )
 
 
@@ -100,63 +98,64 @@ def match(
   architecture: architectures.Architecture,
   abstract: Params,
   biasless: tuple[str, ...] = (),
-) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
-  """Where each parameter (of layers in a row) is.
+) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
+  """{path: its entry and tensor} of each parameter (of unrolled layers).
 
   Args:
     tensors: of the files.
-    abstract: parameters of the model that config.json stands for.
-    biasless: parts of layers without biases although others have them; theirs are zero.
+    abstract: parameters of the model of config.json.
+    biasless: parts of layers whose biases are missing and become zero.
 
   Raises:
-    InputError: lists what is missing, extra, mis-shaped or of a dtype that is not
-      understood.
+    InputError: lists what is missing, extra, mis-shaped or of an unknown dtype.
   """
   shapes = unrolled_shapes(abstract)
   num_layers = len({p.split("/")[0] for p in shapes if p.startswith("block_")})
-  rows = list(names.rows(architecture.table, shapes, num_layers))
+  entries = list(names.tensor_maps(architecture.table, shapes, num_layers))
   absent = tuple(f".{part}." for part in biasless)
   expected = {
-    row.foreign: shape
-    for row, shape in rows
-    if not (row.foreign.endswith(".bias") and any(a in row.foreign for a in absent))
+    entry.foreign: shape
+    for entry, shape in entries
+    if not (entry.foreign.endswith(".bias") and any(a in entry.foreign for a in absent))
   }
   found = _canonical(tensors, architecture, expected)
   check(expected, found, "the weights")
-  where = {path: row for row, _ in rows for path in row.paths}
+  where = {path: entry for entry, _ in entries for path in entry.paths}
   return {
-    p: (row, found[row.foreign]) for p, row in where.items() if row.foreign in found
+    p: (entry, found[entry.foreign])
+    for p, entry in where.items()
+    if entry.foreign in found
   }
 
 
 def _read(
-  places: Mapping[str, tuple[names.Row, safetensors.Tensor]],
+  places: Mapping[str, tuple[names.TensorMap, safetensors.Tensor]],
   path: str,
   shape: names.Shape,
   index: tuple[slice, ...],
 ) -> np.ndarray:
-  """float32, the part `index` of one parameter (of layers in a row)."""
+  """The slice `index` of one parameter (of unrolled layers), float32."""
   if path not in places:
     return np.zeros(shape, np.float32)[index]
-  row, tensor = places[path]
-  part = row.part(tensor.view(), path, shape)[index]
+  entry, tensor = places[path]
+  part = entry.part(tensor.view(), path, shape)[index]
   values = np.array(part, np.float32, order="C")
   if not np.isfinite(values).all():
     raise InputError(
-      f"{tensor.file} is corrupted: {row.foreign} has values that are not finite;"
-      " fetch the file again"
+      f"{tensor.file} is corrupted: {entry.foreign} has values that are not finite;"
+      " fetch it again"
     )
   return values
 
 
 def load(
-  places: Mapping[str, tuple[names.Row, safetensors.Tensor]], abstract: Params
+  places: Mapping[str, tuple[names.TensorMap, safetensors.Tensor]], abstract: Params
 ) -> Params:
-  """Parameters, float32, in the layout of `abstract`, from the files.
+  """Reads parameters, float32, in the layout of `abstract`.
 
   Args:
-    places: of `match`; a parameter that has none is zero.
-    abstract: shapes and shardings; layers in a row or stacked.
+    places: of `match`; a parameter without one is zero.
+    abstract: shapes and shardings; layers unrolled or stacked.
 
   Raises:
     InputError: values that are not finite, or more than this machine can hold.
@@ -182,7 +181,7 @@ def load(
 
 
 def _layer(params: Mapping[str, Any], path: str, shape: names.Shape) -> np.ndarray:
-  """One parameter of layers in a row on the host; zero where the model has none."""
+  """One parameter of unrolled layers on the host; zero if the model has none."""
   head, _, own = path.partition("/")
   if path in params:
     return np.asarray(params[path])
@@ -191,25 +190,25 @@ def _layer(params: Mapping[str, Any], path: str, shape: names.Shape) -> np.ndarr
   return np.zeros(shape, np.float32)
 
 
-def plan(
+def foreign_tensors(
   architecture: architectures.Architecture, config: transformer.Config, params: Params
-) -> dict[str, safetensors.Planned]:
+) -> dict[str, safetensors.LazyTensor]:
   """The foreign tensors of a model; biases that only the format has are zero.
 
   Raises:
-    ValueError: a parameter that no tensor would hold.
+    ValueError: a parameter without a tensor.
   """
   flat = tree.flatten(params)
   shapes = unrolled_shapes(params)
   filled = {**shapes, **_biases(architecture, config, shapes)}
   planned, done = {}, set()
-  for row, shape in names.rows(architecture.table, filled, config.num_layers):
+  for entry, shape in names.tensor_maps(architecture.table, filled, config.num_layers):
 
-    def make(row=row):
-      return row.whole([_layer(flat, path, filled[path]) for path in row.paths])
+    def make(entry=entry):
+      return entry.whole([_layer(flat, path, filled[path]) for path in entry.paths])
 
-    planned[row.foreign] = safetensors.Planned(shape, make)
-    done.update(row.paths)
+    planned[entry.foreign] = safetensors.LazyTensor(shape, make)
+    done.update(entry.paths)
   if left := sorted(shapes.keys() - done):
     raise ValueError(f"no foreign tensor holds {left}")
   return planned
@@ -220,7 +219,7 @@ def _biases(
   config: transformer.Config,
   shapes: Mapping[str, names.Shape],
 ) -> dict[str, names.Shape]:
-  """GPT-2's biases that a model trained here may lack; LLaMA says so in config.json."""
+  """Shapes of GPT-2's biases that this model may lack; LLaMA's are optional."""
   if architecture.model_type != "gpt2":
     return {}
   biases = {}
@@ -235,7 +234,7 @@ def _biases(
 
 
 def absent_biases(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Parts of LLaMA's layers without biases where others have them."""
+  """Parts of LLaMA's layers without biases, by config.json."""
   return tuple(
     part
     for part, key in (("self_attn", "attention_bias"), ("mlp", "mlp_bias"))
@@ -248,14 +247,13 @@ def open_model(
 ) -> tuple[
   architectures.Architecture, dict[str, Any], dict[str, safetensors.Tensor], tuple
 ]:
-  """Reads config.json and the headers of the weights of a folder.
+  """Reads config.json and the headers of the weights in a folder.
 
   Returns:
-    The family, the model block, the tensors, and the parts of layers that config.json
-    says have no biases although others do.
+    The family, the model block, the tensors, and the parts of layers without biases.
 
   Raises:
-    InputError: anything that is not understood or damaged.
+    InputError: anything unknown or damaged.
   """
   config = files.read_json(folder / "config.json")
   architecture, block = architectures.read(config)

@@ -1,9 +1,8 @@
-"""Keys of a config.json, judged by what their values would change.
+"""Checks the keys of a config.json by the effect of their values.
 
-A key is honoured, or changes nothing whatever it says, or may only say what the models
-here do anyway. Of keys that nobody here knows, those that say nothing (null, false,
-empty) pass, and are named; others are refused by their names: a model that computes
-something else is worse than none.
+A key is read, or has no effect, or may only have the value that the models here
+implement. An unknown key passes, and is reported, if it is null, false or empty; with
+another value it is an error, since it may change the model.
 
 Source: the configs of transformers 2 to 5, of published models and of their trainers.
 """
@@ -15,10 +14,10 @@ from gen_jax import ranges
 from gen_jax.types import InputError
 
 _MAX_LENGTH = 256  # of a list or a name
-_MAX_SIZE = 2**31  # no published number of layers, width or length comes near
-# Whatever these say changes no logit: names and versions, control tokens (which the
-# tokenizer's files decide), labels, training, and how the library computes the same.
-# Keys that begin with _ are the library's own notes.
+_MAX_SIZE = 2**31  # far above any published number of layers, width or length
+# Keys that change no logit: names and versions, control tokens (set by the tokenizer's
+# files), labels, training, and how the library computes. Keys that begin with _ are
+# the library's notes.
 _HARMLESS = frozenset(
   """architectures auto_map model_type transformers_version torch_dtype dtype model_name
   unsloth_version unsloth_fixed is_llama_config tokenizer_class n_ctx afn
@@ -34,8 +33,8 @@ _HARMLESS = frozenset(
   reorder_and_upcast_attn chunk_size_feed_forward remove_invalid_values
   use_flash_attention use_flash_attn use_flashattn return_dict_in_generate""".split()
 )
-# How to sample, and what the library does without: other values are named, since
-# sampling is a choice of the run and not of the weights.
+# Sampling, with the library's defaults: other values are reported, since sampling is
+# set by the run's config.
 _SAMPLING = {
   "max_length": 20,
   "min_length": 0,
@@ -54,7 +53,7 @@ _SAMPLING = {
   "encoder_no_repeat_ngram_size": 0,
   "num_return_sequences": 1,
 }
-# What these may say, apart from null: what the model here does.
+# Keys and their only allowed values besides null: what the models here implement.
 _FIXED = {
   "scale_attn_weights": (True,),
   "scale_attn_by_inverse_layer_idx": (False,),
@@ -75,13 +74,13 @@ _FIXED = {
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-  """`ranges.typed`; also: whole numbers in [1, 2^31), others finite.
+  """`ranges.typed`, with whole numbers in [1, 2^31) and finite floats.
 
-  Every whole number that is read from a foreign config is a size or a count; nothing is
-  allocated for one before the tensors' shapes agree.
+  All whole numbers of a foreign config are sizes or counts; nothing is allocated before
+  the tensors' shapes agree with them.
 
   Raises:
-    InputError: another type, or a number that no model has.
+    InputError: another type, or a number out of range.
   """
   if isinstance(value, list | tuple | str) and len(value) > _MAX_LENGTH:
     raise InputError(f"{where}={value!r:.60}... is too long")
@@ -96,7 +95,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
 
 class Reader:
-  """Takes keys out of a config.json, checks types, and knows what is left."""
+  """Takes keys from a config.json, checks their types, and tracks unread keys."""
 
   def __init__(self, config: Mapping[str, Any]):
     self.left = dict(config)
@@ -106,21 +105,21 @@ class Reader:
       self.left.pop(key, None)
       return default[0]
     if key not in self.left:
-      raise InputError(f"config.json lacks {key}; fetch the file again")
+      raise InputError(f"config.json lacks {key}; fetch it again")
     return typed(self.left.pop(key), hint, f"config.json {key}")
 
   def same(self, key: str, value: Any) -> None:
-    """Another spelling of what was read."""
+    """Checks another spelling of a value that was read."""
     if (found := self.left.pop(key, None)) not in (None, value):
       raise InputError(f"config.json {key}={found!r:.60} contradicts {value}")
 
   def may_be(self, key: str, is_plain: Callable[[Any], bool]) -> None:
-    """A key that passes if its value changes nothing."""
+    """Drops a key whose value has no effect."""
     if key in self.left and is_plain(self.left[key]):
       del self.left[key]
 
   def finish(self) -> list[str]:
-    """The keys that are not used: empty ones that nobody knows, and how to sample.
+    """The unused keys: unknown empty ones, and sampling.
 
     Raises:
       InputError: a key that may change the model.

@@ -1,9 +1,9 @@
-"""LoRA files: low-rank changes to Stable Diffusion's weights, added as those are read.
+"""LoRA files for Stable Diffusion, merged while its weights are read.
 
     W + scale * alpha / r * up down        down [r, in, ...], up [out, r, ...]
 
-M is a module of the UNet or of the text encoder, by its name in a folder of diffusers.
-Files spell it, and alpha, in several ways:
+M is a module of the UNet or text encoder, by its name in a diffusers folder. Files
+spell it, and alpha, in several ways:
 
     lora_unet_M.lora_down.weight, lora_te_M...   dots of M as _; the tensor M.alpha
     unet.M.lora_A.weight, text_encoder.M...      lora_alpha in the file's metadata
@@ -12,7 +12,7 @@ Files spell it, and alpha, in several ways:
     text_encoder.X.to_q_lora.down.weight         M is X.q_proj
     base_model.model.M.lora_A.weight             PEFT; alpha in adapter_config.json
 
-and where nothing says alpha, it is r.
+and without alpha it is r.
 
 Source: Hu et al. 2021 (arXiv:2106.09685); files of kohya's scripts, diffusers, PEFT.
 """
@@ -36,7 +36,7 @@ _NETWORKS = {
   "unet": ("lora_unet_", "unet."),
   "text_encoder": ("lora_te1_", "lora_te_", "text_encoder."),
 }
-_BARE = {  # how names begin that say no network
+_BARE = {  # starts of names without a network
   "unet": re.compile(r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding)\."),
   "text_encoder": re.compile(r"text_model\."),
 }
@@ -47,7 +47,7 @@ _ENDS = {
   "down": _HALF.format("down", "A") + r"(?:\.default)?\.weight",
   "up": _HALF.format("up", "B") + r"(?:\.default)?\.weight",
 }
-# Parts of attention until 2023; of the text encoder, another library names them.
+# Old names of attention's parts (until 2023); for the text encoder of another library.
 _OLD = {
   "unet": ((r"_processor_", "_"), (r"(_attn\d_to_out)$", r"\1_0")),
   "text_encoder": (
@@ -56,8 +56,8 @@ _OLD = {
   ),
 }
 _METADATA = "lora_adapter_metadata"
-# What settings may say: that alpha / r is all there is to the scale, and that the
-# weights of the base are those that were published.
+# Allowed values of settings: the scale is alpha / r, and the base weights are the
+# published ones.
 _PLAIN = {
   "peft_type": ("LORA",),
   "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
@@ -75,14 +75,14 @@ _PLAIN = {
   **dict.fromkeys(("fan_in_fan_out", "layer_replication"), (False, [])),
 }
 
-Places = dict[str, tuple[names.Row, safetensors.Tensor]]
+Places = dict[str, tuple[names.TensorMap, safetensors.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapted:
-  """A tensor of a file, with a change to it; see `safetensors.Tensor`."""
+class AdaptedTensor:
+  """A tensor of a file plus a low-rank change; see `safetensors.Tensor`."""
 
-  base: "safetensors.Tensor | Adapted"
+  base: "safetensors.Tensor | AdaptedTensor"
   down: safetensors.Tensor
   up: safetensors.Tensor
   scale: float
@@ -108,7 +108,7 @@ class Adapted:
 
 
 def _split(name: str) -> tuple[str, str, str] | None:
-  """('unet', module with _ for dots, 'down') of a tensor's name; None: not known."""
+  """('unet', module with _ for dots, 'down') of a tensor's name; None: unknown."""
   own = name.removeprefix(_PEFT)
   given = [
     (network, prefix)
@@ -131,10 +131,10 @@ def _split(name: str) -> tuple[str, str, str] | None:
 
 
 def _settings(file: pathlib.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-  """What is said of each network: in the file's metadata, or by PEFT next to it.
+  """Settings of each network, from the file's metadata or PEFT's adapter_config.json.
 
   Raises:
-    InputError: it is not there, or asks for another scale.
+    InputError: missing, or with another scale than alpha / r.
   """
   where = f"{file}: {_METADATA}"
   found = files.parse_json(safetensors.read_metadata(file).get(_METADATA, "{}"), where)
@@ -164,7 +164,7 @@ def _scale(
   """alpha / r of one module.
 
   Raises:
-    InputError: alpha is no number.
+    InputError: alpha is not a number.
   """
   rank = pair["down"].shape[0]
   alpha = settings.get("lora_alpha")
@@ -184,16 +184,15 @@ def merge(
   models: Mapping[str, sd.Model],
   abstract: Mapping[str, Params],
 ) -> dict[str, Places]:
-  """The places of the weights with a file's changes added; nothing is read yet.
+  """`places` with a file's changes added; nothing is read yet.
 
   Args:
-    scale: 0 is the weights as they are.
+    scale: of the changes; 0 leaves the weights unchanged.
     places: of each network, see `stable_diffusion.match`.
     models, abstract: the networks, and shapes of their parameters.
 
   Raises:
-    InputError: lists tensors that belong to no module here, lack a partner or do not
-      fit.
+    InputError: lists tensors without a module or partner, or of other shapes.
   """
   pairs, wrong, tensors = {}, [], safetensors.read_header(file)
   settings = _settings(file, tensors)
@@ -204,26 +203,28 @@ def merge(
     if part is None or tensor.dtype not in known:
       wrong.append(f"{name} ({tensor.dtype}) is not understood")
     elif part in pair:
-      wrong.append(f"{name} is there twice, under another name as well")
+      wrong.append(f"{name} is there twice, also under another name")
     pair[part] = tensor
   merged = {network: dict(own) for network, own in places.items()}
   for network in _NETWORKS:
     prefix = sd.PREFIXES[network][sd.FOLDER].replace(".", "_")
-    for row, _ in models[network].rows(abstract[network], sd.FOLDER).values():
-      module = row.foreign.removesuffix(".weight").replace(".", "_")
+    for entry, _ in models[network].tensor_maps(abstract[network], sd.FOLDER).values():
+      module = entry.foreign.removesuffix(".weight").replace(".", "_")
       pair = pairs.pop((network, module), None)
       pair = pair or pairs.pop((network, module.removeprefix(prefix)), None)
-      if pair is None or not row.foreign.endswith(".weight"):
+      if pair is None or not entry.foreign.endswith(".weight"):
         continue
-      for path in row.paths:
+      for path in entry.paths:
         own, base = merged[network][path]
         if not _fits(base.shape, pair):
-          wrong.append(f"{row.foreign} {list(base.shape)} is not what up down changes")
+          wrong.append(
+            f"{entry.foreign} {list(base.shape)} is not what up down changes"
+          )
           break
         size = scale * _scale(pair, settings[network])
-        change = Adapted(base, pair["down"], pair["up"], size)
+        change = AdaptedTensor(base, pair["down"], pair["up"], size)
         merged[network][path] = own, change
-  wrong += [f"{network} {module} is no module" for network, module in pairs]
+  wrong += [f"{network} has no module {module}" for network, module in pairs]
   if wrong:
     other = foreign.lora_base(tensors)
     raise InputError(
@@ -234,7 +235,7 @@ def merge(
 
 
 def _fits(shape: tuple[int, ...], pair: Mapping[str, safetensors.Tensor]) -> bool:
-  """Whether both parts are there and their product has the shape of the kernel."""
+  """Whether both parts exist and their product has the kernel's shape."""
   if not {"down", "up"} <= pair.keys():
     return False
   if not (pair["down"].shape and pair["up"].shape):

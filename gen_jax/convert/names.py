@@ -1,8 +1,8 @@
-"""Which foreign tensor holds which parameters: tables of rows, read in both directions.
+"""Tables that map foreign tensors to parameters, used for import and export.
 
-A foreign tensor is one or several of our arrays as matrices, side by side, and perhaps
-transposed. An array [D, N, Dh] becomes the matrix [D, N Dh]; `inputs` says how many of
-its leading axes are rows. All of it is a view: nothing is copied to find a part.
+A foreign tensor is one or several of our arrays as matrices, concatenated, and perhaps
+transposed. An array [D, N, Dh] becomes the matrix [D, N Dh]; `inputs` is the number of
+its leading axes that form the rows. Parts are views: nothing is copied.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One foreign tensor.
+class TensorMap:
+  """One foreign tensor and the parameters that it holds.
 
   Attributes:
     foreign: its name; {i} is the layer.
-    paths: of our parameters that it holds, in order along its last axis.
-    inputs: leading axes of ours that are the rows of the matrix; 0 for a vector.
+    paths: of our parameters, in order along its last axis.
+    inputs: leading axes of ours that form the matrix's rows; 0 for a vector.
     transposed: the foreign matrix is [out, in].
   """
 
@@ -30,8 +30,8 @@ class Row:
   inputs: int = 0
   transposed: bool = False
 
-  def at(self, layer: int) -> "Row":
-    """The row of one layer."""
+  def at(self, layer: int) -> "TensorMap":
+    """The entry for one layer."""
     return dataclasses.replace(
       self,
       foreign=self.foreign.format(i=layer),
@@ -39,7 +39,7 @@ class Row:
     )
 
   def shape(self, shapes: Sequence[Shape]) -> Shape:
-    """Of the foreign tensor, from those of our arrays."""
+    """Shape of the foreign tensor, from those of our arrays."""
     width = sum(math.prod(shape[self.inputs :]) for shape in shapes)
     if not self.inputs:
       return (width,)
@@ -47,14 +47,14 @@ class Row:
     return (width, rows) if self.transposed else (rows, width)
 
   def part(self, tensor: np.ndarray, path: str, shape: Shape) -> np.ndarray:
-    """A view of the foreign tensor that is our array; parts are of equal size."""
+    """Our array as a view of the foreign tensor; parts are of equal size."""
     matrix = tensor.T if self.transposed else tensor
     width = matrix.shape[-1] // len(self.paths)
     start = self.paths.index(path) * width
     return matrix[..., start : start + width].reshape(shape)
 
   def whole(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The foreign tensor of our arrays."""
+    """The foreign tensor, made of our arrays."""
     matrices = [
       a.reshape((math.prod(a.shape[: self.inputs]), -1) if self.inputs else -1)
       for a in arrays
@@ -63,27 +63,29 @@ class Row:
     return matrix.T if self.transposed else matrix
 
 
-def _norm(foreign: str, path: str) -> tuple[Row, Row]:
+def _norm(foreign: str, path: str) -> tuple[TensorMap, TensorMap]:
   return (
-    Row(f"{foreign}.weight", (f"{path}/scale",)),
-    Row(f"{foreign}.bias", (f"{path}/bias",)),
+    TensorMap(f"{foreign}.weight", (f"{path}/scale",)),
+    TensorMap(f"{foreign}.bias", (f"{path}/bias",)),
   )
 
 
 def _linear(
   foreign: str, *paths: str, inputs: int = 1, transposed: bool = False
-) -> tuple[Row, Row]:
+) -> tuple[TensorMap, TensorMap]:
   return (
-    Row(f"{foreign}.weight", tuple(f"{p}/kernel" for p in paths), inputs, transposed),
-    Row(f"{foreign}.bias", tuple(f"{p}/bias" for p in paths)),
+    TensorMap(
+      f"{foreign}.weight", tuple(f"{p}/kernel" for p in paths), inputs, transposed
+    ),
+    TensorMap(f"{foreign}.bias", tuple(f"{p}/bias" for p in paths)),
   )
 
 
 _H, _L, _B = "transformer.h.{i}", "model.layers.{i}", "block_{i}"
-# GPT-2 keeps [in, out] and the three projections of attention in one tensor.
+# GPT-2 stores [in, out], and the three projections of attention in one tensor.
 GPT2 = (
-  Row("transformer.wte.weight", ("embed/table",), 1),
-  Row("transformer.wpe.weight", ("position/table",), 1),
+  TensorMap("transformer.wte.weight", ("embed/table",), 1),
+  TensorMap("transformer.wpe.weight", ("position/table",), 1),
   *_norm(f"{_H}.ln_1", f"{_B}/attention_norm"),
   *_linear(
     f"{_H}.attn.c_attn", *(f"{_B}/attention/{n}" for n in ("query", "key", "value"))
@@ -93,10 +95,10 @@ GPT2 = (
   *_linear(f"{_H}.mlp.c_fc", f"{_B}/mlp/up"),
   *_linear(f"{_H}.mlp.c_proj", f"{_B}/mlp/down"),
   *_norm("transformer.ln_f", "final_norm"),
-  Row("lm_head.weight", ("head/kernel",), 1, True),
+  TensorMap("lm_head.weight", ("head/kernel",), 1, True),
 )
 LLAMA = (
-  Row("model.embed_tokens.weight", ("embed/table",), 1),
+  TensorMap("model.embed_tokens.weight", ("embed/table",), 1),
   *_norm(f"{_L}.input_layernorm", f"{_B}/attention_norm"),
   *_linear(f"{_L}.self_attn.q_proj", f"{_B}/attention/query", transposed=True),
   *_linear(f"{_L}.self_attn.k_proj", f"{_B}/attention/key", transposed=True),
@@ -107,21 +109,21 @@ LLAMA = (
   *_linear(f"{_L}.mlp.up_proj", f"{_B}/mlp/up", transposed=True),
   *_linear(f"{_L}.mlp.down_proj", f"{_B}/mlp/down", transposed=True),
   *_norm("model.norm", "final_norm"),
-  Row("lm_head.weight", ("head/kernel",), 1, True),
+  TensorMap("lm_head.weight", ("head/kernel",), 1, True),
 )
 
 
-def rows(
-  table: Sequence[Row], shapes: Mapping[str, Shape], num_layers: int
-) -> Iterator[tuple[Row, Shape]]:
-  """The rows that a model has, with the shapes of the foreign tensors.
+def tensor_maps(
+  table: Sequence[TensorMap], shapes: Mapping[str, Shape], num_layers: int
+) -> Iterator[tuple[TensorMap, Shape]]:
+  """The entries that apply to a model, with the shapes of the foreign tensors.
 
   Args:
-    shapes: {path: shape} of a model with layers in a row.
+    shapes: {path: shape} of a model with unrolled layers.
   """
-  for row in table:
-    layers = range(num_layers) if "{i}" in row.foreign else (0,)
+  for entry in table:
+    layers = range(num_layers) if "{i}" in entry.foreign else (0,)
     for i in layers:
-      own = row.at(i)
+      own = entry.at(i)
       if all(path in shapes for path in own.paths):
         yield own, own.shape([shapes[path] for path in own.paths])

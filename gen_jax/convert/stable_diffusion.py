@@ -1,10 +1,9 @@
-"""Stable Diffusion's weights: which tensor is which parameter, in both of their forms.
+"""Stable Diffusion's weights: maps of tensors to parameters, for both layouts.
 
     folder   model_index.json, unet/, vae/, text_encoder/, tokenizer/, scheduler/
-    file     everything in one .safetensors, by the names of the code it was trained by
+    file     everything in one .safetensors, with the names of the original code
 
-A model is walked once, module by module; each kind of module has one table of its
-parts, with their names in the folder and in the file.
+Each kind of module has one table of its parts, with their names in both layouts.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ PREFIXES = {
 }
 
 
-class _Kernel(names.Row):
+class _Kernel(names.TensorMap):
   """A convolution: [h, w, in, out] here, [out, in, h, w] there."""
 
   def shape(self, shapes):
@@ -41,8 +40,8 @@ class _Kernel(names.Row):
     return arrays[0].transpose(3, 2, 0, 1)
 
 
-class _Point(names.Row):
-  """A linear map, kept there as a convolution with a window of 1."""
+class _Point(names.TensorMap):
+  """A linear map here, a 1x1 convolution there."""
 
   def shape(self, shapes):
     return (*super().shape(shapes), 1, 1)
@@ -54,7 +53,7 @@ class _Point(names.Row):
     return super().whole(arrays)[..., None, None]
 
 
-# A part: our names, its kind, and its names there (in the folder, in the file).
+# A part: our names, its kind, and its names (in the folder, in the file).
 Part = tuple[tuple[str, ...], str, tuple[str, str]]
 
 
@@ -89,7 +88,7 @@ def heads(ours: str, theirs: str) -> Iterator[Part]:
 
 
 def _transformer(outer: str) -> tuple[Part, ...]:
-  """Args: outer: kind of its first and last map, 'point' (v1) or 'dense' (v2)."""
+  """Parts of a transformer; `outer` is its projections' kind, 'point' or 'dense'."""
   return (
     (("norm",), "norm", same("norm")),
     (("proj_in",), outer, same("proj_in")),
@@ -104,7 +103,7 @@ def _transformer(outer: str) -> tuple[Part, ...]:
   )
 
 
-# The file keeps the maps of the autoencoder's attention as convolutions.
+# The file has the linear maps of the autoencoder's attention as convolutions.
 _ATTENTION = (
   (("norm",), "norm", ("group_norm", "norm")),
   (("attention/query",), "dense|point", ("to_q", "q")),
@@ -112,7 +111,7 @@ _ATTENTION = (
   (("attention/value",), "dense|point", ("to_v", "v")),
   (("attention/out",), "out|point_out", ("to_out.0", "proj_out")),
 )
-# Names of the same parts in folders written before 2023.
+# Old names of these parts in folders written before 2023.
 OLD_NAMES = {
   f"mid_block.attentions.0.{old}.": f"mid_block.attentions.0.{new}."
   for old, new in (
@@ -140,11 +139,11 @@ _TEXT = (
 
 
 def one(kind: str) -> tuple[Part, ...]:
-  """The parts of a module that is its only one."""
+  """The parts of a module that is a single part."""
   return (((), kind, ("", "")),)
 
 
-# A module: our path, its parts, its names there.
+# A module: our path, its parts, its names (in the folder, in the file).
 Module = tuple[str, tuple[Part, ...], tuple[str, str]]
 
 
@@ -224,25 +223,27 @@ def text_modules(cfg: text_encoder.Config) -> Iterator[Module]:
   yield "final_norm", one("norm"), same("final_layer_norm")
 
 
-def _leaves(kind: str) -> Iterator[tuple[str, str, type[names.Row], dict[str, Any]]]:
-  """Our leaf, theirs, and the row that ties them."""
+def _leaves(
+  kind: str,
+) -> Iterator[tuple[str, str, type[names.TensorMap], dict[str, Any]]]:
+  """(our leaf, their leaf, class of the map, its arguments) of a kind of part."""
   if kind == "norm":
-    yield "scale", "weight", names.Row, {}
+    yield "scale", "weight", names.TensorMap, {}
   elif kind == "conv":
     yield "kernel", "weight", _Kernel, {}
   elif kind == "table":
-    yield "table", "weight", names.Row, {"inputs": 1}
+    yield "table", "weight", names.TensorMap, {"inputs": 1}
   else:
-    row = _Point if "point" in kind else names.Row
+    entry = _Point if "point" in kind else names.TensorMap
     inputs = 2 if "out" in kind else 1
-    yield "kernel", "weight", row, {"inputs": inputs, "transposed": True}
-  yield "bias", "bias", names.Row, {}
+    yield "kernel", "weight", entry, {"inputs": inputs, "transposed": True}
+  yield "bias", "bias", names.TensorMap, {}
 
 
-def rows(
+def tensor_maps(
   modules: Iterator[Module], shapes: Mapping[str, names.Shape], column: int, prefix: str
-) -> dict[str, tuple[names.Row, names.Shape]]:
-  """{foreign name: row and shape} of the parameters that a model has.
+) -> dict[str, tuple[names.TensorMap, names.Shape]]:
+  """{foreign name: entry and shape} of a model's parameters.
 
   Args:
     shapes: {path: shape} of the model.
@@ -259,8 +260,8 @@ def rows(
       ):
         paths = tuple(f"{home}/{leaf}" for home in homes)
         if all(p in shapes for p in paths):
-          row = make(f"{prefix}{foreign}.{end}", paths, **how)
-          found[row.foreign] = (row, row.shape([shapes[p] for p in paths]))
+          entry = make(f"{prefix}{foreign}.{end}", paths, **how)
+          found[entry.foreign] = (entry, entry.shape([shapes[p] for p in paths]))
   return found
 
 
@@ -271,7 +272,7 @@ class Model:
   Attributes:
     name: 'unet', 'autoencoder' or 'text_encoder'.
     config: of the network.
-    is_linear: of a UNet: whether its transformers begin and end with linear maps.
+    is_linear: whether a UNet's transformers use linear projections (v2).
   """
 
   name: str
@@ -286,11 +287,11 @@ class Model:
       return autoencoder_modules(self.config)
     return text_modules(self.config)
 
-  def rows(self, abstract: Params, column: int):
-    """See `rows`; every parameter of the model is in one of them."""
+  def tensor_maps(self, abstract: Params, column: int):
+    """See `tensor_maps`; covers every parameter of the model."""
     shapes = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
-    found = rows(self.modules(), shapes, column, PREFIXES[self.name][column])
-    held = {path for row, _ in found.values() for path in row.paths}
+    found = tensor_maps(self.modules(), shapes, column, PREFIXES[self.name][column])
+    held = {path for entry, _ in found.values() for path in entry.paths}
     if left := sorted(shapes.keys() - held):
       raise ValueError(f"no foreign tensor holds {left}")
     return found
@@ -298,36 +299,36 @@ class Model:
 
 def match(
   model: Model, tensors: Mapping[str, safetensors.Tensor], abstract: Params, column: int
-) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
-  """Where each parameter is; see `huggingface.match`.
+) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
+  """{path: its entry and tensor}; see `huggingface.match`.
 
   Raises:
     InputError: lists what is missing, extra, mis-shaped or of an unknown dtype.
   """
-  found_rows = model.rows(abstract, column)
+  entries = model.tensor_maps(abstract, column)
   rename = modern if column == FOLDER else lambda _, name: name
   found = {rename(model.name, name): tensor for name, tensor in tensors.items()}
   found = {n: t for n, t in found.items() if not n.endswith(".position_ids")}
-  return places(found_rows, found, f"the weights of the {model.name}")
+  return places(entries, found, f"the weights of the {model.name}")
 
 
 def places(
-  found_rows: Mapping[str, tuple[names.Row, names.Shape]],
+  entries: Mapping[str, tuple[names.TensorMap, names.Shape]],
   tensors: Mapping[str, safetensors.Tensor],
   what: str,
-) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
-  """Where each parameter is, by the rows of `rows`; see `huggingface.check`."""
-  expected = {name: shape for name, (_, shape) in found_rows.items()}
+) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
+  """{path: its entry and tensor} from `tensor_maps`; see `huggingface.check`."""
+  expected = {name: shape for name, (_, shape) in entries.items()}
   huggingface.check(expected, tensors, what)
   return {
-    path: (row, tensors[name])
-    for name, (row, _) in found_rows.items()
-    for path in row.paths
+    path: (entry, tensors[name])
+    for name, (entry, _) in entries.items()
+    for path in entry.paths
   }
 
 
 def modern(network: str, name: str) -> str:
-  """A tensor's name in a folder as it is written today."""
+  """The current name of a tensor in a folder."""
   if network == "autoencoder":
     for old, new in OLD_NAMES.items():
       name = name.replace(old, new)
@@ -335,32 +336,32 @@ def modern(network: str, name: str) -> str:
   return name if name.startswith(prefix) else f"{prefix}{name}"
 
 
-def plan(
+def foreign_tensors(
   model: Model, params: Params, column: int = FOLDER
-) -> dict[str, safetensors.Planned]:
+) -> dict[str, safetensors.LazyTensor]:
   """The foreign tensors of a model."""
-  return planned(model.rows(params, column), params)
+  return lazy(model.tensor_maps(params, column), params)
 
 
-def planned(
-  found_rows: Mapping[str, tuple[names.Row, names.Shape]], params: Params
-) -> dict[str, safetensors.Planned]:
-  """The foreign tensors of the rows of `rows`."""
+def lazy(
+  maps: Mapping[str, tuple[names.TensorMap, names.Shape]], params: Params
+) -> dict[str, safetensors.LazyTensor]:
+  """The foreign tensors of `tensor_maps`."""
   flat = tree.flatten(params)
   found = {}
-  for name, (row, shape) in found_rows.items():
+  for name, (entry, shape) in maps.items():
 
-    def make(row=row):
-      return row.whole([np.asarray(flat[path]) for path in row.paths])
+    def make(entry=entry):
+      return entry.whole([np.asarray(flat[path]) for path in entry.paths])
 
-    found[name] = safetensors.Planned(shape, make)
+    found[name] = safetensors.LazyTensor(shape, make)
   return found
 
 
 def open_weights(
   folder: pathlib.Path, stems: Sequence[str]
 ) -> dict[str, safetensors.Tensor]:
-  """The tensors of one network's folder, by whichever stem its files have."""
+  """The tensors in one network's folder, for the first stem that its files have."""
   for stem in stems:
     if any(folder.glob(f"{stem}.safetensors*")):
       return safetensors.open_folder(folder, stem)

@@ -1,4 +1,4 @@
-"""TAESD's weights: two files, layers by their numbers in a sequence."""
+"""TAESD's weights: two files, with layers named by their index in a sequence."""
 
 import pathlib
 import re
@@ -13,7 +13,7 @@ from gen_jax.types import InputError, Params
 
 HALVES = ("encoder", "decoder")
 FILES = {half: f"taesd_{half}.safetensors" for half in HALVES}
-# Others of the family, of the same or other layers, by whose latents they decode.
+# Other models of the family, which decode other latents.
 OTHERS = {
   "taesdxl": "TAESDXL, for Stable Diffusion XL,",
   "taesd3": "TAESD3, for Stable Diffusion 3,",
@@ -29,7 +29,7 @@ _BLOCK = tuple(
 
 
 def is_here(folder: pathlib.Path) -> bool:
-  """Whether a folder holds TAESD; one of its files is enough to mean it."""
+  """Whether a folder holds at least one of TAESD's files."""
   return folder.is_dir() and any(_NAME.fullmatch(f.name) for f in folder.iterdir())
 
 
@@ -37,7 +37,7 @@ def open_folder(folder: pathlib.Path) -> dict[str, safetensors.Tensor]:
   """The tensors of both files, as encoder.0.weight and the like.
 
   Raises:
-    InputError: one is missing or damaged, or they decode the latents of another model.
+    InputError: one is missing or damaged, or they are for another model's latents.
   """
   stems = {found[1] for f in folder.iterdir() if (found := _NAME.fullmatch(f.name))}
   if "taesd" not in stems:
@@ -56,15 +56,15 @@ def open_folder(folder: pathlib.Path) -> dict[str, safetensors.Tensor]:
 
 
 def block(tensors: Mapping[str, safetensors.Tensor]) -> dict[str, Any]:
-  """The autoencoder block; sizes are read off the first and the last layer."""
+  """The autoencoder block; its sizes are those of the decoder's first layer."""
   first = tensors.get("decoder.1.weight")
   if first is None or len(first.shape) != 4:
-    raise InputError("no TAESD: it lacks decoder.1.weight [width, latents, 3, 3]")
+    raise InputError("not TAESD: it lacks decoder.1.weight [width, latents, 3, 3]")
   return {"name": "tiny", "width": first.shape[0], "latent_channels": first.shape[1]}
 
 
 def _modules(cfg: tiny_autoencoder.Config) -> Iterator[sd.Module]:
-  """All modules, by their numbers among the layers; some have no weights: None."""
+  """All modules by their index among the layers; None is a layer without weights."""
   conv = sd.one("conv")
 
   def blocks(stem, level):
@@ -84,8 +84,8 @@ def _modules(cfg: tiny_autoencoder.Config) -> Iterator[sd.Module]:
 
 def match(
   tensors: Mapping[str, safetensors.Tensor], abstract: Params
-) -> dict[str, tuple[names.Row, safetensors.Tensor]]:
-  """Where each parameter is; see `huggingface.match`."""
+) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
+  """{path: its entry and tensor}; see `huggingface.match`."""
   cfg = build.build("autoencoder", block(tensors)).config
   shapes = {path: tuple(x.shape) for path, x in tree.flatten(abstract).items()}
-  return sd.places(sd.rows(_modules(cfg), shapes, sd.FILE, ""), tensors, "TAESD")
+  return sd.places(sd.tensor_maps(_modules(cfg), shapes, sd.FILE, ""), tensors, "TAESD")

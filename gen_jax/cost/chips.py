@@ -1,6 +1,6 @@
-"""Accelerators: what their makers print of them, and slices of TPUs to compile for.
+"""Accelerators' data sheets, and TPU slices to compile for.
 
-One table. Figures are peaks, so that times computed from them are lower bounds.
+Numbers are peaks, so times computed from them are lower bounds.
 """
 
 import dataclasses
@@ -24,14 +24,13 @@ class Chip:
   """One accelerator.
 
   Attributes:
-    kind: how jax's device_kind begins.
+    kind: prefix of jax's device_kind.
     flops: dense bf16 FLOP/s.
-    hbm_bytes: memory that programs may use: what the compiler says is available, for
-      TPUs; the maker's figure else.
+    hbm_bytes: usable memory: for TPUs by the compiler, else by the data sheet.
     hbm_bandwidth: bytes/s.
-    links: to other chips; of TPUs two for each dimension of the torus.
+    links: to other chips; for TPUs two per dimension of the torus.
     link_bandwidth: bytes/s of one link in one direction.
-    source: of the figures.
+    source: of these numbers.
   """
 
   kind: str
@@ -43,12 +42,12 @@ class Chip:
   source: str
 
   def links_in(self, dims: Sequence[int]) -> int:
-    """Links of a chip that lead anywhere in a slice of these dimensions."""
+    """Links of a chip that are connected in a slice of these dimensions."""
     return min(self.links, sum(min(2, size - 1) for size in dims))
 
 
 _DOCS = "cloud.google.com/tpu/docs"
-# The first kind that fits is taken: "TPU v5 lite" stands before "TPU v5".
+# The first matching kind is used: "TPU v5 lite" precedes "TPU v5".
 CHIPS: Mapping[str, Chip] = {
   "v4": Chip("TPU v4", 275e12, 30.5 * GIB, 1228e9, 6, 50e9, f"{_DOCS}/v4"),
   "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 4, 50e9, f"{_DOCS}/v5e"),
@@ -58,7 +57,7 @@ CHIPS: Mapping[str, Chip] = {
   "a100": Chip("NVIDIA A100", 312e12, 80e9, 2039e9, 12, 25e9, "data sheet, SXM 80 GB"),
   "h100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 18, 25e9, "data sheet, SXM"),
 }
-# Slices as they are sold; others that the compiler knows may be named as well.
+# Slices for sale; others that the compiler knows are accepted too.
 SLICES: Mapping[str, tuple[str, ...]] = {
   "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
   "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -70,13 +69,13 @@ SLICES: Mapping[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Topology:
-  """A slice of TPUs that programs can be compiled for, without the slice.
+  """A TPU slice as a compilation target; no TPU is needed.
 
   Attributes:
     name: 'v5e:2x4'.
-    chip: what it is made of.
+    chip: of the slice.
     dims: chips along each dimension of the torus.
-    devices: jax's; one or two a chip.
+    devices: jax's; one or two per chip.
   """
 
   name: str
@@ -86,12 +85,12 @@ class Topology:
 
   @property
   def num_chips(self) -> int:
-    """Chips in all."""
+    """Number of chips."""
     return math.prod(self.dims)
 
   @property
   def devices_per_chip(self) -> int:
-    """How many devices share a chip, and what it has."""
+    """Number of devices that share a chip and its memory."""
     return len(self.devices) // self.num_chips
 
 
@@ -111,12 +110,12 @@ def _check_libtpu() -> None:
 
 
 def topology(name: str) -> Topology:
-  """Describes a slice by its chip and dimensions, 'v5p:4x4x4'.
+  """The slice of a chip and dimensions, as 'v5p:4x4x4'.
 
-  The compiler is libtpu's, which runs on any machine; no TPU is touched.
+  libtpu's compiler runs on any machine; no TPU is used.
 
   Raises:
-    InputError: no such chip or slice, or no libtpu that fits this jax.
+    InputError: no such chip or slice, or no libtpu for this jax.
   """
   kind, _, size = name.partition(":")
   if kind not in SLICES:
@@ -125,7 +124,7 @@ def topology(name: str) -> Topology:
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
     raise unknown("topology", name, known)
   _check_libtpu()
-  # A machine without TPUs has nobody to ask where it stands in which slice.
+  # Keeps libtpu from querying the metadata server, which only TPU machines have.
   for key, value in {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -137,7 +136,7 @@ def topology(name: str) -> Topology:
   from jax.experimental import topologies  # needs libtpu, as nothing else does
 
   dims = tuple(map(int, size.split("x")))
-  # One host per chip where a slice is smaller than a host's usual four.
+  # One host per chip if a slice is smaller than a host's usual four chips.
   options = {"chips_per_host_bounds": (*dims, 1, 1)[:3]} if math.prod(dims) < 4 else {}
   try:
     found = topologies.get_topology_desc(

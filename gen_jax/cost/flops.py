@@ -1,8 +1,7 @@
 """Matrix FLOPs of a function, counted on its jaxpr: loops times their length.
 
-XLA's own cost analysis counts the body of a loop once and says nothing of the model;
-this counts 2 m n k for every matrix product and the like for convolutions, and nothing
-else.
+XLA's cost analysis counts a loop's body once. This counts only matrix products, 2 m n k
+each, and convolutions.
 """
 
 import functools
@@ -21,10 +20,10 @@ from gen_jax.cost import chips
 
 @functools.cache
 def peak(device: jax.Device) -> tuple[float, str]:
-  """FLOP/s of one device and where the figure is from.
+  """Peak FLOP/s of one device, and the source of the number.
 
-  From `chips.CHIPS`, or measured: the best of five float32 matrix products of 1,024 on
-  this device, which is all of a CPU's cores.
+  From `chips.CHIPS`, or measured: the best of five float32 matrix products of side
+  1,024 on this device (for a CPU, on all cores).
   """
   for chip in chips.CHIPS.values():
     if device.device_kind.startswith(chip.kind):
@@ -42,7 +41,7 @@ def peak(device: jax.Device) -> tuple[float, str]:
 
 
 def is_batched(equation: Any) -> bool:
-  """Whether a product is of activations with activations, which is attention's kind."""
+  """Whether a product is of two activations, as in attention."""
   name, params = equation.primitive.name, equation.params
   batched = name == "dot_general" and params["dimension_numbers"][1][0]
   return bool(batched) or name.startswith(_FUSED)
@@ -58,11 +57,10 @@ def count(
 ) -> float:
   """FLOPs of fn(*args) in matrix products and convolutions; args may be abstract.
 
-  What no output needs is not counted.
+  Unused results are not counted.
 
   Args:
-    unless: which equations of the jaxpr do not count, nor what is in them, say
-      `is_kernel`.
+    unless: equations of the jaxpr to skip, with their bodies, e.g. `is_kernel`.
 
   >>> x = jax.ShapeDtypeStruct((8, 16), "float32")
   >>> count(lambda x: x @ x.T, x)
@@ -79,13 +77,13 @@ def count(
 def with_gradient(
   fn: Callable[..., Any], *args: Any, unless: Callable[[Any], bool] = lambda e: False
 ) -> float:
-  """FLOPs of fn(*args) and of its gradient by the first argument, nothing done twice.
+  """FLOPs of fn(*args) and its gradient by the first argument, nothing counted twice.
 
   A product counts once, and once more for each operand that depends on that argument:
-  three times in a trained layer, but for a first one, whose input is data; twice in a
-  frozen layer that gradients pass through; once in one before all that is trained.
-  What remat or a kernel computes again is not counted; what is stopped after a product
-  (`stop_gradient` of it) is, as if it were not.
+  three times in a trained layer, twice in a first one (its input is data) or in a
+  frozen layer that gradients pass through, once in a layer before all trained ones.
+  Recomputation by remat or a kernel is not counted. A `stop_gradient` after a product
+  does not reduce that product's count.
 
   Args:
     unless: see `count`.
@@ -100,15 +98,15 @@ def with_gradient(
 
 
 def kernels(fn: Callable[..., Any], *args: Any) -> float:
-  """`count` of what stands in Pallas kernels, which compilers do not look into.
+  """`count` inside Pallas kernels, which are opaque to the compiler.
 
-  Blocks that a kernel skips, say under a causal mask, count as if they were computed.
+  Blocks that a kernel skips, e.g. under a causal mask, are counted too.
   """
   return count(fn, *args) - count(fn, *args, unless=is_kernel)
 
 
 def _trace(fn: Callable[..., Any], *args: Any) -> Any:
-  """The jaxpr of fn(*args), without what no output needs."""
+  """The jaxpr of fn(*args), without dead code."""
   jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
   needed = [True] * len(jaxpr.outvars)
   return partial_eval.dce_jaxpr(jaxpr, needed, instantiate=True)[0]
@@ -123,7 +121,7 @@ def _bodies(equation: Any) -> list[Any]:
 
 
 def _times(equation: Any) -> int:
-  """How often its bodies run: a loop's length, a kernel's grid, a mesh's pieces."""
+  """How often its bodies run: a loop's length, a kernel's grid, a mesh's shards."""
   name, params = equation.primitive.name, equation.params
   if name == "scan":
     return params["length"]
@@ -136,8 +134,8 @@ def _times(equation: Any) -> int:
 
 
 def _carry(equation: Any) -> slice:
-  """Which inputs of a loop its first outputs become."""
-  if equation.primitive.name == "scan":  # what is scanned has an axis more outside
+  """The inputs of a loop that its first outputs are carried to."""
+  if equation.primitive.name == "scan":  # scanned arrays have one more axis outside
     (body,) = _bodies(equation)
     given, carried = (
       sum(x.aval.ndim == y.aval.ndim for x, y in zip(outer, inner, strict=True))
@@ -154,10 +152,10 @@ def _carry(equation: Any) -> slice:
 def _count(
   jaxpr: Any, unless: Callable[[Any], bool], moved: list[bool]
 ) -> tuple[float, list[bool]]:
-  """FLOPs, once more for each operand that moves; and which outputs move.
+  """FLOPs, once more per differentiated operand; and which outputs are differentiated.
 
   Args:
-    moved: whether each input depends on what gradients are asked of.
+    moved: whether each input depends on the differentiated argument.
   """
   known = dict(zip(jaxpr.invars, moved, strict=True))
   moves = lambda x: not isinstance(x, core.Literal) and known.get(x, False)  # noqa: E731
@@ -179,7 +177,7 @@ def _equation(
   if name.startswith(_FUSED):
     return _fused(equation, moved), [any(moved)] * len(outvars)
   found = []
-  for body in _bodies(equation):  # of one input less in `cond`, of some more in kernels
+  for body in _bodies(equation):  # one input fewer in `cond`, some more in kernels
     less = len(moved) - len(body.invars)
     given = moved[max(less, 0) :] + [any(moved)] * -less
     found.append(_count(body, unless, given))
@@ -220,14 +218,14 @@ def _conv(equation: Any) -> float:
   return 2.0 * out * depth / holes
 
 
-# cuDNN's attention is one equation; jax names it so, and goes on with fwd or bwd.
+# Prefix of jax's name for cuDNN's attention, followed by fwd or bwd.
 _FUSED = "dot_product_attention_"
 
 
 def _fused(equation: Any, moved: list[bool]) -> float:
-  """Of attention in one equation, as if no mask allowed blocks to be skipped.
+  """FLOPs of attention in one equation, masked blocks included.
 
-  Backward makes the scores again: five products of the size of forward's two.
+  The backward pass recomputes the scores: five products of the size of forward's two.
   """
   query, key = (x.aval.shape for x in equation.invars[:2])  # [B, T, N, Dh], [B, S, ...]
   product = 2.0 * math.prod(query) * key[1]

@@ -1,8 +1,7 @@
-"""What a compiled program will cost: memory, FLOPs, exchanges, time, money.
+"""The cost of a compiled program: memory, FLOPs, collectives, time, money.
 
-The program is the one that would run, compiled by the same compiler: `training` is the
-step of `train.step`, `sampling` the loop that draws. On a mesh of a `chips.Topology`
-nothing but the chips themselves is missing.
+The program is the one that would run, from the same compiler: `training` is the step of
+`train.step`, `sampling` the sampling loop. For a `chips.Topology` no chip is needed.
 """
 
 import dataclasses
@@ -34,11 +33,10 @@ class Draft:
 
   Attributes:
     run: the jitted function.
-    args: its arguments, abstract and with their shardings.
-    held: these by what they are; 'parameters' are the weights.
-    items: units of data that one run of it takes in or gives out.
-    model_flops: that the model asks for, over all devices, by convention; None: those
-      that are traced.
+    args: its arguments, abstract, with shardings.
+    held: the arguments by name; 'parameters' are the weights.
+    items: units of data that one run consumes or produces.
+    model_flops: of the model, over all devices, by convention; None: the traced FLOPs.
   """
 
   run: Any
@@ -53,10 +51,10 @@ class Program(Draft):
   """A compiled program.
 
   Attributes:
-    cost: what one device does.
-    peak_hbm_bytes: that one device needs.
+    cost: of one device.
+    peak_hbm_bytes: of one device.
     matrix_flops: of the traced program over all devices, recomputation included.
-    kernel_flops: those of them in Pallas kernels, which XLA does not count.
+    kernel_flops: the part of them in Pallas kernels, which XLA does not count.
   """
 
   cost: costs.Cost
@@ -65,9 +63,9 @@ class Program(Draft):
   kernel_flops: float
 
 
-# The compiler looks less long for fast kernels and is five times as fast. FLOPs and
-# exchanges are the same, but that float32 weights travel as they are, where it takes
-# bfloat16 else; more passes memory (GPT-2: a sixth).
+# A shorter search for fast kernels: compiles five times as fast. FLOPs and collectives
+# are the same, except that float32 weights are sent as float32, not bfloat16; memory
+# traffic is higher (GPT-2: by a sixth).
 QUICK: Options = {"exec_time_optimization_effort": -1.0}
 
 
@@ -75,7 +73,7 @@ def compile(draft: Draft, options: Options | None = None) -> Program:
   """Compiles a draft.
 
   Args:
-    options: of the compiler, `QUICK` say.
+    options: of the compiler, e.g. `QUICK`.
   """
   matrix, kernel = (f(draft.run, *draft.args) for f in (flops.count, flops.kernels))
   compiled = draft.run.lower(*draft.args).compile(options)
@@ -117,20 +115,20 @@ def training(experiment: Any) -> Draft:
 
 
 def sampling(experiment: Any) -> Draft:
-  """The loop that draws one image, or continues one text, for each batch shard.
+  """The loop that draws one image, or continues one text, per batch shard.
 
   Raises:
-    InputError: an experiment that draws nothing.
+    InputError: the experiment's task generates nothing.
   """
   if isinstance(experiment.task, diffusion.Diffusion):
     return _drawing(experiment)
   if hasattr(experiment.task, "model"):
     return _writing(experiment)
-  raise InputError("--sample draws texts and images; an autoencoder draws nothing")
+  raise InputError("--sample needs a model of texts or images, not an autoencoder")
 
 
 def _place(layout: sharding.Layout, tree_of_shapes: PyTree) -> PyTree:
-  """Abstract arrays: rows over the batch axes, whatever is no row everywhere."""
+  """Abstract arrays with shardings: `batched` if of batch size, else replicated."""
   num = layout.num_batch_shards
 
   def place(x):
@@ -148,7 +146,7 @@ def _keys(layout: sharding.Layout) -> PyTree:
 
 
 def _drawing(experiment: Any) -> Draft:
-  """Images: all steps of the sampler, and the decoder."""
+  """Image sampling: all steps of the sampler, and the decoder."""
   layout, data, params = (
     experiment.layout,
     experiment.data,
@@ -177,7 +175,7 @@ def _drawing(experiment: Any) -> Draft:
 
 
 def _writing(experiment: Any) -> Draft:
-  """Texts: max_tokens tokens after a prompt that leaves room for just them."""
+  """Text generation: max_tokens tokens after a prompt that fills the rest."""
   layout, how = experiment.layout, experiment.sampling
   model = transformer.unscanned(experiment.task.model)
   task = dataclasses.replace(experiment.task, model=model)
@@ -210,7 +208,7 @@ def _writing(experiment: Any) -> Draft:
 
 
 def parameter_table(params: PyTree) -> dict[str, int]:
-  """Elements by module, two levels deep."""
+  """Number of elements by module, two levels deep."""
   table: dict[str, int] = {}
   for path, leaf in tree.flatten(params).items():
     name = "/".join(path.split("/")[:-1][:2]) or path
@@ -219,7 +217,7 @@ def parameter_table(params: PyTree) -> dict[str, int]:
 
 
 def describe(experiment: Any, program: Program) -> dict[str, Any]:
-  """What any compiled program says of itself, on any device; plain data."""
+  """The costs of a compiled program on any device, as plain data."""
   found, peak = program.cost, program.peak_hbm_bytes
   params = program.held["parameters"]
   mesh = dict(experiment.layout.mesh.shape)
@@ -262,7 +260,7 @@ def describe(experiment: Any, program: Program) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-  """`describe`, for reading."""
+  """`describe` as lines of text."""
   out = ["parameters by module"]
   table = {**result["params_by_module"], "all": result["params"]}
   out += [f"  {name:40} {size:>18,}" for name, size in table.items()]
@@ -272,9 +270,9 @@ def lines(result: dict[str, Any]) -> list[str]:
   out += ["", f"mesh {mesh}", "", "bytes on each device"]
   held = {**result["bytes_per_device"], "peak": result["peak_hbm_bytes"]}
   out += [f"  {name:40} {size / GIB:>14.3f} GiB" for name, size in held.items()]
-  out += ["", "FLOPs of a run of the program, all devices together"]
+  out += ["", "FLOPs of one run, all devices together"]
   for key, meaning in (
-    ("model_flops", "asked for by the model"),
+    ("model_flops", "of the model"),
     ("model_flops_causal", "the same, causal attention halved"),
     ("matrix_flops", "traced, recomputation included"),
     ("hardware_flops", "in the compiled program, loops times their length"),
@@ -283,7 +281,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     if result[key]:
       out.append(f"  {result[key]:>12.4g}  {meaning}")
   out += ["", f"memory traffic of a device: {result['hbm_bytes'] / GIB:.2f} GiB"]
-  out += ["collectives of a device: whole arrays, what it sends, how often"]
+  out += ["collectives of a device: whole arrays, bytes sent, executions"]
   for c in result["collectives"]:
     out.append(
       f"  {c['kind']:20} {c['axes']:14} {c['group_size']:>4} devices"
@@ -292,7 +290,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     )
   if result["open_loops"]:
     out.append(
-      f"{len(result['open_loops'])} loop(s) depend on data and count once:"
+      f"{len(result['open_loops'])} loop(s) depend on data and are counted once:"
       f" {', '.join(result['open_loops'])}"
     )
   return out
@@ -301,7 +299,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 def price(
   program: Program, topology: Topology, num_steps: int, usd_per_chip_hour: float | None
 ) -> dict[str, Any]:
-  """What a program means on the chips of a slice; plain data.
+  """The time and money of a program on a slice, as plain data.
 
   Args:
     num_steps: of the whole run.
@@ -337,7 +335,7 @@ _USED = re.compile(
 
 
 def out_of_memory(text: str) -> tuple[float, float] | None:
-  """(bytes that a program needs, bytes there are) of the compiler's complaint."""
+  """(bytes needed, bytes available) from the compiler's message; None if not in it."""
   found = _USED.search(text)
   if found is None:
     return None
@@ -346,12 +344,12 @@ def out_of_memory(text: str) -> tuple[float, float] | None:
 
 
 def check_fits(experiment: Any, state: PyTree, step: Any = None) -> None:
-  """Refuses a run that this machine cannot hold, before anything is allocated.
+  """Refuses a run that does not fit this machine, before anything is allocated.
 
   Args:
     state: of training, abstract.
-    step: the jitted training step; compiled here, and not again when it is called.
-      None: the state alone is looked at.
+    step: the jitted training step, compiled here once for all; None: checks only the
+      state.
 
   Raises:
     InputError: see `too_large`.
@@ -368,9 +366,9 @@ def check_fits(experiment: Any, state: PyTree, step: Any = None) -> None:
 
 
 def too_large(experiment: Any, needed: float, there: float) -> InputError:
-  """Says by how much a training step does not fit, and what would.
+  """The error for a training step that does not fit, with settings that would.
 
-  State shrinks with devices, activations with microbatches as well.
+  State shrinks with more devices; activations also with more microbatches.
   """
   optimizer, _ = experiment.optimizer(experiment.train.num_steps)
   state = memory.bytes_per_device(experiment.abstract_state(optimizer))
@@ -379,16 +377,16 @@ def too_large(experiment: Any, needed: float, there: float) -> InputError:
   fixes = []
   if state < 0.9 * there:
     micro = experiment.train.num_microbatches
-    rows = experiment.data.batch_size // experiment.layout.num_batch_shards
+    own = experiment.data.batch_size // experiment.layout.num_batch_shards
     times = -(-(needed - state) // (there - state)) * micro
-    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n >= times]
+    fitting = [n for n in range(1, own + 1) if own % n == 0 and n >= times]
     if fitting:
       fixes.append(f"train.num_microbatches={fitting[0]} should do")
     blocks = [x for x in experiment.config["task"].values() if isinstance(x, Mapping)]
     if all(block.get("remat") != "full" for block in blocks):
       fixes.append("remat=full keeps less")
   more = int(-(-shards * needed // there))
-  fixes.append(f"about {more} such devices in place of {shards} hold it")
+  fixes.append(f"about {more} such devices instead of {shards} would hold it")
   return InputError(
     f"out of memory: a device needs {gib(needed)}, {gib(needed - there)} more than its"
     f" {gib(there)} (the state takes {gib(state)} of it): {'; '.join(fixes)}"

@@ -1,11 +1,11 @@
-"""How fast a program can be at best: three bounds, none of which can be beaten.
+"""Roofline: three lower bounds on the time of a program.
 
     compute       FLOPs of a device / its peak
-    hbm           bytes that pass its memory / the memory's bandwidth
-    interconnect  bytes that it sends / all of its links together
+    hbm           bytes of memory traffic / the memory's bandwidth
+    interconnect  bytes that it sends / bandwidth of all its links
 
-A step takes at least the largest of the three, and takes it if everything overlaps; if
-nothing does, their sum. Peaks are the makers'; a real step takes longer than either.
+A step takes at least the largest of the three, if everything overlaps, and their sum if
+nothing does. Peaks are the makers'; a real step takes longer.
 
 Source: Williams, Waterman, Patterson 2009 (doi:10.1145/1498765.1498785), with the
 interconnect as a third roof.
@@ -28,7 +28,7 @@ class Roofline:
 
   @property
   def bounds(self) -> dict[str, float]:
-    """Seconds by what they are spent on."""
+    """The three bounds by name, in seconds."""
     return {
       "compute": self.compute_secs,
       "hbm": self.hbm_secs,
@@ -37,17 +37,17 @@ class Roofline:
 
   @property
   def step_secs(self) -> float:
-    """If all overlap."""
+    """Seconds of a step if everything overlaps."""
     return max(self.bounds.values())
 
   @property
   def serial_secs(self) -> float:
-    """If nothing overlaps."""
+    """Seconds of a step if nothing overlaps."""
     return sum(self.bounds.values())
 
   @property
   def bound_by(self) -> str:
-    """Which of them is the largest."""
+    """Name of the largest bound."""
     return max(self.bounds, key=self.bounds.get)
 
 
@@ -55,8 +55,8 @@ def of(cost: Cost, topology: Topology, kernel_flops: float = 0.0) -> Roofline:
   """Bounds of a program on one device of a slice.
 
   Args:
-    cost: what one device does.
-    kernel_flops: what it does in opaque kernels beside.
+    cost: of one device.
+    kernel_flops: of one device in opaque kernels, which `cost` lacks.
   """
   chip, share = topology.chip, topology.devices_per_chip
   wire = sum(c.wire_bytes * times for c, times in cost.collectives.items())
@@ -64,13 +64,13 @@ def of(cost: Cost, topology: Topology, kernel_flops: float = 0.0) -> Roofline:
   return Roofline(
     compute_secs=(cost.flops + kernel_flops) * share / chip.flops,
     hbm_secs=cost.hbm_bytes * share / chip.hbm_bandwidth,
-    # One chip alone exchanges nothing but with itself.
+    # A single chip has no links.
     interconnect_secs=wire * share / links if links else 0.0,
   )
 
 
 def utilisation(model_flops: float, secs: float, topology: Topology) -> float:
-  """MFU: a step's model FLOPs over what the slice could do in its time.
+  """MFU: a step's model FLOPs over the slice's peak FLOPs in the same time.
 
   Source: Chowdhery et al. 2022 (arXiv:2204.02311) appendix B.
   """
@@ -80,7 +80,7 @@ def utilisation(model_flops: float, secs: float, topology: Topology) -> float:
 def expense(
   num_steps: int, secs: float, num_chips: int, price: float | None
 ) -> Mapping:
-  """Days, chip-hours and money of a run at `price` a chip-hour (None: no money)."""
+  """Days, chip-hours and USD of a run at `price` per chip-hour (None: no USD)."""
   hours = num_steps * secs / 3600.0
   return {
     "num_steps": num_steps,

@@ -54,7 +54,7 @@ def check(messages: Sequence[Message]) -> None:
     for key in ("role", "content"):
       if not isinstance(message, Mapping) or not isinstance(message.get(key), str):
         shown = " ".join(repr(message).split())[:80]
-        raise InputError(f"message {i + 1}, {shown}, has no text {key}")
+        raise InputError(f"message {i + 1}, {shown}, has no {key} that is text")
     texts = (value for value in message.values() if isinstance(value, str))
     if found := re.search(f"[{GUARD}{OPEN}{CLOSE}]", "".join(texts)):
       code = f"U+{ord(found[0]):04X}"

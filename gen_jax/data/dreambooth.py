@@ -76,7 +76,9 @@ def _paths(directory: str, key: str) -> list[pathlib.Path]:
   root, name = files.path(directory, f"data.source.{key}"), f"data.source.{key}"
   found = [p for p in folders.images_in(directory, name) if p.parent == root]
   if not found:
-    raise InputError(f"{name} {directory!r} has images only in subfolders; move them")
+    raise InputError(
+      f"{name} {directory!r} holds no images but in subfolders; move them"
+    )
   return found
 
 

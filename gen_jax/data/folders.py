@@ -82,11 +82,11 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
   is_sheet = lambda p: sheets[p.parent] and sheets[p.parent].fullmatch(p.name)  # noqa: E731
   paths = [path for path in paths if not is_sheet(path)]
   if not paths:
-    raise InputError(f"{name} {directory!r} has no images ({', '.join(suffixes)})")
+    raise InputError(f"{name} {directory!r} holds no images ({', '.join(suffixes)})")
   return sorted(paths)
 
 
-class Layout(NamedTuple):
+class Splits(NamedTuple):
   """Images of a folder by split.
 
   Attributes:
@@ -98,7 +98,7 @@ class Layout(NamedTuple):
   by_split: dict[str, list[pathlib.Path]]
 
 
-def layout(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Layout:
+def split(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Splits:
   """Images by split, if all are in folders named like splits; else all are 'train'.
 
   Raises:
@@ -111,16 +111,16 @@ def layout(root: pathlib.Path, paths: Sequence[pathlib.Path]) -> Layout:
   named = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
   if "train" in named.values() and len(named) == len(folders):
     found: dict[str, list[pathlib.Path]] = {}
-    for name, split in named.items():
-      found.setdefault(split, []).extend(folders[name])
-    return Layout({root, *(root / name for name in named)}, found)
+    for name, kind in named.items():
+      found.setdefault(kind, []).extend(folders[name])
+    return Splits({root, *(root / name for name in named)}, found)
   if len(named) > 1:
     listed = ", ".join(sorted(name or "images without a folder" for name in folders))
     raise InputError(
       f"{root} has folders of splits ({', '.join(sorted(named))}) among others:"
       f" {listed}; keep only train, validation and test, or give one folder"
     )
-  return Layout({root}, {"train": list(paths)})
+  return Splits({root}, {"train": list(paths)})
 
 
 def captions(
@@ -135,7 +135,7 @@ def captions(
   without these from the name of the image's folder.
 
   Args:
-    tops: folders whose names are not captions, see `layout`.
+    tops: folders whose names are not captions, see `split`.
     field: of the tables, with the captions.
 
   Raises:

@@ -1,7 +1,7 @@
 """Ranks files of the `tiktoken` library: byte-level BPE without a list of merges.
 
 A line is a piece of text in base64 and its id. Pre-tokenisation and control tokens are
-not in the file but in its `Layout`.
+not in the file but in its `TiktokenLayout`.
 """
 
 import base64
@@ -74,7 +74,7 @@ def _harmony() -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TiktokenLayout:
   """What a ranks file does not hold.
 
   Attributes:
@@ -90,26 +90,26 @@ class Layout:
   opening: str | None = None
 
 
-_GPT2 = Layout(_R50K_WORDS, 50_256, {END_OF_TEXT: 50_256})
+_GPT2 = TiktokenLayout(_R50K_WORDS, 50_256, {END_OF_TEXT: 50_256})
 # Source: tiktoken_ext/openai_public.py of tiktoken 0.14; Meta's llama3/tokenizer.py.
 # The first layout with a file's number of ranks is its default.
 LAYOUTS = {
   "r50k_base": _GPT2,
   "gpt2": _GPT2,
-  "p50k_base": Layout(_R50K_WORDS, 50_280, {END_OF_TEXT: 50_256}),
-  "p50k_edit": Layout(
+  "p50k_base": TiktokenLayout(_R50K_WORDS, 50_280, {END_OF_TEXT: 50_256}),
+  "p50k_edit": TiktokenLayout(
     _R50K_WORDS, 50_280, {END_OF_TEXT: 50_256, **_numbered(_FIM, 50_281)}
   ),
-  "cl100k_base": Layout(
+  "cl100k_base": TiktokenLayout(
     _CL100K_WORDS,
     100_256,
     {**_numbered((END_OF_TEXT, *_FIM), 100_257), "<|endofprompt|>": 100_276},
   ),
-  "o200k_base": Layout(
+  "o200k_base": TiktokenLayout(
     _O200K_WORDS, 199_998, {END_OF_TEXT: 199_999, "<|endofprompt|>": 200_018}
   ),
-  "o200k_harmony": Layout(_O200K_WORDS, 199_998, _harmony()),
-  "llama3": Layout(
+  "o200k_harmony": TiktokenLayout(_O200K_WORDS, 199_998, _harmony()),
+  "llama3": TiktokenLayout(
     _LLAMA3_WORDS, 128_000, _numbered(_LLAMA3_SPECIALS, 128_000), "<|begin_of_text|>"
   ),
 }

@@ -275,40 +275,40 @@ class ImageFolder:
   def _root(self) -> pathlib.Path:
     return files.path(self.directory, "data.source.directory")
 
-  def _layout(self) -> folders.Layout:
+  def _splits(self) -> folders.Splits:
     found = folders.images_in(self.directory, "data.source.directory")
-    return folders.layout(self._root, found)
+    return folders.split(self._root, found)
 
-  def _of_split(self, layout: folders.Layout, split: str) -> list[pathlib.Path]:
-    if "validation" in layout.by_split:
-      return layout.by_split[split]
-    found = layout.by_split["train"]
+  def _of_split(self, splits: folders.Splits, split: str) -> list[pathlib.Path]:
+    if "validation" in splits.by_split:
+      return splits.by_split[split]
+    found = splits.by_split["train"]
     return [found[i] for i in held_out(len(found), split, self.validation_fraction)]
 
   def paths(self, split: str) -> list[pathlib.Path]:
     """The image files of a split."""
-    return self._of_split(self._layout(), split)
+    return self._of_split(self._splits(), split)
 
   def examples(self, split: str) -> Sequence[Example]:
-    layout = self._layout()
-    paths = self._of_split(layout, split)
-    captions = folders.captions(self._root, paths, layout.tops, self.caption_field)
+    splits = self._splits()
+    paths = self._of_split(splits, split)
+    captions = folders.captions(self._root, paths, splits.tops, self.caption_field)
     pairs = [(path, caption) for path in paths for caption in captions[path]]
-    numbers = {name: i for i, name in enumerate(self._names(layout))}
+    numbers = {name: i for i, name in enumerate(self._names(splits))}
 
     def fn(pair):
       path, caption = pair
       example = {"image": image_files.open_image(path), "caption": caption}
-      if path.parent not in layout.tops:
+      if path.parent not in splits.tops:
         example["label"] = numbers[path.parent.name]
       return example
 
     return Mapped(pairs, fn)
 
-  def _names(self, layout: folders.Layout) -> list[str]:
-    paths = [path for found in layout.by_split.values() for path in found]
+  def _names(self, splits: folders.Splits) -> list[str]:
+    paths = [path for found in splits.by_split.values() for path in found]
     return sorted(
-      {path.parent.name for path in paths if path.parent not in layout.tops}
+      {path.parent.name for path in paths if path.parent not in splits.tops}
     )
 
   def class_names(self) -> tuple[str, ...]:
@@ -317,14 +317,14 @@ class ImageFolder:
     Raises:
       InputError: images that lie in no such folder.
     """
-    layout = self._layout()
-    paths = [path for found in layout.by_split.values() for path in found]
-    if loose := [path for path in paths if path.parent in layout.tops]:
+    splits = self._splits()
+    paths = [path for found in splits.by_split.values() for path in found]
+    if loose := [path for path in paths if path.parent in splits.tops]:
       raise InputError(
         f"classes are folders, and {len(loose)} of {len(paths)} images in"
         f" {self._root} lie in none, the first is {loose[0]}; move them"
       )
-    return tuple(self._names(layout))
+    return tuple(self._names(splits))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,3 +149,30 @@ def memorisation(
     nearer = float(np.mean(distances[:, 0] < usual))
     found |= {"nearest_held_out": usual, "nearer_than_held_out": nearer}
   return {f"{features.name}/{name}": value for name, value in found.items()}, index
+
+
+def pairs(
+  made: Iterator[np.ndarray],
+  features: features_.Features,
+  gallery: ReferenceImages,
+  num: int,
+) -> dict[str, float]:
+  """PSNR (from 11 pixels on SSIM) against what each was made from, and `compare`.
+
+  Args:
+    made: batches as those of `gallery.batches(num)`, each image made from that one.
+  """
+  measures = {"psnr": fidelity.psnr}
+  if gallery.size >= 11:
+    measures["ssim"] = fidelity.ssim
+  values = {name: [] for name in measures}
+
+  def watched():
+    for real, batch in zip(gallery.batches(num), made, strict=True):
+      for name, measure in measures.items():
+        values[name].extend(measure(real, batch))
+      yield batch
+
+  rows = features.of(watched())
+  found = compare(features, features.of(gallery.batches(num)), rows)
+  return {**{name: float(np.mean(v)) for name, v in values.items()}, **found}

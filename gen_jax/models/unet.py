@@ -50,7 +50,7 @@ class Config:
   attention_levels: tuple[ranges.Whole, ...]
   num_heads: ranges.Size | None = None
   head_dim: ranges.Size | None = None
-  attention: Callable[..., nn.Module] = spatial.Transformer
+  attention: Callable[..., nn.Module] = spatial.SpatialTransformer
   num_groups: ranges.Size = 32
   eps: ranges.Positive = 1e-5
   dropout: ranges.ProperFraction = 0.0

@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
     return constrain(x + h.reshape(x.shape))
 
 
-class Transformer(nn.Module):
+class SpatialTransformer(nn.Module):
   """Self-attention over pixels, cross-attention to the text, feed-forward; residual.
 
   Attributes:

@@ -199,7 +199,7 @@ class Run:
       run = self.configured({"train.num_steps": num_steps})
     self._loaded.clear()
     try:
-      with signals.heard():
+      with signals.handling():
         return training.train(run.config, run.workdir, training.Alone())
     except signals.Interrupted:
       raise KeyboardInterrupt from None
@@ -311,14 +311,7 @@ def numbers(
 
 
 def open_run(workdir: str | os.PathLike, overrides: Overrides = ()) -> Run:
-  """The run of a folder.
-
-  Args:
-    overrides: {dotted key: value} of what does not change the model: `mesh.fsdp`, say.
-
-  Raises:
-    InputError: no run, half of one, a damaged one, or one of a newer format.
-  """
+  """The run of a folder; see `gen_jax.open`."""
   home = files.path(os.fspath(workdir), "workdir")
   return Run(home, workdirs.read_config(home, _pairs(overrides)))
 

@@ -1,47 +1,35 @@
-"""Trains a run: resumes it where it stands, or begins it, under the lease of its folder."""
+"""Trains a run: begins or resumes it, under the lease of its folder."""
 
 import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 import jax
 
 from gen_jax import experiment as experiments
 from gen_jax import sharding, tree
 from gen_jax.cost import flops, plan
+from gen_jax.data import batches
 from gen_jax.inference import sheets
-from gen_jax.runs import batches, lease, weights, workdir
+from gen_jax.runs import lease, weights, workdir
 from gen_jax.train import checkpoint, evaluators, health, loop, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import Diverged, InputError
 
 
-class Group(Protocol):
-  """The processes of a run, as training needs them."""
-
-  process_id: int
-
-  def main_process_first(self) -> contextlib.AbstractContextManager[None]:
-    """Process 0 runs the body before the others do."""
-
-  def heartbeat(self) -> None:
-    """Says that this process has come on."""
-
-
 class Alone:
-  """A run of one process."""
+  """The group of a run of one process; those of several answer to the same names."""
 
   process_id = 0
   main_process_first = staticmethod(contextlib.nullcontext)
 
   def heartbeat(self) -> None:
-    """Nobody listens."""
+    """Says that this process has come on: nobody listens."""
 
 
-def train(config: dict, directory: pathlib.Path, group: Group) -> dict:
+def train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   """Trains to the config's end, or until a signal asks for it.
 
   Returns:
@@ -63,7 +51,7 @@ def train(config: dict, directory: pathlib.Path, group: Group) -> dict:
     return _train(config, directory, group)
 
 
-def _train(config: dict, directory: pathlib.Path, group: Group) -> dict:
+def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
     with group.main_process_first():
       before = claimed.enter_context(workdir.claim(directory, config))
@@ -163,7 +151,7 @@ def _train(config: dict, directory: pathlib.Path, group: Group) -> dict:
 
 def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
   """What went wrong, at which step, and with which examples, in one line."""
-  found = batches.rows(experiment, examples, error.step)
+  found = batches.rows(experiment.tokenizer, examples, error.step)
   shown = ", ".join(str(row["index"]) for row in found[:8])
   return (
     f"{error}; the state before it is saved as step {error.step}. Its batch holds the"

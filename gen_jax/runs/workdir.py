@@ -37,7 +37,6 @@ MAY_CHANGE = (
   "task.codec.workdir",  # it may go: its weights are copied
 )
 FORMAT = 1  # of a workdir, in run.json; those of before have none
-ABOUT = "about.json"  # what the pieces of an unfinished command are of
 # What a model has learned to draw, and a run that starts from it takes over.
 OF_IMAGES = ("image_size", "channels", "caption_length")
 ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
@@ -264,59 +263,6 @@ def _run(workdir: pathlib.Path) -> dict[str, Any]:
 def _noted(workdir: pathlib.Path) -> list[str]:
   """Hashes that config.json may have; none where an earlier version wrote it."""
   return _run(workdir).get("config_sha256", [])
-
-
-@contextlib.contextmanager
-def out_folder(
-  given: pathlib.Path | None, usual: pathlib.Path
-) -> Iterator[pathlib.Path]:
-  """Yields the folder that --out names, or the usual one.
-
-  It is there in the body, and gone again if the body fails and has left nothing in it.
-
-  Raises:
-    InputError: it cannot be written to.
-  """
-  folder = given or usual
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f"cannot write to {folder}: {error.strerror}; give another --out"
-    ) from None
-  try:
-    yield folder
-  except BaseException:
-    with contextlib.suppress(OSError):  # a folder with something in it stays
-      folder.rmdir()
-    raise
-
-
-@contextlib.contextmanager
-def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
-  """A folder for pieces of work, which an equal command finds if this one is cut off.
-
-  It is empty in the body, or holds the pieces of an equal command. Should the body
-  fail, the pieces stay; if it ends well, or there are none, the folder goes.
-
-  Args:
-    about: what makes a command equal: all that its pieces depend on.
-  """
-  about = json.loads(json.dumps(about))
-  with contextlib.suppress(InputError):
-    if files.read_json(home / ABOUT) != about:
-      shutil.rmtree(home)
-  if not (home / ABOUT).exists():
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    write_json(home / ABOUT, about)
-  try:
-    yield
-  except BaseException:
-    if [path.name for path in home.iterdir()] == [ABOUT]:
-      shutil.rmtree(home, ignore_errors=True)
-    raise
-  shutil.rmtree(home, ignore_errors=True)
 
 
 def _revision() -> str | None:

@@ -1,8 +1,7 @@
-"""Files that users name or a run keeps: paths, globs, UTF-8 text, JSON, whole writes.
+"""Files: paths, globs, UTF-8 text, JSON, hashes and atomic writes.
 
-The one reader of each: every room reads text and JSON through this file, so that a
-byte-order mark, a torn file or a nesting of a million brackets means the same
-everywhere. Each failure is one clear line (`InputError`).
+All text and JSON is read through this file, so that byte-order marks, damaged files and
+deep nesting are handled alike. Errors are `InputError`s of one line.
 """
 
 import concurrent.futures
@@ -25,14 +24,13 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 def path(text: str | os.PathLike, name: str) -> pathlib.Path:
-  """A path as a user writes it, with `~` expanded.
+  """A path as written by a user, with `~` expanded.
 
   Args:
     name: of the flag or config key, for the message.
 
   Raises:
-    InputError: an address (`gs://...`), which would become a local folder of that name;
-      an empty path; one with a NUL.
+    InputError: a URL (`gs://...`), an empty path, or one with a NUL.
 
   >>> path("~/runs", "--workdir") == pathlib.Path.home() / "runs"
   True
@@ -41,7 +39,7 @@ def path(text: str | os.PathLike, name: str) -> pathlib.Path:
   if _SCHEME.match(text):
     raise InputError(
       f"{name} {text!r} is an address, and only local paths are read and written; mount"
-      " the bucket (gcsfuse, s3fs), or copy what is needed"
+      " the bucket (gcsfuse, s3fs) or copy the files"
     )
   if not text.strip():  # an empty path would be the current folder
     raise InputError(f"{name} is not set; give a file or folder")
@@ -51,7 +49,7 @@ def path(text: str | os.PathLike, name: str) -> pathlib.Path:
 
 
 def _below(folder: str, parts: Sequence[str]) -> Iterator[str]:
-  """What the parts of a pattern name in a folder."""
+  """Paths in a folder that match the parts of a pattern."""
   if not parts:
     yield folder
     return
@@ -65,11 +63,10 @@ def _below(folder: str, parts: Sequence[str]) -> Iterator[str]:
 
 
 def matching(pattern: str) -> list[pathlib.Path]:
-  """The files that a path or glob names, sorted by name.
+  """The files that match a path or glob, sorted by name.
 
-  A file or folder that has exactly the name in the pattern is taken as it is, whatever
-  brackets stand in it: "data [2023]/*.txt" names the files of that folder if it is
-  there.
+  An existing file or folder of exactly a pattern's name is not a glob: with a folder
+  "data [2023]", "data [2023]/*.txt" matches its files.
 
   Raises:
     InputError: there are none.
@@ -85,7 +82,7 @@ def matching(pattern: str) -> list[pathlib.Path]:
 
 
 def stamps(paths: Sequence[pathlib.Path]) -> str:
-  """Names, sizes and times of files."""
+  """Names, sizes and modification times of files, as text."""
   stats = [(str(path.resolve()), path.stat()) for path in paths]
   return repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
@@ -97,47 +94,47 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def names(folder: pathlib.Path) -> list[str]:
-  """All files in a folder and below, relative to it, but for its own `HASHES`."""
+  """All files in and below a folder, relative to it, without its own `HASHES`."""
   found = (path for path in folder.rglob("*") if not path.is_dir())
   return sorted({path.relative_to(folder).as_posix() for path in found} - {HASHES})
 
 
 def hashes(folder: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
-  """{name: SHA-256} of files in a folder; several are read at once."""
+  """{name: SHA-256} of files in a folder, read in parallel."""
   with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     digests = pool.map(lambda name: sha256(folder / name), names)
     return dict(zip(names, digests, strict=True))
 
 
 def write_hashes(folder: pathlib.Path) -> None:
-  """Notes the hash of every file, for `check_hashes`; done when all is written."""
+  """Writes the hash of every file, for `check_hashes`; call it last."""
   write_json(folder / HASHES, {"files": hashes(folder, names(folder))})
 
 
 def check_hashes(folder: pathlib.Path) -> None:
-  """Raises InputError for a file that is gone or not as `write_hashes` has found it.
+  """Raises InputError for a file that is missing or changed since `write_hashes`.
 
-  Files that came later are not looked at; a folder without hashes passes.
+  Later files are ignored; a folder without hashes passes.
   """
   noted = folder / HASHES
   if not noted.exists():
     return
   want = read_json(noted).get("files")
   if not isinstance(want, dict):
-    raise InputError(f"{noted} is damaged: it names no files; put it back from a copy")
+    raise InputError(f"{noted} is damaged: it names no files; restore it from a copy")
   have = [name for name in want if (folder / name).is_file()]
   found = hashes(folder, have)
   for name, digest in want.items():
     if found.get(name) != digest:
       state = "is not as it was written" if name in found else "is missing"
       raise InputError(
-        f"{folder / name} {state}: put it back from a copy, or delete {noted} if you"
+        f"{folder / name} {state}: restore it from a copy, or delete {noted} if you"
         " changed it yourself"
       )
 
 
 def decode(content: bytes, where: str) -> str:
-  """UTF-8 text; a byte-order mark at its start is not part of it.
+  """UTF-8 text without a byte-order mark.
 
   >>> decode(b"\\xef\\xbb\\xbfa", "x")
   'a'
@@ -159,7 +156,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def read(path: pathlib.Path) -> str:
-  """The text of a UTF-8 file, its line ends as they are; see `decode`."""
+  """The text of a UTF-8 file, line ends unchanged; see `decode`."""
   return decode(read_bytes(path), str(path))
 
 
@@ -173,10 +170,9 @@ def _lines(content: str) -> Iterator[str]:
 
 
 def lines(content: str) -> list[str]:
-  r"""Lines that end with \n or \r\n, and nowhere else.
+  r"""Lines, which end only at \n or \r\n.
 
-  `str.splitlines` also cuts at form feeds, U+0085, U+2028 and their like, which are
-  ordinary characters of a text.
+  `str.splitlines` also splits at form feeds, U+0085, U+2028 and the like.
 
   >>> lines("a\u2028b\r\nc\n")
   ['a\u2028b', 'c']
@@ -184,12 +180,12 @@ def lines(content: str) -> list[str]:
   return list(_lines(content))
 
 
-_MAX_DIGITS = 308  # of a whole number: a float can hold it
-_MAX_DEPTH = 100  # of lists and objects in each other: all who walk them get through
+_MAX_DIGITS = 308  # of a whole number, so that a float can hold it
+_MAX_DEPTH = 100  # of nested lists and objects, so that recursion is safe
 
 
 def check_depth(value: Any, where: str) -> None:
-  """Raises InputError for lists and objects more than 100 deep in each other."""
+  """Raises InputError for lists and objects nested more than 100 levels deep."""
   level, depth = [value], 0
   while level := [
     item
@@ -209,7 +205,7 @@ def _whole_number(digits: str) -> int:
 
 
 def parse_json(content: str | bytes, where: str) -> Any:
-  """The value of a JSON text, however it was made.
+  """The value of an untrusted JSON text.
 
   Args:
     where: of the text, for the message.
@@ -246,7 +242,7 @@ def read_json(path: pathlib.Path, *, kind: type = dict) -> Any:
 
 
 def finite(value: Any) -> Any:
-  """The same value with None for NaN and infinities, which JSON does not have."""
+  """The value with None for NaN and infinities, which JSON lacks."""
   if isinstance(value, float):
     return value if math.isfinite(value) else None
   if isinstance(value, Mapping):
@@ -256,9 +252,9 @@ def finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path to write to, which replaces `path` if the body ends well.
+  """Yields a path to write to, which replaces `path` if the body succeeds.
 
-  A reader sees the old file or the new one, never a part.
+  A reader sees the old file or the new one, never a part; on failure it is removed.
   """
   partial = path.with_name(f"{path.name}.partial")
   try:
@@ -276,17 +272,17 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def write(path: pathlib.Path, content: str) -> None:
-  """Writes UTF-8 text, whole or not at all; half of a surrogate pair becomes '?'."""
+  """Writes UTF-8 text, whole or not at all; lone surrogates become '?'."""
   write_bytes(path, content.encode("utf-8", "replace"))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file, whole or not at all; NaN and infinities are null in it."""
+  """Writes a JSON file, whole or not at all; NaN and infinities become null."""
   write(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def value_sha256(value: Any) -> str:
-  """SHA-256 of a JSON value, however it is laid out in its file.
+  """SHA-256 of a JSON value, independent of its formatting.
 
   >>> value_sha256({"a": 1, "b": [2]}) == value_sha256({"b": [2], "a": 1})
   True
@@ -296,29 +292,29 @@ def value_sha256(value: Any) -> str:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-  """The object with a hash of itself, by which `read_sealed` knows damage."""
+  """The object plus a hash of itself, which `read_sealed` checks."""
   plain = json.loads(json.dumps(finite(value)))
   return {**plain, SEAL: value_sha256(plain)}
 
 
 def read_sealed(path: pathlib.Path) -> dict[str, Any]:
-  """The object of a JSON file that holds `sealed`; earlier versions wrote no seal.
+  """Reads a JSON file of `sealed` and checks its hash; old files have none.
 
   Raises:
-    InputError: see `read_json`; the object is not the one that was written.
+    InputError: see `read_json`; the hash does not match.
   """
   value = read_json(path)
   seal = value.pop(SEAL, None)
   if seal is not None and seal != value_sha256(value):
     raise InputError(
-      f"{path} is damaged: it is not as it was written ({SEAL} does not fit); put it"
-      f" back from a copy, or take {SEAL} out if you changed it yourself"
+      f"{path} is damaged: it is not as it was written ({SEAL} does not fit); restore"
+      f" it from a copy, or remove {SEAL} if you changed it yourself"
     )
   return value
 
 
 def parse_records(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(where, object) of each object in a JSON array, or on each line of JSONL.
+  """(where, object) of each object in a JSON array or line of JSONL.
 
   Args:
     name: of the file, for messages.
@@ -342,14 +338,14 @@ def records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:
-  """row[name]; InputError names the fields that there are."""
+  """row[name]; InputError lists the existing fields."""
   if name not in row:
     raise unknown(f"field (of {where})", name, row)
   return row[name]
 
 
 def text(value: Any, where: str) -> str:
-  """A string that UTF-8 can write, from a string or UTF-8 bytes."""
+  """A valid Unicode string, from a string or UTF-8 bytes; else InputError."""
   try:
     string = value.decode() if isinstance(value, bytes) else value
     string.encode()
@@ -362,6 +358,6 @@ def text(value: Any, where: str) -> str:
 
 
 def text_fields(path: pathlib.Path, *names: str) -> Iterator[list[str]]:
-  """The named text fields of each of `records`."""
+  """The named text fields of each record; see `records`."""
   for where, row in records(path):
     yield [text(field(row, name, where), where) for name in names]

@@ -1,4 +1,4 @@
-"""What programs and arrays need, and what is there: what cannot fit never begins."""
+"""Memory that programs and arrays need, and memory available, checked before a run."""
 
 import contextlib
 import math
@@ -28,11 +28,11 @@ def _itemsize(dtype) -> int:
 
 
 def peak(compiled: jax.stages.Compiled) -> int:
-  """Bytes that one device needs to run a compiled program, its arguments included.
+  """Bytes that one device needs to run a compiled program, arguments included.
 
-  TPUs' compiler says it. Elsewhere temporaries are allocated at once, with arguments
-  and those results that are not written over arguments; the peak that the CPU's
-  compiler gives is of its arguments alone.
+  On TPUs the compiler's peak. Elsewhere the sum of arguments, temporaries (allocated at
+  once) and results that do not reuse arguments: the CPU compiler's peak has only the
+  arguments.
   """
   found = compiled.memory_analysis()
   device = next(iter(jax.tree.leaves(compiled.output_shardings)[0].device_set))
@@ -43,9 +43,9 @@ def peak(compiled: jax.stages.Compiled) -> int:
 
 
 def available(sharding: jax.sharding.Sharding) -> float:
-  """Bytes that each device of a sharding can have, here; inf where nobody knows.
+  """Bytes available to each local device of a sharding; inf if unknown.
 
-  Devices of a CPU share what the host has left.
+  CPU devices share the host's available memory.
   """
   devices = sharding.addressable_devices
   if any(device.platform == "cpu" for device in devices):
@@ -55,7 +55,7 @@ def available(sharding: jax.sharding.Sharding) -> float:
 
 
 def _host() -> float:
-  """Bytes that this process can still take: of the machine, and of its container."""
+  """Bytes still available to this process, in the machine and its container."""
   left = [math.inf]
   with contextlib.suppress(OSError, ValueError):
     table = _MEMINFO.read_text()
@@ -75,14 +75,14 @@ def _host() -> float:
 
 
 def check(what: str, abstract: PyTree) -> None:
-  """Refuses arrays that devices here cannot hold.
+  """Refuses arrays that do not fit the local devices.
 
   Args:
-    what: they are, for the message.
+    what: name of the arrays, for the message.
     abstract: arrays with shardings.
 
   Raises:
-    InputError: says how much they need, and how much there is.
+    InputError: says how much they need, and how much is available.
   """
   leaves = jax.tree.leaves(abstract)
   if leaves:
@@ -90,6 +90,6 @@ def check(what: str, abstract: PyTree) -> None:
     if needed > there:
       raise InputError(
         f"out of memory: {what} would take {needed / GIB:.2f} GiB of each device, and"
-        f" {there / GIB:.2f} GiB are left here; take a smaller model, a larger machine,"
+        f" {there / GIB:.2f} GiB are left here; use a smaller model, a larger machine"
         " or more devices (mesh.fsdp)"
       )

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long command: a bar on a terminal, occasional lines elsewhere."""
 
 import sys
 import time
@@ -10,17 +10,17 @@ import rich.console
 import rich.progress
 
 T = TypeVar("T")
-_FIRST_SECS = 5.0  # what ends sooner says nothing
-_EVERY_SECS = 30.0  # between lines where there is no terminal
+_FIRST_SECS = 5.0  # before the first line
+_EVERY_SECS = 30.0  # between lines
 
 
 def track(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[T]:
-  """Passes items on; shows a bar where stderr is a terminal, else as `lines`.
+  """Yields the items; shows a bar if stderr is a terminal, else as `lines`.
 
   Args:
-    total: number of items, those that were done before included.
+    total: number of items, earlier ones included.
     what: names the items, "images encoded".
-    done: items that were done before, which say nothing about the speed.
+    done: number of items done in an earlier run, not counted for the speed.
   """
   if jax.process_index() or not sys.stderr.isatty():
     yield from lines(items, total, what, done)
@@ -40,17 +40,17 @@ def track(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[
 
 
 def lines(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[T]:
-  """Passes items on; prints now and then how many are done, and the time left.
+  """Yields the items; prints now and then how many are done, and the time left.
 
-  Silent for the first seconds, and in all processes of a run but the first. Works
-  next to a bar of somebody else's. See `track`.
+  Silent for the first seconds, and in all processes but the first. It can be used next
+  to another bar. See `track`.
   """
   due = time.monotonic() + _FIRST_SECS
   for count, item in enumerate(items):
     yield item
     now = time.monotonic()
     if count == 0:
-      began = now  # the first item compiles: it says nothing about the others
+      began = now  # the first item compiles: not counted for the speed
     elif now >= due and done + count + 1 < total and not jax.process_index():
       left = int((now - began) / count * (total - done - count - 1))
       eta = f"{left // 60}:{left % 60:02d}"

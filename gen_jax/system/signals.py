@@ -1,19 +1,18 @@
-"""Told to stop, in any phase: the process ends within seconds, and nothing is lost.
+"""Stop signals: in any phase the process ends within seconds, and nothing is lost.
 
-SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 all ask for the same. What follows depends
-on what the main thread does:
+SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 mean the same. The effect depends on what
+the main thread does:
 
-- By default there is nothing to lose: `Interrupted` is raised there, between two
-  bytecodes. Where none comes for `_PATIENCE_SECS` (XLA compiles), a thread ends the
-  process.
-- In `importing` the process ends where it stands: C code that imports would print an
-  exception that passes through it.
-- In `held` a signal is noted and no more; the body looks at `asked`.
-- In `rescued`, within `held`, the body has `_PATIENCE_SECS` to end by itself. Then a
-  thread saves what is known and ends the process.
+- By default there is nothing to lose: `Interrupted` is raised in the main thread. If it
+  runs no bytecode for `_PATIENCE_SECS` (XLA compiles), a thread ends the process.
+- In `importing` the process ends at once: C code that imports would print the
+  exception.
+- In `held` a signal is only recorded; the body polls `asked`.
+- In `rescued`, within `held`, the body has `_PATIENCE_SECS` to end. Then a thread calls
+  `save` and ends the process.
 
-A second signal ends the process at once. Another one within a second is not a second
-one: session managers send two kinds together.
+A second signal ends the process at once. A signal of another kind within a second is
+not a second one: session managers send two kinds together.
 """
 
 import contextlib
@@ -30,47 +29,46 @@ ASKING = (
   *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
   *(signal.SIGUSR1, signal.SIGUSR2),
 )
-EXIT = os.EX_TEMPFAIL  # not finished: the same command goes on
+EXIT = os.EX_TEMPFAIL  # not finished: the same command continues
 _PATIENCE_SECS = 5.0
 
 
 class Interrupted(BaseException):
-  """A signal asked for the end, where there is nothing to lose."""
+  """A stop signal came where there is nothing to save."""
 
 
 @dataclasses.dataclass(eq=False)
 class _Asked:
-  """The first signal, and how often the kernel and Python saw one."""
+  """The first signal: number, time, and whether it raised `Interrupted`."""
 
   number: int
   at: float = dataclasses.field(default_factory=time.monotonic)
   raised: bool = False  # in the main thread
 
   def is_again(self, number: int) -> bool:
-    """Whether another signal is a second request."""
+    """Whether another signal counts as a second request."""
     return number == self.number or time.monotonic() - self.at > 1.0
 
 
-# Signals belong to the process, and so does what is known of them.
-_asked: _Asked | None = None  # by the main thread
-_seen: _Asked | None = None  # by the thread that listens, while the main one cannot
-_holds, _hears, _imports, _free_since, _handled_at = 0, False, False, 0.0, 0.0
+# Signals are per process, and so is this state.
+_asked: _Asked | None = None  # seen by the main thread
+_seen: _Asked | None = None  # seen by the listening thread, while the main one cannot
+_holds, _is_handling, _imports, _free_since, _handled_at = 0, False, False, 0.0, 0.0
 _save: Callable[[], None] | None = None
-_lock = threading.Lock()  # of _save: whoever has begun to save is not disturbed
+_lock = threading.Lock()  # guards _save while it runs
 
 
 @contextlib.contextmanager
-def heard(again: Callable[[int], None] | None = None) -> Iterator[None]:
-  """In here signals that ask for the end are heard; in the main thread alone.
+def handling(again: Callable[[int], None] | None = None) -> Iterator[None]:
+  """Handles stop signals within this context; only in the main thread.
 
-  Those that are ignored stay so (nohup).
+  Ignored signals stay ignored (nohup).
 
   Args:
-    again: called with the number of a second signal; without it, what was there
-      before handles that one.
+    again: called with the number of a second signal; None: the previous handler is.
   """
-  global _hears
-  if _hears or threading.current_thread() is not threading.main_thread():
+  global _is_handling
+  if _is_handling or threading.current_thread() is not threading.main_thread():
     yield
     return
   previous = {n: signal.getsignal(n) for n in ASKING}
@@ -88,11 +86,11 @@ def heard(again: Callable[[int], None] | None = None) -> Iterator[None]:
   listener.start()
   for number in previous:
     signal.signal(number, lambda number, _: _handle(number, again))
-  _hears = True
+  _is_handling = True
   try:
     yield
   finally:
-    _hears = False
+    _is_handling = False
     for number, old in previous.items():
       signal.signal(number, old or signal.SIG_DFL)
     signal.set_wakeup_fd(old_file)
@@ -102,7 +100,7 @@ def heard(again: Callable[[int], None] | None = None) -> Iterator[None]:
 
 
 def _handle(number: int, again: Callable[[int], None]) -> None:
-  """In the main thread, when it comes to Python."""
+  """The signal handler; runs in the main thread once it executes bytecode."""
   global _asked, _handled_at
   _handled_at = time.monotonic()
   if _asked is not None:
@@ -120,7 +118,7 @@ def _handle(number: int, again: Callable[[int], None]) -> None:
 
 
 def _listen(ours: socket.socket) -> None:
-  """Hears what the main thread cannot, while it is not in Python."""
+  """Receives signals while the main thread executes no bytecode."""
   global _seen
   with ours:
     while numbers := ours.recv(64):
@@ -138,7 +136,7 @@ def _listen(ours: socket.socket) -> None:
 
 
 def _insist(request: _Asked) -> None:
-  """Ends the process if its main thread does not."""
+  """Ends the process if the main thread does not."""
   time.sleep(_PATIENCE_SECS)
   while request in (_asked, _seen):
     with _lock:
@@ -161,7 +159,7 @@ def _rescue(save: Callable[[], None]) -> NoReturn:
 
 
 def stop() -> NoReturn:
-  """Ends the process without taking libraries down: their threads may still compute."""
+  """Ends the process without closing libraries, whose threads may still compute."""
   say("gen-jax: stopped; the same command goes on")
   os._exit(EXIT)
 
@@ -173,13 +171,13 @@ def die(number: int) -> None:
 
 
 def say(line: str) -> None:
-  """A line on stderr, from a handler: `print` may be what was interrupted."""
+  """Writes a line to stderr, safely in a handler that may have interrupted `print`."""
   with contextlib.suppress(OSError):
     os.write(2, f"{line}\n".encode())
 
 
 def _leave_terminal() -> None:
-  """It hung up: what is still printed would fail."""
+  """Redirects output to /dev/null: after a hang-up writes to the terminal fail."""
   for stream in (1, 2):
     with contextlib.suppress(OSError):
       if os.isatty(stream):
@@ -187,26 +185,26 @@ def _leave_terminal() -> None:
 
 
 def asked() -> int | None:
-  """The signal that asked for the end, if one did."""
+  """The number of the stop signal, or None."""
   return _asked and _asked.number
 
 
 def was_raised() -> bool:
-  """Whether `Interrupted` was raised; layers of C++ make other exceptions of it."""
+  """Whether `Interrupted` was raised; C++ layers may turn it into other exceptions."""
   return _asked is not None and _asked.raised
 
 
 def forget() -> None:
-  """What was asked is done: the next signal is a first one again."""
+  """Resets the state: the next signal is a first one again."""
   global _asked, _seen
   _asked = _seen = None
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-  """In here nothing has begun: a signal that is heard ends the process at once."""
+  """Within this context a handled signal ends the process at once."""
   global _imports
-  outer, _imports = _imports, _hears
+  outer, _imports = _imports, _is_handling
   try:
     yield
   finally:
@@ -215,9 +213,9 @@ def importing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-  """In here a signal is noted, and nothing more; ask `asked`."""
+  """Within this context a signal is only recorded; poll `asked`."""
   global _holds, _free_since
-  with heard():
+  with handling():
     _holds += 1
     try:
       yield
@@ -228,10 +226,10 @@ def held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def rescued(save: Callable[[], None]) -> Iterator[None]:
-  """In here, when a signal came and the body goes on for long, `save` is called.
+  """Within this context `save` is called if the body runs long after a signal.
 
-  In another thread, while the main one goes on; then the process ends. What the body
-  does must not disturb `save`.
+  It runs in another thread, while the body continues; then the process ends. The body
+  must not interfere with `save`.
   """
   global _save
   with _lock:
@@ -239,5 +237,5 @@ def rescued(save: Callable[[], None]) -> Iterator[None]:
   try:
     yield
   finally:
-    with _lock:  # who saves never gives it back
+    with _lock:  # never released by a thread that saves
       _save = outer

@@ -1,1 +1,1 @@
-"""The trainer: state, step, loop, checkpoints, evaluators, writers. Knows no model."""
+"""The trainer, for any model: state, step, loop, checkpoints, evaluators, writers."""

@@ -1,14 +1,15 @@
-"""Checkpoints through orbax: asynchronous, the latest two and the best one.
+"""Asynchronous checkpoints with orbax: the latest two and the best one are kept.
 
 A step's folder holds 'state' (sharded arrays), 'progress' (JSON) and a hash of every
 file, see `train.proof`. Restoring checks the hashes, then names and shapes against the
-abstract state, and walks back over steps that cannot be read, newest first, so that a
-damaged disk costs an interval and not the run.
+abstract state; damaged steps are skipped, newest first, so that damage costs an
+interval and not the run.
 """
 
 import contextlib
 import dataclasses
 import errno
+import logging
 import math
 import os
 import pathlib
@@ -31,30 +32,30 @@ from gen_jax.types import InputError, Params, PyTree, first_line
 
 T = TypeVar("T")
 
-# Devices that hold the same array write a part of it each, if it is large: to cut it
-# takes a program for every shape and part.
+# Replicas each write a part of a large array. Small arrays are not split, since each
+# shape and part needs a compiled program.
 _ARRAYS = ocp.type_handlers.create_type_handler_registry(
   (
     jax.Array,
     ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
   )
 )
-_METRICS = "metrics/metrics"  # what orbax calls the monitored value
+_METRICS = "metrics/metrics"  # orbax's file of the monitored value
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _IDLE = "text_encoder"
-_MAKE_ROOM = "make room, then the same command goes on from the last checkpoint"
+_MAKE_ROOM = "make room; the same command then continues from the last checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """What early stopping remembers.
+  """The state of early stopping.
 
   Attributes:
-    best: lowest value of the monitored metric so far, of its negative where higher is
+    best: lowest value so far of the monitored metric, or of its negative if higher is
       better.
-    best_step: the step it was measured at, -1 for never.
-    evals_since_best: evaluations since then.
-    evaluated: this step's evaluation is done; a signal may cut it short.
+    best_step: its step; -1 if never measured.
+    evals_since_best: number of evaluations since then.
+    evaluated: whether this step's evaluation is complete; a signal may cut it short.
   """
 
   best: float = math.inf
@@ -63,14 +64,14 @@ class Progress:
   evaluated: bool = True
 
   def update(self, step: int, value: float) -> "Progress":
-    """Takes note of one more evaluation."""
+    """The progress after one more evaluation."""
     if value < self.best:
       return Progress(value, step, 0)
     return dataclasses.replace(self, evals_since_best=self.evals_since_best + 1)
 
 
 class _Manager(ocp.CheckpointManager):
-  """Opens as well where a step's metrics are damaged: as if they were not measured."""
+  """A manager that treats a step's damaged metrics as not measured."""
 
   def metrics(self, step: int):
     try:
@@ -85,17 +86,29 @@ class _Manager(ocp.CheckpointManager):
 
 
 @contextlib.contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+  """Orbax warns by absl that it does what it was asked to."""
+  logger = logging.getLogger(name)
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+@contextlib.contextmanager
 def open_manager(
   workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False
 ) -> Iterator[ocp.CheckpointManager]:
-  """The orbax manager of a workdir; leaving it waits for what is being saved.
+  """The orbax manager of a workdir; on exit it waits for pending saves.
 
   Args:
-    keep: latest steps that are kept.
+    keep: number of latest steps to keep.
     read_only: nothing is written, cleaned up or deleted.
 
   Raises:
-    InputError: the file system refused a write (a full disk), or what was written
+    InputError: the file system refused a write (a full disk), or a written checkpoint
       cannot be read back.
   """
   directory = pathlib.Path(workdir).absolute() / "checkpoints"
@@ -112,21 +125,25 @@ def open_manager(
   )
   options = ocp.CheckpointManagerOptions(
     preservation_policy=None if read_only else policy,
-    best_fn=lambda metrics: metrics["monitored"],  # without it none are written
+    best_fn=lambda metrics: metrics["monitored"],  # orbax needs it to write metrics
     best_mode="min",
     create=not read_only,
     cleanup_tmp_directories=not read_only,
     read_only=read_only,
+    save_interval_steps=0 if read_only else 1,
     temporary_path_class=proof.ProvenPath,
   )
   handlers = {
-    # Compressed chunks are a second copy in memory until all are written; weights,
-    # which look like noise, get hardly smaller by it.
+    # Compression keeps a second copy in memory until all is written, and hardly
+    # shrinks weights.
     "state": proof.StateHandler(use_compression=False, type_handler_registry=_ARRAYS),
     "progress": ocp.JsonCheckpointHandler(),
   }
   try:
-    with _Manager(directory, options=options, item_handlers=handlers) as manager:
+    with (
+      _without_warnings("absl"),
+      _Manager(directory, options=options, item_handlers=handlers) as manager,
+    ):
       yield manager
   except (ValueError, OSError) as error:
     reason = _refused(error)
@@ -136,7 +153,7 @@ def open_manager(
 
 
 def _refused(error: Exception) -> str | None:
-  """Why the file system refused a write, if that is what the error says."""
+  """The reason if the error is a write that the file system refused; else None."""
   if isinstance(error, OSError):
     return error.strerror if error.errno in _NO_ROOM else None
   code = re.search(r"os.error\D*(\d+)", str(error), re.IGNORECASE)  # tensorstore's
@@ -150,14 +167,13 @@ def save(
   progress: Progress,
   monitored: float | None = None,
 ) -> None:
-  """Starts an asynchronous save; `monitored` is this step's own value, if measured.
+  """Starts an asynchronous save; `monitored` is this step's value, if measured.
 
   Raises:
-    InputError: there is not room enough, which is better known before than halfway; the
-      workdir is gone.
+    InputError: not enough free space (checked first); the workdir is gone.
   """
   try:
-    pathlib.Path(manager.directory).mkdir(exist_ok=True)  # who deleted it may do so
+    pathlib.Path(manager.directory).mkdir(exist_ok=True)  # a user may delete it
   except OSError as error:
     raise InputError(f"cannot write to {manager.directory}: {error.strerror}") from None
   needed = tree.num_bytes(state) / jax.process_count()
@@ -167,7 +183,7 @@ def save(
       f"cannot save step {step} to {manager.directory}: {needed / 2**20:,.2f} MiB"
       f" needed, {free / 2**20:,.2f} MiB free; {_MAKE_ROOM}"
     )
-  if step in manager.all_steps():  # which a signal did not let be evaluated
+  if step in manager.all_steps():  # saved without evaluation after a signal
     manager.delete(step)
   manager.save(
     step,
@@ -182,16 +198,16 @@ def save(
 def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   """{path: shape} of a checkpoint's state: 'params/...', 'ema/...', 'step', ...
 
-  By what the arrays say of themselves: their values are verified when they are read.
+  From the arrays' metadata: hashes are checked when values are read.
 
   Raises:
     InputError: no such step, or it is damaged.
   """
-  return _newest(manager, lambda s: _shapes(manager, s), step, None, _unheard)
+  return _newest(manager, lambda s: _shapes(manager, s), step, None, _no_warning)
 
 
-def _unheard(text: str) -> None:
-  """The weights are read next, which says the same."""
+def _no_warning(text: str) -> None:
+  """Drops a warning that reading the weights repeats."""
 
 
 def _shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
@@ -203,7 +219,7 @@ def _shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
 
 
 def check(where: str, have: proof.Shapes, abstract: PyTree) -> None:
-  """Raises InputError where {path: shape} are not those of `goal`."""
+  """Raises InputError if {path: shape} are not those of `abstract`."""
   want = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
   wrong = [
     f"{path} (checkpoint {have.get(path, 'none')}, model {want.get(path, 'none')})"
@@ -220,17 +236,17 @@ def check(where: str, have: proof.Shapes, abstract: PyTree) -> None:
 def find_step(
   manager: ocp.CheckpointManager, which: str, warn: Callable[[str], None] = print
 ) -> int:
-  """The step that 'best', 'latest' or a number stands for.
+  """The step of 'best', 'latest' or a number.
 
   Args:
-    warn: told when 'best' has to be the latest, and of measurements that are damaged.
+    warn: called if 'best' has to be the latest, and for damaged metrics.
 
   Raises:
     InputError: there is none.
   """
   steps = sorted(manager.all_steps())
   if not steps:
-    raise InputError(f"there is no checkpoint in {manager.directory}")
+    raise InputError(f"no checkpoint in {manager.directory}")
   if which == "latest":
     return steps[-1]
   if which == "best":
@@ -243,18 +259,18 @@ def find_step(
 
 
 def _best(manager, steps: Sequence[int], warn: Callable[[str], None]) -> int:
-  """The trained step of the lowest monitored value; step 0 is not trained."""
+  """The step with the lowest monitored value, without step 0 (untrained)."""
   values = {step: manager.metrics(step) for step in steps}
   for step in steps:
     folder = pathlib.Path(manager.directory) / str(step)
     if not proof.is_as_written(folder, _METRICS):
-      warn(f"what was measured at step {step} is damaged: it cannot be the best")
+      warn(f"the metrics of step {step} are damaged: it cannot be the best")
   values = {s: m["monitored"] for s, m in values.items() if m and s > 0}
   values = {s: value for s, value in values.items() if math.isfinite(value)}
   if values:
     return min(values, key=values.get)
   if len(steps) > 1 or steps[-1] > 0:
-    warn(f"no trained step was evaluated: instead of the best the latest, {steps[-1]}")
+    warn(f"no trained step was evaluated: using the latest, {steps[-1]}, as the best")
   return steps[-1]
 
 
@@ -265,15 +281,15 @@ def _newest(
   prefer: int | None,
   warn: Callable[[str], None],
 ) -> T | None:
-  """What `read` makes of `step`, or of the newest step that it can read.
+  """`read` of `step`, or of the newest step that can be read.
 
   Args:
-    step: this one or an error.
-    prefer: this one first, then the newest.
-    warn: told about every step that had to be passed over.
+    step: only this one; None: any.
+    prefer: try this one first, then the newest.
+    warn: called for every skipped step.
 
   Raises:
-    InputError: no such step, one of `read`'s own, or none that can be read.
+    InputError: no such step, one raised by `read`, or no readable step.
   """
   existing = sorted(manager.all_steps())
   if step is not None and step not in existing:
@@ -288,7 +304,7 @@ def _newest(
     except InputError:
       raise
     except Exception as error:
-      # Whatever orbax or tensorstore raises: the folder is damaged.
+      # Any exception of orbax or tensorstore: the folder is damaged.
       damaged[candidate] = first_line(error)[:200]
       continue
     for other, reason in damaged.items():
@@ -303,7 +319,7 @@ def _newest(
 
 
 def _verify(manager, step: int, warn: Callable[[str], None]) -> None:
-  """Raises ValueError where a step's files are not those that were written."""
+  """Raises ValueError if a step's files do not have their hashes."""
   if not proof.verify(pathlib.Path(manager.directory) / str(step), step):
     warn(
       f"step {step} has no {files.HASHES} (earlier versions wrote none): its values are"
@@ -322,7 +338,7 @@ def _held(have: proof.Shapes, abstract: PyTree) -> proof.Shapes:
 
 
 def _restoring(abstract: PyTree, **options) -> proof.StateRestore:
-  """Arguments that bring a tree back in the dtypes and shardings of `goal`."""
+  """Arguments that restore a tree in the dtypes and shardings of `abstract`."""
   memory.check("the checkpoint", abstract)
   return proof.StateRestore(
     item=abstract,
@@ -339,10 +355,10 @@ def restore(
   prefer: int | None = None,
   warn: Callable[[str], None] = print,
 ) -> tuple[states.TrainState, Progress] | None:
-  """Restores all of `step`, or of the newest step; None where there is none.
+  """Restores the state of `step`, or of the newest step; None if there is none.
 
   Args:
-    goal: abstract state with shardings.
+    abstract: state with shardings.
     step, prefer, warn: see `_newest`.
 
   Raises:
@@ -358,7 +374,7 @@ def restore(
       state=_restoring(abstract, **options), progress=ocp.args.JsonRestore()
     )
     restored = manager.restore(candidate, args=args)
-    # Orbax's buffers may be shared with its own caches: own them before donation.
+    # Orbax may share buffers with its caches: copy them before donation.
     state = jax.tree.map(lambda x: x.copy(), restored["state"])
     return state, Progress(**restored["progress"])
 
@@ -374,10 +390,10 @@ def restore_weights(
   prefer: int | None = None,
   warn: Callable[[str], None] = print,
 ) -> tuple[Params, int] | None:
-  """Restores weights alone, and says of which step; the rest stays on disk.
+  """Restores only the weights; returns them and their step, or None without steps.
 
   Args:
-    goal: abstract parameters with shardings.
+    abstract: parameters with shardings.
     part: 'params' or 'ema'.
     step, prefer, warn: see `_newest`.
 
@@ -399,9 +415,9 @@ def restore_weights(
 
 
 def quarantine_newer_than(manager: ocp.CheckpointManager, step: int) -> None:
-  """Renames checkpoints newer than `step`, which are damaged: N -> N.damaged-<time>.
+  """Renames damaged checkpoints newer than `step`: N -> N.damaged-<time>.
 
-  Orbax would refuse to save any step before them.
+  Orbax refuses to save steps before existing ones.
   """
   newer = [s for s in manager.all_steps() if s > step]
   if newer and jax.process_index() == 0:
@@ -409,5 +425,5 @@ def quarantine_newer_than(manager: ocp.CheckpointManager, step: int) -> None:
       path = pathlib.Path(manager.directory) / str(s)
       path.rename(path.with_name(f"{s}.damaged-{time.time_ns()}"))
   if newer:
-    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    multihost_utils.sync_global_devices("damaged checkpoints are renamed")
     manager.reload()

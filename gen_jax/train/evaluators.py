@@ -1,7 +1,7 @@
-"""Evaluators: frozen, with a cadence, called with (weights, frozen), yielding numbers.
+"""Evaluators: dataclasses called with (weights, frozen) that yield named numbers.
 
-They know nothing of the loop; what they need is passed to them as functions. One may
-yield images, uint8 [rows, columns, H, W, C], which writers keep or leave.
+They do not depend on the loop; functions are passed to them. They may also yield
+images, uint8 [rows, columns, H, W, C], which each writer keeps or drops.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from gen_jax.types import Array, Batch, InputError, Params, PyTree
 
 
 class Evaluator(Protocol):
-  """Yields (name, value) for a set of weights: a number, or images.
+  """Yields (name, value) for weights; a value is a number or images.
 
-  `every` is the number of steps between evaluations; 0 is at the end alone.
+  `every` is the number of steps between evaluations; 0: only at the end.
   """
 
   every: int
@@ -30,7 +30,7 @@ class Evaluator(Protocol):
     ...
 
 
-# Measures by the last part of their names: a figure that is neither is no goal.
+# Metrics by the last part of their names; others cannot be monitored.
 LOWER_IS_BETTER = (
   *("loss", "perplexity", "bits_per_byte", "bits_per_dim", "mse_eps", "mse", "l1"),
   *("kl", "features", "hinge", "frechet", "kernel", "fid", "kid", "inside", "outside"),
@@ -43,35 +43,35 @@ HIGHER_IS_BETTER = (
 
 
 def cost(name: str, value: float) -> float:
-  """A figure such that lower is better: itself, or its negative.
+  """A metric's value, or its negative, such that lower is better.
 
   >>> cost('validation/loss', 2.0), cost('answers/bleu', 30.0)
   (2.0, -30.0)
 
   Raises:
-    InputError: nobody knows which is better.
+    InputError: a metric in neither list.
   """
   last = name.split("/")[-1]
   if last not in LOWER_IS_BETTER + HIGHER_IS_BETTER:
     raise InputError(
-      f"train.monitor={name}: whether lower or higher is better is not known; monitor"
-      f" another metric ({', '.join(LOWER_IS_BETTER + HIGHER_IS_BETTER)}), or add it to"
-      " gen_jax/train/evaluators.py"
+      f"train.monitor={name}: it is not known whether lower or higher is better;"
+      f" monitor another metric ({', '.join(LOWER_IS_BETTER + HIGHER_IS_BETTER)}), or"
+      " add it to gen_jax/train/evaluators.py"
     )
   return -value if last in HIGHER_IS_BETTER else value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LossEvaluator:
-  """The task's loss and metrics over a whole split, as one mean.
+  """The task's loss and metrics, averaged over a whole split.
 
-  Noise and times are drawn with keys fixed by batch and row, so that two evaluations
-  of the same weights agree to the bit.
+  Noise and times are drawn with keys fixed by batch and example: two evaluations of the
+  same weights are bit-identical.
 
   Attributes:
     every: steps between evaluations.
-    prefix: put before each name.
-    batches: one pass over the split, last batch padded with zero weights.
+    prefix: of each name.
+    batches: one pass over the split, the last batch padded with zero weights.
     loss: jitted (weights, frozen, batch, keys [B]) -> LossOut, in evaluation mode.
   """
 
@@ -94,14 +94,14 @@ class LossEvaluator:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BitsPerDim:
-  """Bits that images cost, and their mean's standard error; keys as in LossEvaluator.
+  """Mean bits per dimension of images, and its standard error; keys as LossEvaluator.
 
   Attributes:
     every: steps between evaluations.
-    prefix: put before each name.
-    num: the first images of `batches` that count.
+    prefix: of each name.
+    num: number of images, the first of `batches`.
     batches: one pass over them, padded with zero weights.
-    bits: (weights, frozen, batch, keys [B]) -> bits [B], whole on every host.
+    bits: (weights, frozen, batch, keys [B]) -> bits per dimension [B], on every host.
   """
 
   every: int
@@ -126,10 +126,10 @@ class BitsPerDim:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WithWeights:
-  """An evaluator of other weights than those that are trained: adapters, merged.
+  """An evaluator of weights derived from the trained ones, such as merged adapters.
 
   Attributes:
-    evaluator: what evaluates them.
+    evaluator: of the derived weights.
     view: (trained weights, frozen) -> (weights, frozen) of the evaluator.
   """
 
@@ -146,7 +146,7 @@ class WithWeights:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GzipBaseline:
-  """What `gzip -9` needs for the same text: the bar for a small language model."""
+  """Bits per byte of `gzip -9` on the same text: a baseline for language models."""
 
   every: int
   documents: Sequence[str]
@@ -159,11 +159,11 @@ class GzipBaseline:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-  """How near a model's answers come to those that are wanted.
+  """Similarity of a model's answers to reference answers.
 
   Attributes:
     every: steps between evaluations.
-    answer: weights -> answers, one per wanted answer.
+    answer: weights -> answers, one per reference.
     wanted: the references.
     compare: (answers, wanted) -> {name: value}.
   """
@@ -182,7 +182,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-  """Whatever a function finds: numbers, or images to look at.
+  """Numbers or images that a function computes.
 
   Attributes:
     every: steps between evaluations.

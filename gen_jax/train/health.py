@@ -1,7 +1,7 @@
-"""A look at the first batch before the first step: what would otherwise cost days.
+"""Checks on the first batch before the first step.
 
-Loss against what a model that knows nothing must have, microbatches against the whole,
-gradient norm by block, share of padding, parameters that no gradient reaches.
+Loss against a uniform predictor's, gradients in other microbatches, gradient norm by
+block, share of padding, parameters without gradient.
 """
 
 import dataclasses
@@ -21,26 +21,26 @@ from gen_jax.types import Array, Batch, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-  """What the first batch shows.
+  """Results of the checks.
 
   Attributes:
-    loss: mean loss, dropout and the like off.
-    expected_loss: of a model that knows nothing, ln V for tokens; None where unknown.
-    padding: share of the batch that holds nothing, in [0, 1].
-    unlearned: share of it that has weight 0: padding, and questions.
-    microbatch_error: |g - g'| / |g|, g the run's gradient and g' that of twice as many
-      microbatches; None where the batch cannot be cut further.
+    loss: mean loss in evaluation mode.
+    expected_loss: of a uniform predictor, ln V for tokens; None if unknown.
+    padding: share of padding in the batch, in [0, 1].
+    masked_fraction: share of positions without loss, in [0, 1]: padding and prompts.
+    microbatch_error: |g - g'| / |g|, g the run's gradient and g' that with twice as
+      many microbatches; None if the batch cannot be split further.
     grad_norm: by block.
     num_arrays: of parameters.
     without_gradient: paths of parameters whose gradient is exactly zero.
     items_per_parameter: tokens or images of the whole run, per parameter.
-    tolerance: what rounding may make of `microbatch_error`.
+    tolerance: largest `microbatch_error` that rounding explains.
   """
 
   loss: float
   expected_loss: float | None
   padding: float
-  unlearned: float
+  masked_fraction: float
   microbatch_error: float | None
   grad_norm: dict[str, float]
   num_arrays: int
@@ -49,12 +49,12 @@ class Health:
   tolerance: float
 
   def lines(self, unit: str) -> Iterator[str]:
-    """The report, with a warning where something is not as it should be."""
+    """The report, with warnings."""
     line = f"loss {self.loss:.4f}"
     if self.expected_loss is not None:
-      line += f", {self.expected_loss:.4f} for a model that knows nothing"
+      line += f", {self.expected_loss:.4f} for a uniform predictor"
       if abs(self.loss - self.expected_loss) > 0.1 * self.expected_loss:
-        line += "  <- WARNING: a fresh model should be near; look at head and targets"
+        line += "  <- WARNING: a fresh model should be near; check head and targets"
     yield line
     if self.microbatch_error is not None:
       line = (
@@ -69,15 +69,15 @@ class Health:
     if num:
       shown = ", ".join(self.without_gradient[:4]) + (", ..." if num > 4 else "")
       yield (
-        f"{num} of {self.num_arrays} arrays have no gradient yet ({shown}): right where"
+        f"{num} of {self.num_arrays} arrays have no gradient yet ({shown}): expected if"
         " a later layer starts at zero"
       )
-    questions = ""
-    if self.unlearned > self.padding:
-      questions = f", {self.unlearned:.1%} of it is not learned"
+    masked = ""
+    if self.masked_fraction > self.padding:
+      masked = f", {self.masked_fraction:.1%} of it has no loss"
     yield (
-      f"padding {self.padding:.1%} of the batch{questions};"
-      f" {self.items_per_parameter:.3g} {unit} a parameter in the whole run"
+      f"padding {self.padding:.1%} of the batch{masked};"
+      f" {self.items_per_parameter:.3g} {unit} per parameter in the whole run"
     )
 
 
@@ -97,12 +97,12 @@ def examine(
   num_items: float,
   tolerance: float = 1e-2,
 ) -> Health:
-  """Takes the gradient of one batch twice, in different pieces.
+  """Computes the gradient of one batch with two numbers of microbatches.
 
   Args:
     batch: the first global batch, in its layout.
-    num_microbatches: the run's, so that no more memory is needed than it will need.
-    num_items: tokens or images that the whole run will see.
+    num_microbatches: the run's, so that it needs no more memory than the run.
+    num_items: tokens or images of the whole run.
     tolerance: of the two gradients' difference; 2e-2 was seen in bfloat16.
   """
   size = batch["weights"].shape[0]
@@ -137,7 +137,7 @@ def examine(
     loss=float(out.loss.value),
     expected_loss=expected_loss,
     padding=_share(batch["segments" if "segments" in batch else "weights"] == 0),
-    unlearned=_share(batch["weights"] == 0),
+    masked_fraction=_share(batch["weights"] == 0),
     microbatch_error=error,
     grad_norm={name: math.sqrt(square) for name, square in squares.items()},
     num_arrays=len(tree.flatten(grads)),

@@ -1,4 +1,4 @@
-"""Weights to start from: those of another workdir, straight into this run's layout."""
+"""Initial weights from another workdir, loaded into this run's layout."""
 
 import dataclasses
 import pathlib
@@ -20,7 +20,7 @@ class InitFrom:
   Attributes:
     workdir: its folder.
     checkpoint: 'best', 'latest' or a step.
-    weights: 'ema' (raw where no average is kept) or 'raw'.
+    weights: 'ema' (raw if there is no average) or 'raw'.
   """
 
   workdir: str
@@ -40,11 +40,11 @@ class InitFrom:
 
 
 class CheckpointLayout(NamedTuple):
-  """One way in which the same weights are stored.
+  """One layout in which the same weights are stored.
 
   Attributes:
-    goal: abstract parameters with shardings.
-    convert: to the form that is asked for.
+    abstract: parameters with shardings.
+    convert: to the requested layout.
   """
 
   abstract: Params
@@ -56,10 +56,10 @@ class Loaded:
   """Weights to start from.
 
   Attributes:
-    params: in the layout that was asked for.
-    step: that they are of.
+    params: in the requested layout.
+    step: of their checkpoint.
     weights: 'ema' or 'raw'.
-    sha256: of all that was read to make them.
+    sha256: of the parameters.
   """
 
   params: Params
@@ -73,15 +73,15 @@ def load(
   layouts: Sequence[CheckpointLayout],
   warn: Callable[[str], None] = print,
 ) -> Loaded:
-  """Reads the weights in whichever of `forms` they are stored.
+  """Reads the weights in whichever of `layouts` they are stored.
 
   Args:
-    forms: the first one is what is asked for; its `convert` is the identity.
+    layouts: the first is the requested one; its `convert` is the identity.
     warn: see `checkpoint.find_step`.
 
   Raises:
-    InputError: no such workdir or step, names or shapes that differ in either
-      direction, or damage.
+    InputError: no such workdir or step, missing, extra or mis-shaped parameters, or
+      damage.
   """
   folder = source.directory / "checkpoints"
   if not folder.is_dir():
@@ -110,13 +110,13 @@ def load(
 
 
 def fit(params: Params, layouts: Sequence[CheckpointLayout], where: str) -> Params:
-  """Weights in memory, in whichever of `forms`, as the first of `forms` asks for.
+  """Converts weights in memory from any of `layouts` to the first.
 
   Args:
-    where: they come from, for messages.
+    where: source of the weights, for messages.
 
   Raises:
-    InputError: names or shapes that differ in either direction.
+    InputError: missing, extra or mis-shaped parameters.
   """
   shapes = _shapes(params)
   layout = _matching(layouts, shapes)
@@ -131,7 +131,7 @@ def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
 def _matching(
   layouts: Sequence[CheckpointLayout], shapes: Mapping[str, tuple[int, ...]]
 ) -> CheckpointLayout:
-  """The form of parameters of these names, of these shapes if any is, or the first."""
+  """The layout with these names and shapes, else with these names, else the first."""
   named = [
     layout for layout in layouts if _shapes(layout.abstract).keys() == shapes.keys()
   ]

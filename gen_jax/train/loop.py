@@ -1,4 +1,4 @@
-"""The loop, for every task:
+"""The training loop, for every task:
 
     restore
     at step i: evaluate -> save -> batch(i) -> dispatch step
@@ -6,11 +6,11 @@
     final evaluate
     final save
 
-What is saved at step i has been evaluated at step i if an evaluation was due, so a run
-that is killed and started again does exactly what an unbroken one does. Before either,
-the previous step's metrics are waited for: after a step i that is not finite nothing is
-evaluated, saved or applied. The state before it is saved as step i, and a run that is
-started again comes to the same batch and stops there.
+A checkpoint of step i is saved after step i's evaluation, if due, so a run that is
+killed and restarted does exactly the same as an uninterrupted one. Both wait for the
+previous step's metrics: after a step i that is not finite nothing is evaluated, saved
+or applied. The state before it is saved as step i; a restarted run reaches the same
+batch and stops there.
 """
 
 import contextlib
@@ -42,25 +42,25 @@ class NotFiniteError(RuntimeError):
     self.step = step
     names = ("loss", "grad_norm")
     values = ", ".join(f"{name}={metrics[name].value:g}" for name in names)
-    super().__init__(f"{values} at step {step}, which has changed nothing")
+    super().__init__(f"{values} at step {step}, which was not applied")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """When to stop, and how often to do what.
+  """When to stop, and how often to log and save.
 
   Attributes:
-    num_steps: stop after so many steps.
-    num_epochs: stop after so many passes over the data, if that comes first.
-    patience: stop when `monitor` has not improved for so many evaluations.
-    monitor: the metric that 'best' and `patience` mean; whether lower or higher is
-      better is known by its name, see `evaluators.cost`.
+    num_steps: stop after this many steps.
+    num_epochs: stop after this many passes over the data, if that comes first.
+    patience: stop if `monitor` has not improved for this many evaluations.
+    monitor: the metric of 'best' and `patience`; its name determines whether lower is
+      better, see `evaluators.cost`.
     log_every: steps between rows of training metrics.
     save_every: steps between checkpoints.
-    keep: number of latest checkpoints kept (the best is kept besides).
-    num_microbatches: pieces that a batch is cut into to save memory.
-    ema_decay: decay of the moving average of the weights; None keeps none.
-    health_check: look at the first batch before the first step, see `health`.
+    keep: number of latest checkpoints to keep, besides the best.
+    num_microbatches: microbatches per batch, to save memory.
+    ema_decay: decay of the moving average of the weights; None: no average.
+    health_check: check the first batch before the first step, see `health`.
   """
 
   num_steps: ranges.Count
@@ -77,7 +77,7 @@ class Config:
   __post_init__ = ranges.check
 
   def total_steps(self, examples_per_epoch: int, batch_size: int) -> int:
-    """The number of steps that `num_steps` and `num_epochs` allow together."""
+    """The number of steps, by `num_steps` and `num_epochs`."""
     if self.num_epochs is None:
       return self.num_steps
     in_epochs = math.ceil(self.num_epochs * examples_per_epoch / batch_size)
@@ -95,11 +95,10 @@ class Result:
 
 @contextlib.contextmanager
 def _interrupts(first: int) -> Iterator[Callable[[int], bool]]:
-  """Yields a function of the step: whether to stop, because a signal came.
+  """Yields a function of the step: whether to stop because of a signal.
 
-  Several processes stop at the same step, whichever of them is told to: from the second
-  step on JAX agrees on one. Before, there is nothing to agree on: one that ends ends
-  them all.
+  Several processes stop at the same step if any of them gets a signal: from the second
+  step on JAX agrees on that step. Before, a process that ends ends them all.
   """
   told = []
 
@@ -111,7 +110,7 @@ def _interrupts(first: int) -> Iterator[Callable[[int], bool]]:
       distributed.global_state.initialize_preemption_sync_manager()
     if signals.asked() and not told:
       told.append(step)
-      os.kill(os.getpid(), signal.SIGTERM)  # JAX's own, which tells the others
+      os.kill(os.getpid(), signal.SIGTERM)  # JAX handles it and tells the others
     return multihost_utils.reached_preemption_sync_point(step)
 
   with signals.held():
@@ -119,7 +118,7 @@ def _interrupts(first: int) -> Iterator[Callable[[int], bool]]:
 
 
 def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
-  """Metrics of a step on the host, once they are there; or NotFiniteError."""
+  """Waits for a step's metrics and returns them on the host; or NotFiniteError."""
   metrics = jax.device_get(metrics)
   if not all(math.isfinite(metrics[name].value) for name in ("loss", "grad_norm")):
     raise NotFiniteError(step, metrics)
@@ -127,9 +126,9 @@ def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
 
 
 class _Window:
-  """Sums of training metrics since the last row, and how fast they came.
+  """Sums of training metrics since the last row, and their rates per second.
 
-  The time to compile the first step, to evaluate and to save is not theirs.
+  Excludes the time of compilation, evaluation and saving.
   """
 
   def __init__(self, per_step: Mapping[str, float]):
@@ -145,7 +144,7 @@ class _Window:
 
   @contextlib.contextmanager
   def paused(self, state: states.TrainState) -> Iterator[None]:
-    """What is done in here takes no time; the steps up to `state` are done before."""
+    """Excludes the body's time, after waiting for the steps up to `state`."""
     jax.block_until_ready(state)
     began = time.monotonic()
     yield
@@ -167,10 +166,10 @@ def _rescued(
   sinks: Sequence[writers.Writer],
   save: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-  """When a signal comes amid what may take minutes, `save` and the end do not wait.
+  """After a signal, saves and ends the process without waiting for a slow body.
 
   Args:
-    save: None where there is nothing to save. Several processes cannot save alone.
+    save: None: nothing to save. One of several processes cannot save alone.
   """
   several = jax.process_count() > 1
   if several and save:
@@ -191,7 +190,7 @@ def _rescued(
 
 @contextlib.contextmanager
 def _compiling(window: _Window, state: states.TrainState, rescued) -> Iterator[None]:
-  """Around the first step: it takes long, and trains nothing that could be lost."""
+  """Context of the first step, which compiles and has nothing to save."""
   with window.paused(state), rescued():
     yield
 
@@ -204,11 +203,11 @@ def _write(sinks: Sequence[writers.Writer], step: int, values: dict) -> None:
 def _monitored(
   config: Config, values: Mapping[str, object], *, at_start: bool, all_due: bool
 ) -> float | None:
-  """What is to be lowest, of an evaluation's values; None where it was not measured.
+  """The monitored value, lower is better; None if this evaluation lacks it.
 
   Raises:
-    InputError: nobody measures it: asked for by `patience`, or known at the start,
-      where all is due but what waits for the end, whose names are of other families.
+    InputError: no evaluator measures it: `patience` needs it, or the first evaluation
+      ran all evaluators or had other metrics of its family.
   """
   numbers = {name for name, value in values.items() if isinstance(value, float)}
   if config.monitor in numbers:
@@ -221,7 +220,7 @@ def _monitored(
 
 
 def _reason(told: bool, config: Config, progress: checkpoint.Progress) -> str:
-  """Why training ends before this step; 'finished': it does not, or for its length."""
+  """Why training ends before this step; 'finished' if it does not."""
   if told:
     return "interrupted"
   is_out = config.patience and progress.evals_since_best >= config.patience
@@ -245,14 +244,14 @@ def run(
   per_step: Mapping[str, float],
   heartbeat: Callable[[], None] = lambda: None,
 ) -> Result:
-  """Trains until done, `patience` is out or a signal comes. See the module docstring.
+  """Trains until the last step, early stopping or a signal. See the module docstring.
 
   Args:
-    resumed: `state` comes from a checkpoint, so its step has been evaluated.
-    stream: batches from the given step on.
-    num_steps: where to end (config.total_steps).
-    per_step: amounts in one step, reported per second under their names.
-    tick: called before whatever needs all processes: a step, a checkpoint.
+    resumed: `state` is from a checkpoint, so its step has been evaluated.
+    stream: step -> iterator of batches from that step on.
+    num_steps: the last step (config.total_steps).
+    per_step: amounts per step, reported per second under their names.
+    heartbeat: called before each step and checkpoint, which need all processes.
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
@@ -276,7 +275,7 @@ def run(
     if values:
       write(i, values)
     value = _monitored(config, values, at_start=i == 0, all_due=len(some) == len(evals))
-    if value is None or i == 0:  # what is not trained is not the best of a training
+    if value is None or i == 0:  # untrained weights are never the best
       return None
     progress = progress.update(i, value)
     return value if math.isfinite(value) else None
@@ -327,8 +326,8 @@ def run(
         pending = (i, metrics)
       if pending is not None:
         fetch(*pending)
-    except (NotFiniteError, InputError) as error:  # data can be bad at any time,
-      # and of several processes in one, which cannot save alone.
+    except (NotFiniteError, InputError) as error:
+      # Bad data may concern one of several processes, which cannot save alone.
       if isinstance(error, NotFiniteError) or jax.process_count() == 1:
         state = states.standing(state)
         save(int(state.step))

@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules: optax, with clipping and decay by path.
 
 Every schedule has the signature (peak, num_steps, warmup_steps, ...) -> step -> rate;
-every optimiser takes such a schedule and returns one optax transformation.
+every optimiser takes such a schedule and returns an optax transformation.
 """
 
 import re
@@ -38,9 +38,9 @@ def cosine(
   final_fraction: ranges.Fraction = 0.1,
   decay_steps: ranges.Count | None = None,
 ) -> optax.Schedule:
-  """Linear warm-up, then half a cosine down to final_fraction * peak, and on at that.
+  """Linear warm-up, half a cosine down to final_fraction * peak, then constant.
 
-  The bottom is reached at step decay_steps; None is num_steps.
+  The decay ends at step decay_steps; None is num_steps.
 
   >>> rate = cosine(1.0, 110, warmup_steps=10)
   >>> [round(float(rate(s)), 2) for s in (0, 10, 60, 110)]
@@ -118,7 +118,7 @@ def adamw(
   weight_decay: ranges.NotNegative = 0.1,
   clip_norm: ranges.Positive | None = 1.0,
 ) -> optax.GradientTransformation:
-  """AdamW; decay on kernels and tables alone. Loshchilov & Hutter 2019 (1711.05101)."""
+  """AdamW; decay on kernels and tables only. Loshchilov & Hutter 2019 (1711.05101)."""
   return _clipped(
     clip_norm,
     optax.adamw(learning_rate, b1, b2, eps, weight_decay=weight_decay, mask=_decayed),
@@ -126,9 +126,9 @@ def adamw(
 
 
 def _muon_axes(path: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-  """Which axes of a kernel are its inputs and outputs; None is left to AdamW.
+  """Input and output axes of a kernel; None: it is left to AdamW.
 
-  Axes are counted from the end, so that a stack of layers [L, ...] is L matrices.
+  Axes count from the end, so that stacked layers [L, ...] are L matrices.
   """
   del leaf
   for pattern, axes in (
@@ -151,10 +151,10 @@ def muon(
   weight_decay: ranges.NotNegative = 0.1,
   clip_norm: ranges.Positive | None = 1.0,
 ) -> optax.GradientTransformation:
-  """Muon on the matrices of attention and feed-forward, AdamW on all the rest.
+  """Muon on the matrices of attention and feed-forward, AdamW on the rest.
 
-  Steps are rescaled to the size of AdamW's (0.2 sqrt(max(inputs, outputs))), so that
-  one learning rate and one weight decay serve both. Jordan et al. 2024; Liu et al. 2025
+  Updates are scaled to the RMS of AdamW's (0.2 sqrt(max(inputs, outputs))): both
+  share one learning rate and weight decay. Jordan et al. 2024; Liu et al. 2025
   (arXiv:2502.16982) eq. 4.
   """
 

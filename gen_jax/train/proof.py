@@ -1,13 +1,12 @@
-"""Proof that a checkpoint is what was written: a hash of every file, in hashes.json.
+"""Integrity of checkpoints: hashes.json holds a hash of every file.
 
-    write    each process hashes its own files as soon as they are written, in the
-             thread that wrote them; the first process hashes what all share, reads back
-             which arrays there are, and writes hashes.json. Only then does the folder
-             get its name: a step that is there is whole.
-    read     every file has its hash and there is no other, or the step is damaged.
+    write    each process hashes its own files in the thread that wrote them; the first
+             process hashes shared files, reads back which arrays exist, and writes
+             hashes.json. Only then is the folder renamed to its step: an existing step
+             is complete.
+    read     a step is damaged if a file lacks its hash or there are other files.
 
-The arrays' own format finds damage in its index alone: without compression, another
-value is a value.
+The array format detects damage only in its index: uncompressed values have no checksum.
 """
 
 import json
@@ -31,22 +30,22 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def check_path(path: pathlib.Path) -> None:
-  """Raises InputError for a path that the arrays' library would take for another."""
+  """Raises InputError for a path that tensorstore would misread."""
   try:
     str(path).encode()
   except UnicodeError:
-    raise InputError(f"{str(path)!r} is not UTF-8; take another name") from None
+    raise InputError(f"{str(path)!r} is not UTF-8; use another name") from None
   if "\\" in str(path):
     raise InputError(
-      f"{str(path)!r} has a backslash, which the checkpoints' library takes for a"
-      " slash; take another name"
+      f"{str(path)!r} has a backslash, which the checkpoint library reads as a slash;"
+      " use another name"
     )
 
 
 class _Folder(type(epath.Path("/"))):
-  """A path whose own brackets and stars mean themselves in `glob`.
+  """A path whose own brackets and stars are literal in `glob`.
 
-  Orbax finds what the processes have written by a glob, which is the whole path.
+  Orbax globs the whole path for the processes' files.
   """
 
   def glob(self, pattern: str):
@@ -54,9 +53,9 @@ class _Folder(type(epath.Path("/"))):
 
 
 class ProvenPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A folder under way; that of a step gets its name when all that it holds is proven.
+  """A temporary folder; a step's is renamed when its hashes are written.
 
-  The items in it ('state', ...) are folders under way as well, until they are done.
+  Its items ('state', ...) are temporary folders too until they are complete.
   """
 
   def get(self) -> epath.Path:
@@ -73,7 +72,7 @@ class ProvenPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 class StateHandler(ocp.PyTreeCheckpointHandler):
-  """Writes arrays, and then what this process has written and what should be there."""
+  """Writes arrays, then this process's hashes and the expected shapes."""
 
   async def async_save(self, directory, *, args):
     futures = await super().async_save(directory, args=args)
@@ -98,7 +97,7 @@ def _part(folder: pathlib.Path, process: int) -> pathlib.Path:
 
 
 def _note_own(folder: pathlib.Path, shapes: Shapes) -> None:
-  """Writes what this process has written: its folder of a state, {name: SHA-256}."""
+  """Writes the hashes of this process's files and the shapes of all arrays."""
   process = jax.process_index()
   own = f"ocdbt.process_{process}"
   found = files.hashes(folder / own, files.names(folder / own))
@@ -107,10 +106,10 @@ def _note_own(folder: pathlib.Path, shapes: Shapes) -> None:
 
 
 def _write(folder: pathlib.Path, step: int) -> None:
-  """Reads back what the processes have written, and writes hashes.json.
+  """Checks that all arrays exist, and writes hashes.json.
 
   Raises:
-    InputError: an array or the note of a process is not there.
+    InputError: an array or a process's hashes are missing.
   """
   state, noted, shapes = folder / "state", {}, {}
   for process in range(jax.process_count()):
@@ -123,8 +122,8 @@ def _write(folder: pathlib.Path, step: int) -> None:
   if found != want:
     odd = sorted(k for k in found.keys() | want.keys() if found.get(k) != want.get(k))
     raise InputError(
-      f"cannot save step {step}: of {len(want)} arrays {len(odd)} cannot be read back"
-      f" ({', '.join(odd[:4])}) from {folder.parent}; look at the file system"
+      f"cannot save step {step}: {len(odd)} of {len(want)} arrays cannot be read back"
+      f" ({', '.join(odd[:4])}) from {folder.parent}; check the file system"
     )
   rest = [name for name in files.names(folder) if name not in noted]
   everything = {**noted, **files.hashes(folder, rest)}
@@ -132,7 +131,7 @@ def _write(folder: pathlib.Path, step: int) -> None:
 
 
 def arrays(folder: pathlib.Path) -> Shapes:
-  """{name: shape} of the arrays in a folder whose every piece is there."""
+  """{name: shape} of the complete arrays in a folder."""
   base = {"driver": "file", "path": f"{folder}/"}
   store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
   keys = {key.decode() for key in store.list().result()}
@@ -152,10 +151,10 @@ def arrays(folder: pathlib.Path) -> Shapes:
 
 
 def verify(folder: pathlib.Path, step: int) -> bool:
-  """Whether a step has hashes; then all of them fit. Each process reads its share.
+  """Checks a step's hashes, each process a share; returns False if it has none.
 
   Raises:
-    ValueError: names a file that is damaged, gone, or too many.
+    ValueError: names a file that is damaged, missing or extra.
   """
   if not (folder / files.HASHES).exists():
     return False
@@ -163,7 +162,7 @@ def verify(folder: pathlib.Path, step: int) -> bool:
     wrong = _wrong(folder, step)
   except (InputError, OSError, LookupError, TypeError, AttributeError) as error:
     wrong = str(error)
-  if jax.process_count() > 1:  # all go back to the same step
+  if jax.process_count() > 1:  # all must choose the same step
     found = multihost_utils.process_allgather(np.int32(bool(wrong)))
     wrong = wrong or ("another process has found damage" if found.any() else None)
   if wrong:
@@ -178,7 +177,7 @@ def _wrong(folder: pathlib.Path, step: int) -> str | None:
   want = noted["files"]
   odd = sorted(want.keys() ^ set(files.names(folder)))
   if odd:
-    return f"{odd[0]} is {'missing' if odd[0] in want else 'none of its files'}"
+    return f"{odd[0]} is {'missing' if odd[0] in want else 'not one of its files'}"
   by_size = sorted(want, key=lambda name: ((folder / name).stat().st_size, name))
   mine = by_size[jax.process_index() :: jax.process_count()]
   for name, digest in files.hashes(folder, mine).items():
@@ -188,7 +187,7 @@ def _wrong(folder: pathlib.Path, step: int) -> str | None:
 
 
 def is_as_written(folder: pathlib.Path, name: str) -> bool:
-  """Whether a file of a step, if it has one of that name, is the one that was noted."""
+  """Whether a step's file has its hash; True if the step has no such file or hashes."""
   if not (folder / files.HASHES).exists():
     return True
   try:

@@ -1,4 +1,4 @@
-"""The state of training: arrays only, made directly in its final layout."""
+"""The training state: arrays only, created directly in their final layout."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ from gen_jax.types import Array, Batch, Params, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """Everything a step reads and writes, and everything a checkpoint holds.
+  """Everything that a step updates and a checkpoint holds.
 
   Attributes:
-    step: int32 [], steps taken; ~i, which is negative, once step i was not finite.
+    step: int32 [], steps taken; ~i (negative) after step i was not finite.
     params: float32 nested dict.
-    ema: exponential moving average of params, or None where none is kept.
+    ema: exponential moving average of params, or None.
     opt_state: of the optax transformation.
     key: uint32 key data; the key of step i is fold_in(key, i).
   """
@@ -32,7 +32,7 @@ class TrainState:
 
   @property
   def weights(self) -> Params:
-    """What to evaluate and sample with: the average where there is one."""
+    """Weights for evaluation and sampling: `ema` if there is one, else `params`."""
     return self.params if self.ema is None else self.ema
 
 
@@ -68,10 +68,10 @@ def abstract(
   *,
   with_ema: bool,
 ) -> TrainState:
-  """Shapes, dtypes and shardings of the state, without a single array.
+  """Shapes, dtypes and shardings of the state, without arrays.
 
-  A leaf lies like the parameter whose path ends its own, if it has that shape (moments
-  do, factored ones do not); everything else is replicated.
+  A leaf is sharded like the parameter whose path its own path ends with, if shapes are
+  equal (moments are, factored ones not); everything else is replicated.
   """
   key = jax.random.key(0)
   boxed = jax.eval_shape(task.init, key, batch)
@@ -98,7 +98,7 @@ def create(
   *,
   with_ema: bool,
 ) -> TrainState:
-  """A fresh state, every array born on its devices; bit-identical on every mesh.
+  """A new state, initialised on its devices; bit-identical on every mesh.
 
   Args:
     batch: abstract or real; only shapes and dtypes are used.
@@ -108,8 +108,8 @@ def create(
   init = jax.jit(
     lambda key: _init(task, optimizer, batch, key, with_ema),
     out_shardings=shardings,
-    # It runs once: on a CPU, optimising a hundred random draws takes longer than
-    # making them (27 s against 8 s for 252 arrays).
+    # It runs once: on a CPU, optimised compilation takes longer than it saves (27 s
+    # against 8 s for 252 arrays).
     compiler_options={"xla_backend_optimization_level": "0"} if layout.on_cpu else None,
   )
   return init(jax.random.key(seed))
@@ -121,10 +121,10 @@ def start_from(
   abstract_state: TrainState,
   seed: int,
 ) -> TrainState:
-  """A fresh state around parameters at hand, which are donated.
+  """A new state around given parameters, which are donated.
 
   Args:
-    goal: the abstract state, from `abstract`.
+    abstract_state: from `abstract`.
   """
   make = jax.jit(
     lambda params, key: _around(params, optimizer, key, abstract_state.ema is not None),
@@ -135,7 +135,7 @@ def start_from(
 
 
 def standing(state: TrainState) -> TrainState:
-  """The state with the number of steps that it has taken, also after one went wrong.
+  """The state with `step` = steps taken, also after a step that was not finite.
 
   >>> state = of_weights({})
   >>> int(standing(dataclasses.replace(state, step=~jnp.int32(7))).step)
@@ -145,6 +145,6 @@ def standing(state: TrainState) -> TrainState:
 
 
 def of_weights(params: Params) -> TrainState:
-  """Weights that were not trained here, at step 0: no average, no moments."""
+  """A state of imported weights at step 0, without average and moments."""
   key = jax.random.key_data(jax.random.key(0))
   return TrainState(jnp.int32(0), params, ema=None, opt_state=(), key=key)

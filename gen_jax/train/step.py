@@ -1,11 +1,11 @@
-"""One training step, for every task.
+"""The training step, for every task.
 
     keys = fold_in(fold_in(key, step), example)
     gradients of loss.total, summed over microbatches, divided once by loss.count
     -> optax (clipping, learning rate, ...) -> moving average -> new state
 
-Because sums travel and every example has its own key, the number of microbatches, hosts
-and devices does not change the result, whatever the examples weigh.
+As sums are exchanged and every example has its own key, the result does not depend on
+the number of microbatches, hosts and devices, for any example weights.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ Step = Callable[[states.TrainState, PyTree, Batch], tuple[states.TrainState, Met
 def ema_decay(decay: float, step: Array) -> Array:
   """Decay with warm-up: min(decay, (1 + step) / (10 + step)).
 
-  Early averages then forget the initial weights. Source: the rule of TensorFlow's
+  So early averages forget the initial weights. Source: TensorFlow's
   ExponentialMovingAverage(num_updates).
   """
   step = step.astype(jnp.float32)
@@ -35,9 +35,9 @@ def ema_decay(decay: float, step: Array) -> Array:
 
 
 def _microbatches(x: Array, num: int) -> Array:
-  """[B, ...] -> [num, B / num, ...]; microbatch m takes rows m, m + num, ...
+  """[B, ...] -> [num, B / num, ...]; microbatch m has examples m, m + num, ...
 
-  Strided, so that every device cuts its own rows and none travel.
+  Strided, so that every device splits its own examples without communication.
   """
   return jnp.swapaxes(x.reshape(x.shape[0] // num, num, *x.shape[1:]), 0, 1)
 
@@ -52,10 +52,10 @@ def gradients(
   train: bool = True,
   unroll: bool = False,
 ) -> tuple[Params, base.LossOut]:
-  """Gradient of loss.total / loss.count over the whole batch, and its sums.
+  """Gradient of loss.total / loss.count over the whole batch, and the summed LossOut.
 
-  `unroll` puts the microbatches in a row instead of a loop: XLA's CPU backend runs the
-  gradient of a convolution five to ten times slower inside a loop.
+  `unroll` unrolls the loop over microbatches: XLA's CPU backend runs the gradient of a
+  convolution five to ten times slower inside a loop.
   """
 
   def total(params, batch, keys):
@@ -92,12 +92,12 @@ def make_step(
 ) -> Step:
   """Returns the step; jit it with `compile_step`.
 
-  A step i whose loss or gradient norm is not finite leaves the state as it was, but for
-  its `step`, which becomes ~i: the steps after it, which are on their way before its
-  metrics are known, change nothing. See `states.standing`.
+  A step i whose loss or gradient norm is not finite changes only the state's `step`, to
+  ~i; steps dispatched before its metrics are known then change nothing. See
+  `states.standing`.
 
   Args:
-    decay: of the moving average, in [0, 1); None where the state keeps none.
+    decay: of the moving average, in [0, 1); None without one.
   """
 
   def step(state, frozen, batch):
@@ -126,6 +126,6 @@ def make_step(
 
 
 def compile_step(step: Step, state: states.TrainState, layout: sharding.Layout):
-  """jit: the state keeps its layout and its buffers are reused."""
+  """Jits a step: the state keeps its layout, and its buffers are donated."""
   at = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(step, donate_argnums=0, out_shardings=(at, layout.replicated))

@@ -1,7 +1,4 @@
-"""Where numbers go: the terminal, metrics.jsonl and TensorBoard (no TensorFlow).
-
-Images that an evaluator yields go into samples/ and nowhere else.
-"""
+"""Metric writers: terminal, metrics.jsonl, TensorBoard (without TensorFlow), images."""
 
 import contextlib
 import json
@@ -20,46 +17,46 @@ import rich.progress
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-_CRC = "crc32"  # of a row of metrics.jsonl without it
+_CRC = "crc32"  # of the rest of a row of metrics.jsonl
 
 
 class Writer(Protocol):
-  """Takes numbers at a step."""
+  """Writes the metrics of a step."""
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes {name: value}."""
     ...
 
   def close(self) -> None:
-    """Flushes and lets go."""
+    """Flushes and closes."""
     ...
 
 
 def _line(row: Mapping[str, float | None]) -> str:
-  """A row as JSON, NaN as null, with a CRC-32 of the rest as its last value."""
+  """A row as JSON, NaN as null, with its CRC-32 as the last value."""
   row = files.finite(row)
   crc = zlib.crc32(json.dumps(row).encode())
   return json.dumps({**row, _CRC: crc}) + "\n"
 
 
 def _row(line: bytes, where: str, has_crc: bool) -> dict[str, float | None]:
-  """{"step": whole number, name: number, or null where it was not finite, ...}."""
+  """Parses {"step": whole number, name: number, or null if not finite, ...}."""
   row = files.finite(files.parse_json(line, where))
   if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
     raise InputError(f"{where} has no step")
   if not all(v is None or type(v) in (int, float) for v in row.values()):
-    raise InputError(f"{where} has values that are no numbers")
+    raise InputError(f"{where} has values that are not numbers")
   crc = row.pop(_CRC, None)
   if has_crc and crc != zlib.crc32(json.dumps(row).encode()):
-    raise InputError(f"{where} is not what was written")
+    raise InputError(f"{where} does not have its CRC-32")
   return row
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, float | None]]:
-  """The rows of metrics.jsonl; what is no row is left out, with a line that says so.
+  """The rows of metrics.jsonl; damaged lines are skipped, with a message.
 
-  Of rows of one step and the same names, the last one counts. Older versions wrote
-  files without `crc32`, which are read as they are.
+  Of several rows with the same step and names the last one counts. Files of older
+  versions have no `crc32` and are not checked.
   """
   rows, damaged = {}, []
   content = files.read_bytes(path) if path.exists() else b""
@@ -86,21 +83,21 @@ def _rows(path: pathlib.Path) -> list[dict[str, float | None]]:
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
   """All rows of a workdir's metrics.jsonl, in order; each has its step.
 
-  What was not finite is NaN; lines that are damaged are left out.
+  Values that were not finite are NaN; damaged lines are skipped.
   """
   rows = _rows(pathlib.Path(workdir) / "metrics.jsonl")
   return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
 def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
-  """What of an evaluation is no image."""
+  """The scalar entries."""
   return {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
 
 
 class ImageFiles:
-  """samples/NAME_STEP.png: the images of each evaluation on one sheet.
+  """samples/NAME_STEP.png: one sheet of images per evaluation.
 
-  Opened after step i it first drops those beyond i: the run draws them again.
+  On resuming after step i it deletes later sheets, which the run draws again.
 
   Attributes:
     save: (path, uint8 [rows, columns, H, W, C]).
@@ -123,11 +120,11 @@ class ImageFiles:
       self._save(self._folder / f"{name}_{step:08}.png", values[name])
 
   def close(self) -> None:
-    """Nothing is open."""
+    """Does nothing."""
 
 
 def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-  """What `Images` has written, and at which steps, in order."""
+  """The sheets of `ImageFiles` and their steps, in order."""
   paths = sorted((workdir / "samples").glob("*_????????.png"))
   steps = [path.stem[-8:] for path in paths]
   return [(p, int(s)) for p, s in zip(paths, steps, strict=True) if s.isdecimal()]
@@ -136,8 +133,8 @@ def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
 class JsonLines:
   """metrics.jsonl: one object per line, {"step": i, name: value, ..., "crc32": n}.
 
-  Opened after step i it first drops the rows beyond i: the run writes them again. A
-  value that is not finite is null: NaN is no JSON.
+  On resuming after step i it deletes later rows, which the run writes again. Values
+  that are not finite are null.
 
   Args:
     last_step: of the rows to keep; -1 keeps none.
@@ -150,18 +147,18 @@ class JsonLines:
     self._path = path
 
   def write(self, step: int, values: dict[str, float]) -> None:
-    with self._path.open("a", encoding="utf-8") as file:  # also where it was deleted
+    with self._path.open("a", encoding="utf-8") as file:  # recreated if deleted
       file.write(_line({"step": step, **numbers(values)}))
 
   def close(self) -> None:
-    """Nothing is open."""
+    """Does nothing."""
 
 
 class TensorBoard:
   """Event files under workdir/tensorboard; `last_step` as in `JsonLines`."""
 
   def __init__(self, workdir: pathlib.Path, last_step: int):
-    import tensorboardX  # imported here: it imports torch where there is one
+    import tensorboardX  # imported here: it imports torch if installed
 
     self._writer = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=last_step + 1
@@ -177,9 +174,9 @@ class TensorBoard:
 
 
 class Terminal:
-  """A progress bar where there is a terminal, plain lines otherwise.
+  """A progress bar on a terminal, plain lines otherwise.
 
-  Beside the bar stand loss and throughput; evaluations stay above it.
+  The bar shows loss and throughput; evaluations are printed above it.
   """
 
   def __init__(self, start_step: int, num_steps: int, title: str):

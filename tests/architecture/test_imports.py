@@ -160,7 +160,7 @@ def test_text_is_read_and_written_in_one_place_and_json_read():
 # Who builds experiments: what opens a run, and what looks at a config that is of none.
 MAKERS = {"runs/run.py", "runs/training.py", "runs/weights.py"}
 MAKERS |= {"cli/import.py", "cli/plan.py"}
-# Files of a run; those that a command writes for people (samples/, figures/) are its own.
+# Files of a run; what a command writes for people (samples/, figures/) is its own.
 OF_A_RUN = {"config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer"}
 OF_A_RUN |= {"import.json", "init_from.json", "health.json", "evaluation.json"}
 
@@ -171,8 +171,9 @@ def test_a_run_is_opened_in_one_room():
   for path in FILES:
     name = str(path.relative_to(ROOT / "gen_jax"))
     for node in ast.walk(ast.parse(path.read_text())):
-      if ast.unparse(node) in ("experiments.make", "experiment.make"):
-        made.add(name)
+      if isinstance(node, ast.Attribute) and node.attr == "make":
+        if ast.unparse(node.value) in ("experiments", "experiment"):
+          made.add(name)
       if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant):
         if isinstance(node.op, ast.Div) and node.right.value in OF_A_RUN:
           named.setdefault(name, set()).add(node.right.value)
@@ -195,23 +196,23 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 880,  # upgrade.py goes with the next release
-  "cli": 5_900,
+  "build": 870,  # with config files, overrides; upgrade.py goes with the next release
+  "cli": 4_100,
   "convert": 3_300,
   "cost": 1_450,
   "data": 5_600,
   "decoding": 350,
   "diffusion": 2_250,
   "evaluation": 1_150,
-  "inference": 700,
+  "inference": 900,
   "models": 1_570,
   "nn": 1_600,
-  "runs": 2_050,
+  "runs": 2_000,  # from cli: workdir, lease, weights, training, drawing
   "sweeps": 1_200,
-  "system": 800,
+  "system": 850,
   "tasks": 1_200,
-  "train": 2_200,
-  "loose files": 1_900,
+  "train": 2_260,
+  "loose files": 1_850,
 }
 
 

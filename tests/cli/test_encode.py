@@ -5,26 +5,27 @@ import json
 import pytest
 
 from gen_jax.cli import encode
+from gen_jax.inference import codes
 
 
 @pytest.mark.parametrize("to", [True, False], ids=["codes", "statistics alone"])
 def test_encoding_goes_on_where_it_was(call, vae_workdir, tmp_path, monkeypatch, to):
   """Piece by piece, and byte for byte what an unbroken command writes."""
-  monkeypatch.setattr(encode, "BATCH_SIZE", 100)
+  monkeypatch.setattr(codes, "BATCH_SIZE", 100)
   monkeypatch.setattr(encode, "PIECE", 400)
   words = ("encode", "--workdir", vae_workdir)
   flags = [("--to", tmp_path / name) if to else () for name in ("whole", "broken")]
   whole = call(*words, *flags[0], "--json")
   assert whole.code == 0, whole
-  pieces, sums = [], encode._sums
+  pieces, sums = [], codes.sums
 
-  def counting(codes):
-    pieces.append(len(codes))
+  def counting(some):
+    pieces.append(len(some))
     if len(pieces) == 3:
       raise KeyboardInterrupt
-    return sums(codes)
+    return sums(some)
 
-  monkeypatch.setattr(encode, "_sums", counting)
+  monkeypatch.setattr(codes, "sums", counting)
   assert call(*words, *flags[1]).code == 130
   assert not (tmp_path / "broken").exists()
   again = call(*words, *flags[1], "--json")

@@ -170,7 +170,7 @@ OVERRIDES = [
   ),
   (IMAGES, "sampling.grid=karas", ["'karas'", "did you mean 'karras'?"]),
   # What does not fit together.
-  (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes what is left"]),
+  (TEXT, "mesh.data=3", ["mesh data=3", "8 device(s)", "-1 takes all that are left"]),
   (
     TEXT,
     "task.model.head_dim=3",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.cli import illustrate, main
+from gen_jax.cli import main
+from gen_jax.inference import figures as drawn
 from gen_jax.inference import sheets
 from gen_jax.tasks import attribution
 from gen_jax.train import writers
@@ -81,7 +82,7 @@ def imported(tmp_path_factory):
 
 
 def test_an_imported_model_is_refused_before_it_draws(refuse, imported, monkeypatch):
-  monkeypatch.delattr(illustrate._Canvas, "draw")
+  monkeypatch.delattr(drawn.Canvas, "draw")
   words = ("illustrate", "--workdir", imported)
   refuse(*words, says=["an imported model, which has no captions: give --prompt"])
   assert not (imported / "figures").exists()
@@ -94,7 +95,7 @@ def test_an_imported_model_shows_latents_of_what_it_draws(call, imported, monkey
     draw = np.random.default_rng(0).integers(0, 256, (1, *self.pixels), np.uint8)
     return lambda scale: draw
 
-  monkeypatch.setattr(illustrate._Canvas, "draw", draw)
+  monkeypatch.setattr(drawn.Canvas, "draw", draw)
   words = ("--prompt", "wow 42", "--steps", "1", "--scales", "1", "--samplers", "ddim")
   outcome = call("illustrate", "--workdir", imported, *words, "--json")
   assert outcome.code == 0, outcome

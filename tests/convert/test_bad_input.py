@@ -48,7 +48,7 @@ def _tensors(change):
     arrays = {name: np.array(t.view()) for name, t in tensors.items()}
     change(arrays)
     plan = {
-      name: safetensors.Planned(a.shape, lambda a=a: a) for name, a in arrays.items()
+      name: safetensors.LazyTensor(a.shape, lambda a=a: a) for name, a in arrays.items()
     }
     safetensors.write_folder(folder, plan, "F32")
 
@@ -65,7 +65,7 @@ def _extra(arrays):
 
 def _lose_shard(folder):
   tensors = safetensors.open_folder(folder)
-  plan = {n: safetensors.Planned(t.shape, t.view) for n, t in tensors.items()}
+  plan = {n: safetensors.LazyTensor(t.shape, t.view) for n, t in tensors.items()}
   safetensors.write_folder(folder, plan, "F32", max_bytes=9000)
   (folder / "model.safetensors").unlink()
   (folder / "model-00002-of-00004.safetensors").unlink()

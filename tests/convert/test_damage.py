@@ -127,7 +127,7 @@ def test_configs_of_images(data, name):
       "is not supported; s",
     ),
     (diffusers.INDEX, "_class_name", ["x"], "is not supported; supported: Stable"),
-    (diffusers.UNET, "layers_per_block", 2**31 - 1, "there are 208 tensors in all"),
+    (diffusers.UNET, "layers_per_block", 2**31 - 1, "there are only 208 tensors"),
     (diffusers.VAE, "layers_per_block", 2**31 - 1, "do not fit the weights"),
     (diffusers.TEXT, "num_hidden_layers", 2**31 - 1, "do not fit the weights"),
     (diffusers.UNET, "sample_size", 2**30, "sample_size=1073741824 must be a square"),

@@ -78,7 +78,7 @@ def test_network_blocks_positions_and_gradients():
     close(ours, expected[f"block/{i}"], 1e-4)
   close(dit.positions(4, 4, 4, 16), expected["positions"], 1e-6)
   gradient = jax.jit(jax.grad(lambda p: jnp.mean(apply(p)[0] ** 2)))(params)
-  plan = convert.plan(model, gradient)
+  plan = convert.foreign_tensors(model, gradient)
   checked = [key for key in expected if key.startswith("gradient/")]
   assert len(checked) == 5
   for key in checked:
@@ -87,7 +87,9 @@ def test_network_blocks_positions_and_gradients():
 
 def test_there_and_back_changes_no_bit(tmp_path):
   model, params = load()
-  safetensors.write_folder(tmp_path, convert.plan(model, params), "F32", stem=STEM)
+  safetensors.write_folder(
+    tmp_path, convert.foreign_tensors(model, params), "F32", stem=STEM
+  )
   was = safetensors_numpy.load_file(GOLDEN / "transformer" / f"{STEM}.safetensors")
   now = safetensors_numpy.load_file(tmp_path / f"{STEM}.safetensors")
   assert was.keys() == now.keys()

@@ -26,7 +26,7 @@ def read(folder, **changes):
   """(model, parameters) of a folder."""
   architecture, block, tensors, biasless = huggingface.open_model(folder)
   model = build.build("model", {**block, **changes})
-  abstract = golden.abstract(model)
+  abstract = golden.abstract_params(model)
   places = huggingface.match(tensors, architecture, abstract, biasless)
   return model, huggingface.load(places, abstract)
 
@@ -61,7 +61,7 @@ def test_half_precision_weights_come_in_as_they_are(dtype, name, scan, tmp_path)
 )
 def test_half_precision_goes_out_rounded_to_the_nearest(dtype, want, name, tmp_path):
   architecture, model, params = golden.load(name)
-  plan = huggingface.plan(architecture, model.config, params)
+  plan = huggingface.foreign_tensors(architecture, model.config, params)
   ours.write_folder(tmp_path, plan, dtype)
   theirs = safetensors.flax.load_file(tmp_path / "model.safetensors")
   arrays = safetensors.flax.load_file(golden.GOLDEN / name / "model.safetensors")
@@ -74,7 +74,7 @@ def test_half_precision_goes_out_rounded_to_the_nearest(dtype, want, name, tmp_p
 def test_a_value_that_a_dtype_cannot_hold_is_refused(tmp_path):
   """float16 ends at 65504; to write infinity would ruin the model."""
   values = np.array([1.0, -7e4], np.float32)
-  plan = {"some.weight": ours.Planned((2,), lambda: values)}
+  plan = {"some.weight": ours.LazyTensor((2,), lambda: values)}
   with pytest.raises(InputError, match=r"some\.weight has -70000.*float32 or bfloat16"):
     ours.write_folder(tmp_path, plan, "F16")
   ours.write_folder(tmp_path, plan, "BF16")
@@ -137,13 +137,14 @@ def test_a_gpt2_without_biases_has_zeros_in_the_file(scan, tmp_path):
   tokens = np.arange(12)[None]
   draw = np.random.default_rng(0)
   params = jax.tree.map(
-    lambda x: draw.normal(0, 0.3, x.shape).astype(np.float32), golden.abstract(model)
+    lambda x: draw.normal(0, 0.3, x.shape).astype(np.float32),
+    golden.abstract_params(model),
   )
   assert not any(path.endswith("bias") for path in tree.flatten(params))
   architecture = architectures.fitting(model.config)
   assert architecture.name == "GPT2LMHeadModel"
   ours.write_folder(
-    tmp_path, huggingface.plan(architecture, model.config, params), "F32"
+    tmp_path, huggingface.foreign_tensors(architecture, model.config, params), "F32"
   )
   arrays = safetensors.flax.load_file(tmp_path / "model.safetensors")
   shapes = safetensors.flax.load_file(golden.GOLDEN / "gpt2" / "model.safetensors")

@@ -66,7 +66,7 @@ def test_gradients(golden):
 
   value, gradients = jax.value_and_grad(loss)(params)
   np.testing.assert_allclose(value, expected["loss"], rtol=1e-5)
-  plan = huggingface.plan(architecture, model.config, gradients)
+  plan = huggingface.foreign_tensors(architecture, model.config, gradients)
   checked = [key for key in expected if key.startswith("gradient/")]
   assert len(checked) == 7
   for key in checked:
@@ -82,7 +82,7 @@ def test_each_parameter_is_in_one_tensor(golden):
 
 
 def names_of(architecture, shapes, num_layers):
-  rows = huggingface.names.rows(architecture.table, shapes, num_layers)
+  rows = huggingface.names.tensor_maps(architecture.table, shapes, num_layers)
   return [path for row, _ in rows for path in row.paths]
 
 
@@ -92,7 +92,7 @@ def test_there_and_back_is_the_identity(golden, tmp_path):
   (tmp_path / "config.json").write_text(
     json.dumps({**foreign, "architectures": [architecture.name]})
   )
-  plan = huggingface.plan(architecture, model.config, params)
+  plan = huggingface.foreign_tensors(architecture, model.config, params)
   safetensors.write_folder(tmp_path, plan, "F32")
   again, block, tensors, biasless = huggingface.open_model(tmp_path)
   assert again is architecture and build.build("model", block).config.use_bias == (
@@ -109,7 +109,7 @@ def test_there_and_back_is_the_identity(golden, tmp_path):
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
 def test_files_come_back_bit_for_bit(name, tmp_path):
   architecture, model, params = load(name)
-  plan = huggingface.plan(architecture, model.config, params)
+  plan = huggingface.foreign_tensors(architecture, model.config, params)
   safetensors.write_folder(tmp_path, plan, "F32", max_bytes=3000)
   assert (tmp_path / "model.safetensors.index.json").exists()
   ours = safetensors.open_folder(tmp_path)

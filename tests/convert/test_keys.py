@@ -59,7 +59,7 @@ def config(name, **changes):
 def test_a_value_that_changes_nothing_passes(name, changes):
   plain = config(name)
   assert architectures.read({**plain, **changes}) == architectures.read(plain)
-  assert not architectures.passed_over({**plain, **changes})
+  assert not architectures.unused_keys({**plain, **changes})
 
 
 @pytest.mark.parametrize("name, changes", SOMETHING)
@@ -72,13 +72,13 @@ def test_a_value_that_changes_something_is_refused_by_its_key(name, changes):
 
 @pytest.mark.parametrize("value", [None, False, "", [], {}])
 def test_an_unknown_key_that_says_nothing_passes_and_is_named(value):
-  found = architectures.passed_over(config("llama", a_key_of_next_year=value))
+  found = architectures.unused_keys(config("llama", a_key_of_next_year=value))
   assert found == [f"a_key_of_next_year={value!r}"]
 
 
 def test_how_to_sample_is_named_where_it_says_something():
   changes = {"temperature": 0.6, "top_p": 1.0, "do_sample": False, "max_length": 20}
-  assert architectures.passed_over(config("gpt2", **changes)) == ["temperature=0.6"]
+  assert architectures.unused_keys(config("gpt2", **changes)) == ["temperature=0.6"]
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "n_layer", "n_embd", "n_positions"])
@@ -96,7 +96,7 @@ def test_a_size_is_held_against_the_tensors_before_a_model_is_built(key, tmp_pat
   with pytest.raises(InputError, match=r"fit|wants"):
     architecture, block, tensors, biasless = huggingface.open_model(folder)
     model = build.build("model", block)
-    huggingface.match(tensors, architecture, golden.abstract(model), biasless)
+    huggingface.match(tensors, architecture, golden.abstract_params(model), biasless)
 
 
 @pytest.mark.parametrize("name", ["Qwen2ForCausalLM", "GPT2LMHeadModels", 3, None])

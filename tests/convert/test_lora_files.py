@@ -21,7 +21,7 @@ FILES = ("lora_diffusers", "lora_kohya")
 def base():
   """The tiny v1: its networks, places of its weights, shapes, and expected outputs."""
   opened = diffusers.open_folder(V1)
-  abstract, models = tiny.abstract(opened), opened.models()
+  abstract, models = tiny.abstract_params(opened), opened.models()
   places = {
     name: stable_diffusion.match(
       model, opened.tensors[name], abstract[name], opened.column
@@ -74,7 +74,7 @@ def rewritten(target, change, name="lora_kohya"):
     for key, t in safetensors.read_header(V1 / f"{name}.safetensors").items()
   }
   change(arrays)
-  plan = {k: safetensors.Planned(a.shape, lambda a=a: a) for k, a in arrays.items()}
+  plan = {k: safetensors.LazyTensor(a.shape, lambda a=a: a) for k, a in arrays.items()}
   safetensors.write_file(target, plan, plan, "F32")
   return target
 
@@ -102,7 +102,7 @@ def _narrow(arrays):
   "change, named",
   [
     (_strange, "hada_w1_a"),
-    (_elsewhere, "mid_block_resnets_7_conv1 is no module"),
+    (_elsewhere, "has no module mid_block_resnets_7_conv1"),
     (_alone, "mid_block.resnets.0.conv1.weight"),
     (_narrow, "mid_block.resnets.0.conv1.weight"),
   ],

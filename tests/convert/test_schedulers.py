@@ -45,7 +45,13 @@ def test_what_is_written_is_read_as_the_same():
   seen, number = set(), 0
   for kind in schedulers.TABLE:
     for places in schedulers._places(kind, 2):
-      config = {"_class_name": kind.name, **kind.reads, **kind.says, **SD, **places}
+      config = {
+        "_class_name": kind.name,
+        **kind.defaults,
+        **kind.selects,
+        **SD,
+        **places,
+      }
       found = schedulers.read(config)
       given = *objects(found), found.sampler, found.grid
       name, text, other = schedulers.write(*given)

@@ -102,7 +102,7 @@ def test_unet_its_blocks_and_its_gradients(golden):
     ours = seen["intermediates"][key.removeprefix("block/")]["__call__"][0]
     close(ours, expected[key], 1e-5)
   gradient = jax.jit(jax.grad(lambda p: jnp.mean(apply(p)[0] ** 2)))(params["unet"])
-  plan = stable_diffusion.plan(opened.models()["unet"], gradient)
+  plan = stable_diffusion.foreign_tensors(opened.models()["unet"], gradient)
   checked = [key for key in expected if key.startswith("gradient/")]
   assert len(checked) == 4
   for key in checked:
@@ -240,7 +240,7 @@ def test_single_file_has_the_names_of_the_original_code():
   for part, model in opened.models().items():
     pairs = {}
     for column in (stable_diffusion.FILE, stable_diffusion.FOLDER):
-      for name, (row, _) in model.rows(abstract[part], column).items():
+      for name, (row, _) in model.tensor_maps(abstract[part], column).items():
         pairs.setdefault(row.paths, []).append(name)
     assert dict(sorted(pairs.values())) == names[part]
 

@@ -107,7 +107,7 @@ def test_parallel_lines(tmp_path):
     (
       conversations.Chats,
       '{"messages": [{"role": "user", "content": "x"}]}',
-      "there is no answer",
+      "so no answer",
     ),
     (lambda path: conversations.Parallel(path, path[:-1] + "b"), "1\n2", "has 2 lines"),
   ],

@@ -242,7 +242,7 @@ def test_files_beside_it_say_what_opens_ends_and_stops(tmp_path):
   assert tokenizers.load(tmp_path).chat_template == "y"
   config["eos_token"] = "<d>"
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-  with pytest.raises(types.InputError, match="'<d>' is said to open or end texts"):
+  with pytest.raises(types.InputError, match="'<d>' is named as bos or eos"):
     tokenizers.load(tmp_path)
 
 
@@ -312,7 +312,7 @@ def _write(name, content):
 @pytest.mark.parametrize(
   "spoil, says",
   [
-    (lambda folder: None, "there are no files of a tokenizer"),
+    (lambda folder: None, "no tokenizer files"),
     (_write("tokenizer.json", b"{}"), "Model missing"),
     (_write("tokenizer.json", b'{"model": '), "Expecting value"),
     (_write("tokenizer.json", b"\xff\xfe\x00"), "not UTF-8"),

@@ -76,7 +76,7 @@ def test_captions_in_another_column(tmp_path, kind):
     image(tmp_path / name)
   WRITE[kind](tmp_path / f"metadata.{kind}", rows(field="prompt"))
   assert read(tmp_path, caption_field="prompt") == sorted(CAPTIONS.values())
-  says = r"'text': .*file_name, prompt; data\.source\.caption_field names the one"
+  says = r"'text': .*file_name, prompt; data\.source\.caption_field names the field"
   with pytest.raises(types.InputError, match=says):
     read(tmp_path)
 
@@ -143,11 +143,15 @@ ROW = '{"file_name": "a.png", "text": "x"}\n'
     ("metadata.jsonl", ROW.replace('"x"', "null"), "None is not text"),
     ("metadata.csv", "file_name,text\na.png,x\n", "no caption in metadata.csv"),
     ("metadata.csv", "file_name;text\na.png;x\n", "file_name;text"),
-    ("metadata.csv", "file_name,text\na.png,x, y\n", "has 3 fields, the first line"),
-    ("metadata.csv", "file_name,text,text\na.png,x,y\n", "two columns of one name"),
+    ("metadata.csv", "file_name,text\na.png,x, y\n", "has 3 fields, the header"),
+    (
+      "metadata.csv",
+      "file_name,text,text\na.png,x,y\n",
+      "two columns of the same name",
+    ),
     ("metadata.csv", 'file_name,text\na.png,"x', "is not CSV"),
     ("metadata.parquet", "no table", "is not a Parquet table"),
-    ("metadata.json", "{}", "metadata.json is not read, and may hold the captions"),
+    ("metadata.json", "{}", "metadata.json is not read, but may hold captions"),
     ("metadata.jsonl.gz", "", "metadata.jsonl.gz is not read"),
     ("Metadata.JSONL", ROW, "Metadata.JSONL is not read"),
     ("captions.tsv", "", "captions.tsv is not read"),
@@ -173,7 +177,7 @@ def test_a_row_that_names_no_image_of_the_folder_is_refused(tmp_path, name):
   image(tmp_path / "b.png")
   table = [{"file_name": n, "text": "x"} for n in ("./a.png", name)]
   write_jsonl(tmp_path / "set" / "metadata.jsonl", table)
-  with pytest.raises(types.InputError, match=f"jsonl:2 names '{name}', which is no"):
+  with pytest.raises(types.InputError, match=f"jsonl:2 names '{name}', not an image"):
     read(tmp_path / "set")
 
 
@@ -204,7 +208,7 @@ def test_links_are_followed_once(tmp_path):
 def test_images_of_a_kind_that_is_not_read_are_refused(tmp_path):
   image(tmp_path / "a.png")
   (tmp_path / "b.HEIC").write_bytes(b"")
-  with pytest.raises(types.InputError, match=r"1 images of a kind .*b\.HEIC"):
+  with pytest.raises(types.InputError, match=r"1 images of an unsupported .*b\.HEIC"):
     read(tmp_path)
 
 

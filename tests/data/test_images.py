@@ -181,7 +181,7 @@ def test_white_and_holes_are_what_changes(tmp_path, mask):
   "mask, says",
   [
     (hole((255, 255, 255)), "white parts and transparent ones"),
-    (hole((0, 0, 0), 0, 0), "transparent all over"),
+    (hole((0, 0, 0), 0, 0), "fully transparent"),
     (Image.new("RGB", (4, 4), "red"), "coloured"),
   ],
 )

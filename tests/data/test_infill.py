@@ -95,5 +95,5 @@ def test_a_hole_in_a_prompt():
   how = infill.Infill(0.5, MARKS)
   assert parts(how.around("one <FILL>three", TOKENIZER)) == ["one ", "three", ""]
   for text in ("none", "<FILL> and <FILL>"):
-    with pytest.raises(types.InputError, match="once is needed"):
+    with pytest.raises(types.InputError, match="must mark the gap once"):
       how.around(text, TOKENIZER)

@@ -197,9 +197,9 @@ def test_a_folder_of_edits(tmp_path):
 @pytest.mark.parametrize(
   "rows, says",
   [
-    ([("0.png", "x", "9.png")], "t.jsonl names 9.png, which is not there"),
+    ([("0.png", "x", "9.png")], "t.jsonl names 9.png, which does not exist"),
     ([("0.png", "x", "2.png")], "0.png and 2.png must be of one size"),
-    ([], "holds no edits"),
+    ([], "has no edits"),
   ],
 )
 def test_a_folder_that_cannot_be(tmp_path, rows, says):

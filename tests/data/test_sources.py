@@ -445,7 +445,7 @@ def test_npz(tmp_path):
   path = tmp_path / "a.npz"
   for texts in (["a", "ö", "c"], [t.encode() for t in ("a", "ö", "c")]):
     tags = np.array([["x"], 1, None], object)  # pickled, and not asked for
-    np.savez_compressed(path, picture=pictures, text=np.array(texts), tags=tags)
+    np.savez_compressed(path, image=pictures, text=np.array(texts), tags=tags)
     images = _images(sources.Npz(str(path), "image", "text", 0.0))
     assert list(images) == ["a", "ö", "c"]
     assert np.array_equal(np.stack(list(images.values())), pictures)

@@ -119,7 +119,7 @@ def test_tokens_that_files_add_to_a_vocabulary(tmp_path, decoder):
   assert made.encode("a word") == [97, 32, 258]
   assert made.encode_special("<im>word") == [257, 258]
   (tmp_path / ADDED).write_text(json.dumps({"<im>": 257, "word": 258, "x<": 262}))
-  with pytest.raises(types.InputError, match=r"'x<' has id 262.* 259 for it"):
+  with pytest.raises(types.InputError, match=r"'x<' has id 262, but 259"):
     tokenizers.load(tmp_path)
   (tmp_path / "vocab.json").write_text(json.dumps({**values, END: 300_000_000}))
   with pytest.raises(
@@ -135,7 +135,7 @@ def test_two_files_of_a_class_with_words_of_its_own(tmp_path, kind):
   (tmp_path / "merges.txt").write_text("#version: 0.2\n")
   assert tokenizers.load(tmp_path).eos == 256
   (tmp_path / CONFIG).write_text(json.dumps({"tokenizer_class": kind}))
-  with pytest.raises(types.InputError, match="cuts words in its own way"):
+  with pytest.raises(types.InputError, match="pre-tokenisation of its own"):
     tokenizers.load(tmp_path)
 
 

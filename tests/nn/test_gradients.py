@@ -228,5 +228,5 @@ def test_a_mask_that_a_kernel_cannot_take_is_refused(attend):
 def test_a_kernel_of_another_platform_is_refused(attend):
   q = k = random(0, 1, 128, 1, 4)
   with sharding.use(sharding.make_layout(1, devices=jax.devices()[:1])):
-    with pytest.raises(types.InputError, match="alone, and this mesh is of cpus"):
+    with pytest.raises(types.InputError, match="only, and this mesh is of cpus"):
       attend(q, kv(k, k), attention.Mask(is_causal=True))

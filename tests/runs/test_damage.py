@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import gen_jax
-from gen_jax.runs import workdir
-from gen_jax.runs import weights as weighing
 from gen_jax.data import latents, tokenizers
+from gen_jax.runs import workdir
 from gen_jax.system import files
 from gen_jax.types import InputError
 
@@ -72,7 +71,7 @@ def test_a_flipped_bit_or_a_torn_end_is_never_believed(name, whole, tmp_path):
 def test_a_lost_file_of_the_tokenizer_is_named(whole, tmp_path, refuse):
   path = shutil.copytree(whole, tmp_path / "run")
   (path / "tokenizer" / "tokenizer.json").unlink()
-  refuse("sample", "--workdir", path, says=["tokenizer.json is missing", "put it back"])
+  refuse("sample", "--workdir", path, says=["tokenizer.json is missing", "restore it"])
 
 
 def test_another_config_in_its_place_is_not_this_run_s(whole, tmp_path, refuse):

@@ -11,9 +11,8 @@ from gen_jax import experiment as experiments
 from gen_jax import tree
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
-from gen_jax.runs import workdir
-from gen_jax.runs import weights as weighing
 from gen_jax.models import transformer
+from gen_jax.runs import workdir
 from tests.cli import conftest
 
 CONFIG = "configs/lm/pydoc.py:smoke"

@@ -136,10 +136,8 @@ def test_a_run_is_built_once_and_its_weights_are_read_once(text_workdir, monkeyp
   run = gen_jax.open(text_workdir)
   assert not made
   weights = run.weights()
-  assert weights is run.weights("best") and (weights.step, weights.kind) == (
-    2,
-    "params",
-  )
+  assert weights is run.weights("best")
+  assert (weights.step, weights.kind) == (2, "params")
   assert run.generate("a", max_tokens=2) and run.evaluate() and run.state()
   assert len(made) == 1 + 1  # with another sampling block once more
   run.generate("b", max_tokens=2)
@@ -218,7 +216,7 @@ def test_new_takes_a_config_in_any_form_and_a_folder_of_the_same(text_workdir):
   assert run.weights().step == 2
   with pytest.raises(gen_jax.InputError, match="belongs to another config: seed"):
     gen_jax.new(spec, home, {**TINY, "seed": 7})
-  with pytest.raises(gen_jax.InputError, match="did you mean .*num_layers"):
+  with pytest.raises(gen_jax.InputError, match=r"did you mean .*num_layers"):
     gen_jax.new(spec, home, {"task.model.num_layer": 7})
   with pytest.raises(gen_jax.InputError, match=r"a config is .* \[1\]"):
     gen_jax.new([1], home)
@@ -238,3 +236,19 @@ def test_names_at_the_door():
   assert gen_jax.InputError is types.InputError and gen_jax.Run is run.Run
   with pytest.raises(AttributeError, match="opne"):
     gen_jax.opne  # noqa: B018
+
+
+@pytest.mark.long
+def test_the_python_of_the_readme(monkeypatch, tmp_path):
+  """Its first block, with a smaller config and another folder."""
+  text = (ROOT / "README.md").read_text()
+  block = text.split("```python\n")[1].split("```")[0]
+  assert len(block.strip().splitlines()) == 8 and text.index(block) < 2000
+  monkeypatch.chdir(ROOT)
+  block = block.replace("digits.py", "digits.py:smoke")
+  names = {}
+  exec(block.replace("runs/digits", str(tmp_path / "run")), names)
+  assert names["images"].shape == (8, 8, 8, 1) and names["images"].dtype == np.uint8
+  assert names["edits"].shape == (1, 8, 8, 1)
+  assert "validation/loss" in names["numbers"]
+  assert names["weights"].kind == "ema" and names["weights"].step > 0

@@ -69,7 +69,9 @@ def test_by_hand():
 
 def test_maps_and_exports_of_another_attention_are_refused():
   """They would be of softmax, which this UNet does not compute."""
-  other = functools.partial(spatial.Transformer, attention_impl=lambda q, kv, mask: q)
+  other = functools.partial(
+    spatial.SpatialTransformer, attention_impl=lambda q, kv, mask: q
+  )
   config = dataclasses.replace(LEVELS, attention=other)
   task = tiny.diffusion_task(network=unet.UNet(config))
   caption = conditioning.Caption(jnp.zeros((1, 4), int), jnp.ones((1, 4), bool))

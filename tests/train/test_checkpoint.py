@@ -229,7 +229,7 @@ def test_a_workdir_may_have_any_name(name, written, tmp_path):
 
 @pytest.mark.parametrize("name", ["a\\b", "\udcff"])
 def test_but_not_one_that_the_arrays_would_not_be_found_under(name, tmp_path):
-  with pytest.raises(InputError, match="take another name"):
+  with pytest.raises(InputError, match="use another name"):
     with checkpoint.open_manager(tmp_path / name):
       pass
   assert not list(tmp_path.iterdir())

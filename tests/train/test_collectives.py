@@ -17,7 +17,8 @@ from tests import tiny
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 SMALL = 300  # norms, biases and scalars; a matrix of these models has 1,000 and more
 TRANSFORMER = functools.partial(
-  spatial.Transformer, mlp=functools.partial(mlp.GatedMLP, activation=jax.nn.silu)
+  spatial.SpatialTransformer,
+  mlp=functools.partial(mlp.GatedMLP, activation=jax.nn.silu),
 )
 
 

@@ -1,1 +1,1 @@
-"""Reading optimised HLO: what a compiled program computes, moves and exchanges."""
+"""Reads optimised HLO: FLOPs, memory traffic and collectives of compiled programs."""

@@ -1,4 +1,4 @@
-"""Exchanges between devices: which ones, how much, along which axes of the mesh."""
+"""Collectives in HLO: kind, bytes, and axes of the mesh."""
 
 import dataclasses
 import math
@@ -22,14 +22,14 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One exchange between devices.
+  """One collective operation.
 
   Attributes:
     kind: one of KINDS.
-    bytes: per device, of the whole array: the gathered result, what is reduced or
-      scattered before it is, what is sent on. The larger side of the instruction.
-    partners: groups of devices, by place in the mesh, that exchange: the first group,
-      or the (from, to) pairs of a permutation.
+    bytes: per device, of the larger side of the instruction: a gather's result, the
+      input of the others.
+    partners: devices that communicate, by index in the mesh: the first group, or the
+      (from, to) pairs of a permutation.
   """
 
   kind: str
@@ -38,19 +38,19 @@ class Collective:
 
   @property
   def group_size(self) -> int:
-    """Devices that take part together."""
+    """Number of devices in a group."""
     return len(self.partners[0])
 
   @property
   def wire_bytes(self) -> float:
-    """Bytes that a device sends, round a ring: (n - 1) / n of all, twice to reduce."""
+    """Bytes that a device sends in a ring: (n - 1) / n of all, twice to all-reduce."""
     if self.kind in ("collective-permute", "collective-broadcast"):
       return float(self.bytes)
     rounds = 2 if self.kind == "all-reduce" else 1
     return rounds * self.bytes * (self.group_size - 1) / self.group_size
 
   def axes(self, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """Axes of the mesh along which partners differ."""
+    """Mesh axes along which partners differ."""
     differs = np.zeros(len(mesh_shape), bool)
     for group in self.partners:
       places = np.stack(np.unravel_index(group, tuple(mesh_shape.values())))
@@ -61,7 +61,7 @@ class Collective:
 
 
 def read(here: Computation, ins: Instruction, num_devices: int) -> Collective | None:
-  """The exchange that an instruction begins, or None."""
+  """The collective that an instruction starts, or None."""
   kind = ins.opcode.removesuffix("-start")
   if kind not in KINDS:
     return None
@@ -70,7 +70,7 @@ def read(here: Computation, ins: Instruction, num_devices: int) -> Collective | 
   if kind == "all-gather":
     size *= len(partners[0])
   if kind == "all-reduce" and here.name.startswith("all-reduce-scatter"):
-    kind = "reduce-scatter"  # as TPU programs write it: summed and cut in one fusion
+    kind = "reduce-scatter"  # in TPU programs: all-reduce and slice in one fusion
   return Collective(kind, size, partners)
 
 
@@ -99,7 +99,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _mesh_group(text: str) -> tuple[int, ...]:
-  """The first group of "mesh['a'=2,'b'=4] {'b'}"; 'b':(2)2 is a part of an axis."""
+  """The first group of "mesh['a'=2,'b'=4] {'b'}"; 'b':(2)2 is part of an axis."""
   mesh, _, wanted = text.rpartition("{")
   sizes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", mesh)}
   ids = np.arange(math.prod(sizes.values()))

@@ -1,15 +1,14 @@
-"""What a compiled program does, read from its optimised HLO.
+"""The cost of a compiled program, from its optimised HLO.
 
-`cost(compiled.as_text())` walks the program as one device runs it: a loop's body counts
-as often as it runs (XLA's own cost analysis counts it once), a fusion is one pass over
-memory, an asynchronous pair one collective.
+`cost(compiled.as_text())` follows the program of one device: a loop's body counts as
+often as it runs (XLA's cost analysis counts it once), a fusion is one pass over memory,
+an asynchronous pair one collective.
 
-    flops        2 m n k of matrix products and convolutions, for all taps that meet
-                 data; whatever multiplies padding or holes is not counted. TPU programs
-                 also have products with one row, which are sums, and kernels that the
-                 compiler itself puts in place of attention and says the FLOPs of
-    hbm_bytes    what instructions read and write at their borders, slices as slices;
-                 memory on the chip (TPU's VMEM) is free
+    flops        2 m n k of matrix products and convolutions, without taps on padding
+                 or holes. Also products with one row, which are sums in TPU programs,
+                 and the compiler's own attention kernels, whose FLOPs it states
+    hbm_bytes    reads and writes of instructions, slices as slices; on-chip memory
+                 (TPU's VMEM) is free
     collectives  each with its kind, bytes, partners and executions
 
 Pallas kernels and other calls are opaque: `flops.kernels` counts the former.
@@ -27,7 +26,7 @@ from gen_jax.cost.hlo import collective, program
 from gen_jax.cost.hlo.program import Computation, Instruction, Shape
 
 _SLICES = ("dynamic-slice", "slice", "gather")
-# Nothing moves: names for what is there, or the end of what was counted at its start.
+# Without memory traffic: aliases, and ends of operations counted at their start.
 _FREE = {
   *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"),
   *("partition-id", "replica-id", "opt-barrier", "copy-done", "slice-done"),
@@ -38,12 +37,12 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What one device does.
+  """The cost of one device.
 
   Attributes:
     flops, hbm_bytes: see the module.
     collectives: {collective: executions}.
-    open_loops: loops whose length could not be read; they count once.
+    open_loops: loops of unknown length; they count once.
   """
 
   flops: float = 0.0
@@ -66,22 +65,22 @@ class Cost:
 
 
 def cost(text: str) -> Cost:
-  """What one device does in a program, from `compiled.as_text()`."""
+  """The cost of one device in a program, from `compiled.as_text()`."""
   module = program.parse(text)
-  return _Walk(module).computation(module.entry)
+  return _Counter(module).computation(module.entry)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Walk:
+class _Counter:
   program: program.Program
 
-  @functools.cache  # noqa: B019 (lives as long as one walk)
+  @functools.cache  # noqa: B019 (lives as long as one count)
   def computation(self, name: str) -> Cost:
     here = self.program.computations[name]
     return sum((self._instruction(here, x) for x in here.body.values()), Cost())
 
   def _instruction(self, here: Computation, ins: Instruction) -> Cost:
-    """Cost of an instruction that stands in no fusion."""
+    """Cost of an instruction outside fusions."""
     if ins.opcode == "while":
       times = self.program.trips(here, ins)
       inner = self.computation(self.program.called(ins, "body").name)
@@ -101,7 +100,7 @@ class _Walk:
     return moved + self._work(here, ins)
 
   def _work(self, here: Computation, ins: Instruction) -> Cost:
-    """FLOPs and collectives of an instruction, in fusions too."""
+    """FLOPs and collectives of an instruction, also inside fusions."""
     if ins.opcode == "fusion":
       called = self.program.called(ins)
       return sum((self._work(called, x) for x in called.body.values()), Cost())
@@ -112,7 +111,7 @@ class _Walk:
     if ins.opcode == "reduce" and ins.get(r'op_name="[^"]*/(dot_general)"'):
       is_product = self.program.origin(here, ins.operands[0]).opcode == "multiply"
       return Cost(flops=2.0 * is_product * math.prod(here.operands(ins)[0].dims))
-    # Pallas kernels have metadata; of its own kernels the compiler says the FLOPs.
+    # Pallas kernels have metadata; for its own kernels the compiler states FLOPs.
     if ins.opcode == "custom-call" and "kernel_metadata" not in ins.rest:
       return Cost(flops=float(ins.get(r'"cost_estimate":\{"flops":"(\d+)"') or 0))
     found = collective.read(here, ins, self.program.num_devices)
@@ -133,7 +132,7 @@ class _Walk:
     return total
 
   def _read_of(self, called: Computation, place: int) -> float:
-    """Bytes of a parameter that a fusion reads; inf: all."""
+    """Bytes of a parameter that a fusion reads; inf for all."""
     total, pending = 0.0, [called.parameter(place).name]
     while pending:
       name = pending.pop()
@@ -155,7 +154,7 @@ class _Walk:
   def _written(self, here: Computation, ins: Instruction) -> float:
     if ins.opcode == "dynamic-update-slice":
       return _in_hbm(here.body[ins.operands[1]].shapes)
-    if ins.opcode.endswith("-start"):  # its tuple names the operands again
+    if ins.opcode.endswith("-start"):  # its tuple repeats the operands
       return _in_hbm(ins.shapes) - _in_hbm(here.operands(ins))
     if ins.opcode != "fusion":
       return _in_hbm(ins.shapes)
@@ -185,7 +184,7 @@ def _in_hbm(shapes: tuple[Shape, ...]) -> int:
 
 
 def _is_under_way(here: Computation, ins: Instruction) -> bool:
-  """TPU programs start a collective in one fusion and name it again in later ones."""
+  """Whether a TPU program started this collective in an earlier fusion."""
   if "AsyncCollectiveDone" in ins.rest:
     return True
   return "chain_id=" in ins.rest and "AsyncCollectiveStart" not in here.root.rest
@@ -198,10 +197,10 @@ def _dot(ins: Instruction, lhs: Shape) -> float:
 
 
 def _convolution(ins: Instruction, lhs: Shape, rhs: Shape) -> float:
-  """Taps that meet data; TPU programs write batched products as convolutions.
+  """FLOPs of a convolution; TPU programs also write batched products as such.
 
-  Taps on padding count as well, as everybody counts them, but where padding is as wide
-  as the window: there it serves to make an axis of a product.
+  By convention taps on padding count, except if the padding is as wide as the window:
+  then it only forms an axis of a product.
   """
   left, right, out = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", ins.rest).groups()
   window = dict(re.findall(r"(\w+)=([\dx_-]+)", ins.get(r"window=\{([^}]*)\}") or ""))
@@ -226,7 +225,7 @@ def _convolution(ins: Instruction, lhs: Shape, rhs: Shape) -> float:
 
 @functools.cache
 def _taps(size, kernel, out, stride, lhs_dilate, rhs_dilate, low, high) -> int:
-  """Pairs of output and kernel places that count along one dimension."""
+  """Number of (output, kernel) index pairs that count along one dimension."""
   at = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * rhs_dilate - low
   meets = at % lhs_dilate == 0
   if low == high == (kernel - 1) * rhs_dilate:

@@ -1,4 +1,4 @@
-"""Optimised HLO as text -> computations, and how often their loops run."""
+"""Parses optimised HLO text into computations, with the trip counts of loops."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ _LITERAL = ("constant", "parameter")  # their operand is a number
 
 
 class Shape(NamedTuple):
-  """An array: bits of an element, sizes, and whether it lies in HBM."""
+  """An array: bits per element, dimensions, and whether it is in HBM."""
 
   bits: int
   dims: tuple[int, ...]
@@ -40,14 +40,14 @@ class Instruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
-  """Instructions by name, in order, and the one whose value is returned."""
+  """Instructions by name, in order, and the root, whose value is returned."""
 
   name: str
   body: dict[str, Instruction]
   root: Instruction
 
   def operands(self, ins: Instruction) -> tuple[Shape, ...]:
-    """Shapes of what an instruction takes; tuples unpacked."""
+    """Shapes of an instruction's operands, tuples unpacked."""
     return tuple(x for name in ins.operands for x in self.body[name].shapes)
 
   def parameter(self, place: int) -> Instruction:
@@ -59,7 +59,7 @@ class Computation:
     )
 
   def uses(self, name: str) -> list[tuple[Instruction, int]]:
-    """Who takes a value, and as which operand."""
+    """(user, operand index) of each use of a value."""
     return self._users.get(name, [])
 
   @functools.cached_property
@@ -73,7 +73,7 @@ class Computation:
 
 
 class _Scope(NamedTuple):
-  """A computation, and where its parameters come from: a fusion in another."""
+  """A computation; if of a fusion, also the fusion's operands and scope."""
 
   computation: Computation
   operands: tuple[str, ...] = ()
@@ -95,12 +95,12 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-  """A module of HLO.
+  """An HLO module.
 
   Attributes:
     computations: by name.
-    entry: the name of the one that runs.
-    num_devices: that it is partitioned over.
+    entry: name of the entry computation.
+    num_devices: number of partitions.
   """
 
   computations: dict[str, Computation]
@@ -112,7 +112,7 @@ class Program:
     return self.computations[ins.get(rf"\b{key}=%([^\s,]+)")]
 
   def _follow(self, scope: _Scope, name: str) -> tuple[_Scope, Instruction]:
-    """`origin`, and where it stands."""
+    """`origin`, and its scope."""
     while True:
       ins = scope.computation.body[name]
       if ins.opcode in ("copy", "bitcast", "convert", "reshape"):
@@ -126,7 +126,7 @@ class Program:
         return scope, ins
 
   def origin(self, here: Computation, name: str) -> Instruction:
-    """The instruction that makes a value, through copies and fusions."""
+    """The instruction that computes a value, seen through copies and fusions."""
     return self._follow(_Scope(here), name)[1]
 
   def _constant(self, scope: _Scope, name: str) -> int | None:
@@ -135,7 +135,7 @@ class Program:
     return int(ins.operands[0]) if is_number else None
 
   def trips(self, here: Computation, loop: Instruction) -> int | None:
-    """How often a loop runs: as noted, or from its counter; None: it depends."""
+    """A loop's trip count: as annotated, or from its counter; None: data-dependent."""
     if noted := loop.get(r'"known_trip_count":\{"n":"(\d+)"'):
       return int(noted)
     condition = self.called(loop, "condition")
@@ -149,7 +149,7 @@ class Program:
     limits = [limit for limit in limits if limit is not None]
     start = self.origin(here, loop.operands[0])
     body = self.called(loop, "body")
-    if len(counters) == 2 and start.opcode == "tuple":  # the limit travels along
+    if len(counters) == 2 and start.opcode == "tuple":  # the limit is carried
       limits = [self._constant(_Scope(here), start.operands[counters[1]])]
     if not counters or len(limits) != 1 or start.opcode != "tuple":
       return None
@@ -165,7 +165,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-  """Reads `compiled.as_text()`."""
+  """Parses `compiled.as_text()`."""
   computations, entry, name, body, root = {}, "", "", {}, None
   for line in text.splitlines():
     if found := _HEAD.match(line):

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import experiment as experiments
-from gen_jax.data import pipeline, sources
+from gen_jax.data import pipeline, sources, tokenizers
 
 _TEXTS = {"inputs": None, "caption": "caption_mask"}  # and what says which tokens count
 _IMAGES = ("image", "before")
 
 
 def rows(
-  experiment: experiments.Experiment, examples: pipeline.Pipeline, step: int
+  tokenizer: tokenizers.Tokenizer, examples: pipeline.Pipeline, step: int
 ) -> list[dict[str, Any]]:
   """index, file (if it has one of its own), text and ranges of values of each row."""
   batch = examples.batch(step)
@@ -22,7 +21,7 @@ def rows(
   for row, index in enumerate(examples.indices(step)):
     features = {name: values[row] for name, values in batch.items()}
     about = {"index": index, "file": sources.file_of(examples.examples, index)}
-    found.append({**about, **_glimpse(features, experiment.tokenizer)})
+    found.append({**about, **_glimpse(features, tokenizer)})
   return found
 
 

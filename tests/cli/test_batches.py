@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from gen_jax import experiment as experiments
-from gen_jax.runs import batches, workdir
+from gen_jax.data import batches
+from gen_jax.runs import workdir
 
 TEXT = "configs/lm/pydoc.py:smoke"
 
@@ -63,7 +64,7 @@ def test_a_step_that_is_not_finite_comes_again_and_stops_again(call, refuse, tmp
   words += ("--config.train.save_every=1", "--config.train.health_check=False")
   words += ("--config.train.num_steps=9",)
   first, second = call(*words), call(*words)
-  assert first.code == second.code == 2
+  assert first.code == second.code == 65
   line = first.err.splitlines()[-1]
   assert second.err.splitlines()[-1] == line
   step = int(re.search(r"at step (\d+)", line)[1])

@@ -1,0 +1,67 @@
+"""Folders that commands write, and unfinished ones that an equal command finds."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from gen_jax.system import files
+from gen_jax.types import InputError
+
+ABOUT = "about.json"  # what the pieces of an unfinished command are of
+
+
+@contextlib.contextmanager
+def out(given: pathlib.Path | None, usual: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the folder that --out names, or the usual one.
+
+  It is there in the body, and gone again if the body fails and has left nothing in it.
+
+  Raises:
+    InputError: it cannot be written to.
+  """
+  folder = given or usual
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot write to {folder}: {error.strerror}; give another --out"
+    ) from None
+  try:
+    yield folder
+  except BaseException:
+    with contextlib.suppress(OSError):  # a folder with something in it stays
+      folder.rmdir()
+    raise
+
+
+@contextlib.contextmanager
+def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
+  """A folder for pieces of work, which an equal command finds if this one is cut off.
+
+  It is empty in the body, or holds the pieces of an equal command. Should the body
+  fail, the pieces stay; if it ends well, or there are none, the folder goes.
+
+  Args:
+    about: what makes a command equal: all that its pieces depend on.
+  """
+  about = json.loads(json.dumps(about))
+  with contextlib.suppress(InputError):
+    if files.read_json(home / ABOUT) != about:
+      shutil.rmtree(home)
+  if not (home / ABOUT).exists():
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    if jax.process_index() == 0:
+      files.write_json(home / ABOUT, about)
+  try:
+    yield
+  except BaseException:
+    if [path.name for path in home.iterdir()] == [ABOUT]:
+      shutil.rmtree(home, ignore_errors=True)
+    raise
+  shutil.rmtree(home, ignore_errors=True)
