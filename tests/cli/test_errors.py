@@ -29,8 +29,8 @@ from gen_jax.train import checkpoint, loop
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
-  "doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
-  "launch, plan, report, sample, train"
+  "compare, doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
+  "launch, plan, report, repro, sample, sweep, train"
 )
 
 
