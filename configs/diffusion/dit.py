@@ -9,7 +9,11 @@ batches of 256, labels dropped one time in ten, an average at 0.9999, linear bet
 1e-4 to 0.02; its FID on ImageNet is 2.27 after 7 M steps with guidance 1.5. It learns
 eps alone: the released models' second output, the variance of each step, is there
 (learn_sigma) and not trained. Images come from a folder of folders, one for each class.
-Not yet run at full size.
+Not yet run at full size; compiled for 16 chips of v5e (fsdp=16) a step takes 10.96 of
+15.75 GiB and at least 95 ms.
+
+`:digits` draws 200 of 200 digits as asked for after 1,000 steps (one run, 16 minutes of
+two cores under other load), validation/mse_eps 0.150.
 
 gen-jax train  --config configs/diffusion/dit.py --workdir runs/dit
 gen-jax sample --workdir runs/dit --num 8 --prompt seven

@@ -275,7 +275,7 @@ class Model:
       ):
         yield ours, sd.one("dense"), sd.same(f"{home}.{_EMBEDDERS}{theirs}")
       table = f"{home}.{_EMBEDDERS}class_embedder.embedding_table"
-      yield "labels/embed", sd.one("table"), sd.same(table)
+      yield "labels", sd.one("table"), sd.same(table)
     yield "dit/modulation", sd.one("dense"), sd.same("proj_out_1")
     yield "dit/patch_out", sd.one("dense"), sd.same("proj_out_2")
 

@@ -5,8 +5,8 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gen_jax import ranges
-from gen_jax.nn import embed
+from gen_jax import ranges, sharding
+from gen_jax.nn import linear
 from gen_jax.types import Array, States
 
 
@@ -40,7 +40,10 @@ class LabelEncoder(nn.Module):
   def __call__(self, labels: Array) -> States:
     """int [B] in [0, num_classes] -> States, vector [B, D]."""
     cfg = self.config
-    table = embed.Embed(
-      cfg.num_classes + 1, cfg.width, dtype=jnp.dtype(cfg.dtype), name="embed"
-    )
-    return States(vector=table(labels[:, None])[:, 0])
+    # Not cut over tensor: num_classes + 1 seldom divides.
+    names = ("position", "embed")
+    init = nn.with_logical_partitioning(linear.normal(0.02), names)
+    table = self.param("table", init, (cfg.num_classes + 1, cfg.width))
+    look_up = sharding.gathering(lambda table, at: table[at[:, 0]], names)
+    vector = look_up(table.astype(jnp.dtype(cfg.dtype)), labels[:, None])
+    return States(vector=vector)

@@ -10,6 +10,7 @@ import pytest
 from gen_jax import sharding, types
 from gen_jax.diffusion import codec
 from gen_jax.models import dit, labels
+from gen_jax.nn import linear
 
 CONFIG = dit.Config(
   image_channels=3,
@@ -119,6 +120,15 @@ def test_remat_changes_nothing():
   jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=atol), got, want)
 
 
+def test_more_channels_are_ignored_at_first():
+  narrow = dataclasses.replace(CONFIG, extra_channels=0)
+  params, (x, t) = random_params(narrow), inputs()
+  wide = linear.widen(params, CONFIG.stem, 1)
+  found = apply(wide, x, t, STATES)
+  want = apply(params, x[..., :3], t, STATES, config=narrow)
+  np.testing.assert_allclose(found, want, atol=1e-5)
+
+
 def test_unpatchify_puts_patches_back():
   """`codec.patches` folds by code of its own."""
   x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
@@ -165,7 +175,7 @@ def test_the_last_row_of_labels_is_no_class():
   net = labels.LabelEncoder(labels.Config(num_classes=3, width=4))
   params = sharding.unbox(net.init(jax.random.key(0), jnp.zeros(1, int)))
   found = net.apply(params, jnp.array([2, 0, 3]))
-  table = params["params"]["embed"]["table"]
+  table = params["params"]["table"]
   assert table.shape == (4, 4)
   assert found.tokens is None and found.mask is None
   np.testing.assert_array_equal(found.vector, table[jnp.array([2, 0, 3])])

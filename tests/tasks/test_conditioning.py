@@ -64,11 +64,11 @@ def test_each_class_has_a_row_and_no_other_example_sees_it():
   params = tiny.weights(task.init, given)
 
   def pixel(table):
-    own = {**params, "labels": {"embed": {"table": table}}}
+    own = {**params, "labels": {"table": table}}
     denoise = task.denoiser(own, {}, given["label"])
     return denoise(jnp.asarray(given["image"]), jnp.full(tiny.BATCH, 0.5)).x0[3].sum()
 
-  gradient = jax.jit(jax.grad(pixel))(params["labels"]["embed"]["table"])
+  gradient = jax.jit(jax.grad(pixel))(params["labels"]["table"])
   seen = np.abs(gradient).max(-1) > 0
   np.testing.assert_array_equal(seen, np.arange(CLASSES + 1) == given["label"][3])
 

@@ -9,9 +9,10 @@ import optax
 import pytest
 
 from gen_jax import sharding, tree
-from gen_jax.models import autoencoder, text_encoder, unet
+from gen_jax.models import autoencoder, dit, labels, text_encoder, unet
 from gen_jax.nn import kernels
 from gen_jax.tasks import autoencoder as autoencoding
+from gen_jax.tasks import conditioning
 from gen_jax.train import optim
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -31,6 +32,19 @@ def diffusion_task():
   )
 
 
+def dit_task():
+  """Sixteen patches, and more classes than a mesh divides."""
+  network = dit.DiT(dit.Config(1, 8, 2, 32, 2, 8))
+  encoder = labels.LabelEncoder(labels.Config(4, 32))
+  classes = conditioning.ClassLabels(encoder, 4)
+  return tiny.diffusion_task(network=network, conditioning=classes)
+
+
+def labelled_batch(seed=0):
+  batch = tiny.image_batch(seed)
+  return {**batch, "label": np.arange(tiny.BATCH, dtype=np.int32) % 4}
+
+
 def language_model(**changes):
   return tiny.language_model(num_heads=8, **changes)
 
@@ -38,6 +52,7 @@ def language_model(**changes):
 TASKS = {
   "lm": (language_model, tiny.text_batch),
   "diffusion": (diffusion_task, tiny.image_batch),
+  "dit": (dit_task, labelled_batch),
   "autoencoder": (autoencoder_task, tiny.image_batch),
 }
 MESHES = {
