@@ -7,7 +7,7 @@ import pytest
 
 from gen_jax import types
 from gen_jax.build import config_files
-from gen_jax.cli import flags, main
+from gen_jax.cli import compare, flags, main
 from gen_jax.convert import hub
 
 ADDRESS = "gs://bucket/x"
@@ -15,7 +15,7 @@ NOT_PATHS = set(
   "checkpoint weights coordinator prompt negative interpolate max_tokens temperature"
   " top_k top_p min_p repetition_penalty order stop sampler grid num_steps"
   " guidance_scale guidance_interval guidance_rescale size tile topology invert"
-  " outpaint samplers image_guidance_scale features split revision dtype title".split()
+  " outpaint samplers image_guidance_scale features split revision dtype title metric".split()
 )
 OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
 ELSEWHERE = {"config", "compare", "from"}  # a path and more; see below
@@ -53,7 +53,13 @@ def test_a_repeated_path_does_not_change_the_default():
 
 
 @pytest.mark.parametrize(
-  "read, flag", [(config_files.load, "--config"), (hub.locate, "--from")]
+  "read, flag",
+  [
+    (config_files.load, "--config"),
+    (hub.locate, "--from"),
+    (lambda text: compare._row(text, "validation/loss"), "A or B"),
+    (lambda text: compare._row(f"{text}#seed=0", "validation/loss"), "A or B"),
+  ],
 )
 def test_what_is_a_path_and_more_is_held_to_the_same(read, flag):
   with pytest.raises(types.InputError, match=f"{flag} '{ADDRESS}' is an address"):
