@@ -15,7 +15,8 @@ NOT_PATHS = set(
   "checkpoint weights coordinator prompt negative interpolate max_tokens temperature"
   " top_k top_p min_p repetition_penalty order stop sampler grid num_steps"
   " guidance_scale guidance_interval guidance_rescale size tile topology invert"
-  " outpaint samplers image_guidance_scale features split revision dtype title metric".split()
+  " outpaint samplers image_guidance_scale features split revision dtype title"
+  " metric".split()
 )
 OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
 ELSEWHERE = {"config", "compare", "from"}  # a path and more; see below
