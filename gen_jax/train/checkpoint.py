@@ -90,7 +90,7 @@ def _without_warnings(name: str) -> Iterator[None]:
   """Orbax warns by absl that it does what it was asked to."""
   logger = logging.getLogger(name)
   level = logger.level
-  logger.setLevel(logging.ERROR)
+  logger.setLevel(max(level, logging.ERROR))
   try:
     yield
   finally:
