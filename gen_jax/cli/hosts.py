@@ -1,13 +1,13 @@
-"""Several processes, one run: where each stands, whether all are there, who has gone.
+"""Multi-process start-up: rank discovery, a barrier that names missing ranks, failures.
 
-`jax.distributed` waits in silence and then aborts. So before it starts, process 0 calls
-the roll at the address its coordinator will have; see `rendezvous` for what goes over
-the wire, and whom it believes.
+`jax.distributed` waits in silence and then aborts. So before it starts, process 0
+gathers all processes at the address that its coordinator will have; see `rendezvous`
+for the messages and who is trusted.
 
-The connections stay open as long as the run lasts. One that breaks is a process that
-died, one that carries `ended` a process that failed or finished; either way the others
-know within a second which, and do not hang in a collective that never ends. A process
-that lives and does not come on, process 0 sees by the ticks of all.
+Connections stay open as long as the run lasts. One that breaks is a process that died,
+one that carries `ended` a process that failed or finished: the others know within a
+second which, and do not hang in a collective that never ends. Process 0 knows a process
+that is alive but stalled by the heartbeats of all.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from gen_jax.system import files, signals
 from gen_jax.types import InputError
 
 _BAD_INPUT = 2
-_PATIENCE = 6.0  # times --host_timeout, with a process that does not come on
+_PATIENCE = 6.0  # times --host_timeout, until a stalled process is named
 _GRACE_SECS = 5.0  # another process failed: may be of what this one is about to say
 _SHARED_SECS = 10.0  # network file systems show a file late
 _SHARED = "put it on a file system that all hosts share"
@@ -183,8 +183,8 @@ class ProcessGroup:
         break
       if "ended" in message:
         return
-      if "ticks" in message:
-        self._heartbeats[other], self._moved = message["ticks"], time.monotonic()
+      if "heartbeats" in message:
+        self._heartbeats[other], self._moved = message["heartbeats"], time.monotonic()
       else:
         self._prepared.release()
     self.leave([other], code, reason)
@@ -212,7 +212,7 @@ class ProcessGroup:
     self._heartbeats[self.process_id] += 1
     self._moved = time.monotonic()
     if self.process_id:
-      self._tell({"ticks": self._heartbeats[self.process_id]})
+      self._tell({"heartbeats": self._heartbeats[self.process_id]})
 
   @contextlib.contextmanager
   def main_process_first(self) -> Iterator[None]:
@@ -241,7 +241,7 @@ class ProcessGroup:
       link.send(message)
 
 
-def rendezvous_of(
+def assemble(
   place: Place, facts: dict[str, str], secs: float, workdir: pathlib.Path
 ) -> ProcessGroup:
   """Waits until all processes are there, and agree.
@@ -357,14 +357,14 @@ def join(args, config: dict[str, Any]) -> Iterator[ProcessGroup]:
     config: the same in all processes, or they are refused.
 
   Raises:
-    InputError: see `find_place` and `call_roll`.
+    InputError: see `find_place` and `assemble`.
   """
   place = find_place(args)
   if place is None:
     yield ProcessGroup(0, (socket.gethostname(),), {}, math.inf)
     return
   directory = files.path(args.workdir, "--workdir")
-  group = rendezvous_of(place, _facts(place, config), args.host_timeout, directory)
+  group = assemble(place, _facts(place, config), args.host_timeout, directory)
   if place.process_id:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   flags.FLAGS.mark_as_parsed()  # barriers that end, and say who is missing:

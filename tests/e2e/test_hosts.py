@@ -187,8 +187,8 @@ main.main()
 STANDS = """
 import time
 from gen_jax.cli import hosts, main
-ticks = iter([hosts.Roll.tick] * 5)
-hosts.Roll.tick = lambda roll: next(ticks, lambda _: time.sleep(1e4))(roll)
+beats = iter([hosts.ProcessGroup.heartbeat] * 5)
+hosts.ProcessGroup.heartbeat = lambda g: next(beats, lambda _: time.sleep(1e4))(g)
 main.main()
 """
 
