@@ -98,7 +98,7 @@ def group(port, number, *reports, secs=10.0, workdir=pathlib.Path("/none")):
 
   def call(index, facts):
     try:
-      return hosts.rendezvous_of(
+      return hosts.assemble(
         hosts.Place(("localhost", port), number, index), facts, secs, workdir
       )
     except types.InputError as error:
