@@ -30,7 +30,7 @@ class Experiment:
   `tokenizer` and `class_names` are None where nothing may be read or written (a dry
   run), and where the task reads no captions, or no labels. `source`
   and `adapter` are None where training starts at random and moves all weights.
-  `frozen` is what the task needs beside its parameters: abstract, until the command
+  `frozen` is what the task needs besides its parameters: abstract, until the command
   line puts the weights there.
   """
 
@@ -56,7 +56,7 @@ class Experiment:
     return lora.Adapted(self.task, self.adapter) if self.adapter else self.task
 
   def learner_frozen(self, base_params: Params | None) -> PyTree:
-    """What the learner needs beside its parameters; base_params of an adapter."""
+    """What the learner needs besides its parameters; base_params of an adapter."""
     return lora.Frozen(base_params, self.frozen) if self.adapter else self.frozen
 
   def pipeline(self, split: str) -> pipeline.Pipeline:
@@ -101,7 +101,7 @@ class Experiment:
     return _abstract_params(self.task, self.batch(), self.layout)
 
   def abstract_frozen(self) -> PyTree:
-    """Shapes and shardings of what the learner needs beside its parameters."""
+    """Shapes and shardings of what the learner needs besides its parameters."""
     return self.learner_frozen(self.abstract_params() if self.adapter else None)
 
   def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:

@@ -1,7 +1,7 @@
 """Editing by instruction, in the InstructPix2Pix form: shapes made green, or moved.
 
-The image goes beside x_t and the instruction is the caption; both are left out now
-and then, so that each has a guidance scale of its own (Brooks et al. 2023,
+The image is concatenated to x_t and the instruction is the caption; each is dropped
+sometimes, so that each has a guidance scale of its own (Brooks et al. 2023,
 arXiv:2211.09800). After 2,000 steps 55.5 % of 200 edits are right in all that changes
 and all that stays; see experiments/shapes/README.md.
 

@@ -111,7 +111,7 @@ class Plan:
     prepare: one after another, before every start.
     start: all at once, each until its part of the run ends; process 0 is in the first.
     stop: each tells a part of the run to save and stop.
-    follow: beside them, until they have ended.
+    follow: run next to them until they end.
     restarts: whether the engine itself starts again what was preempted.
     files: {path: text} that the commands need here.
   """
@@ -217,7 +217,7 @@ def slurm(job: Job) -> Plan:
 def sky(job: Job) -> Plan:
   """A managed job of SkyPilot on spot machines, which it replaces when they go.
 
-  Options are KEY=VALUE of `resources` in its YAML, of which JSON is a part.
+  Options are KEY=VALUE of `resources` in its YAML; JSON is YAML.
   """
   pairs = [option.partition("=") for option in job.option]
   if not all(equals for _, equals, _ in pairs):

@@ -36,7 +36,7 @@ _SHOWN = 8  # images on the sheet of nearest neighbours
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """The flags of images."""
   group = parser.add_argument_group(
-    "images, beside real ones (instead of the config's evaluators)"
+    "images, against real ones (instead of the config's evaluators)"
   )
   for name, meaning in FLAGS.items():
     how = {"action": flags.Path} if name in _PATHS else {}
@@ -71,46 +71,46 @@ def run(args, opened: runs.Run) -> dict:
     weights = opened.image_weights(args.checkpoint, args.weights)
     start = {"step": weights.step}
   experiment = opened.experiment
-  gallery = experiment.reference_images(split)
+  reference = experiment.reference_images(split)
   make = _in_folder if args.folder else _again if again else _drawn
-  made, protocol = make(args, opened, weights, gallery)
+  made, protocol = make(args, opened, weights, reference)
   protocol |= {
     "features": features.name,
     "features_sha256": features.sha256,
     "split": split,
-    "reference_num": len(gallery),
-    "reference_sha256": gallery.sha256(),
-    "resize": f"centre crop, bilinear, {gallery.size}x{gallery.size}",
-    "channels": gallery.channels,
+    "reference_num": len(reference),
+    "reference_sha256": reference.sha256(),
+    "resize": f"centre crop, bilinear, {reference.size}x{reference.size}",
+    "channels": reference.channels,
   }
   protocol = json.loads(json.dumps(protocol))  # as it will be read
   _check_protocol(protocol, other["protocol"], args.against)
   if again:
-    found = image_sets.pairs(made, features, gallery, protocol["num"])
+    found = image_sets.pairs(made, features, reference, protocol["num"])
   else:
-    real = features.of(gallery.batches())
+    real = features.of(reference.batches())
     held_out = experiment.reference_images("validation") if split == "train" else None
-    found = _set(made, features, gallery, real, held_out, args.workdir)
+    found = _set(made, features, reference, real, held_out, args.workdir)
   if args.baseline:
     how = (weights.frozen, opened.generator.shape, args.images, args.seed)
     noise = image_sets.of_noise(experiment.task, *how)
     noise = image_sets.compare(features, real, features.of(noise))
     found |= {f"random_latents/{name}": value for name, value in noise.items()}
   for name, value in found.items():
-    beside = f"   there {other[name]:.4f}" if name in other else ""
-    print(f"{name:44} {value:.4f}{beside}", flush=True)
+    other_run = f"   there {other[name]:.4f}" if name in other else ""
+    print(f"{name:44} {value:.4f}{other_run}", flush=True)
   return {**start, **found, "gen_jax": gen_jax.__version__, "protocol": protocol}
 
 
-def _drawn(args, opened, weights, gallery):
-  """Images for the captions of a gallery, and their part of the protocol."""
+def _drawn(args, opened, weights, reference):
+  """Images for the captions of a reference, and their part of the protocol."""
   generator, given = opened.generator, (weights.params, weights.frozen)
-  if opened.experiment.sampling.size not in (None, (gallery.size, gallery.size)):
+  if opened.experiment.sampling.size not in (None, (reference.size, reference.size)):
     raise InputError(
       f"sampling.size={opened.experiment.sampling.size}: figures are of images of"
-      f" data.image_size={gallery.size}; set it to None"
+      f" data.image_size={reference.size}; set it to None"
     )
-  captions = gallery.captions(args.images)
+  captions = reference.captions(args.images)
   made = image_sets.drawn(generator, *given, captions, args.seed)
   num = -(-len(captions) // min(generator.batch_size, len(captions)))
   made = progress.lines(made, num, "batches drawn")
@@ -119,15 +119,15 @@ def _drawn(args, opened, weights, gallery):
   return made, {"num": args.images, **how}
 
 
-def _again(args, opened, weights, gallery):
-  """Images of a gallery, decoded from their codes."""
-  num = min(args.images, len(gallery))
-  task, real = opened.experiment.task, gallery.batches(num)
+def _again(args, opened, weights, reference):
+  """Images of a reference, decoded from their codes."""
+  num = min(args.images, len(reference))
+  task, real = opened.experiment.task, reference.batches(num)
   made = image_sets.reconstructed(task, weights.params, real)
   return made, {"num": num, "weights": weights.name}
 
 
-def _in_folder(args, opened, weights, gallery):
+def _in_folder(args, opened, weights, reference):
   """All images of a folder but the sheets that commands add."""
   del opened, weights
   found = folders.images_in(str(args.folder), "--folder")
@@ -135,11 +135,11 @@ def _in_folder(args, opened, weights, gallery):
   if len(own) < 2:
     raise InputError(f"--folder {args.folder} needs two images at least")
   read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
-  made = dataclasses.replace(gallery, examples=sources.Mapped(own, read))
+  made = dataclasses.replace(reference, examples=sources.Mapped(own, read))
   return made.batches(), {"num": len(own)}
 
 
-def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]:
+def _set(made, features, reference, real, held_out, directory) -> dict[str, float]:
   """Distances of all images together; of each to the training set."""
   shown = []
 
@@ -153,7 +153,7 @@ def _set(made, features, gallery, real, held_out, directory) -> dict[str, float]
   if held_out is not None:
     others = features.of(held_out.batches()) if len(held_out) else real[:0]
     more, index = image_sets.memorisation(features, real, others, rows)
-    sheet = [np.stack([x, *gallery.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
+    sheet = [np.stack([x, *reference.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
     caption = f"images, each with the nearest three of training, in {features.name}"
     path = sheets.save_figure(directory, "nearest", np.stack(sheet), caption)
     print(f"{caption}: {path}")

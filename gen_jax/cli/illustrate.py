@@ -51,9 +51,9 @@ def run(args) -> dict:
       raise InputError(f"{directory} is an imported model, which has no {what}")
     prompts, images = args.prompt, None
   else:
-    gallery = opened.experiment.reference_images("train")
-    prompts = args.prompt or (gallery.captions(3) if draws else [])
-    images = gallery.images(range(4)) if codec else None
+    reference = opened.experiment.reference_images("train")
+    prompts = args.prompt or (reference.captions(3) if draws else [])
+    images = reference.images(range(4)) if codec else None
   drawn = {}
   if draws:
     made = opened.experiment

@@ -29,7 +29,7 @@ COMMANDS = {
   "train": "train a model from a config; the same command resumes",
   "sample": "draw text or images from a trained model",
   "plan": "compile a config for chips that are not here; say what it costs",
-  "edit": "draw an image, or a part of it, anew for a prompt",
+  "edit": "edit an image, or a part of it, for a prompt",
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",

@@ -42,7 +42,9 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--figure", action=flags.Path, metavar="PNG", help="where --search draws its plans"
   )
-  parser.add_argument("--compare", metavar="FILE[:ARG]", help="a second config beside")
+  parser.add_argument(
+    "--compare", metavar="FILE[:ARG]", help="a second config to compare with"
+  )
   parser.add_argument("--price", type=float, help="USD for a chip-hour")
   budget = parser.add_mutually_exclusive_group()
   budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")

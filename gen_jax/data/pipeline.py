@@ -1,6 +1,6 @@
 """From sources to batches: a batch is a pure function of (seed, step).
 
-    examples  -> shuffled anew each epoch -> transformed with a generator of their own
+    examples  -> shuffled again each epoch -> transformed with a generator of their own
               -> batch(step): global rows [step * B, (step + 1) * B)
 
 There is no iterator state: resuming, replaying and changing the number of hosts come

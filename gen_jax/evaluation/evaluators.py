@@ -150,7 +150,7 @@ def answers(
 def prompt_accuracy(
   experiment, every: ranges.Whole, num: ranges.Count = 200
 ) -> evaluators.Measured:
-  """How many of `num` images show what was asked for, read by the source's judge."""
+  """How many of `num` images show what was asked for, read by the source's scorer."""
   data = experiment.data
   if not hasattr(data.source, "prompt_benchmark"):
     raise InputError(
@@ -198,8 +198,11 @@ def fidelity(
   """
   _check_split(split)
   _check_draws(experiment, "fidelity")
-  gallery, generator = experiment.reference_images(split), experiment.image_generator()
-  real, captions = features.of(gallery.batches()), gallery.captions(num)
+  reference, generator = (
+    experiment.reference_images(split),
+    experiment.image_generator(),
+  )
+  real, captions = features.of(reference.batches()), reference.captions(num)
 
   def measure(weights, frozen):
     drawn = image_sets.drawn(generator, weights, frozen, captions, seed)

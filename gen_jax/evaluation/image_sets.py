@@ -129,7 +129,7 @@ def memorisation(
   held_out: np.ndarray,
   other: np.ndarray,
 ) -> tuple[dict[str, float], np.ndarray]:
-  """How near the training set drawn images come, beside real ones that it lacks.
+  """How near drawn images are to the training set, compared with held-out images.
 
   Args:
     training, held_out, other: feature rows [N, F]; there may be none held out.
@@ -154,25 +154,25 @@ def memorisation(
 def pairs(
   made: Iterator[np.ndarray],
   features: features_.Features,
-  gallery: ReferenceImages,
+  reference: ReferenceImages,
   num: int,
 ) -> dict[str, float]:
   """PSNR (from 11 pixels on SSIM) against what each was made from, and `compare`.
 
   Args:
-    made: batches as those of `gallery.batches(num)`, each image made from that one.
+    made: batches as those of `reference.batches(num)`, each image made from that one.
   """
   measures = {"psnr": fidelity.psnr}
-  if gallery.size >= 11:
+  if reference.size >= 11:
     measures["ssim"] = fidelity.ssim
   values = {name: [] for name in measures}
 
   def watched():
-    for real, batch in zip(gallery.batches(num), made, strict=True):
+    for real, batch in zip(reference.batches(num), made, strict=True):
       for name, measure in measures.items():
         values[name].extend(measure(real, batch))
       yield batch
 
   rows = features.of(watched())
-  found = compare(features, features.of(gallery.batches(num)), rows)
+  found = compare(features, features.of(reference.batches(num)), rows)
   return {**{name: float(np.mean(v)) for name, v in values.items()}, **found}

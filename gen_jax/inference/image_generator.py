@@ -114,7 +114,7 @@ class ImageGenerator:
     strength: float,
     negative: str = "",
   ) -> np.ndarray:
-    """uint8 [N, H, W, C]: images drawn anew, one for each caption and key.
+    """uint8 [N, H, W, C]: edited images, one for each caption and key.
 
     Args:
       image: uint8 [N, H, W, C], or [H, W, C] for all.

@@ -152,7 +152,7 @@ class TextGenerator:
   def _pieces(
     self, params: Params, prompts: Sequence[Prompt], keys: Array
   ) -> Iterator[tuple[list[_Row], list[str]]]:
-    """Yields the rows, and what each has to show anew, until all are done."""
+    """Yields the rows, and the new text of each, until all are done."""
     if "blocks" in params:
       params = self._unstack(params)
     ids = [self._ids(prompt) for prompt in prompts]
@@ -187,7 +187,7 @@ class TextGenerator:
       params: of the model, layers stacked or in a row.
       prompts: texts, or ids that are taken as they are (a rendered chat).
       keys: [B], see `keys`.
-      show: called with what each row has to show anew, as soon as it has.
+      show: called with the new text of each row, as soon as there is any.
 
     Raises:
       InputError: a prompt that leaves no room in the model's context, or an empty one

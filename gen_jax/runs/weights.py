@@ -226,7 +226,7 @@ def load_frozen(
       raise InputError(
         f"the latent cache {source.directory!r} was made by another autoencoder"
         f" (SHA-256 {made_by[:12]}, here {statistics['sha256'][:12]}); encode the data"
-        " anew"
+        " again"
       )
   put = lambda name: jax.device_put(statistics[name], experiment.layout.replicated)  # noqa: E731
   return {"autoencoder": weights, "mean": put("mean"), "std": put("std")}
@@ -282,7 +282,7 @@ def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):
   if (found := tree.sha256(weights)) != statistics["sha256"]:
     raise InputError(
       f"{home / latents.NAME} is of other weights than those of step"
-      f" {statistics['step']} (SHA-256 {found[:12]}); measure them anew: gen-jax encode"
+      f" {statistics['step']} (SHA-256 {found[:12]}); measure again: gen-jax encode"
     )
   abstract = experiment.frozen["autoencoder"]
   checkpoint.check(

@@ -1,4 +1,4 @@
-"""The ledger of a sweep: results.json, from which every table and picture is made.
+"""The ledger of a sweep: results.json, from which every table and figure is made.
 
     format, question, config, metric, software and hardware, and for each arm its
     overrides, status, step, value of the metric, thinned curve, seconds and starts,

@@ -94,7 +94,7 @@ class Diffusion:
     return {**encoder, config.params_name: network["params"]}
 
   def extra(self, frozen: PyTree, batch: Batch, keys: Array) -> Array | None:
-    """What goes beside x_t, [B, h, w, E]; None: nothing does."""
+    """Extra channels next to x_t, [B, h, w, E]; None without a condition."""
     if self.condition is None:
       return None
     return self.condition.extra(self.codec, frozen, batch, keys)
@@ -344,7 +344,7 @@ def edit(
   strength: Array,
   negative: PyTree | None = None,
 ) -> Array:
-  """Draws images anew from others; see `diffusion.editing`.
+  """Edits images; see `diffusion.editing`.
 
   Args:
     image: float32 [B, H, W, C] in [-1, 1].
@@ -352,7 +352,8 @@ def edit(
     strength: float32 [] in [0, 1]; traced.
 
   Returns:
-    Images as from `draw`; what is to be kept is kept in the latents, not in pixels.
+    Images as from `draw`. The mask is enforced in latent space only; the caller pastes
+    the original pixels back.
   """
   z = task.codec.encode(frozen, image, rng.fold_in(keys, 1))
   factor = image.shape[1] // z.shape[1]

@@ -50,7 +50,7 @@ def redraw(
   x, carry = editing.invert(up, sampler, times, z, keys)
   fresh = samplers.noise(task.schedule, times[0], rng.fold_in(keys, 2), z.shape[1:])
   x = editing.slerp(x, fresh, jnp.broadcast_to(vary, z.shape[:1]))
-  # Another noise has no past: the walk down begins anew.
+  # New noise invalidates the multistep history: re-initialise the carry.
   carry = jax.tree.map(
     lambda new, old: jnp.where(vary > 0, new, old), sampler.init(x), carry
   )

@@ -1,4 +1,4 @@
-"""Low-rank adapters: train a few numbers beside the weights of any model.
+"""Low-rank adapters: train a few numbers next to the weights of any model.
 
 A kernel W [*in, *out] is used as W + scale * (a b), with a [*in, r] and b [r, *out].
 b starts at zero, so that training starts from the base exactly. Kernels are named by

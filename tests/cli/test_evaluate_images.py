@@ -26,7 +26,7 @@ def evaluate(call):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """The first 30 digits of the training split, and a sheet of them that is no digit."""
-  path = tmp_path_factory.mktemp("pictures")
+  path = tmp_path_factory.mktemp("images")
   examples = digits.Digits().examples("train")
   images = np.stack([examples[i]["image"] for i in range(30)])
   for i, image in enumerate(images):

@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
   """The first image of the validation split, on disk."""
-  path = tmp_path_factory.mktemp("pictures") / "before.png"
+  path = tmp_path_factory.mktemp("images") / "before.png"
   pair = source.Shapes(num=64, num_validation=8, side=16).edits("validation")[0]
   Image.fromarray(pair["before"]).save(path)
   return path, pair

@@ -130,7 +130,7 @@ def test_keys_that_may_change_the_model_are_refused(change, named):
     convert.read_config({**config, **change})
 
 
-PICTURES = GOLDEN.parent / "golden_pictures" / "v1"
+IMAGES = GOLDEN.parent / "golden_pictures" / "v1"
 NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "hen", "crane")
 MESH = ("--config.mesh.data=-1", "--config.mesh.fsdp=1")
 
@@ -141,7 +141,7 @@ def pipeline(tmp_path):
   home = tmp_path / "pipeline"
   shutil.copytree(GOLDEN / "transformer", home / "transformer")
   for part in ("vae", "scheduler"):
-    shutil.copytree(PICTURES / part, home / part)
+    shutil.copytree(IMAGES / part, home / part)
   index = {"_class_name": "DiTPipeline", "id2label": dict(enumerate(NAMES))}
   (home / "model_index.json").write_text(json.dumps(index))
   return home

@@ -165,7 +165,7 @@ def run(*words):
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-  home = tmp_path_factory.mktemp("pictures")
+  home = tmp_path_factory.mktemp("images")
   run("import", "--from", GOLDEN / "v1", "--workdir", home / "w", *MESH)
   return home
 

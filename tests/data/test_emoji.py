@@ -30,11 +30,11 @@ NAMES = [
 def folder(tmp_path_factory):
   """node_modules with both packages: an image for all but one; half transparent."""
   root = tmp_path_factory.mktemp("npm") / "node_modules"
-  for name, version in ((builder.PICTURES, "1.1.0"), (builder.NAMES, "17.0.0")):
+  for name, version in ((builder.IMAGES, "1.1.0"), (builder.NAMES, "17.0.0")):
     (root / name).mkdir(parents=True)
     about = json.dumps({"name": name, "version": version})
     (root / name / "package.json").write_text(about)
-  (root / builder.PICTURES / "assets").mkdir()
+  (root / builder.IMAGES / "assets").mkdir()
   (root / builder.NAMES / "en").mkdir()
   (root / builder.NAMES / "en" / "data.json").write_text(json.dumps(NAMES))
   letters = [f"1f1{i:02x}" for i in range(60)]
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
   for i, stem in enumerate(stems):
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:4] = (200, i, 0, 255)
-    file = root / builder.PICTURES / "assets" / f"{stem}.webp"
+    file = root / builder.IMAGES / "assets" / f"{stem}.webp"
     Image.fromarray(pixels).save(file, lossless=True)
   return root.parent
 
@@ -73,7 +73,5 @@ def test_tags_and_tones_are_shown_when_asked_for(folder, tmp_path):
 
 
 def test_a_package_that_is_not_there_is_named(folder, tmp_path):
-  with pytest.raises(
-    types.InputError, match=f"lacks the npm package {builder.PICTURES}"
-  ):
+  with pytest.raises(types.InputError, match=f"lacks the npm package {builder.IMAGES}"):
     examples(tmp_path, tmp_path, "train")

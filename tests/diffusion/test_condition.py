@@ -7,7 +7,7 @@ import numpy as np
 from gen_jax.diffusion import codec, condition
 from tests import tiny
 
-PICTURE = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+IMAGE = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
 KEYS = tiny.keys(0, 2)
 
 
@@ -29,20 +29,20 @@ def test_inpainting_sees_the_mask_and_the_rest_of_the_image():
   change[0, 7, 7] = True  # one pixel of another
   interleave = condition.inpainting()
   assert interleave.channels(3) == 4
-  given = {"image": PICTURE, "change": change}
+  given = {"image": IMAGE, "change": change}
   mask, rest = np.split(np.asarray(interleave.extra(BLOCKS, 2.0, given, KEYS)), [1], -1)
   wanted = np.zeros((2, 4, 4, 1))
   wanted[0, :2, 0] = wanted[0, 3, 3] = 1.0
   np.testing.assert_array_equal(mask, wanted)
-  seen = np.where(change[..., None], 0.0, PICTURE)
+  seen = np.where(change[..., None], 0.0, IMAGE)
   np.testing.assert_allclose(rest, 2.0 * means(seen), atol=1e-6)
 
 
 def test_an_instruction_sees_the_image_before():
   interleave = condition.instruction()
-  given = {"before": PICTURE, "image": 0 * PICTURE}
+  given = {"before": IMAGE, "image": 0 * IMAGE}
   extra = interleave.extra(BLOCKS, 2.0, given, KEYS)
-  np.testing.assert_array_equal(extra, means(PICTURE))  # unscaled
+  np.testing.assert_array_equal(extra, means(IMAGE))  # unscaled
   assert interleave.channels(3) == extra.shape[-1]
 
 
@@ -55,5 +55,5 @@ def test_random_holes():
   assert 0.18 < (share == 1).mean() < 0.32
   assert 0.1 < share[share < 1].mean() < 0.6 and share.min() > 0
   np.testing.assert_array_equal(condition.holes(keys[7:8], 16, 24)[0], holes[7])
-  some = np.asarray(condition.inpainting().extra(BLOCKS, 1.0, {"image": PICTURE}, KEYS))
+  some = np.asarray(condition.inpainting().extra(BLOCKS, 1.0, {"image": IMAGE}, KEYS))
   assert (some[..., 1:][np.broadcast_to(some[..., :1] == 0, some[..., 1:].shape)]).any()

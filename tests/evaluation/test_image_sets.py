@@ -12,7 +12,7 @@ from gen_jax.inference import image_generator
 from gen_jax.types import InputError
 
 
-def gallery(num=7, seed=0, **changes):
+def reference(num=7, seed=0, **changes):
   generator = np.random.default_rng(seed)
   examples = [
     {"image": generator.integers(0, 256, (8, 8, 1), np.uint8), "caption": f"c{i}"}
@@ -24,7 +24,7 @@ def gallery(num=7, seed=0, **changes):
 
 def test_an_order_for_all_time(monkeypatch):
   """Captions and images go together, and begin again where they end."""
-  whole = gallery()
+  whole = reference()
   captions = whole.captions(16)
   assert sorted(captions[:7]) == [f"c{i}" for i in range(7)]
   assert captions[7:14] == captions[:7] and captions[14:] == captions[:2]
@@ -33,18 +33,18 @@ def test_an_order_for_all_time(monkeypatch):
   np.testing.assert_array_equal(images[3], whole.examples[at]["image"])
   monkeypatch.setattr(image_sets, "_BATCH", 3)
   np.testing.assert_array_equal(np.concatenate(list(whole.batches(5))), images[:5])
-  assert gallery().sha256() == whole.sha256()
+  assert reference().sha256() == whole.sha256()
 
 
 def test_the_hash_sees_pixels_and_captions():
-  one = gallery().examples[0]["image"].copy()
+  one = reference().examples[0]["image"].copy()
   one[3, 3] ^= 1
-  hashes = {gallery().sha256(), gallery(image=one).sha256()}
-  assert len(hashes | {gallery(caption="d").sha256()}) == 3
+  hashes = {reference().sha256(), reference(image=one).sha256()}
+  assert len(hashes | {reference(caption="d").sha256()}) == 3
 
 
 def test_features_of_batches_are_those_of_the_whole():
-  whole = next(gallery().batches())
+  whole = next(reference().batches())
   seen = features.pixels(4)
   parts = seen.of([whole[:2], whole[2:]])
   np.testing.assert_array_equal(parts, seen.of([whole]))

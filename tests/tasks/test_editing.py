@@ -31,14 +31,14 @@ def setup():
 
 
 def make_edit(setup, name):
-  task, params, caption, picture = setup
+  task, params, caption, image = setup
 
   @jax.jit
   def run(change, strength, rows):
     given = jax.tree.map(lambda x: jnp.asarray(x)[rows], caption)
     return diffusion.edit(
       task, SAMPLING[name], params, {}, given, KEYS[rows],
-      jnp.asarray(picture)[rows], change[rows], strength,
+      jnp.asarray(image)[rows], change[rows], strength,
     )  # fmt: skip
 
   return run
@@ -50,10 +50,10 @@ ALL = np.arange(tiny.BATCH)
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_limits(setup, name):
-  task, params, caption, picture = setup
+  task, params, caption, image = setup
   run = make_edit(setup, name)
-  np.testing.assert_array_equal(run(EVERYWHERE, np.float32(0.0), ALL), picture)
-  np.testing.assert_array_equal(run(~EVERYWHERE, np.float32(1.0), ALL), picture)
+  np.testing.assert_array_equal(run(EVERYWHERE, np.float32(0.0), ALL), image)
+  np.testing.assert_array_equal(run(~EVERYWHERE, np.float32(1.0), ALL), image)
   drawn = jax.jit(
     lambda: diffusion.draw(task, SAMPLING[name], params, {}, caption, KEYS, (8, 8, 1))
   )()
@@ -64,21 +64,21 @@ def test_limits(setup, name):
 
 
 def test_a_mask_holds_what_is_outside_and_each_example_is_its_own(setup):
-  *_, picture = setup
+  *_, image = setup
   run = make_edit(setup, "ddim")
   change = np.random.default_rng(0).random(EVERYWHERE.shape) < 0.5
   out = np.asarray(run(change, np.float32(0.8), ALL))
-  np.testing.assert_array_equal(out[~change], picture[~change])
-  assert (np.abs(out - picture)[change] > 1e-3).mean() > 0.9
+  np.testing.assert_array_equal(out[~change], image[~change])
+  assert (np.abs(out - image)[change] > 1e-3).mean() > 0.9
   one = run(change, np.float32(0.8), ALL[3:4])
   np.testing.assert_allclose(one, out[3:4], atol=1e-5)
 
 
 def test_more_strength_keeps_less(setup):
-  *_, picture = setup
+  *_, image = setup
   run = make_edit(setup, "ddim")
   far = [
-    float(np.abs(run(EVERYWHERE, np.float32(s), ALL) - picture).mean())
+    float(np.abs(run(EVERYWHERE, np.float32(s), ALL) - image).mean())
     for s in (0.05, 0.3, 1.0)
   ]
   assert far[0] < far[1] < far[2]
@@ -100,13 +100,13 @@ def instructed(**changes):
 
 def test_a_wider_unet_starts_as_what_it_was(setup):
   """Extra channels that count nothing: the base, whatever is in them."""
-  base, params, caption, picture = setup
+  base, params, caption, image = setup
   task = instructed()
   wider = {**params, "unet": linear.widen(params["unet"], "conv_in", 1)}
   t = jnp.linspace(0.1, 0.9, tiny.BATCH)
-  extra = 100.0 * jnp.asarray(picture)
-  one = jax.jit(base.denoiser(params, {}, caption))(picture, t)
-  other = jax.jit(task.denoiser(wider, {}, caption, extra=extra))(picture, t)
+  extra = 100.0 * jnp.asarray(image)
+  one = jax.jit(base.denoiser(params, {}, caption))(image, t)
+  other = jax.jit(task.denoiser(wider, {}, caption, extra=extra))(image, t)
   np.testing.assert_allclose(one.x0, other.x0, rtol=1e-5, atol=1e-5)
   abstract = jax.eval_shape(lambda: task.init(jax.random.key(0), tiny.image_batch()))
   shapes = jax.tree.map(jnp.shape, sharding.unbox(abstract))
@@ -130,7 +130,7 @@ def test_what_is_left_out_in_training():
 
 def test_an_instruction_model_draws_from_the_image(setup):
   """Both scales at 1 are the network alone; the image reaches what is drawn."""
-  _, params, caption, picture = setup
+  _, params, caption, image = setup
   task = instructed()
   params = {**params, "unet": linear.widen(params["unet"], "conv_in", 1)}
   kernel = params["unet"]["conv_in"]["kernel"]
@@ -147,13 +147,13 @@ def test_an_instruction_model_draws_from_the_image(setup):
 
   whole = dataclasses.replace(task, condition_drop_prob=0.0)
   plain, run = (jax.jit(functools.partial(sample, t)) for t in (whole, task))
-  one = run(1.0, 1.0, picture)
-  np.testing.assert_allclose(one, plain(1.0, 9.0, picture), atol=1e-4)
-  assert np.abs(run(1.0, 3.0, picture) - one).max() > 1e-2
+  one = run(1.0, 1.0, image)
+  np.testing.assert_allclose(one, plain(1.0, 9.0, image), atol=1e-4)
+  assert np.abs(run(1.0, 3.0, image) - one).max() > 1e-2
   for scales in ((1.0, 1.0), (3.0, 1.0)):  # known: rungs that cancel are left out
-    known = jax.jit(functools.partial(sample, task, *scales))(picture)
-    np.testing.assert_allclose(known, run(*scales, picture), atol=1e-4)
-  assert np.abs(run(1.0, 1.0, picture[::-1]) - one).max() > 1e-2
+    known = jax.jit(functools.partial(sample, task, *scales))(image)
+    np.testing.assert_allclose(known, run(*scales, image), atol=1e-4)
+  assert np.abs(run(1.0, 1.0, image[::-1]) - one).max() > 1e-2
 
 
 def test_prob_of_leaving_out_needs_something_to_leave_out():

@@ -22,7 +22,7 @@ from gen_jax.data import image_files
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-PICTURES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
+IMAGES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
 SPLITS = ("train", "validation")
 TONES = "_tones"  # suffix of a split's name: its variants by skin tone
 
@@ -37,13 +37,13 @@ def packages(directory: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
   for path in sorted(directory.rglob("package.json")):
     about = json.loads(path.read_text())
     found.setdefault(about.get("name"), (path.parent, str(about.get("version"))))
-  for name in (PICTURES, NAMES):
+  for name in (IMAGES, NAMES):
     if name not in found:
       raise InputError(
         f"{directory} lacks the npm package {name}: npm install --prefix {directory}"
-        f" {PICTURES} {NAMES}"
+        f" {IMAGES} {NAMES}"
       )
-  return {name: found[name] for name in (PICTURES, NAMES)}
+  return {name: found[name] for name in (IMAGES, NAMES)}
 
 
 def _key(code_points: str) -> str:
