@@ -7,7 +7,7 @@ a recorded sweep: results.json#overrides.
 import pathlib
 
 from gen_jax.runs import workdir
-from gen_jax.sweeps import ledger, space, statistics
+from gen_jax.sweeps import ledger, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
@@ -84,9 +84,7 @@ def _recorded(path: pathlib.Path, wanted: str, metric: str) -> ledger.Row:
   found = ledger.read(path)
   if found["metric"] != metric:
     raise InputError(f"{path} holds {found['metric']}, not {metric}")
-  rows = ledger.rows(found)
-  keys = list(dict.fromkeys(key for row in rows for key in row.overrides))
-  named = {space.label(row.overrides, keys): row for row in rows}
+  named = ledger.named(ledger.rows(found))
   if wanted not in named:
     raise unknown(f"row (of {path})", wanted, named)
   return named[wanted]

@@ -149,6 +149,22 @@ def rows(ledger: Mapping[str, Any]) -> list[Row]:
   return list(found.values())
 
 
+def named(rows: Sequence[Row]) -> dict[str, Row]:
+  """Rows by what sets them apart: "width=64,peak=0.001"."""
+  every = list(dict.fromkeys(key for row in rows for key in row.overrides))
+  keys = _varied(rows)
+  return {
+    space.label({k: row.overrides[k] for k in keys if k in row.overrides}, every): row
+    for row in rows
+  }
+
+
+def _varied(rows: Sequence[Row]) -> list[str]:
+  """Keys that have more than one value, in the order of the sweep."""
+  every = dict.fromkeys(key for row in rows for key in row.overrides)
+  return [k for k in every if len({space.text(r.overrides.get(k)) for r in rows}) > 1]
+
+
 def best(rows: Sequence[Row], metric: str) -> Row:
   """The row with the best mean.
 
@@ -193,7 +209,7 @@ def table(ledger: Mapping[str, Any]) -> str:
   """
   found, metric = rows(ledger), ledger["metric"]
   every = list(dict.fromkeys(key for row in found for key in row.overrides))
-  keys = [k for k in every if len({space.text(r.overrides.get(k)) for r in found}) > 1]
+  keys = _varied(found)
   top = best(found, metric)
   others = [row for row in found if row is not top and len(row.values) > 1]
   tested = others if len(top.values) > 1 else []
@@ -255,14 +271,13 @@ def repeated(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Repeated]:
   """
   if old["metric"] != new["metric"]:
     raise InputError(f"{old['metric']} was recorded, not {new['metric']}")
-  recorded = {files.value_sha256(row.overrides): row for row in rows(old)}
-  keys = list(dict.fromkeys(key for row in rows(old) for key in row.overrides))
-  found = []
+  names = {files.value_sha256(r.overrides): n for n, r in named(rows(old)).items()}
+  recorded, found = named(rows(old)), []
   for row in rows(new):
-    label = space.label(row.overrides, keys)
-    before = recorded.get(files.value_sha256(row.overrides))
-    if before is None:
-      raise InputError(f"{label} is not in the recorded results")
+    label = names.get(files.value_sha256(row.overrides))
+    if label is None:
+      raise InputError(f"{row.overrides} is not in the recorded results")
+    before = recorded[label]
     band = statistics.predicted(list(before.values.values()), max(len(row.values), 1))
     inside = band.low <= row.mean <= band.high or row.values == before.values
     found.append(Repeated(label, band, row.mean, inside))
