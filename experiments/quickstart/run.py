@@ -19,12 +19,12 @@ DIGIT_PROMPTS = (
   "a handwritten zero",
   "the digit one",
   "two",
-  "an image of the number three",
+  "a picture of the number three",
   "somebody wrote a four",
   "a handwritten five",
   "the digit six",
   "seven",
-  "an image of the number eight",
+  "a picture of the number eight",
   "somebody wrote a nine",
 )
 

@@ -15,7 +15,7 @@ PHRASES = (
   "a handwritten {}",
   "the digit {}",
   "{}",
-  "an image of the number {}",
+  "a picture of the number {}",
   "somebody wrote a {}",
 )
 

@@ -43,7 +43,7 @@ PHRASES = {
   "bottom": ("at the bottom", "below"),
   "centre": ("in the centre", "in the middle"),
 }
-OPENINGS = ("", "an image of ", "here is ")
+OPENINGS = ("", "a picture of ", "here is ")
 JOINTS = (", ", " and ")
 JITTER = 0.015
 
@@ -93,7 +93,7 @@ def caption(scene: Scene, generator: np.random.Generator) -> str:
 
   >>> generator = np.random.default_rng(1)
   >>> caption({'left': Thing('small', 'red', 'circle')}, generator)
-  'an image of a small red circle on the left'
+  'a picture of a small red circle on the left'
   """
   phrases = [
     f"a {' '.join(scene[place].words)} {choice(generator, PHRASES[place])}"
