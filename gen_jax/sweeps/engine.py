@@ -10,12 +10,12 @@ goes on where it was. Exit codes of an arm's process:
     anything else            failed: tried again, `ATTEMPTS` times in all
 """
 
-import ctypes
 import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +25,16 @@ from gen_jax.system import files
 
 ATTEMPTS = 3
 NAME = "arms.json"
-_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+# In a process of its own: JAX's threads forbid Python between fork and exec. 1 is
+# PR_SET_PDEATHSIG of Linux.
+_WRAPPER = """
+import ctypes, os, signal, sys
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):
+  sys.exit(os.EX_TEMPFAIL)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 _CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
@@ -113,23 +122,24 @@ def _shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
   return [tuple(cores[i::jobs]) or (cores[i % len(cores)],) for i in range(jobs)]
 
 
+def _wrapped(cores: Sequence[int]) -> list[str]:
+  """Words before a command that keep it to these cores and end it with this process."""
+  listed = ",".join(map(str, cores))
+  return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
+
+
 def _start(arm, home, command, cores, env) -> _Running:
   folder = workdir(home, arm)
   log = home / "logs" / f"{folder.name}.txt"
   log.parent.mkdir(exist_ok=True)
 
-  def prepare():
-    os.sched_setaffinity(0, cores)
-    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-
   with log.open("ab") as out:
     process = subprocess.Popen(
-      list(command(arm, folder)),
+      [*_wrapped(cores), *command(arm, folder)],
       stdin=subprocess.DEVNULL,
       stdout=out,
       stderr=out,
       env={**os.environ, **(env or {})},
-      preexec_fn=prepare,
     )
   return _Running(arm, process, cores, log, time.monotonic())
 
