@@ -33,6 +33,15 @@ def module(path: str) -> types.ModuleType:
   return loaded
 
 
+def failure(path: str, error: Exception) -> str:
+  """What a program in a file raised: the file, its last line that ran, the error."""
+  file = str(files.path(path, "--config").absolute())
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if frame.filename == file]
+  where = f", line {lines[-1]}" if lines else ""
+  return f"{path}{where}: {type(error).__name__}: {error}"
+
+
 def load(spec: str) -> dict[str, Any]:
   """Runs `get_config` of a config file.
 
@@ -53,11 +62,7 @@ def load(spec: str) -> dict[str, Any]:
   except Exception as error:  # a config is a program: anything can happen in it
     if type(error) is ValueError:  # it refuses its argument
       raise InputError(f"config {spec}: {error}") from None
-    file = str(files.path(path, "--config").absolute())
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    where = f", line {lines[-1]}" if lines else ""
-    raise InputError(f"config {path}{where}: {type(error).__name__}: {error}") from None
+    raise InputError(f"config {failure(path, error)}") from None
   if not hasattr(config, "to_dict"):
     raise InputError(
       f"config {path}: get_config must return a ConfigDict, not {config!r:.80}"

@@ -1,10 +1,10 @@
 """`gen-jax repro EXPERIMENT`: runs a recorded sweep again; is it inside its band?"""
 
 import pathlib
-import sys
 
 from gen_jax.cli import flags
-from gen_jax.sweeps import engine, ledger, sweep
+from gen_jax.cli import sweep as sweep_command
+from gen_jax.sweeps import ledger, sweep
 from gen_jax.types import InputError
 
 
@@ -20,9 +20,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Runs again and compares."""
-  if args.jobs < 1:
-    raise InputError(f"--jobs {args.jobs} must be at least 1")
-  loaded = sweep.load(args.experiment)
+  loaded = sweep_command.load(args)
   path = loaded.folder / sweep.RESULTS
   if not path.exists():
     raise InputError(f"{path} is not there; gen-jax sweep --record writes it")
@@ -31,9 +29,7 @@ def run(args) -> dict:
     top = ledger.best(ledger.rows(recorded), recorded["metric"])
     loaded = loaded.only(top.overrides)
   home = args.to or pathlib.Path("runs") / f"{loaded.folder.absolute().name}-repro"
-  words = [sys.executable, "-m", "gen_jax.cli.main", "train"]
-  ran = engine.run(loaded.arms, home, loaded.command(words), args.jobs, ledger.DONE)
-  for arm, state in ran:
+  for arm, state in loaded.run(home, sweep_command.TRAIN, args.jobs):
     print(f"{arm.name}: {state['status']} after {state['secs']:.0f} s", flush=True)
   if any(s["status"] not in ledger.DONE for _, s in loaded.states(home)):
     return {"experiment": str(loaded.folder), "reason": "interrupted"}

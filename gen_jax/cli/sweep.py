@@ -1,12 +1,15 @@
 """`gen-jax sweep EXPERIMENT`: runs the arms that are missing and prints the table."""
 
+import collections
 import pathlib
 import sys
 
 from gen_jax.cli import flags
-from gen_jax.sweeps import engine, ledger, sweep
+from gen_jax.sweeps import ledger, sweep
 from gen_jax.system import files
 from gen_jax.types import InputError
+
+TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
 
 
 def add_arguments(parser) -> None:
@@ -27,25 +30,27 @@ def add_arguments(parser) -> None:
   )
 
 
-def run(args) -> dict:
-  """Runs, lists or records."""
+def load(args) -> sweep.Sweep:
+  """The experiment; raises InputError for --jobs below 1."""
   if args.jobs < 1:
     raise InputError(f"--jobs {args.jobs} must be at least 1")
-  loaded = sweep.load(args.experiment)
+  return sweep.load(args.experiment)
+
+
+def run(args) -> dict:
+  """Runs, lists or records."""
+  loaded = load(args)
   home = args.to or pathlib.Path("runs") / loaded.folder.absolute().name
   if not args.list and not args.record:
-    words = [sys.executable, "-m", "gen_jax.cli.main", "train"]
-    ran = engine.run(loaded.arms, home, loaded.command(words), args.jobs, ledger.DONE)
+    ran = loaded.run(home, TRAIN, args.jobs)
     for number, (arm, state) in enumerate(ran, 1):
       print(f"{number}: {arm.name}: {_words(state)}", flush=True)
   states = loaded.states(home)
-  counts = {s["status"]: 0 for _, s in states}
-  for _, state in states:
-    counts[state["status"]] += 1
+  counts = collections.Counter(state["status"] for _, state in states)
   if args.list:
     for arm, state in states:
       print(f"{arm.name}: {_words(state)}")
-  done = sum(counts.get(status, 0) for status in ledger.DONE)
+  done = sum(counts[status] for status in ledger.DONE)
   print(f"{len(states)} arms: " + ", ".join(f"{n} {s}" for s, n in counts.items()))
   found = loaded.ledger(home) if done else {"arms": []}
   if any(arm["status"] == "finished" for arm in found["arms"]):

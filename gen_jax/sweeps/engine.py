@@ -73,7 +73,6 @@ def run(
   command: Command,
   jobs: int,
   done: Sequence[str],
-  env: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
   """Runs the arms that are not done, `jobs` at a time; yields each as it ends.
 
@@ -83,7 +82,6 @@ def run(
   Args:
     home: the sweep's folder.
     done: statuses that need no run.
-    env: variables of the processes besides our own.
   """
   known = states(home)
   todo = [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
@@ -96,7 +94,7 @@ def run(
       while todo and free:
         arm = todo.pop(0)
         attempts[arm.sha256] += 1
-        running.append(_start(arm, home, command, free.pop(), env))
+        running.append(_start(arm, home, command, free.pop()))
       ended = [one for one in running if one.process.poll() is not None]
       for one in ended:
         running.remove(one)
@@ -128,7 +126,7 @@ def _wrapped(cores: Sequence[int]) -> list[str]:
   return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
 
 
-def _start(arm, home, command, cores, env) -> _Running:
+def _start(arm, home, command, cores) -> _Running:
   folder = workdir(home, arm)
   log = home / "logs" / f"{folder.name}.txt"
   log.parent.mkdir(exist_ok=True)
@@ -139,7 +137,6 @@ def _start(arm, home, command, cores, env) -> _Running:
       stdin=subprocess.DEVNULL,
       stdout=out,
       stderr=out,
-      env={**os.environ, **(env or {})},
     )
   return _Running(arm, process, cores, log, time.monotonic())
 

@@ -136,33 +136,34 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 def rows(ledger: Mapping[str, Any]) -> list[Row]:
   """One row for each config, seeds together, in the order of the sweep."""
-  found: dict[str, Row] = {}
+  groups: dict[str, list[Mapping[str, Any]]] = {}
   for arm in ledger["arms"]:
-    overrides = {k: v for k, v in arm["overrides"].items() if k != "seed"}
-    row = found.setdefault(files.value_sha256(overrides), Row(overrides, {}, 0))
-    if arm["status"] == "finished" and arm["value"] is not None:
-      row.values[arm["overrides"].get("seed")] = arm["value"]
-    else:
-      found[files.value_sha256(overrides)] = row._replace(
-        num_diverged=row.num_diverged + 1
-      )
-  return list(found.values())
+    groups.setdefault(_key(arm["overrides"]), []).append(arm)
+  found = []
+  for arms in groups.values():
+    values = {
+      arm["overrides"].get("seed"): arm["value"]
+      for arm in arms
+      if arm["status"] == "finished" and arm["value"] is not None
+    }
+    overrides = space.without_seed(arms[0]["overrides"])
+    found.append(Row(overrides, values, len(arms) - len(values)))
+  return found
+
+
+def _key(overrides: space.Overrides) -> str:
+  """The same for arms that differ in their seed alone."""
+  return files.value_sha256(space.without_seed(overrides))
 
 
 def named(rows: Sequence[Row]) -> dict[str, Row]:
   """Rows by what sets them apart: "width=64,peak=0.001"."""
   every = list(dict.fromkeys(key for row in rows for key in row.overrides))
-  keys = _varied(rows)
+  keys = space.varied([row.overrides for row in rows])
   return {
     space.label({k: row.overrides[k] for k in keys if k in row.overrides}, every): row
     for row in rows
   }
-
-
-def _varied(rows: Sequence[Row]) -> list[str]:
-  """Keys that have more than one value, in the order of the sweep."""
-  every = dict.fromkeys(key for row in rows for key in row.overrides)
-  return [k for k in every if len({space.text(r.overrides.get(k)) for r in rows}) > 1]
 
 
 def best(rows: Sequence[Row], metric: str) -> Row:
@@ -209,7 +210,7 @@ def table(ledger: Mapping[str, Any]) -> str:
   """
   found, metric = rows(ledger), ledger["metric"]
   every = list(dict.fromkeys(key for row in found for key in row.overrides))
-  keys = _varied(found)
+  keys = space.varied([row.overrides for row in found])
   top = best(found, metric)
   others = [row for row in found if row is not top and len(row.values) > 1]
   tested = others if len(top.values) > 1 else []
@@ -271,13 +272,12 @@ def repeated(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Repeated]:
   """
   if old["metric"] != new["metric"]:
     raise InputError(f"{old['metric']} was recorded, not {new['metric']}")
-  names = {files.value_sha256(r.overrides): n for n, r in named(rows(old)).items()}
-  recorded, found = named(rows(old)), []
+  recorded = {_key(row.overrides): (n, row) for n, row in named(rows(old)).items()}
+  found = []
   for row in rows(new):
-    label = names.get(files.value_sha256(row.overrides))
-    if label is None:
+    if (key := _key(row.overrides)) not in recorded:
       raise InputError(f"{row.overrides} is not in the recorded results")
-    before = recorded[label]
+    label, before = recorded[key]
     band = statistics.predicted(list(before.values.values()), max(len(row.values), 1))
     inside = band.low <= row.mean <= band.high or row.values == before.values
     found.append(Repeated(label, band, row.mean, inside))

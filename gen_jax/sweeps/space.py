@@ -117,7 +117,7 @@ def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
     except InputError as error:
       raise InputError(f"arm {name}: {error}") from None
     useless -= {key for key in overrides if _at(resolved, key) != _at(config, key)}
-    digest = sha256(resolved)
+    digest = files.value_sha256(resolved)
     if digest in found:
       raise InputError(f"arms {found[digest].name} and {name} have one config")
     found[digest] = Arm(name, overrides, resolved, digest)
@@ -127,9 +127,15 @@ def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
   return list(found.values())
 
 
-def sha256(config: Mapping[str, Any]) -> str:
-  """Hash of a resolved config, equal for equal values whatever their order."""
-  return files.value_sha256(config)
+def without_seed(overrides: Mapping[str, Any]) -> Overrides:
+  """What arms that repeat each other have in common."""
+  return {key: value for key, value in overrides.items() if key != "seed"}
+
+
+def varied(space: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Keys that do not have one value in all arms, in their order."""
+  every, absent = dict.fromkeys(key for arm in space for key in arm), object()
+  return [key for key in every if len({text(a.get(key, absent)) for a in space}) > 1]
 
 
 def text(value: Any) -> str:
@@ -146,11 +152,8 @@ def _at(config: Any, key: str) -> Any:
 def _names(space: Space) -> list[str]:
   """A name for each arm: keys that vary, by as few of their last parts as needed."""
   keys = list(dict.fromkeys(key for arm in space for key in arm))
-  absent = object()
-  varied = [
-    key for key in keys if len({text(arm.get(key, absent)) for arm in space}) > 1
-  ]
-  names = [label({k: v for k, v in arm.items() if k in varied}, keys) for arm in space]
+  some = varied(space)
+  names = [label({k: v for k, v in arm.items() if k in some}, keys) for arm in space]
   return [_file_name(name or "base") for name in names]
 
 

@@ -11,8 +11,7 @@ An experiment is a folder with a sweep.py:
 
 import dataclasses
 import pathlib
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_jax.build import config_files
@@ -56,14 +55,16 @@ class Sweep:
     Raises:
       InputError: there are none.
     """
-    arms = [
-      arm
-      for arm in self.arms
-      if {k: v for k, v in arm.overrides.items() if k != "seed"} == overrides
-    ]
+    arms = [a for a in self.arms if space.without_seed(a.overrides) == overrides]
     if not arms:
       raise InputError(f"{self.folder / FILE} has no arm {overrides}")
     return dataclasses.replace(self, arms=arms)
+
+  def run(
+    self, home: pathlib.Path, words: Sequence[str], jobs: int
+  ) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
+    """Runs what is not done; see `engine.run`."""
+    return engine.run(self.arms, home, self.command(words), jobs, ledger.DONE)
 
   def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:
     """Every arm with what it has come to; status "missing" before it is begun."""
@@ -96,10 +97,7 @@ def load(path: pathlib.Path) -> Sweep:
   except InputError as error:
     raise InputError(f"{file}: {error}" if str(file) not in str(error) else str(error))  # noqa: B904
   except Exception as error:  # it is a program: anything can happen in it
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == str(file.absolute())]
-    where = f", line {lines[-1]}" if lines else ""
-    raise InputError(f"{file}{where}: {type(error).__name__}: {error}") from None
+    raise InputError(config_files.failure(str(file), error)) from None
   if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
     raise InputError(f"{file}: get_sweep must return a list of dicts")
   evaluators.cost(module.METRIC, 0.0)

@@ -9,9 +9,11 @@ import time
 import pytest
 
 from gen_jax.sweeps import engine, space
+from gen_jax.system import files
 
 ARMS = [
-  space.Arm(f"k={i}", {"k": i}, {"k": i}, space.sha256({"k": i})) for i in range(4)
+  space.Arm(f"k={i}", {"k": i}, {"k": i}, files.value_sha256({"k": i}))
+  for i in range(4)
 ]
 
 

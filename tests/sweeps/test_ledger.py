@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gen_jax.sweeps import engine, ledger, space, statistics
+from gen_jax.system import files
 from gen_jax.train import writers
 from gen_jax.types import InputError
 
@@ -14,7 +15,7 @@ METRIC = "validation/loss"
 def arm(rate, seed):
   overrides = {"optimizer.learning_rate.peak": rate, "seed": seed}
   return space.Arm(
-    f"peak={rate},seed={seed}", overrides, overrides, space.sha256(overrides)
+    f"peak={rate},seed={seed}", overrides, overrides, files.value_sha256(overrides)
   )
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from gen_jax.build import config_files
 from gen_jax.sweeps import chain, fixed, product, space, values, zip_
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 BASE = config_files.load("configs/lm/pydoc.py:smoke")
@@ -36,9 +37,9 @@ def test_more_arms_leave_the_others_what_they_were():
 
 
 def test_the_order_of_keys_is_not_part_of_an_arm():
-  a = space.sha256({"a": 1, "b": {"c": 2, "d": 3}})
-  assert a == space.sha256({"b": {"d": 3, "c": 2}, "a": 1})
-  assert a != space.sha256({"a": 1, "b": {"c": 2, "d": 4}})
+  a = files.value_sha256({"a": 1, "b": {"c": 2, "d": 3}})
+  assert a == files.value_sha256({"b": {"d": 3, "c": 2}, "a": 1})
+  assert a != files.value_sha256({"a": 1, "b": {"c": 2, "d": 4}})
 
 
 def test_names_are_folders():
