@@ -170,7 +170,7 @@ class Experiment:
 
   @property
   def expected_loss(self) -> float | None:
-    """Loss of a language model that knows nothing, ln V; None for images."""
+    """Loss of a uniform predictor of tokens, ln V; None for images."""
     is_text = isinstance(self.task, lm.LanguageModel)
     return math.log(self.task.model.config.vocab_size) if is_text else None
 

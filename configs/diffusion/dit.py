@@ -23,7 +23,7 @@ gen-jax plan   --config configs/diffusion/dit.py:xl --topology v5e:4x4
 import ml_collections
 
 from configs import common
-from configs.diffusion import stable_diffusion
+from configs.diffusion import digits, stable_diffusion
 
 VARIANTS = ("digits", "xl")
 SIZES = {
@@ -50,24 +50,13 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def _digits(network: dict) -> ml_collections.ConfigDict:
-  config = common.images(
-    common.diffusion(network, {"name": "labels", "num_classes": 10}),
-    data={
-      "name": "images",
-      "source": {"name": "digits", "data_dir": None},
-      "image_size": 8,
-      "channels": 1,
-      "batch_size": 64,
-      "flip": False,
-    },
-    optimizer={"learning_rate": {"peak": 2e-3}},
-    train={"num_steps": 1000, "save_every": 500, "ema_decay": 0.995},
-  )
-  config.evaluators = {
-    "validation": {"name": "loss", "every": 500, "max_batches": None},
-    "reading": {"name": "prompt_accuracy", "every": 0, "num": 200},
-  }
-  config.sampling.update({"num_steps": 20, "guidance_scale": 2.0})
+  """The digits' experiment with another network, and classes in place of captions."""
+  config = digits.get_config()
+  config.task.network = network
+  config.task.conditioning = {"name": "labels", "num_classes": 10}
+  del config.data["tokenizer"], config.data["caption_length"]
+  config.train.update({"num_steps": 1000, "save_every": 500})
+  config.evaluators.validation.every = 500
   return config
 
 

@@ -1,4 +1,4 @@
-"""Images beside `diffusers`: UNets that train and draw, Stable Diffusion's parts."""
+"""Images against `diffusers`: UNets that train and draw, Stable Diffusion's parts."""
 
 import functools
 import math

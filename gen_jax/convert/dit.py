@@ -2,8 +2,8 @@
 
     model_index.json (names of the classes), transformer/, vae/, scheduler/
 
-The format keeps one copy of the time and class embedders in each block, of which the
-released code trained one: copies that differ are refused, and equal ones are written.
+Each block of the format holds a copy of the time and class embedders; the released code
+trained one. Copies that differ are refused, and equal ones are written.
 
 diffusers spaces the frequencies of the time as 10000^(-i / 127), the code that DiT was
 trained with as 10000^(-i / 128). What is read here computes what diffusers computes.

@@ -22,7 +22,7 @@ from PIL import Image
 from gen_jax.data import cache, image_files, tokenizers
 from gen_jax.types import InputError
 
-# Decoding and resizing images runs beside each other, the rest of Python does not.
+# Decoding and resizing of images run in parallel, the rest of Python does not.
 _THREADS = min(max(os.cpu_count() or 1, 2), 8)
 
 Features = dict[str, np.ndarray]

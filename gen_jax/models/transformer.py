@@ -242,7 +242,7 @@ class Transformer(nn.Module):
       at: int [B], the last position of each sequence before its padding: only the token
         after it is scored. None: no padding, all are scored.
       logits_fn: (logits float32 [B, T, V], *logits_fn_args) -> tree of [B, T, ...],
-        returned instead of the logits, of which only `config.head_chunk` exist at once.
+        returned instead of the logits; only `config.head_chunk` of them exist at once.
       logits_fn_args: arrays [B, T].
       train: apply dropout (needs the rng 'dropout').
 

@@ -30,6 +30,11 @@ def constant(
   )
 
 
+def _warmed_up(decay: optax.Schedule, peak: float, warmup_steps: int) -> optax.Schedule:
+  """Linear warm-up to `peak`, then `decay` from its own step 0 on."""
+  return optax.join_schedules([constant(peak, 0, warmup_steps), decay], [warmup_steps])
+
+
 @ranges.checked
 def cosine(
   peak: ranges.NotNegative,
@@ -49,9 +54,7 @@ def cosine(
   decay = optax.cosine_decay_schedule(
     peak, max((decay_steps or num_steps) - warmup_steps, 1), alpha=final_fraction
   )
-  return optax.join_schedules(
-    [constant(peak, num_steps, warmup_steps), decay], [warmup_steps]
-  )
+  return _warmed_up(decay, peak, warmup_steps)
 
 
 @ranges.checked
@@ -70,9 +73,7 @@ def linear(
   decay = optax.linear_schedule(
     peak, peak * final_fraction, max(num_steps - warmup_steps, 1)
   )
-  return optax.join_schedules(
-    [constant(peak, num_steps, warmup_steps), decay], [warmup_steps]
-  )
+  return _warmed_up(decay, peak, warmup_steps)
 
 
 @ranges.checked

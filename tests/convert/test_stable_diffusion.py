@@ -272,7 +272,7 @@ def test_images_are_drawn(drawn):
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-  """An image, and a mask whose right half is to be drawn anew."""
+  """An image, and a mask whose right half is edited."""
   home = tmp_path_factory.mktemp("input")
   pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
   Image.fromarray(pixels).save(home / "image.png")
