@@ -289,7 +289,8 @@ def main(argv: list[str] | None = None) -> None:
   if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # TFDS's progress bars
   # What matters of their messages is raised as well.
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   logging.getLogger("urllib3").setLevel(logging.ERROR)
   with signals.handling(signals.die):
     try:

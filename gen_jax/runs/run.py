@@ -201,8 +201,6 @@ class Run:
     try:
       with signals.handling():
         return training.train(run.config, run.workdir, training.Alone())
-    except signals.Interrupted:
-      raise KeyboardInterrupt from None
     finally:
       for name in ("experiment", "generator"):  # from now on with a tokenizer
         self.__dict__.pop(name, None)

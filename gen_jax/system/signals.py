@@ -7,6 +7,7 @@ the main thread does:
   runs no bytecode for `_PATIENCE_SECS` (XLA compiles), a thread ends the process.
 - In `importing` the process ends at once: C code that imports would print the
   exception.
+- In `deferred` it is raised at the end: callbacks of libraries would swallow it.
 - In `held` a signal is only recorded; the body polls `asked`.
 - In `rescued`, within `held`, the body has `_PATIENCE_SECS` to end. Then a thread calls
   `save` and ends the process.
@@ -33,8 +34,12 @@ EXIT = os.EX_TEMPFAIL  # not finished: the same command continues
 _PATIENCE_SECS = 5.0
 
 
-class Interrupted(BaseException):
-  """A stop signal came where there is nothing to save."""
+class Interrupted(KeyboardInterrupt):
+  """A stop signal came where there is nothing to save.
+
+  A KeyboardInterrupt, because asyncio, in whose callbacks checkpoints are read, passes
+  on no other exception: it prints it and continues.
+  """
 
 
 @dataclasses.dataclass(eq=False)
@@ -53,7 +58,8 @@ class _Asked:
 # Signals are per process, and so is this state.
 _asked: _Asked | None = None  # seen by the main thread
 _seen: _Asked | None = None  # seen by the listening thread, while the main one cannot
-_holds, _is_handling, _imports, _free_since, _handled_at = 0, False, False, 0.0, 0.0
+_holds, _defers, _is_handling, _imports = 0, 0, False, False
+_free_since, _handled_at = 0.0, 0.0
 _save: Callable[[], None] | None = None
 _lock = threading.Lock()  # guards _save while it runs
 
@@ -111,7 +117,7 @@ def _handle(number: int, again: Callable[[int], None]) -> None:
     _leave_terminal()
   if _imports:
     stop()
-  _asked = _Asked(number, raised=not _holds)
+  _asked = _Asked(number, raised=not (_holds or _defers))
   threading.Thread(target=_insist, args=(_asked,), daemon=True).start()
   if _asked.raised:
     raise Interrupted
@@ -209,6 +215,24 @@ def importing() -> Iterator[None]:
     yield
   finally:
     _imports = outer
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Within this context a signal is only recorded; `Interrupted` is raised at its end.
+
+  For calls into libraries that run callbacks, which swallow exceptions or turn them
+  into others. A body that takes long ends with the process, as elsewhere.
+  """
+  global _defers
+  _defers += 1
+  try:
+    yield
+  finally:
+    _defers -= 1
+    if _asked and not (_asked.raised or _holds or _defers):
+      _asked.raised = True
+      raise Interrupted
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gen_jax import tree
-from gen_jax.system import files, memory
+from gen_jax.system import files, memory, signals
 from gen_jax.train import proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params, PyTree, first_line
@@ -185,14 +185,15 @@ def save(
     )
   if step in manager.all_steps():  # saved without evaluation after a signal
     manager.delete(step)
-  manager.save(
-    step,
-    args=ocp.args.Composite(
-      state=proof.StateSave(state),
-      progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-    ),
-    metrics=None if monitored is None else {"monitored": monitored},
-  )
+  with signals.deferred():
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=proof.StateSave(state),
+        progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+      ),
+      metrics=None if monitored is None else {"monitored": monitored},
+    )
 
 
 def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
@@ -300,7 +301,8 @@ def _newest(
   damaged: dict[int, str] = {}
   for candidate in newest_first if step is None else [step]:
     try:
-      result = read(candidate)
+      with signals.deferred():
+        result = read(candidate)
     except InputError:
       raise
     except Exception as error:

@@ -47,6 +47,29 @@ def wait(*args):
   time.sleep(60)
 experiment.Experiment.pipeline = wait
 {PROGRAM}"""
+IN_ASYNCIO = f"""
+import asyncio
+from gen_jax import experiment
+def turn():
+  print("waits", flush=True)
+  while True:
+    pass
+def wait(*args):  # a callback in the main thread
+  loop = asyncio.new_event_loop()
+  loop.call_soon(turn)
+  loop.run_forever()
+experiment.Experiment.pipeline = wait
+{PROGRAM}"""
+IN_STEP = f"""
+from gen_jax.system import signals
+from gen_jax.train import writers
+write = writers.Terminal.write
+def wait(self, step, values):
+  write(self, step, values)
+  while step == 5 and not signals.asked():
+    pass
+writers.Terminal.write = wait
+{PROGRAM}"""
 IN_IMPORTS = (
   """
 import sys
@@ -124,7 +147,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
   "program, line, number",
   [
-    (PROGRAM, "step 5/", signal.SIGHUP),
+    (IN_STEP, "step 5/", signal.SIGHUP),
     (IN_COMPILATION, "blocks", signal.SIGTERM),
     (IN_EVALUATION, "blocks", signal.SIGUSR1),
   ],
@@ -145,7 +168,9 @@ def test_stopped_and_resumed_equals_uninterrupted(
   assert rows(workdir) == rows(whole)
 
 
-@pytest.mark.parametrize("program, line", [(IN_IMPORTS, "imports"), (IN_DATA, "waits")])
+@pytest.mark.parametrize(
+  "program, line", [(IN_IMPORTS, "imports"), (IN_DATA, "waits"), (IN_ASYNCIO, "waits")]
+)
 @pytest.mark.parametrize(
   "number", [signal.SIGINT, pytest.param(signal.SIGUSR2, marks=pytest.mark.long)]
 )
