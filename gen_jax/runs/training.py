@@ -132,7 +132,7 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         sinks=sinks,
         config=experiment.train,
         num_steps=num_steps,
-        learning_rate=rate,
+        learning_rate=jax.jit(rate),
         per_step=_per_step(experiment, work),
         heartbeat=group.heartbeat,
       )

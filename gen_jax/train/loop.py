@@ -126,21 +126,33 @@ def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
 
 
 class _Window:
-  """Sums of training metrics since the last row, and their rates per second.
+  """Sums of training metrics since the last row, and rates per second.
 
-  Excludes the time of compilation, evaluation and saving.
+  Rates are without the first step, which compiles, and without the time of evaluation
+  and saving. A step ends where its metrics are there: on its return if the device
+  works synchronously, as CPUs do, else when they are fetched.
   """
 
   def __init__(self, per_step: Mapping[str, float]):
     self._per_step = per_step
     self._sums: dict[str, Mean] = {}
-    self._steps, self._began = 0, time.monotonic()
+    self._timed, self._away = -1, 0.0  # the first step is not timed
+    self._began = self._ended = self._clock()
 
-  def add(self, step: int, metrics: steps.Metrics) -> None:
+  def _clock(self) -> float:
+    return time.monotonic() - self._away
+
+  def end(self, metrics: steps.Metrics) -> float | None:
+    """When the step that returned `metrics` ended; None: it is still at work."""
+    arrays = [x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array)]
+    return self._clock() if all(x.is_ready() for x in arrays) else None
+
+  def add(self, step: int, metrics: steps.Metrics, ended: float | None) -> None:
     metrics = _finite(step, metrics)
     for name, mean in metrics.items():
       self._sums[name] = self._sums[name] + mean if name in self._sums else mean
-    self._steps += 1
+    self._ended = self._clock() if ended is None else ended
+    self._timed += 1
 
   @contextlib.contextmanager
   def paused(self, state: states.TrainState) -> Iterator[None]:
@@ -148,15 +160,15 @@ class _Window:
     jax.block_until_ready(state)
     began = time.monotonic()
     yield
-    self._began += time.monotonic() - began
+    self._away += time.monotonic() - began
 
   def row(self, rate: float) -> dict[str, float]:
-    secs = time.monotonic() - self._began
     values = {name: float(mean.value) for name, mean in self._sums.items()}
     values["learning_rate"] = rate
-    for name, amount in self._per_step.items():
-      values[name] = amount * self._steps / secs
-    self._sums, self._steps, self._began = {}, 0, time.monotonic()
+    if self._timed:
+      per_sec = self._timed / (self._ended - self._began)
+      values |= {name: amount * per_sec for name, amount in self._per_step.items()}
+    self._sums, self._timed, self._began = {}, 0, self._ended
     return values
 
 
@@ -288,8 +300,8 @@ def run(
         checkpoint.save(manager, i, state, progress, value)
       saved_at = i
 
-  def fetch(i, metrics):
-    window.add(i, metrics)
+  def fetch(i, metrics, ended):
+    window.add(i, metrics, ended)
     if (i + 1) % config.log_every == 0 or i + 1 == num_steps:
       write(i + 1, window.row(float(learning_rate(i))))
 
@@ -307,7 +319,7 @@ def run(
     try:
       for i in range(first, num_steps):
         if pending is not None and (due(i) or i % config.save_every == 0):
-          _finite(*pending)
+          _finite(*pending[:2])
         if not (resumed and i == first):
           value = evaluate(i, due(i))
           improved = value is not None and progress.best_step == i
@@ -321,9 +333,11 @@ def run(
             batch = next(batches)
           heartbeat()
           state, metrics = step(state, frozen, batch)
+          if i == first:
+            jax.block_until_ready((metrics, learning_rate(i)))
         if pending is not None:
           fetch(*pending)
-        pending = (i, metrics)
+        pending = (i, metrics, window.end(metrics))
       if pending is not None:
         fetch(*pending)
     except (NotFiniteError, InputError) as error:

@@ -113,10 +113,28 @@ def test_order_of_operations(manager, saves):
   ]  # fmt: skip
 
 
-def test_speed_is_that_of_training_alone(manager, monkeypatch):
+@pytest.mark.parametrize("log_every, rows", [(3, [3, 3]), (1, [None, 3, 3, 3, 3, 3])])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_speed_is_that_of_training_alone(
+  manager, monkeypatch, log_every, rows, is_async
+):
   """Steps take a second, the first one, evaluations and checkpoints far more."""
-  now, speeds = [0.0], []
+  now, speeds, busy_until = [0.0], [], [0.0]
+
+  def wait(x):
+    now[0] = max(now[0], busy_until[0] if is_async else 0.0)
+    return x
+
+  def fetch(metrics):
+    at = metrics["loss"].count
+    now[0] = max(now[0], float(at) if is_async else 0.0)
+    return metrics
+
   monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(loop.jax, "block_until_ready", wait)
+  monkeypatch.setattr(loop.jax, "device_get", fetch)
+  if is_async:
+    monkeypatch.setattr(loop._Window, "end", lambda *_: None)
 
   class Slow(Spy):
     def __call__(self, weights, frozen):
@@ -124,19 +142,24 @@ def test_speed_is_that_of_training_alone(manager, monkeypatch):
       return super().__call__(weights, frozen)
 
     def step(self, state, frozen, batch):
-      now[0] += 1 if batch else 1000
-      return super().step(state, frozen, batch)
+      now[0] += 0 if batch else 1000  # compiles
+      busy_until[0] = max(now[0], busy_until[0]) + 1
+      if not is_async:
+        now[0] += 1
+      state, metrics = super().step(state, frozen, batch)
+      done = types.Mean(np.float64(busy_until[0]), np.float64(busy_until[0]))
+      return state, {**metrics, "loss": done}
 
     def write(self, step, values):
-      speeds.extend(v for k, v in values.items() if k == "tokens_per_sec")
+      if "learning_rate" in values:
+        speeds.append(values.get("tokens_per_sec"))
 
   def save(*args):
     now[0] += 10_000
 
   monkeypatch.setattr(checkpoint, "save", save)
-  Slow().run(manager, num_steps=6, log_every=3, save_every=2)
-  # A row is written while the step after it is on its way.
-  assert speeds == [3 * 3 / 3, 3 * 3 / 2]
+  Slow().run(manager, num_steps=6, log_every=log_every, save_every=2)
+  assert speeds == rows
 
 
 def test_resumed_run_does_not_evaluate_its_first_step_again(manager, saves):
