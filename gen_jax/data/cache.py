@@ -2,16 +2,18 @@
 
 Tokens are written in chunks, in constant memory, and memory-mapped afterwards. A
 cache's folder holds the arrays and index.json with their hashes: damage is found on
-opening, and the cache is rebuilt.
+opening, and the cache is rebuilt. A process that is killed leaves a folder with what it
+has tokenised; the next one continues there.
 
 Caches are in GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else ~/.cache/gen_jax; they
 may be deleted at any time.
 """
 
-import collections
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -30,7 +32,8 @@ from gen_jax.types import InputError
 _FORMAT = 4  # version of the files and of tokenisation
 _CHUNK_CHARS = 2**18  # characters tokenised at once
 _CHUNK_TOKENS = 2**16  # tokens of conversations written at once, about
-_INDEX = "index.json"
+_INDEX, _JOURNAL = "index.json", "journal.json"
+_JOURNAL_SECS = 1.0  # of work that a kill may lose
 _PATIENCE_SECS = 5.0  # between lines about progress
 
 
@@ -81,13 +84,23 @@ def _batches(
   yield batch
 
 
+# Chunks of tokens, each with where the next one begins, which may be given back.
+At = Sequence[int]
+Chunks = Iterator[tuple[Tokens, At]]
+_BEGINNING: At = (0, 0)
+
+
 def _of_documents(
-  documents: Iterable[str], tokenizer: tokenizers.Tokenizer
-) -> Iterator[Tokens]:
-  """Tokens of the documents in chunks; see `tokenize`."""
+  documents: Iterable[str], tokenizer: tokenizers.Tokenizer, at: At = _BEGINNING
+) -> Chunks:
+  """Tokens of the documents in chunks; see `tokenize`.
+
+  Args:
+    at: number of batches to skip, and whether the next document has no token yet.
+  """
   before, after = tokenizer.opening, tokenizer.ends()
-  is_new = False  # no token of this document yet
-  for batch in _batches(documents, tokenizer):
+  num, is_new = at
+  for batch in itertools.islice(_batches(documents, tokenizer), num, None):
     ids, starts = [], []
     for part, found in zip(batch, slicing.encode_batch(batch, tokenizer), strict=True):
       opening, end = before * part.is_first, after * part.is_last
@@ -96,36 +109,44 @@ def _of_documents(
         starts.append(len(ids))
         is_new = False
       ids += [*opening, *found, *end]
-    yield _tokens(tokenizer, ids, starts)
+    num += 1
+    yield _tokens(tokenizer, ids, starts), (num, int(is_new))
 
 
 def _of_turns(
-  dialogues: Iterable[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
-) -> Iterator[Tokens]:
-  """Tokens of the conversations in chunks; see `tokenize_turns`."""
+  dialogues: Iterable[Sequence[chat.Message]],
+  tokenizer: tokenizers.Tokenizer,
+  at: At = _BEGINNING,
+) -> Chunks:
+  """Tokens of the conversations in chunks; see `tokenize_turns`.
+
+  Args:
+    at: number of conversations to skip, and 0.
+  """
   ids, starts, is_answer = [], [], []
-  for messages in dialogues:
+  num, _ = at
+  for messages in itertools.islice(dialogues, num, None):
     found, flags = tokenizer.encode_turns(messages)
     starts += [len(ids)] if found else []
     ids += found
     is_answer += flags
+    num += 1
     if len(ids) >= _CHUNK_TOKENS:
-      yield _tokens(tokenizer, ids, starts, is_answer)
+      yield _tokens(tokenizer, ids, starts, is_answer), (num, 0)
       ids, starts, is_answer = [], [], []
-  yield _tokens(tokenizer, ids, starts, is_answer)
+  yield _tokens(tokenizer, ids, starts, is_answer), (num, 0)
 
 
-def _placed(chunks: Iterable[Tokens]) -> Iterator[Tokens]:
-  """The chunks with starts relative to the first chunk."""
-  num = 0
-  for chunk in chunks:
-    yield dataclasses.replace(chunk, starts=chunk.starts + num)
-    num += len(chunk.ids)
+def _placed(chunks: Chunks, before: int = 0) -> Chunks:
+  """The chunks with starts relative to the first one, after `before` tokens."""
+  for chunk, at in chunks:
+    yield dataclasses.replace(chunk, starts=chunk.starts + before), at
+    before += len(chunk.ids)
 
 
-def _joined(chunks: Iterable[Tokens]) -> Tokens:
+def _joined(chunks: Chunks) -> Tokens:
   """The chunks concatenated in memory."""
-  parts = [(c.ids, c.starts, c.is_answer) for c in _placed(chunks)]
+  parts = [(c.ids, c.starts, c.is_answer) for c, _ in _placed(chunks)]
   ids, starts, flags = zip(*parts, strict=True)
   is_answer = None if flags[0] is None else np.concatenate(flags)
   return Tokens(np.concatenate(ids), np.concatenate(starts), is_answer)
@@ -143,12 +164,12 @@ def tokenize_turns(
   return _joined(_of_turns(dialogues, tokenizer))
 
 
-def _watched(chunks: Iterable[Tokens]) -> Iterator[Tokens]:
+def _watched(chunks: Chunks) -> Chunks:
   """Yields the chunks; prints every few seconds how many tokens they have."""
   began = said = time.monotonic()
   num = 0
-  for chunk in chunks:
-    yield chunk
+  for chunk, at in chunks:
+    yield chunk, at
     num += len(chunk.ids)
     now = time.monotonic()
     if now - said > _PATIENCE_SECS:
@@ -205,27 +226,94 @@ def _write_header(file: BinaryIO, dtype: np.dtype, num: int) -> None:
   np.lib.format.write_array_header_1_0(file, header)
 
 
-def _write(folder: pathlib.Path, name: str, chunks: Iterable[Tokens]) -> None:
-  """Writes chunks as they arrive, then the hashes of the arrays."""
-  with contextlib.ExitStack() as stack:
-    writing, sizes = {}, collections.Counter()
-    for chunk in _placed(chunks):
-      for field, array in vars(chunk).items():
-        if array is None:
-          continue
-        if field not in writing:
-          file = stack.enter_context((folder / f"{field}.npy").open("wb"))
-          writing[field] = file, array.dtype
-          _write_header(file, array.dtype, 0)
-        writing[field][0].write(array.data)
-        sizes[field] += len(array)
-    for field, (file, dtype) in writing.items():
-      _write_header(file, dtype, sizes[field])
-  hashes = {field: files.sha256(folder / f"{field}.npy") for field in writing}
+class _Growing:
+  """A .npy that grows; its first `num` elements are there already.
+
+  Raises:
+    ValueError: they are not.
+  """
+
+  def __init__(self, path: pathlib.Path, dtype: np.dtype, num: int = 0):
+    self.dtype, self.num = dtype, num
+    self.file = path.open("r+b" if num else "wb")
+    _write_header(self.file, dtype, 0)
+    end = self.file.tell() + num * dtype.itemsize
+    if self.file.seek(0, os.SEEK_END) < end:
+      raise ValueError(f"{path} is too short")
+    self.file.seek(end)
+    self.file.truncate()
+
+  def append(self, array: np.ndarray) -> None:
+    self.file.write(array.data)
+    self.num += len(array)
+
+  def finish(self) -> None:
+    _write_header(self.file, self.dtype, self.num)
+    self.file.close()
+
+
+def _write(folder: pathlib.Path, name: str, chunks: Callable[[At], Chunks]) -> None:
+  """Writes chunks as they arrive, then the hashes of the arrays.
+
+  Continues what an earlier process wrote in this folder.
+  """
+  begin, arrays = _BEGINNING, {}
+  journal = folder / _JOURNAL
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
+    done = files.read_json(journal)
+    arrays = {
+      field: _Growing(folder / f"{field}.npy", np.dtype(dtype), num)
+      for field, (dtype, num) in done["arrays"].items()
+    }
+    begin = done["at"]
+  before, noted = arrays["ids"].num if "ids" in arrays else 0, time.monotonic()
+  for chunk, at in _placed(_watched(chunks(begin)), before):
+    for field, array in vars(chunk).items():
+      if array is not None:
+        if field not in arrays:
+          arrays[field] = _Growing(folder / f"{field}.npy", array.dtype)
+        arrays[field].append(array)
+    if time.monotonic() - noted > _JOURNAL_SECS:
+      for growing in arrays.values():
+        growing.file.flush()
+      sizes = {field: (x.dtype.str, x.num) for field, x in arrays.items()}
+      files.write_json(journal, {"at": at, "arrays": sizes})
+      noted = time.monotonic()
+  for growing in arrays.values():
+    growing.finish()
+  journal.unlink(missing_ok=True)
+  hashes = {field: files.sha256(folder / f"{field}.npy") for field in arrays}
   files.write_json(folder / _INDEX, {"name": name, "sha256": hashes})
 
 
-def _stored(name: str, chunks: Callable[[], Iterator[Tokens]]) -> Tokens:
+@contextlib.contextmanager
+def _partial(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder beside `folder` in which to build it, alone.
+
+  It is that of an earlier process that was stopped; another one while a process is at
+  work there.
+  """
+  path = folder.with_name(f"partial_{folder.name}")
+  path.mkdir(parents=True, exist_ok=True)
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(descriptor), path.stat()):
+      raise FileNotFoundError  # it was finished meanwhile
+  except OSError:
+    path = pathlib.Path(tempfile.mkdtemp(prefix="partial_", dir=folder.parent))
+  try:
+    yield path
+  except Exception:  # but not a stop
+    shutil.rmtree(path, ignore_errors=True)
+    raise
+  else:
+    shutil.rmtree(path, ignore_errors=True)
+  finally:
+    os.close(descriptor)
+
+
+def _stored(name: str, chunks: Callable[[At], Chunks]) -> Tokens:
   """The cached tokens of that name, made if missing; of two writers the first wins.
 
   If the folder is not writable, they are made in memory each time.
@@ -239,20 +327,16 @@ def _stored(name: str, chunks: Callable[[], Iterator[Tokens]]) -> Tokens:
   if found is not None:
     return found
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix="partial_", dir=folder.parent))
-    try:
-      _write(partial, name, _watched(chunks()))
+    with _partial(folder) as partial:
+      _write(partial, name, chunks)
       if not folder.exists():  # another process may have made it meanwhile
         with contextlib.suppress(OSError):
           partial.rename(folder)
       if (found := _read(folder)) is not None:
         return found
-    finally:
-      shutil.rmtree(partial, ignore_errors=True)
   except OSError as error:
     print(f"cannot cache tokens in {folder}: {error.strerror}", file=sys.stderr)
-  return _joined(_watched(chunks()))
+  return _joined(_watched(chunks(_BEGINNING)))
 
 
 def tokens(
@@ -260,7 +344,7 @@ def tokens(
 ) -> Tokens:
   """Tokens of the source's documents, cached."""
   name = key(source, split, tokenizer)
-  return _stored(name, lambda: _of_documents(source.documents(split), tokenizer))
+  return _stored(name, lambda at: _of_documents(source.documents(split), tokenizer, at))
 
 
 def tokens_of_turns(
@@ -268,4 +352,4 @@ def tokens_of_turns(
 ) -> Tokens:
   """Tokens of the source's conversations, cached."""
   name = key(source, split, tokenizer)
-  return _stored(name, lambda: _of_turns(source.conversations(split), tokenizer))
+  return _stored(name, lambda at: _of_turns(source.conversations(split), tokenizer, at))

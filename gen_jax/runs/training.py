@@ -67,6 +67,8 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     _check_length(experiment, before, num_steps, len(examples.examples), directory)
     optimizer, rate = experiment.optimizer(num_steps)
+    rate = jax.jit(rate)
+    rate(0)  # compiled before anything is timed
     abstract = experiment.abstract_state(optimizer)
     plan.check_fits(experiment, abstract)
     work = experiment.flops_per_step()
@@ -132,7 +134,7 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         sinks=sinks,
         config=experiment.train,
         num_steps=num_steps,
-        learning_rate=jax.jit(rate),
+        learning_rate=rate,
         per_step=_per_step(experiment, work),
         heartbeat=group.heartbeat,
       )

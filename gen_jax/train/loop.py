@@ -125,6 +125,11 @@ def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
   return metrics
 
 
+def _is_ready(metrics: steps.Metrics) -> bool:
+  arrays = (x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array))
+  return all(x.is_ready() for x in arrays)
+
+
 class _Window:
   """Sums of training metrics since the last row, and rates per second.
 
@@ -136,16 +141,18 @@ class _Window:
   def __init__(self, per_step: Mapping[str, float]):
     self._per_step = per_step
     self._sums: dict[str, Mean] = {}
-    self._timed, self._away = -1, 0.0  # the first step is not timed
-    self._began = self._ended = self._clock()
+    self._timed, self._away = -1, 0.0
+    self._began = self._ended = -math.inf
 
   def _clock(self) -> float:
     return time.monotonic() - self._away
 
   def end(self, metrics: steps.Metrics) -> float | None:
     """When the step that returned `metrics` ended; None: it is still at work."""
-    arrays = [x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array)]
-    return self._clock() if all(x.is_ready() for x in arrays) else None
+    if self._began == -math.inf:
+      jax.block_until_ready(metrics)
+      self._began = self._clock()
+    return self._clock() if _is_ready(metrics) else None
 
   def add(self, step: int, metrics: steps.Metrics, ended: float | None) -> None:
     metrics = _finite(step, metrics)
@@ -197,13 +204,6 @@ def _rescued(
       sink.close()
 
   with signals.rescued(close):
-    yield
-
-
-@contextlib.contextmanager
-def _compiling(window: _Window, state: states.TrainState, rescued) -> Iterator[None]:
-  """Context of the first step, which compiles and has nothing to save."""
-  with window.paused(state), rescued():
     yield
 
 
@@ -328,13 +328,11 @@ def run(
         reason = _reason(interrupted(i), config, progress)
         if reason != "finished":
           break
-        with _compiling(window, state, rescued) if i == first else free:
+        with rescued() if i == first else free:  # it compiles; nothing to save
           with rescued(lambda: keep(True)):
             batch = next(batches)
           heartbeat()
           state, metrics = step(state, frozen, batch)
-          if i == first:
-            jax.block_until_ready((metrics, learning_rate(i)))
         if pending is not None:
           fetch(*pending)
         pending = (i, metrics, window.end(metrics))

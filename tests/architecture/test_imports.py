@@ -200,7 +200,7 @@ BUDGETS = {
   "cli": 4_100,
   "convert": 3_300,
   "cost": 1_450,
-  "data": 5_680,  # labels
+  "data": 5_750,  # labels; tokenising continues where a stopped process was
   "decoding": 350,
   "diffusion": 2_250,
   "evaluation": 1_150,
@@ -209,7 +209,7 @@ BUDGETS = {
   "nn": 1_600,
   "runs": 2_000,  # from cli: workdir, lease, weights, training, drawing
   "sweeps": 1_200,
-  "system": 850,
+  "system": 870,
   "tasks": 1_200,
   "train": 2_260,
   "loose files": 1_880,

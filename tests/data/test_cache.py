@@ -1,15 +1,20 @@
 """Tokenised text is made once, and anew for whatever it depends on."""
 
 import concurrent.futures
+import dataclasses
 import os
+import pkgutil
 import re
+import shutil
 
 import numpy as np
 import pytest
 
-from gen_jax.data import cache, datasets, embedded, sources, tokenizers
+from gen_jax.data import cache, chat, datasets, embedded, sources, tokenizers
+from gen_jax.system import files
 
 BYTES = tokenizers.plain_bytes()
+TALKS = dataclasses.replace(BYTES, chat_template=chat.PLAIN)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +134,89 @@ def test_two_writers_at_once(source, home):
     made = list(pool.map(lambda _: cache.tokens(source, "train", BYTES), range(32)))
   assert all(_same(made[0], other) for other in made)
   assert len(list(home.iterdir())) == 1  # and nothing half written
+
+
+class Chats:
+  """Conversations by the dozen."""
+
+  def identity(self):
+    return "chats"
+
+  def conversations(self, split):
+    for i in range(40):
+      question = {"role": "user", "content": f"{i}? " * (i % 7)}
+      yield [question, {"role": "assistant", "content": "yes" * (i % 5)}]
+
+
+class Documents:
+  """Some empty, some longer than several chunks."""
+
+  def identity(self):
+    return "documents"
+
+  def documents(self, split):
+    return iter(["", "a b " * 300, "c", "", "", "d e " * 20, "f" * 1000, "g", ""])
+
+
+@pytest.mark.parametrize(
+  "read, source, every, encode",
+  [
+    (cache.tokens, Documents(), 2, "gen_jax.data.slicing.encode_batch"),
+    (
+      cache.tokens_of_turns,
+      Chats(),
+      5,
+      "gen_jax.data.tokenizers.Tokenizer.encode_turns",
+    ),
+  ],
+)
+def test_stopped_at_any_chunk_it_goes_on(
+  monkeypatch, home, read, source, every, encode
+):
+  """Nothing noted is tokenised twice, and the files are those of an unbroken run."""
+  monkeypatch.setattr(cache, "_CHUNK_CHARS", 300)
+  monkeypatch.setattr(cache, "_CHUNK_TOKENS", 50)
+  monkeypatch.setattr(cache, "_JOURNAL_SECS", -1.0)
+
+  def contents():
+    (folder,) = home.iterdir()
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+  whole = read(source, "train", TALKS)
+  made = contents()
+  calls, plain = [], pkgutil.resolve_name(encode)
+
+  def counted(*args):
+    calls.append(1)
+    if len(calls) % every == 0:
+      raise KeyboardInterrupt
+    return plain(*args)
+
+  shutil.rmtree(home)
+  monkeypatch.setattr(encode, counted)
+  stops = 0
+  while True:
+    try:
+      found = read(source, "train", TALKS)
+      break
+    except KeyboardInterrupt:
+      stops += 1
+      (folder,) = home.iterdir()
+      assert folder.name.startswith("partial_")
+  assert stops > 2 and _same(found, whole) and contents() == made
+
+
+def test_what_a_stopped_process_left_is_not_believed(monkeypatch, home, source):
+  """A file shorter than the journal says: a machine lost its power."""
+  whole = cache.tokens(source, "train", BYTES)
+  (folder,) = home.iterdir()
+  partial = folder.with_name(f"partial_{folder.name}")
+  folder.rename(partial)
+  (partial / "index.json").unlink()
+  sizes = {"ids": ["<u2", len(whole.ids) + 1], "starts": ["<i8", 1]}
+  files.write_json(partial / "journal.json", {"at": [1, 0], "arrays": sizes})
+  assert _same(cache.tokens(source, "train", BYTES), whole)
+  assert [path.name for path in home.iterdir()] == [folder.name]
 
 
 def test_a_cache_that_cannot_be_written(source, monkeypatch, tmp_path):
