@@ -91,7 +91,8 @@ def path(
     x: float32 [B, ...], data.
     keys: [B], of the divergence's probes.
     num_steps: of four evaluations each.
-    logsnr_max: log-SNR at which x is taken to lie: noise of std exp(-logsnr_max / 2).
+    logsnr_max: log-SNR at which x is taken to lie: noise of std exp(-logsnr_max / 2);
+      that of `schedule.t_first` if lower, because the model knows no less noise.
   """
 
   def weights(t):
@@ -100,7 +101,7 @@ def path(
     return norm, alpha / norm, sigma / norm
 
   def slope(tau, state):
-    t = jnp.clip(schedule.t_of(-2.0 * tau), 0.0, 1.0)
+    t = jnp.clip(schedule.t_of(-2.0 * tau), schedule.t_first, 1.0)
     norm, cos, sin = weights(t)
 
     def field(u):
@@ -133,6 +134,7 @@ def path(
     return normal + gained + size * jnp.log(shrunk)
 
   last_time = grids.t_max(schedule)
+  logsnr_max = jnp.minimum(logsnr_max, schedule.logsnr(jnp.float32(schedule.t_first)))
   first, last = -0.5 * logsnr_max, -0.5 * schedule.logsnr(last_time)
   width = (last - first) / num_steps
   # alpha / norm at logsnr_max: the mean of x_t / norm given x is `shrunk` x.
