@@ -261,7 +261,7 @@ def _record(
 
 def _talk(args, opened: runs.Run, weights: weighing.Weights) -> dict:
   """Reads lines and answers them: as a chat where there is a template for one."""
-  writer = opened.experiment.text_generator(piece=2)
+  writer = opened.family.generator(opened.experiment, piece=2)
   tokenizer = writer.tokenizer
   is_chat = tokenizer.chat_template is not None
   print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")

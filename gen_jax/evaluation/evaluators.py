@@ -159,7 +159,7 @@ def prompt_accuracy(
     )
   prompt_benchmark, generator = (
     data.source.prompt_benchmark(num, data.image_size),
-    experiment.image_generator(),
+    experiment.generator(),
   )
   keys = rng.sample_keys(0, len(prompt_benchmark.captions))
 
@@ -198,10 +198,7 @@ def fidelity(
   """
   _check_split(split)
   _check_draws(experiment, "fidelity")
-  reference, generator = (
-    experiment.reference_images(split),
-    experiment.image_generator(),
-  )
+  reference, generator = (experiment.reference_images(split), experiment.generator())
   real, captions = features.of(reference.batches()), reference.captions(num)
 
   def measure(weights, frozen):
@@ -222,7 +219,7 @@ def samples(
   _check_draws(experiment, "samples")
   if not prompts:
     raise InputError("evaluator samples: prompts=() must not be empty")
-  generator = experiment.image_generator()
+  generator = experiment.generator()
   captions = [prompt for prompt in prompts for _ in range(num)]
   index = np.tile(np.arange(num), len(prompts))
   keys = rng.sample_keys(seed, num)[index]
@@ -238,7 +235,7 @@ def edits(
   experiment, every: ranges.Whole, num: ranges.Count = 100
 ) -> evaluators.Measured:
   """`num` edits of the validation split, drawn: did that change, and what else did?"""
-  data, generator = experiment.data, experiment.image_generator()
+  data, generator = experiment.data, experiment.generator()
   if not isinstance(data, datasets.EditData):
     raise InputError("evaluator edits needs data.name=edits; take it out of evaluators")
   source = data.source.edits("validation")

@@ -13,7 +13,6 @@ import numpy as np
 from gen_jax import experiment as experiments
 from gen_jax import rng
 from gen_jax.data import image_files
-from gen_jax.decoding import generate
 from gen_jax.inference import image_generator, inversion, sheets
 from gen_jax.runs.weights import Weights
 from gen_jax.tasks import diffusion
@@ -32,9 +31,7 @@ def check(num: int, seed: int) -> None:
 
 def idle(experiment: experiments.Experiment) -> dict[str, str]:
   """{name: why it changes nothing}, of settings that the run's config switches off."""
-  if isinstance(experiment.sampling, generate.Sampling):
-    return experiment.sampling.idle()
-  return diffusion.idle(experiment.task, experiment.sampling)
+  return experiment.family.idle(experiment.task, experiment.sampling)
 
 
 def check_idle(given: Collection[str], reasons: dict[str, str]) -> None:

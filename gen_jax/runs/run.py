@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from gen_jax import build, families, rng
 from gen_jax import experiment as experiments
-from gen_jax import rng
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.data import datasets
-from gen_jax.inference import image_generator, text_generator
 from gen_jax.runs import drawing, training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
@@ -58,15 +57,19 @@ class Run:
     return weighing.with_autoencoder(made, other) if other else made
 
   @property
+  def family(self) -> families.Family:
+    """What only text, images or autoencoders know; builds nothing."""
+    return families.of(self.config)
+
+  @property
   def is_text(self) -> bool:
     """Whether the model writes text; if not it makes images."""
-    return self.config["task"]["name"] == "language_model"
+    return self.family.name == "language_model"
 
   @functools.cached_property
-  def generator(self) -> text_generator.TextGenerator | image_generator.ImageGenerator:
+  def generator(self) -> families.Generator:
     """Draws by the config's sampling block; compiled once."""
-    made = self.experiment
-    return made.text_generator(piece=4) if self.is_text else made.image_generator()
+    return self.experiment.generator()
 
   @property
   def tokenizer_folder(self) -> pathlib.Path | None:
@@ -339,7 +342,7 @@ def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> R
     InputError: see `fresh`; a bad config, or a folder of another one.
   """
   run = fresh(config, workdir, overrides)
-  experiments.check_config(run.config)
+  build.check_config(run.config)
   workdirs.check_owner(run.workdir, run.config)
   return run
 

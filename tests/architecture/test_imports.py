@@ -31,8 +31,10 @@ FLOORS = (
   ("inference",),
   ("evaluation",),
   ("build",),
+  ("convert",),
+  ("families",),
   ("experiment",),
-  ("convert", "cost.plan"),
+  ("cost.plan",),
   ("runs",),
   ("sweeps",),
   ("cli",),
@@ -196,12 +198,13 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 870,  # with config files, overrides; upgrade.py goes with the next release
+  "build": 900,  # with config files, overrides; upgrade.py goes with the next release
   "cli": 4_100,
   "convert": 3_300,
   "cost": 1_450,
   "data": 5_750,  # labels; tokenising continues where a stopped process was
   "decoding": 350,
+  "families": 400,  # from experiment
   "diffusion": 2_250,
   "evaluation": 1_150,
   "inference": 930,
@@ -211,8 +214,8 @@ BUDGETS = {
   "sweeps": 1_200,
   "system": 870,
   "tasks": 1_200,
-  "train": 2_260,
-  "loose files": 1_880,
+  "train": 2_290,
+  "loose files": 1_640,
 }
 
 
