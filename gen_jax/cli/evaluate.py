@@ -101,7 +101,7 @@ def _kept(home: pathlib.Path, about: dict, evals, weights):
 
 def _on_other_data(args, opened: runs.Run, given: list[str]) -> dict:
   """Reads and checks all data before the weights, which take longer."""
-  if not opened.is_text:
+  if opened.family.draws or opened.family.encoder:
     raise InputError(
       f"--{given[0]} is for text; {args.workdir} holds an image model: leave it out"
     )

@@ -54,7 +54,7 @@ def run(args, opened: runs.Run) -> dict:
     raise InputError("give one of --images N and --folder DIR")
   if args.images is not None and args.images < 2:
     raise InputError(f"--images {args.images} must be at least 2")
-  again = opened.config["task"]["name"] == "autoencoder" and args.folder is None
+  again = opened.family.encoder is not None and args.folder is None
   if args.baseline and (args.folder or again):
     raise InputError("--baseline is for --images of a model that draws")
   split = args.split or ("validation" if again else "train")

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from gen_jax import ranges, rng, sharding
-from gen_jax.data import datasets, pipeline
+from gen_jax.data import pipeline, sources
 from gen_jax.decoding import generate
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, metrics
 from gen_jax.inference import text_generator
 from gen_jax.system import progress
-from gen_jax.tasks import diffusion, flow
+from gen_jax.tasks import flow
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
 
@@ -62,9 +62,9 @@ def likelihood(
   """
   _check_split(split)
   task, data = experiment.task, experiment.data
-  if not isinstance(data, datasets.ImageData) or experiment.frozen:
+  if "image" not in data.abstract_batch() or experiment.frozen:
     raise InputError("likelihood is of models that draw pixels; this one does not")
-  if not isinstance(task, diffusion.Diffusion) or task.network.config.extra_channels:
+  if not experiment.family.draws or task.network.config.extra_channels:
     raise InputError("likelihood is of models that draw whole images from noise")
   layout, split_pipeline = experiment.layout, experiment.pipeline(split)
   shards = layout.num_batch_shards
@@ -120,7 +120,7 @@ def answers(
     max_tokens: longest answer.
   """
   _check_split(split)
-  if not hasattr(experiment.data, "questions"):
+  if experiment.data.questions is None:
     raise InputError(
       "evaluator answers needs data.name=instructions or infill; take it out of"
       " evaluators"
@@ -152,7 +152,7 @@ def prompt_accuracy(
 ) -> evaluators.Measured:
   """How many of `num` images show what was asked for, read by the source's scorer."""
   data = experiment.data
-  if not hasattr(data.source, "prompt_benchmark"):
+  if "prompt_benchmark" not in sources.gives(data.source):
     raise InputError(
       "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
       " evaluators"
@@ -174,9 +174,7 @@ def prompt_accuracy(
 
 
 def _check_draws(experiment, name: str) -> None:
-  if not hasattr(experiment.data, "image_size") or not hasattr(
-    experiment.task, "denoiser"
-  ):
+  if not experiment.family.draws:
     raise InputError(
       f"evaluator {name} needs a model that draws; take it out of evaluators"
     )
@@ -235,9 +233,10 @@ def edits(
   experiment, every: ranges.Whole, num: ranges.Count = 100
 ) -> evaluators.Measured:
   """`num` edits of the validation split, drawn: did that change, and what else did?"""
-  data, generator = experiment.data, experiment.generator()
-  if not isinstance(data, datasets.EditData):
+  data = experiment.data
+  if "before" not in data.abstract_batch():
     raise InputError("evaluator edits needs data.name=edits; take it out of evaluators")
+  generator = experiment.generator()
   source = data.source.edits("validation")
   pairs = [source[i] for i in range(min(num, len(source)))]
   if not pairs:

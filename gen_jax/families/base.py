@@ -1,21 +1,44 @@
 """A family as a value: all that only text, images or autoencoders know."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from gen_jax import build
+import jax
+import numpy as np
+
+from gen_jax import build, sharding
 from gen_jax.data import datasets, sources
+from gen_jax.diffusion import codec
 from gen_jax.evaluation import image_sets
 from gen_jax.inference import image_generator, text_generator
 from gen_jax.tasks import base
 from gen_jax.train import init_from
 from gen_jax.types import Array, InputError, Params, PyTree
 
-Task, Data, Experiment = base.Task, datasets.Data, Any  # an experiment stands above
+Task, Data = base.Task, datasets.Data
+Experiment = Run = Weights = Any  # they stand above
+Flags = Mapping[str, Mapping[str, Any]]  # {name: keywords of argparse}
 Generator = text_generator.TextGenerator | image_generator.ImageGenerator
 AbstractParams = Callable[[Task], Params]  # shapes and shardings of a task's weights
 CountFlops = Callable[..., float]  # `flops.with_gradient` of a step; takes `unless`
+
+
+class Program(NamedTuple):
+  """The compiled loop that answers one prompt per batch shard, still to be compiled.
+
+  Attributes:
+    run: the jitted function.
+    args: its arguments, abstract, with shardings.
+    held: those that stay in memory, by name.
+    items: images drawn, or tokens.
+  """
+
+  run: Callable
+  args: tuple
+  held: Mapping[str, PyTree]
+  items: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,12 +47,27 @@ class Family:
 
   Attributes:
     name: of the task, in configs.
+    kind: of model, for messages: 'an image model'.
+    gives: for prompts: 'text' or 'images'.
+    settings: flags of commands that are keys of the config's sampling block.
+    flags: of `gen-jax sample`, besides.
     datasets: kinds of data that the task learns from.
     sampling: the type of how to draw.
     check: (task, data, sampling); raises InputError where they do not fit.
     model_flops: (task, data, count) -> FLOPs of a training step by convention, by name.
     generator: experiment -> what gives text or images for prompts.
     reference_images: (experiment, split) -> real images, as the model is shown them.
+    sample: (args of `gen-jax sample`, run, weights) -> its result.
+    generate: (generator, weights, prompts, num, seed, negative) -> num texts or images
+      for each prompt.
+    program: experiment -> what `generator` compiles, to be priced.
+    export: (args of `gen-jax export`, run) -> its result.
+    check_flags: args of `gen-jax sample` -> None; refuses what excludes each other.
+    draws: whether it draws images.
+    codec: (task, params, frozen) -> the autoencoder that the model is, or works in,
+      with its weights; None without.
+    encoder: (task, params, data, flip) -> see `inference.codes`; None: the model is no
+      autoencoder.
     layouts: (task, abstract) -> layouts, next to its own, in which checkpoints hold the
       task's weights.
     baseline_loss: task -> loss of a uniform predictor; None if unknown.
@@ -39,11 +77,25 @@ class Family:
   """
 
   name: str
+  kind: str
+  gives: str
+  settings: Flags
+  flags: Flags
   datasets: tuple[type, ...]
   sampling: type
   check: Callable[[Task, Data, Any], None]
   generator: Callable[[Experiment], Generator]
   reference_images: Callable[[Experiment, str], image_sets.ReferenceImages]
+  sample: Callable[[Any, Run, Weights], dict[str, Any]]
+  generate: Callable[..., list[str] | np.ndarray]
+  program: Callable[[Experiment], Program]
+  export: Callable[[Any, Run], dict[str, Any]]
+  check_flags: Callable[[Any], None] = lambda args: None
+  draws: bool = False
+  codec: Callable[[Task, Params, PyTree], tuple[codec.Codec, PyTree] | None] = (
+    lambda task, params, frozen: None
+  )
+  encoder: Callable[..., Any] | None = None
   model_flops: Callable[[Task, Data, CountFlops], dict[str, float]] = (
     lambda task, data, count: {"mfu": count()}
   )
@@ -73,6 +125,32 @@ class Family:
         "task language_model needs sampling.name=text, other tasks sampling.name=image"
       )
     self.check(task, data, sampling)
+
+
+def made_by(weights: Weights, result: dict[str, Any]) -> dict[str, Any]:
+  """The result of a command, with the weights that gave it; they are named as well."""
+  if jax.process_index() == 0:
+    print(f"by the {weights.name} weights of step {weights.step}", file=sys.stderr)
+  return {"step": weights.step, "weights": weights.name, **result}
+
+
+def placed(layout: sharding.Layout, tree_of_shapes: PyTree) -> PyTree:
+  """Abstract arrays with shardings: `batched` if of batch size, else replicated."""
+  num = layout.num_batch_shards
+
+  def place(x):
+    at = layout.batched(x) if x.shape[:1] == (num,) else layout.replicated
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+
+  return jax.tree.map(place, tree_of_shapes)
+
+
+def keys(layout: sharding.Layout) -> PyTree:
+  """An abstract key for each batch shard."""
+  num = layout.num_batch_shards
+  return placed(
+    layout, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num))
+  )
 
 
 def givers(what: str) -> str:

@@ -3,17 +3,35 @@
 import dataclasses
 import pathlib
 
-from gen_jax import build
+import jax
+import numpy as np
+
+from gen_jax import build, sharding
+from gen_jax.convert import to_diffusers
 from gen_jax.data import datasets, sources
 from gen_jax.evaluation import image_sets
 from gen_jax.families import base
-from gen_jax.inference import image_generator, prompts
+from gen_jax.inference import drawing, image_generator, prompts
 from gen_jax.nn import linear
+from gen_jax.system import folders
 from gen_jax.tasks import diffusion
 from gen_jax.train import init_from
 from gen_jax.types import InputError
 
 Data = datasets.ImageData | datasets.LatentData
+SETTINGS = {
+  **{name: {} for name in ("sampler", "grid", "num_steps", "size", "tile")},
+  **{f"guidance_{name}": {} for name in ("scale", "interval", "rescale")},
+}
+FLAGS = {
+  "negative": {"help": "what to lead away from"},
+  "interpolate": {
+    "type": int,
+    "metavar": "N",
+    "help": "N images from the first --prompt to the second",
+  },
+  "autoencoder": {"metavar": "DIR", "help": "another one for the same latents"},
+}
 
 
 def _check(task: diffusion.Diffusion, data: Data, sampling: diffusion.Sampling) -> None:
@@ -136,15 +154,79 @@ def reference_images(experiment: base.Experiment, split: str):
   )
 
 
+def check_flags(args) -> None:
+  """Raises InputError for an interpolation that cannot be."""
+  if args.interpolate is not None and (
+    args.interpolate < 2 or len(args.prompt or []) != 2 or args.num != 1
+  ):
+    raise InputError(
+      f"--interpolate {args.interpolate} must be at least 2, with --prompt twice and"
+      " no --num"
+    )
+
+
+def sample(args, run: base.Run, weights: base.Weights):
+  """Draws images into a folder."""
+  num, negative = args.interpolate or args.num, args.negative or ""
+  plan = drawing.between if args.interpolate else drawing.images
+  given = (weights, args.prompt or [""], num, args.seed, negative)
+  plan = plan(run.generator, *given)
+  how = {**run.config["sampling"], "negative": negative}
+  how |= {"num": num, **weights.provenance()}
+  with folders.out(args.out, args.workdir / "samples") as folder:
+    result = plan.write(folder, args.seed, num, how)
+  return base.made_by(weights, result)
+
+
+def generate(generator, weights, prompts, num, seed, negative) -> np.ndarray:
+  """uint8 [N, H, W, C], num for each prompt."""
+  return drawing.images(generator, weights, prompts, num, seed, negative).all()
+
+
+def _program(experiment: base.Experiment) -> base.Program:
+  """All steps of the sampler, and the decoder."""
+  layout, data, task = experiment.layout, experiment.data, experiment.task
+  params, num = experiment.abstract_params(), layout.num_batch_shards
+  sides = experiment.sampling.size or (data.image_size, data.image_size)
+  shape = image_generator.latent_shape(task, (*sides, data.channels))
+  null = jax.eval_shape(lambda: task.conditioning.null(num))
+
+  def draw(params, frozen, prompt, keys):
+    with sharding.use(layout):
+      given = (params, frozen, prompt, keys, shape)
+      return diffusion.draw(task, experiment.sampling, *given)
+
+  prompt, frozen = base.placed(layout, null), experiment.frozen
+  return base.Program(
+    jax.jit(draw),
+    (params, frozen, prompt, base.keys(layout)),
+    held={"parameters": params, "frozen": frozen},
+    items=num,
+  )
+
+
 FAMILY = base.Family(
   name="diffusion",
+  kind="an image model",
+  gives="images",
+  settings=SETTINGS,
+  flags=FLAGS,
+  draws=True,
   datasets=(datasets.ImageData, datasets.LatentData),
   sampling=diffusion.Sampling,
   check=_check,
   layouts=_layouts,
   init_frozen=lambda task, key: task.codec.init(key),
   class_names=_class_names,
+  codec=lambda task, params, frozen: (
+    (task.codec, frozen) if "autoencoder" in frozen else None
+  ),
   generator=_generator,
+  generate=generate,
+  program=_program,
+  sample=sample,
+  check_flags=check_flags,
+  export=to_diffusers.export,
   reference_images=reference_images,
   idle=diffusion.idle,
 )

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import build, families, rng
+from gen_jax import build, families
 from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.data import datasets
-from gen_jax.runs import drawing, training
+from gen_jax.inference import drawing
+from gen_jax.runs import training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files, signals
@@ -61,11 +62,6 @@ class Run:
     """What only text, images or autoencoders know; builds nothing."""
     return families.of(self.config)
 
-  @property
-  def is_text(self) -> bool:
-    """Whether the model writes text; if not it makes images."""
-    return self.family.name == "language_model"
-
   @functools.cached_property
   def generator(self) -> families.Generator:
     """Draws by the config's sampling block; compiled once."""
@@ -109,14 +105,19 @@ class Run:
     key = repr(sampling)
     if key not in self._sampled:
       made = self.configured({f"sampling.{k}": v for k, v in sampling.items()})
-      drawing.check_idle(sampling, drawing.idle(made.experiment))
+      made.check_idle(sampling)
       self._sampled.clear()  # the last one stays compiled
       self._sampled[key] = made
     return self._sampled[key]
 
+  def check_idle(self, given: Iterable[str]) -> None:
+    """Raises InputError for a setting that the config switches off."""
+    made = self.experiment
+    drawing.check_idle([*given], self.family.idle(made.task, made.sampling))
+
   def check_edit(self, how: drawing.Edit, sampling: Mapping[str, Any]) -> None:
     """Raises InputError for a model that draws no images, and see `Edit.check`."""
-    if self.config["task"]["name"] != "diffusion":
+    if not self.family.draws:
       raise InputError(f"{self.workdir} holds no model that draws images")
     how.check(sampling)
 
@@ -241,20 +242,10 @@ class Run:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     self.require_tokenizer()
     run = self.sampled(**sampling)
-    if self.is_text:
-      if negative:
-        raise InputError(f"negative={negative!r} is for images; leave it out")
-      generator, keys = run.generator, rng.sample_keys(seed, num)
-      params = run.weights(which, kind).params
-      return [
-        text
-        for prompt, some in drawing.text_groups(prompts, num)
-        for text in generator.texts(params, [prompt] * len(some), keys[np.array(some)])
-      ]
     given = {"negative": negative, "prompt": any(prompts)}
-    drawing.check_idle([n for n in given if given[n]], drawing.idle(run.experiment))
+    run.check_idle(name for name in given if given[name])
     chosen = run.weights(which, kind)
-    return drawing.images(run.generator, chosen, prompts, num, seed, negative).all()
+    return self.family.generate(run.generator, chosen, prompts, num, seed, negative)
 
   def edit(
     self,

@@ -155,10 +155,10 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
 
 
 def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatch):
-  make = experiment.Experiment.image_generator
+  make = experiment.Experiment.generator
   monkeypatch.setattr(
     experiment.Experiment,
-    "image_generator",
+    "generator",
     lambda self: dataclasses.replace(make(self), batch_size=2),
   )
   words = ("sample", "--workdir", digits_workdir, "--num_steps", "2", "--num", "5")
