@@ -29,7 +29,7 @@ def add_arguments(parser) -> None:
   for family in kinds.values():
     group = parser.add_argument_group(f"{family.gives} alone")
     flags.add(group, family.flags)
-    title = f"how {family.gives} are drawn (default: the config's sampling block)"
+    title = f"how to draw {family.gives} (default: the config's sampling block)"
     flags.add(parser.add_argument_group(title), family.settings)
 
 

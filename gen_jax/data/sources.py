@@ -25,7 +25,7 @@ Example = dict[str, Any]
 open_image = image_files.open_image  # old name, for one release
 
 
-# What one source has and another has not: methods of a split, and these.
+# Methods that some sources have and others have not.
 GIVES = (
   *("documents", "conversations"),  # of text
   *("examples", "edits", "codes"),  # of images, pairs of them, and their latents

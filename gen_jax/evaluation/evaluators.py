@@ -21,7 +21,8 @@ from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+  """Raises InputError for a split that no source has."""
   if split not in ("train", "validation"):
     raise unknown("split (of an evaluator)", split, ("train", "validation"))
 
@@ -33,7 +34,7 @@ def loss(
   max_batches: ranges.Count | None = None,
 ) -> evaluators.LossEvaluator:
   """The task's loss and metrics on a split, the same noise every time."""
-  _check_split(split)
+  check_split(split)
   task, layout, data = experiment.task, experiment.layout, experiment.data
   rows = layout.local_rows(data.batch_size)
   split_pipeline = experiment.pipeline(split)
@@ -60,7 +61,7 @@ def likelihood(
 
   By the probability-flow ODE without guidance, in num_steps of four evaluations.
   """
-  _check_split(split)
+  check_split(split)
   task, data = experiment.task, experiment.data
   if "image" not in data.abstract_batch() or experiment.frozen:
     raise InputError("likelihood is of models that draw pixels; this one does not")
@@ -100,7 +101,7 @@ def gzip(
   experiment, every: ranges.Whole, split: str = "validation"
 ) -> evaluators.GzipBaseline:
   """The bar that `gzip -9` sets on the same text."""
-  _check_split(split)
+  check_split(split)
   if experiment.data.reads != "documents":
     raise InputError("evaluator gzip needs text data; take it out of evaluators")
   return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
@@ -119,7 +120,7 @@ def answers(
     num: questions asked, the same every time.
     max_tokens: longest answer.
   """
-  _check_split(split)
+  check_split(split)
   if experiment.data.questions is None:
     raise InputError(
       "evaluator answers needs data.name=instructions or infill; take it out of"
@@ -194,7 +195,7 @@ def fidelity(
     num: images drawn, for the captions of the split in turn.
     seed: image i depends on (seed, i).
   """
-  _check_split(split)
+  check_split(split)
   _check_draws(experiment, "fidelity")
   reference, generator = (experiment.reference_images(split), experiment.generator())
   real, captions = features.of(reference.batches()), reference.captions(num)

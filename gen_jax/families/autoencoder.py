@@ -62,4 +62,5 @@ FAMILY = base.Family(
   check_flags=images.check_flags,
   export=_export,
   reference_images=images.reference_images,
+  scorer=images.scorer,
 )

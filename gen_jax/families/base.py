@@ -10,8 +10,8 @@ import numpy as np
 
 from gen_jax import build, sharding
 from gen_jax.data import datasets, sources
-from gen_jax.diffusion import codec
-from gen_jax.evaluation import image_sets
+from gen_jax.diffusion import codec as codecs
+from gen_jax.evaluation import image_sets, scoring
 from gen_jax.inference import image_generator, text_generator
 from gen_jax.tasks import base
 from gen_jax.train import init_from
@@ -62,6 +62,7 @@ class Family:
       for each prompt.
     program: experiment -> what `generator` compiles, to be priced.
     export: (args of `gen-jax export`, run) -> its result.
+    scorer: experiment -> what finds how likely text is.
     check_flags: args of `gen-jax sample` -> None; refuses what excludes each other.
     draws: whether it draws images.
     codec: (task, params, frozen) -> the autoencoder that the model is, or works in,
@@ -90,9 +91,10 @@ class Family:
   generate: Callable[..., list[str] | np.ndarray]
   program: Callable[[Experiment], Program]
   export: Callable[[Any, Run], dict[str, Any]]
+  scorer: Callable[[Experiment], scoring.Scorer]
   check_flags: Callable[[Any], None] = lambda args: None
   draws: bool = False
-  codec: Callable[[Task, Params, PyTree], tuple[codec.Codec, PyTree] | None] = (
+  codec: Callable[[Task, Params, PyTree], tuple[codecs.Codec, PyTree] | None] = (
     lambda task, params, frozen: None
   )
   encoder: Callable[..., Any] | None = None

@@ -205,6 +205,12 @@ def _program(experiment: base.Experiment) -> base.Program:
   )
 
 
+def scorer(experiment: base.Experiment):
+  """Raises InputError."""
+  del experiment
+  raise InputError("--text and --choices are for text; this is an image model")
+
+
 FAMILY = base.Family(
   name="diffusion",
   kind="an image model",
@@ -228,5 +234,6 @@ FAMILY = base.Family(
   check_flags=check_flags,
   export=to_diffusers.export,
   reference_images=reference_images,
+  scorer=scorer,
   idle=diffusion.idle,
 )

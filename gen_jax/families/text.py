@@ -11,6 +11,7 @@ from gen_jax.convert import to_transformers
 from gen_jax.cost import flops
 from gen_jax.data import datasets, infill
 from gen_jax.decoding import generate
+from gen_jax.evaluation import scoring
 from gen_jax.families import base
 from gen_jax.inference import drawing, text_generator, texts
 from gen_jax.models import transformer
@@ -23,7 +24,7 @@ SETTINGS = {
   **{name: {} for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p")},
   "repetition_penalty": {},
   "order": {"type": lambda words: tuple(words.split(","))},
-  "stop": {"action": "append", "help": "text; may be repeated"},
+  "stop": {"action": "append", "help": "may be repeated"},
 }
 SWITCHES = {
   "logprobs": "print the log-probability of every token",
@@ -180,5 +181,6 @@ FAMILY = base.Family(
   check_flags=_check_flags,
   export=to_transformers.export,
   reference_images=_reference_images,
+  scorer=lambda experiment: scoring.Scorer(experiment.task.model),
   idle=lambda task, sampling: sampling.idle(),
 )

@@ -273,14 +273,14 @@ def test_configs_never_import_the_library():
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
   "build": 900,  # with config files, overrides; upgrade.py goes with the next release
-  "cli": 3_520,
+  "cli": 3_400,
   "convert": 3_560,
   "cost": 1_360,
   "data": 5_750,  # labels; tokenising continues where a stopped process was
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
   "diffusion": 2_250,
-  "evaluation": 1_150,
+  "evaluation": 1_380,
   "inference": 1_390,
   "models": 1_570,
   "nn": 1_600,
