@@ -87,6 +87,35 @@ def check(kind: str, block: Any, path: str) -> None:
         check(key, value, f"{path}.{key}")
 
 
+def check_config(config: Config) -> None:
+  """Checks every name, key and type in a config, and builds nothing.
+
+  Raises:
+    InputError: says where and what.
+  """
+  needed = (*BLOCKS, "seed", "evaluators")
+  known = (*needed, *OPTIONAL)
+  if not isinstance(config, Mapping):
+    raise InputError(
+      f"a config has the keys {', '.join(known)}; this is {ranges.shown(config)}"
+    )
+  with pointing(config):
+    for key in config:
+      if key not in known:
+        raise unknown_key("", config, key, config[key])
+    missing = [key for key in needed if config.get(key) is None]
+    if missing:
+      raise InputError(f"the config needs {', '.join(missing)}")
+    ranges.typed(config["seed"], ranges.Seed, "seed")
+    for name in (*BLOCKS, *OPTIONAL):
+      check("dataset" if name == "data" else name, config.get(name), name)
+    if not isinstance(config["evaluators"], Mapping):
+      shown = ranges.shown(config["evaluators"])
+      raise InputError(f"evaluators={shown} must be blocks by name")
+    for name, block in config["evaluators"].items():
+      check("evaluator", block, f"evaluators.{name}")
+
+
 def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> Any:
   """Builds what a block stands for.
 

@@ -38,7 +38,7 @@ from gen_jax.diffusion import (
   schedule,
   weighting,
 )
-from gen_jax.evaluation import evaluators, features
+from gen_jax.evaluation import evaluators, features, requested
 from gen_jax.models import (
   autoencoder,
   discriminator,
@@ -300,7 +300,10 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "bpe": _later(tokenizers.train_bpe, "texts"),
     "file": _later(tokenizers.from_file, "texts"),
   },
-  "evaluator": {make.__name__: _plain(make, "experiment") for make in evaluators.ALL},
+  "evaluator": {
+    make.__name__: _plain(make, "experiment")
+    for make in (*evaluators.ALL, *requested.ALL)
+  },
   "features": {make.__name__: _plain(make) for make in features.ALL},
   "train": {"train": _plain(loop.Config)},
   "init_from": {"init_from": _plain(init_from.InitFrom)},

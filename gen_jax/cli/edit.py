@@ -8,14 +8,14 @@ import pathlib
 
 import numpy as np
 
-from gen_jax.cli import flags, sample
-from gen_jax.inference import sheets
-from gen_jax.runs import drawing
+from gen_jax.cli import flags
+from gen_jax.families import images
+from gen_jax.inference import drawing, sheets
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files, folders
 
-IMAGE = tuple(name for name in sample.IMAGE if name != "size")  # that of the image
+IMAGE = tuple(name for name in images.SETTINGS if name != "size")  # that of the image
 EDIT = dataclasses.fields(drawing.Edit)
 
 
@@ -87,8 +87,7 @@ def run(args) -> dict:
   opened = dataclasses.replace(opened, autoencoder=args.autoencoder)
   pixels = edit.pixels(opened.config["data"]["channels"])
   opened.require_tokenizer()
-  idle = drawing.idle(opened.experiment)
-  drawing.check_idle([name for name in idle if getattr(args, name)], idle)
+  opened.check_idle(name for name, value in vars(args).items() if value)
   edit.check_task(opened.experiment.task, given)
   weights = opened.weights(args.checkpoint, args.weights)
   plan = edit.plan(opened.generator, weights, pixels, args.num, args.seed)

@@ -7,12 +7,11 @@ from typing import Any
 
 from gen_jax import tree
 from gen_jax.cli import flags
-from gen_jax.data import latents
+from gen_jax.data import latents, sources
 from gen_jax.inference import codes
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders, progress
-from gen_jax.tasks import autoencoder
 from gen_jax.types import InputError
 
 SPLITS = ("train", "validation")
@@ -53,7 +52,7 @@ def run(args) -> dict:
   if target and target.exists():
     raise InputError(f"--to {target} is there already; take another folder")
   experiment = opened.experiment
-  if not isinstance(experiment.task, autoencoder.Autoencode):
+  if opened.family.encoder is None:
     raise InputError(f"{directory} holds no autoencoder; train one (configs/vae)")
   chosen = opened.weights(args.checkpoint, args.weights)
   weights = chosen.params["autoencoder"]
@@ -64,7 +63,7 @@ def run(args) -> dict:
     "weights": chosen.name,
     "data": opened.config["data"]["source"],
   }
-  if hasattr(experiment.data.source, "class_names"):
+  if "class_names" in sources.gives(experiment.data.source):
     with contextlib.suppress(InputError):  # not every image has a class
       notes["class_names"] = list(experiment.data.source.class_names())
   home = target or directory / "latents"
@@ -72,8 +71,8 @@ def run(args) -> dict:
   sizes = {split: len(examples) for split, examples in found.items()}
   about = {**notes, "data": opened.config["data"], "flip": args.flip, "sizes": sizes}
   with folders.unfinished(home, about):
-    given = (experiment.task.autoencoder, weights, experiment.data, args.flip)
-    encode = codes.encoder(*given)
+    given = (experiment.task, chosen.params, experiment.data, args.flip)
+    encode = opened.family.encoder(*given)
     moments = _pieces(home, "train", encode, found["train"], keep=target is not None)
     notes = {**notes, **codes.statistics(moments)}
     if target:

@@ -1,17 +1,14 @@
 """`gen-jax evaluate`: numbers of a checkpoint, protocol included.
 
-Without --text, --choices, --images and --folder these are of the config's evaluators.
+They are of the config's evaluators, or of those that the flags stand for.
 """
 
 import dataclasses
-import hashlib
 import pathlib
+from collections.abc import Mapping
 
-import jax
-
-import gen_jax
 from gen_jax.cli import evaluate_images, flags, hosts
-from gen_jax.evaluation import scoring
+from gen_jax.inference import sheets
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders
@@ -51,28 +48,75 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
-  given = flags.given(args, ("text", "stride", "choices"))
-  is_image_model = flags.given(args, ("baseline", *evaluate_images.FLAGS))
+  of_images = bool(flags.given(args, ("baseline", *evaluate_images.FLAGS)))
   # What images are held against may be other data than they were learned from.
-  data = [o for o in args.overrides if is_image_model and o[0].startswith("data.")]
+  data = [o for o in args.overrides if of_images and o[0].startswith("data.")]
   own = [o for o in args.overrides if o not in data]
   opened = runs.open_run(args.workdir, own).configured(data)
+  blocks, other = _on_text(args), {}
+  if of_images and not blocks:
+    blocks = {"images": evaluate_images.block(args)}
+    other = evaluate_images.read(args.against) if args.against else {}
+  if blocks:
+    opened = _evaluated_by(opened, blocks)
+  elif args.likelihood is not None:
+    opened = _evaluated_by(opened, {"likelihood": {"num": args.likelihood}})
   with hosts.join(args, opened.config) as group:
-    if given:
-      result = _on_other_data(args, opened, list(given))
-    elif is_image_model:
-      result = evaluate_images.run(args, opened)
+    if blocks:
+      result = _requested(args, opened, other)
     else:
-      result = _on_its_own(args, opened, group)
+      result = _of_the_config(args, opened, group)
     workdir.write_json(workdir.evaluation(args.workdir), result)
   return result
 
 
-def _on_its_own(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
-  if args.likelihood is not None:
-    block = {"name": "likelihood", "every": 0, "num": args.likelihood}
-    config = {**opened.config, "evaluators": {"likelihood": block}}
-    opened = dataclasses.replace(opened, config=config)
+def _on_text(args) -> dict[str, dict]:
+  """The evaluators that flags of language models stand for, by name."""
+  if args.stride is not None and args.text is None:
+    raise InputError(f"--stride {args.stride} is for --text: give both, or neither")
+  blocks = {}
+  if args.text is not None:
+    blocks["text"] = {"pattern": str(args.text), "stride": args.stride}
+  if args.choices is not None:
+    blocks["choices"] = {"pattern": str(args.choices)}
+  return blocks
+
+
+def _evaluated_by(opened: runs.Run, blocks: dict[str, dict]) -> runs.Run:
+  """The run with other evaluators: keys of each, by name."""
+  blocks = {n: {"name": n, "every": 0, **keys} for n, keys in blocks.items()}
+  config = {**opened.config, "evaluators": blocks}
+  return dataclasses.replace(opened, config=config)
+
+
+def _requested(args, opened: runs.Run, other: dict) -> dict:
+  """Numbers of what flags name; all data are read before the weights are."""
+  folder = opened.config["evaluators"].get("images", {}).get("folder")
+  if not folder:
+    opened.require_tokenizer()
+  evals = opened.experiment.evaluators()
+  about = {key: value for e in evals for key, value in e.about.items()}
+  if folder:
+    given, result = (None, None), {"folder": folder}
+  else:
+    weights = opened.weights(args.checkpoint, args.weights)
+    given, result = (weights.params, weights.frozen), {"step": weights.step}
+  if protocol := about.get("protocol"):
+    protocol |= {} if folder else {"weights": weights.name}
+    evaluate_images.check(protocol, other, args.against)
+  else:
+    result, about = {**result, "weights": weights.name, **about}, {}
+    _show(result)
+  for evaluator in evals:
+    found = dict(evaluator(*given))
+    if (sheet := found.pop("nearest", None)) is not None:
+      of = f"images, each with the nearest three of training, in {protocol['features']}"
+      print(f"{of}: {sheets.save_figure(args.workdir, 'nearest', sheet, of)}")
+    result |= _show(found, other)
+  return {**result, **about}
+
+
+def _of_the_config(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
   opened.require_tokenizer()
   weights, config = opened.weights(args.checkpoint, args.weights), opened.config
   with group.main_process_first():
@@ -99,77 +143,10 @@ def _kept(home: pathlib.Path, about: dict, evals, weights):
       yield files.read_sealed(path)
 
 
-def _on_other_data(args, opened: runs.Run, given: list[str]) -> dict:
-  """Reads and checks all data before the weights, which take longer."""
-  if not opened.is_text:
-    raise InputError(
-      f"--{given[0]} is for text; {args.workdir} holds an image model: leave it out"
-    )
-  if given == ["stride"] or (args.stride is not None and args.text is None):
-    raise InputError(f"--stride {args.stride} is for --text: give both, or neither")
-  context = opened.config["task"]["model"]["max_length"]
-  stride = max(1, context // 2) if args.stride is None else args.stride
-  scoring.windows([], context, stride)  # refuses a stride that cannot be
-  texts = questions = None
-  if args.text is not None:
-    text_files = files.matching(str(args.text))
-    texts = list(map(files.read, text_files))
-    if not any(texts):
-      raise InputError(f"--text {args.text} is empty; give a file with text")
-  if args.choices is not None:
-    jsonl_files = files.matching(str(args.choices))
-    questions = [
-      question
-      for path in jsonl_files
-      for question in scoring.read_questions(files.read(path), str(path))
-    ]
-  opened.require_tokenizer()
-  weights = opened.weights(args.checkpoint, args.weights)
-  model, tokenizer = opened.experiment.task.model, opened.experiment.tokenizer
-  scorer = scoring.Scorer(model)
-  result = {
-    "step": weights.step,
-    "weights": weights.name,
-    "dtype": model.config.dtype,
-    "context": context,
-    "tokenizer": type(tokenizer.encoding).__name__,
-    "tokenizer_sha256": tokenizer.fingerprint,
-    "gen_jax": gen_jax.__version__,
-    "jax": jax.__version__,
-  }
-  _show(result)
-  if texts is not None:
-    score = scoring.score_texts(scorer, weights.params, tokenizer, texts, stride)
-    numbers = {
-      "perplexity": score.perplexity,
-      "bits_per_byte": score.bits_per_byte,
-      "stride": stride,
-      "num_tokens": score.num_tokens,
-      "num_bytes": score.num_bytes,
-    }
-    result |= _show(_stamped("text", numbers, text_files))
-  if questions is not None:
-    numbers = scoring.score_questions(scorer, weights.params, tokenizer, questions)
-    result |= _show(_stamped("choices", numbers, jsonl_files))
-  return result
-
-
-def _sha256(paths: list[pathlib.Path]) -> str:
-  """Of the file; of several, that of their hashes, one a line, as sha256sum does it."""
-  hashes = list(map(files.sha256, paths))
-  if len(hashes) == 1:
-    return hashes[0]
-  return hashlib.sha256("".join(f"{h}\n" for h in hashes).encode()).hexdigest()
-
-
-def _stamped(kind: str, numbers: dict, paths: list[pathlib.Path]) -> dict:
-  path = ", ".join(map(str, paths)) if len(paths) < 4 else f"{paths[0]}, ..."
-  data = {"path": path, "num_files": len(paths), "sha256": _sha256(paths)}
-  return {f"{kind}/{name}": value for name, value in {**numbers, **data}.items()}
-
-
-def _show(numbers: dict) -> dict:
+def _show(numbers: dict, other: Mapping[str, float] | None = None) -> dict:
+  """Prints numbers, each next to that of another evaluation if it has it."""
   for name, value in numbers.items():
     shown = f"{value:.4f}" if isinstance(value, float) else value
-    print(f"{name:32} {shown}", flush=True)
+    there = f"   there {other[name]:.4f}" if other and name in other else ""
+    print(f"{name:32} {shown}{there}", flush=True)
   return numbers

@@ -1,24 +1,16 @@
-"""`gen-jax evaluate` of images: how near they come to real ones, protocol included.
+"""`gen-jax evaluate` of images: its flags, and whether two evaluations compare.
 
 A figure holds for its protocol alone: how many images, against which, cut how, in
 which features, drawn how. Two files whose protocols differ are not compared.
 """
 
 import argparse
-import dataclasses
-import json
 import pathlib
+from typing import Any
 
-import numpy as np
-
-import gen_jax
 from gen_jax import build
 from gen_jax.cli import flags
-from gen_jax.data import folders, image_files, sources
-from gen_jax.evaluation import image_sets
-from gen_jax.inference import sheets
-from gen_jax.runs import run as runs
-from gen_jax.system import files, progress
+from gen_jax.system import files
 from gen_jax.types import InputError, unknown
 
 FLAGS = {
@@ -30,7 +22,6 @@ FLAGS = {
   "against": "another evaluation.json; refused under another protocol",
 }
 _PATHS = ("folder", "feature_weights", "against")
-_SHOWN = 8  # images on the sheet of nearest neighbours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,120 +39,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def run(args, opened: runs.Run) -> dict:
-  """Measures; refuses what it must before anything is drawn."""
-  if (args.folder is None) == (args.images is None):
-    raise InputError("give one of --images N and --folder DIR")
+def block(args) -> dict[str, Any]:
+  """The keys of the evaluator that the flags stand for; see `evaluation.requested`."""
   if args.images is not None and args.images < 2:
     raise InputError(f"--images {args.images} must be at least 2")
-  again = opened.config["task"]["name"] == "autoencoder" and args.folder is None
-  if args.baseline and (args.folder or again):
-    raise InputError("--baseline is for --images of a model that draws")
-  split = args.split or ("validation" if again else "train")
-  if split not in ("train", "validation"):
-    raise unknown("--split", split, ("train", "validation"))
-  block = {"name": args.features or "pixels"}
+  if args.split not in (None, "train", "validation"):
+    raise unknown("--split", args.split, ("train", "validation"))
+  features = {"name": args.features or "pixels"}
   if args.feature_weights:
-    block["weights"] = str(args.feature_weights)
-  features = build.build("features", block, "--features")
-  other = _read(args.against) if args.against else {"protocol": {}}
-  if args.folder:
-    weights, start = None, {"folder": str(args.folder)}
-  else:
-    weights = opened.image_weights(args.checkpoint, args.weights)
-    start = {"step": weights.step}
-  experiment = opened.experiment
-  reference = experiment.reference_images(split)
-  make = _in_folder if args.folder else _again if again else _drawn
-  made, protocol = make(args, opened, weights, reference)
-  protocol |= {
-    "features": features.name,
-    "features_sha256": features.sha256,
-    "split": split,
-    "reference_num": len(reference),
-    "reference_sha256": reference.sha256(),
-    "resize": f"centre crop, bilinear, {reference.size}x{reference.size}",
-    "channels": reference.channels,
+    features["weights"] = str(args.feature_weights)
+  build.check("features", features, "--features")
+  return {
+    "features": features,
+    "num": args.images,
+    "folder": args.folder and str(args.folder),
+    "split": args.split,
+    "seed": args.seed,
+    "baseline": args.baseline,
   }
-  protocol = json.loads(json.dumps(protocol))  # as it will be read
-  _check_protocol(protocol, other["protocol"], args.against)
-  if again:
-    found = image_sets.pairs(made, features, reference, protocol["num"])
-  else:
-    real = features.of(reference.batches())
-    held_out = experiment.reference_images("validation") if split == "train" else None
-    found = _set(made, features, reference, real, held_out, args.workdir)
-  if args.baseline:
-    how = (weights.frozen, opened.generator.shape, args.images, args.seed)
-    noise = image_sets.of_noise(experiment.task, *how)
-    noise = image_sets.compare(features, real, features.of(noise))
-    found |= {f"random_latents/{name}": value for name, value in noise.items()}
-  for name, value in found.items():
-    other_run = f"   there {other[name]:.4f}" if name in other else ""
-    print(f"{name:44} {value:.4f}{other_run}", flush=True)
-  return {**start, **found, "gen_jax": gen_jax.__version__, "protocol": protocol}
 
 
-def _drawn(args, opened, weights, reference):
-  """Images for the captions of a reference, and their part of the protocol."""
-  generator, given = opened.generator, (weights.params, weights.frozen)
-  if opened.experiment.sampling.size not in (None, (reference.size, reference.size)):
-    raise InputError(
-      f"sampling.size={opened.experiment.sampling.size}: figures are of images of"
-      f" data.image_size={reference.size}; set it to None"
-    )
-  captions = reference.captions(args.images)
-  made = image_sets.drawn(generator, *given, captions, args.seed)
-  num = -(-len(captions) // min(generator.batch_size, len(captions)))
-  made = progress.lines(made, num, "batches drawn")
-  sampling = opened.config["sampling"]
-  how = {"weights": weights.name, "seed": args.seed, "sampling": sampling}
-  return made, {"num": args.images, **how}
-
-
-def _again(args, opened, weights, reference):
-  """Images of a reference, decoded from their codes."""
-  num = min(args.images, len(reference))
-  task, real = opened.experiment.task, reference.batches(num)
-  made = image_sets.reconstructed(task, weights.params, real)
-  return made, {"num": num, "weights": weights.name}
-
-
-def _in_folder(args, opened, weights, reference):
-  """All images of a folder but the sheets that commands add."""
-  del opened, weights
-  found = folders.images_in(str(args.folder), "--folder")
-  own = [path for path in found if path.name not in folders.SHEETS]
-  if len(own) < 2:
-    raise InputError(f"--folder {args.folder} needs two images at least")
-  read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
-  made = dataclasses.replace(reference, examples=sources.Mapped(own, read))
-  return made.batches(), {"num": len(own)}
-
-
-def _set(made, features, reference, real, held_out, directory) -> dict[str, float]:
-  """Distances of all images together; of each to the training set."""
-  shown = []
-
-  def watched():
-    for batch in made:
-      shown.extend(batch[: _SHOWN - len(shown)])
-      yield batch
-
-  rows = features.of(watched())
-  found = image_sets.compare(features, real, rows)
-  if held_out is not None:
-    others = features.of(held_out.batches()) if len(held_out) else real[:0]
-    more, index = image_sets.memorisation(features, real, others, rows)
-    sheet = [np.stack([x, *reference.images(i)]) for x, i in zip(shown, index)]  # noqa: B905
-    caption = f"images, each with the nearest three of training, in {features.name}"
-    path = sheets.save_figure(directory, "nearest", np.stack(sheet), caption)
-    print(f"{caption}: {path}")
-    found |= more
-  return found
-
-
-def _read(path: pathlib.Path) -> dict:
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """The numbers and the protocol of an evaluation.json."""
   try:
     found = files.read_json(path)
     if not isinstance(found.get("protocol"), dict):
@@ -175,8 +74,12 @@ def _read(path: pathlib.Path) -> dict:
   return {n: v for n, v in found.items() if n == "protocol" or is_number(v)}
 
 
-def _check_protocol(here: dict, there: dict, path: pathlib.Path | None) -> None:
-  """What one side alone has (a folder has no sampler) does not count."""
+def check(here: dict, other: dict, path: pathlib.Path | None) -> None:
+  """Raises InputError unless another evaluation has the protocol of this one.
+
+  What one side alone has (a folder has no sampler) does not count.
+  """
+  there = other.get("protocol", {})
   differ = [
     f"{key} ({there[key]!r} there, {here[key]!r} here)"
     for key in sorted(here.keys() & there.keys())

@@ -1,7 +1,7 @@
 """Flags that name files and folders, read the same way by every command."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gen_jax.system import files
@@ -26,6 +26,13 @@ def given(args, names: Iterable[str]) -> dict[str, Any]:
   """{name: value} of the flags that were given; a switch that is off was not."""
   found = {name: getattr(args, name, None) for name in names}
   return {k: v for k, v in found.items() if v is not None and v is not False}
+
+
+def add(parser, named: Mapping[str, Mapping[str, Any]]) -> None:
+  """Adds flags by name, with argparse's keywords for each; a DIR is a path."""
+  for name, how in named.items():
+    path = {"action": Path} if how.get("metavar") == "DIR" else {}
+    parser.add_argument(f"--{name}", **path, **how)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

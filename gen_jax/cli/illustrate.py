@@ -4,7 +4,6 @@ from gen_jax import build
 from gen_jax.cli import flags
 from gen_jax.inference import figures, sheets
 from gen_jax.runs import run as runs
-from gen_jax.tasks import diffusion
 from gen_jax.types import InputError
 
 _COMPARED = (
@@ -42,8 +41,8 @@ def run(args) -> dict:
     raise InputError(f"--steps {min(args.steps)} must be at least 1")
   weights = opened.image_weights(args.checkpoint, args.weights)
   given = (weights.params, weights.frozen)
-  codec = figures.codec_of(opened.experiment.task, *given)
-  draws = isinstance(opened.experiment.task, diffusion.Diffusion)
+  family = opened.family
+  codec, draws = family.codec(opened.experiment.task, *given), family.draws
   # What is missing is known before anything is drawn.
   if opened.is_imported:
     if not (draws and args.prompt):

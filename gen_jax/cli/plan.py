@@ -175,6 +175,8 @@ def _beside(names: list[str], results: list[dict[str, Any]]) -> list[str]:
 def _arms(config: dict, num_devices: int) -> list[dict[str, Any]]:
   """Overrides to try: meshes x microbatches x remat, simple things first."""
   where = next((key for key in ("model", "network") if key in config["task"]), None)
+  if where is None:
+    raise InputError("--search is for language models and diffusion")
   remats = dict.fromkeys((config["task"][where].get("remat"), "dots", "full"))
   arms = [
     {
@@ -201,8 +203,6 @@ def _arms(config: dict, num_devices: int) -> list[dict[str, Any]]:
 
 def _search(config: dict, topology: chips.Topology, args) -> dict:
   """Compiles up to --limit arms; prints those that fit, best first, and draws them."""
-  if config["task"]["name"] == "autoencoder":
-    raise InputError("--search is for language models and diffusion")
   arms, rows, refused = _arms(config, len(topology.devices)), [], {}
   for arm in arms:
     tried = len(rows) + len(refused)

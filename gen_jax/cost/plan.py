@@ -9,18 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from gen_jax import sharding, tree
+from gen_jax import tree
 from gen_jax.cost import flops, roofline
 from gen_jax.cost.chips import GIB, Topology
 from gen_jax.cost.hlo import cost as costs
-from gen_jax.decoding import generate
-from gen_jax.inference import image_generator
-from gen_jax.models import transformer
 from gen_jax.system import memory
-from gen_jax.tasks import diffusion
 from gen_jax.train import step as steps
 from gen_jax.types import InputError, PyTree
 
@@ -120,91 +113,7 @@ def sampling(experiment: Any) -> Draft:
   Raises:
     InputError: the experiment's task generates nothing.
   """
-  if isinstance(experiment.task, diffusion.Diffusion):
-    return _drawing(experiment)
-  if hasattr(experiment.task, "model"):
-    return _writing(experiment)
-  raise InputError("--sample needs a model of texts or images, not an autoencoder")
-
-
-def _place(layout: sharding.Layout, tree_of_shapes: PyTree) -> PyTree:
-  """Abstract arrays with shardings: `batched` if of batch size, else replicated."""
-  num = layout.num_batch_shards
-
-  def place(x):
-    at = layout.batched(x) if x.shape[:1] == (num,) else layout.replicated
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
-
-  return jax.tree.map(place, tree_of_shapes)
-
-
-def _keys(layout: sharding.Layout) -> PyTree:
-  num = layout.num_batch_shards
-  return _place(
-    layout, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num))
-  )
-
-
-def _drawing(experiment: Any) -> Draft:
-  """Image sampling: all steps of the sampler, and the decoder."""
-  layout, data, params = (
-    experiment.layout,
-    experiment.data,
-    experiment.abstract_params(),
-  )
-  num = layout.num_batch_shards
-  sides = experiment.sampling.size or (data.image_size, data.image_size)
-  image = (*sides, data.channels)
-  shape = image_generator.latent_shape(experiment.task, image)
-  null = experiment.task.conditioning.null
-  prompt = _place(layout, jax.eval_shape(lambda: null(num)))
-
-  def draw(params, frozen, prompt, keys):
-    with sharding.use(layout):
-      return diffusion.draw(
-        experiment.task, experiment.sampling, params, frozen, prompt, keys, shape
-      )
-
-  return Draft(
-    jax.jit(draw),
-    (params, experiment.frozen, prompt, _keys(layout)),
-    held={"parameters": params, "frozen": experiment.frozen},
-    items=num,
-    model_flops=None,
-  )
-
-
-def _writing(experiment: Any) -> Draft:
-  """Text generation: max_tokens tokens after a prompt that fills the rest."""
-  layout, how = experiment.layout, experiment.sampling
-  model = transformer.unscanned(experiment.task.model)
-  task = dataclasses.replace(experiment.task, model=model)
-  params = dataclasses.replace(experiment, task=task).abstract_params()
-  num, length = layout.num_batch_shards, model.config.max_length
-
-  def decoder(params):
-    return lambda tokens, cache, at: model.apply(
-      {"params": params}, tokens, cache, at=at
-    )
-
-  def start(params, keys):
-    cache = transformer.init_cache(model.config, num, length)
-    prompts = np.zeros((num, length - how.max_tokens), np.int32)
-    lengths = np.full(num, prompts.shape[1], np.int32)
-    return generate.prefill(decoder(params), cache, prompts, lengths, keys)
-
-  def draw(params, state):
-    with sharding.use(layout):
-      return generate.extend(decoder(params), state, how.max_tokens, how.draw, ())
-
-  state = _place(layout, jax.eval_shape(start, params, _keys(layout)))
-  return Draft(
-    jax.jit(draw, donate_argnums=1),
-    (params, state),
-    held={"parameters": params, "cache": state},
-    items=num * how.max_tokens,
-    model_flops=None,
-  )
+  return Draft(*experiment.family.program(experiment), model_flops=None)
 
 
 def parameter_table(params: PyTree) -> dict[str, int]:

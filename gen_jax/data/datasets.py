@@ -40,6 +40,8 @@ class Data(Protocol):
   tokenizer: TrainTokenizer | None
   reads: str  # the method of its source: 'documents', 'conversations' or 'examples'
   template: chat.Template | None  # goes around messages
+  caption_length: int | None  # tokens of a caption; None: it has none
+  questions: Callable[..., "list[Question]"] | None  # see `Instructions.questions`
 
   @property
   def unit(self) -> str:
@@ -84,6 +86,7 @@ class TextData:
   batch_size: ranges.Size
 
   unit, reads, template = "tokens", "documents", None
+  caption_length, questions = None, None
 
   def __post_init__(self):
     ranges.check(self)
@@ -261,7 +264,7 @@ class ImageData:
   flip: bool = False
   prompts: tuple[str, ...] = ()
 
-  unit, reads, template = "images", "examples", None
+  unit, reads, template, questions = "images", "examples", None, None
   image_keys = ("image",)
 
   def __post_init__(self):
@@ -277,7 +280,7 @@ class ImageData:
     return (example["caption"] for example in self.examples("train"))
 
   def remark(self) -> str | None:
-    if hasattr(self.source, "paths"):
+    if "paths" in sources.gives(self.source):
       found = self.source.paths("train")
       sizes = [image_files.size(path) for path in image_files.evenly(found, 2000)]
     else:
@@ -344,7 +347,7 @@ class LatentData:
   flip: bool = False
   prompts: tuple[str, ...] = ()
 
-  unit, reads, template = "images", "codes", None
+  unit, reads, template, questions = "images", "codes", None, None
 
   __post_init__ = ranges.check
 

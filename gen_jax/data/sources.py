@@ -25,6 +25,19 @@ Example = dict[str, Any]
 open_image = image_files.open_image  # old name, for one release
 
 
+# Methods that some sources have and others have not.
+GIVES = (
+  *("documents", "conversations"),  # of text
+  *("examples", "edits", "codes"),  # of images, pairs of them, and their latents
+  *("class_names", "paths", "statistics", "prompt_benchmark"),
+)
+
+
+def gives(source: Any) -> frozenset[str]:
+  """Which of `GIVES` a source, or a class of sources, has."""
+  return frozenset(name for name in GIVES if hasattr(source, name))
+
+
 class TextSource(Protocol):
   """Documents of text."""
 

@@ -10,18 +10,19 @@ import jax
 import numpy as np
 
 from gen_jax import ranges, rng, sharding
-from gen_jax.data import datasets, pipeline
+from gen_jax.data import pipeline, sources
 from gen_jax.decoding import generate
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, metrics
 from gen_jax.inference import text_generator
 from gen_jax.system import progress
-from gen_jax.tasks import diffusion, flow
+from gen_jax.tasks import flow
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
+  """Raises InputError for a split that no source has."""
   if split not in ("train", "validation"):
     raise unknown("split (of an evaluator)", split, ("train", "validation"))
 
@@ -33,7 +34,7 @@ def loss(
   max_batches: ranges.Count | None = None,
 ) -> evaluators.LossEvaluator:
   """The task's loss and metrics on a split, the same noise every time."""
-  _check_split(split)
+  check_split(split)
   task, layout, data = experiment.task, experiment.layout, experiment.data
   rows = layout.local_rows(data.batch_size)
   split_pipeline = experiment.pipeline(split)
@@ -60,11 +61,11 @@ def likelihood(
 
   By the probability-flow ODE without guidance, in num_steps of four evaluations.
   """
-  _check_split(split)
+  check_split(split)
   task, data = experiment.task, experiment.data
-  if not isinstance(data, datasets.ImageData) or experiment.frozen:
+  if "image" not in data.abstract_batch() or experiment.frozen:
     raise InputError("likelihood is of models that draw pixels; this one does not")
-  if not isinstance(task, diffusion.Diffusion) or task.network.config.extra_channels:
+  if not experiment.family.draws or task.network.config.extra_channels:
     raise InputError("likelihood is of models that draw whole images from noise")
   layout, split_pipeline = experiment.layout, experiment.pipeline(split)
   shards = layout.num_batch_shards
@@ -100,7 +101,7 @@ def gzip(
   experiment, every: ranges.Whole, split: str = "validation"
 ) -> evaluators.GzipBaseline:
   """The bar that `gzip -9` sets on the same text."""
-  _check_split(split)
+  check_split(split)
   if experiment.data.reads != "documents":
     raise InputError("evaluator gzip needs text data; take it out of evaluators")
   return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
@@ -119,8 +120,8 @@ def answers(
     num: questions asked, the same every time.
     max_tokens: longest answer.
   """
-  _check_split(split)
-  if not hasattr(experiment.data, "questions"):
+  check_split(split)
+  if experiment.data.questions is None:
     raise InputError(
       "evaluator answers needs data.name=instructions or infill; take it out of"
       " evaluators"
@@ -152,14 +153,14 @@ def prompt_accuracy(
 ) -> evaluators.Measured:
   """How many of `num` images show what was asked for, read by the source's scorer."""
   data = experiment.data
-  if not hasattr(data.source, "prompt_benchmark"):
+  if "prompt_benchmark" not in sources.gives(data.source):
     raise InputError(
       "evaluator prompt_accuracy needs data.source=digits or shapes; take it out of"
       " evaluators"
     )
   prompt_benchmark, generator = (
     data.source.prompt_benchmark(num, data.image_size),
-    experiment.image_generator(),
+    experiment.generator(),
   )
   keys = rng.sample_keys(0, len(prompt_benchmark.captions))
 
@@ -174,9 +175,7 @@ def prompt_accuracy(
 
 
 def _check_draws(experiment, name: str) -> None:
-  if not hasattr(experiment.data, "image_size") or not hasattr(
-    experiment.task, "denoiser"
-  ):
+  if not experiment.family.draws:
     raise InputError(
       f"evaluator {name} needs a model that draws; take it out of evaluators"
     )
@@ -196,12 +195,9 @@ def fidelity(
     num: images drawn, for the captions of the split in turn.
     seed: image i depends on (seed, i).
   """
-  _check_split(split)
+  check_split(split)
   _check_draws(experiment, "fidelity")
-  reference, generator = (
-    experiment.reference_images(split),
-    experiment.image_generator(),
-  )
+  reference, generator = (experiment.reference_images(split), experiment.generator())
   real, captions = features.of(reference.batches()), reference.captions(num)
 
   def measure(weights, frozen):
@@ -222,7 +218,7 @@ def samples(
   _check_draws(experiment, "samples")
   if not prompts:
     raise InputError("evaluator samples: prompts=() must not be empty")
-  generator = experiment.image_generator()
+  generator = experiment.generator()
   captions = [prompt for prompt in prompts for _ in range(num)]
   index = np.tile(np.arange(num), len(prompts))
   keys = rng.sample_keys(seed, num)[index]
@@ -238,9 +234,10 @@ def edits(
   experiment, every: ranges.Whole, num: ranges.Count = 100
 ) -> evaluators.Measured:
   """`num` edits of the validation split, drawn: did that change, and what else did?"""
-  data, generator = experiment.data, experiment.image_generator()
-  if not isinstance(data, datasets.EditData):
+  data = experiment.data
+  if "before" not in data.abstract_batch():
     raise InputError("evaluator edits needs data.name=edits; take it out of evaluators")
+  generator = experiment.generator()
   source = data.source.edits("validation")
   pairs = [source[i] for i in range(min(num, len(source)))]
   if not pairs:

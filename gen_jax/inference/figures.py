@@ -12,7 +12,7 @@ import numpy as np
 from gen_jax import rng
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.inference import image_generator
-from gen_jax.tasks import attribution, autoencoder, base, diffusion
+from gen_jax.tasks import attribution, diffusion
 from gen_jax.types import Params, PyTree
 
 _TIMES = (0.3, 0.5, 0.7)  # of noise at which attention is watched
@@ -108,15 +108,6 @@ def _by_word(heat: np.ndarray, prompt: str, tokenizer) -> list[np.ndarray]:
   ends = [len(pipeline.caption_ids(text, tokenizer)) - 1 for text in begins]
   found = [heat[..., a:b].sum(-1) for a, b in itertools.pairwise(ends)]
   return [(w - w.min()) / max(np.ptp(w), 1e-9) for w in found]
-
-
-def codec_of(task: base.Task, params: Params, frozen: PyTree):
-  """The autoencoder that a model is, or works in, with its weights; None without."""
-  if isinstance(task, autoencoder.Autoencode):
-    codec = autoencoder.codec(task.autoencoder)
-    own = {"autoencoder": params["autoencoder"]}
-    return codec, {**codec.init(jax.random.key(0)), **own}
-  return (task.codec, frozen) if "autoencoder" in frozen else None
 
 
 def latents(codec, frozen, images: np.ndarray):

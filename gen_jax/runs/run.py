@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from gen_jax import build, families
 from gen_jax import experiment as experiments
-from gen_jax import rng
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.data import datasets
-from gen_jax.inference import image_generator, text_generator
-from gen_jax.runs import drawing, training
+from gen_jax.inference import drawing
+from gen_jax.runs import training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files, signals
@@ -58,15 +58,14 @@ class Run:
     return weighing.with_autoencoder(made, other) if other else made
 
   @property
-  def is_text(self) -> bool:
-    """Whether the model writes text; if not it makes images."""
-    return self.config["task"]["name"] == "language_model"
+  def family(self) -> families.Family:
+    """What only text, images or autoencoders know; builds nothing."""
+    return families.of(self.config)
 
   @functools.cached_property
-  def generator(self) -> text_generator.TextGenerator | image_generator.ImageGenerator:
+  def generator(self) -> families.Generator:
     """Draws by the config's sampling block; compiled once."""
-    made = self.experiment
-    return made.text_generator(piece=4) if self.is_text else made.image_generator()
+    return self.experiment.generator()
 
   @property
   def tokenizer_folder(self) -> pathlib.Path | None:
@@ -106,14 +105,19 @@ class Run:
     key = repr(sampling)
     if key not in self._sampled:
       made = self.configured({f"sampling.{k}": v for k, v in sampling.items()})
-      drawing.check_idle(sampling, drawing.idle(made.experiment))
+      made.check_idle(sampling)
       self._sampled.clear()  # the last one stays compiled
       self._sampled[key] = made
     return self._sampled[key]
 
+  def check_idle(self, given: Iterable[str]) -> None:
+    """Raises InputError for a setting that the config switches off."""
+    made = self.experiment
+    drawing.check_idle([*given], self.family.idle(made.task, made.sampling))
+
   def check_edit(self, how: drawing.Edit, sampling: Mapping[str, Any]) -> None:
     """Raises InputError for a model that draws no images, and see `Edit.check`."""
-    if self.config["task"]["name"] != "diffusion":
+    if not self.family.draws:
       raise InputError(f"{self.workdir} holds no model that draws images")
     how.check(sampling)
 
@@ -238,20 +242,10 @@ class Run:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     self.require_tokenizer()
     run = self.sampled(**sampling)
-    if self.is_text:
-      if negative:
-        raise InputError(f"negative={negative!r} is for images; leave it out")
-      generator, keys = run.generator, rng.sample_keys(seed, num)
-      params = run.weights(which, kind).params
-      return [
-        text
-        for prompt, some in drawing.text_groups(prompts, num)
-        for text in generator.texts(params, [prompt] * len(some), keys[np.array(some)])
-      ]
     given = {"negative": negative, "prompt": any(prompts)}
-    drawing.check_idle([n for n in given if given[n]], drawing.idle(run.experiment))
+    run.check_idle(name for name in given if given[name])
     chosen = run.weights(which, kind)
-    return drawing.images(run.generator, chosen, prompts, num, seed, negative).all()
+    return self.family.generate(run.generator, chosen, prompts, num, seed, negative)
 
   def edit(
     self,
@@ -339,7 +333,7 @@ def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> R
     InputError: see `fresh`; a bad config, or a folder of another one.
   """
   run = fresh(config, workdir, overrides)
-  experiments.check_config(run.config)
+  build.check_config(run.config)
   workdirs.check_owner(run.workdir, run.config)
   return run
 

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import pathlib
 import shutil
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +15,9 @@ from jax.experimental import multihost_utils
 
 from gen_jax import experiment as experiments
 from gen_jax import tree
-from gen_jax.data import latents
+from gen_jax.data import latents, sources
 from gen_jax.runs import workdir as workdirs
-from gen_jax.system import files
+from gen_jax.system import files, progress
 from gen_jax.tasks import lora
 from gen_jax.train import checkpoint, init_from
 from gen_jax.train import state as states
@@ -62,9 +61,7 @@ class Weights(NamedTuple):
     return {"step": self.step, "weights": self.name, "sha256": digest}
 
 
-def warn(text: str) -> None:
-  """Says a line that is no part of a command's result."""
-  print(f"gen-jax: {text}", file=sys.stderr)
+warn = progress.warn
 
 
 def _restore(restore, workdir: pathlib.Path, which: str, *args, **kwargs) -> Any:
@@ -220,7 +217,7 @@ def load_frozen(
     _adopt(files.path(named, "task.codec.workdir"), home, experiment)
   weights, statistics = _open_autoencoder(home, experiment)
   source = experiment.data.source
-  if hasattr(source, "statistics") and not autoencoder:
+  if "statistics" in sources.gives(source) and not autoencoder:
     made_by = source.statistics()["sha256"]
     if made_by != statistics["sha256"]:
       raise InputError(

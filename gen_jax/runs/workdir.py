@@ -15,7 +15,6 @@ from typing import Any
 import jax
 
 from gen_jax import build
-from gen_jax import experiment as experiments
 from gen_jax.build import overrides as overriding
 from gen_jax.build import upgrade
 from gen_jax.data import datasets
@@ -301,7 +300,7 @@ def read_config(
     ) from None
   config = upgrade.config(written)
   try:
-    experiments.check_config(config)
+    build.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
   if (noted := _noted(workdir)) and files.value_sha256(written) not in noted:

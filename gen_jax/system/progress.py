@@ -14,6 +14,11 @@ _FIRST_SECS = 5.0  # before the first line
 _EVERY_SECS = 30.0  # between lines
 
 
+def warn(text: str) -> None:
+  """Says a line that is no part of a command's result."""
+  print(f"gen-jax: {text}", file=sys.stderr)
+
+
 def track(items: Iterable[T], total: int, what: str, done: int = 0) -> Iterator[T]:
   """Yields the items; shows a bar if stderr is a terminal, else as `lines`.
 

@@ -7,7 +7,7 @@ images, uint8 [rows, columns, H, W, C], which each writer keeps or drops.
 import dataclasses
 import gzip
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -187,10 +187,12 @@ class Measured:
   Attributes:
     every: steps between evaluations.
     measure: (weights, frozen) -> {name: number or uint8 [rows, columns, H, W, C]}.
+    about: what else the numbers depend on, in words of JSON.
   """
 
   every: int
   measure: Callable[[Params, PyTree], Mapping[str, float | np.ndarray]]
+  about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self, weights: Params, frozen: PyTree

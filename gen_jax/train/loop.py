@@ -83,6 +83,17 @@ class Config:
     in_epochs = math.ceil(self.num_epochs * examples_per_epoch / batch_size)
     return min(self.num_steps, in_epochs)
 
+  def check_batch_size(self, batch_size: int, num_batch_shards: int) -> None:
+    """Raises InputError for a batch that devices and microbatches do not divide."""
+    pieces = num_batch_shards * self.num_microbatches
+    if batch_size % pieces:
+      near = max(batch_size // pieces, 1) * pieces
+      raise InputError(
+        f"data.batch_size={batch_size} must be divisible by {pieces}: mesh data x fsdp"
+        f" = {num_batch_shards}, times train.num_microbatches ="
+        f" {self.num_microbatches}; try {near} or {near + pieces}"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:

@@ -6,8 +6,7 @@ import pathlib
 
 import pytest
 
-from gen_jax import experiment as experiments
-from gen_jax import types
+from gen_jax import build, types
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.cli import config_args
@@ -70,7 +69,7 @@ def _apply(config, *overrides):
 def test_values(config, override, value):
   before = copy.deepcopy(config)
   changed = _apply(config, override)
-  experiments.check_config(changed)
+  build.check_config(changed)
   for key in override.split("=", 1)[0].split("."):
     changed = changed[key]
   assert repr(changed) == repr(value)  # 1 is not 1.0 is not True
@@ -122,7 +121,7 @@ NASTY = {
 )
 def test_what_no_value_can_be_is_one_short_line(key, text):
   with pytest.raises(types.InputError) as caught:
-    experiments.check_config(_apply(TEXT, f"{key}={text}"))
+    build.check_config(_apply(TEXT, f"{key}={text}"))
   line = str(caught.value)
   assert len(line) < 2000 and "\n" not in line
 
@@ -131,10 +130,10 @@ def test_what_no_value_can_be_is_one_short_line(key, text):
 def test_a_key_below_a_name_that_is_none(name):
   with pytest.raises(types.InputError):
     changes = f"data.source.name={name}", "data.source.pattern=x"
-    experiments.check_config(_apply(TEXT, *changes))
+    build.check_config(_apply(TEXT, *changes))
   with pytest.raises(types.InputError):
     changes = f"evaluators.x={name}", "evaluators.x.name.name=x", "evaluators.x.y=1"
-    experiments.check_config(_apply(TEXT, *changes))
+    build.check_config(_apply(TEXT, *changes))
 
 
 def test_later_overrides_see_earlier_ones():
@@ -147,7 +146,7 @@ def test_later_overrides_see_earlier_ones():
     "task.model.position.name=sinusoidal",
     "task.model.position.max_period=100",
   )
-  experiments.check_config(changed)
+  build.check_config(changed)
   rate = {"name": "constant", "peak": 1.0}
   assert changed["optimizer"] == {"name": "lion", "learning_rate": rate, "b2": 0.5}
   position = {"name": "sinusoidal", "max_period": 100.0}
@@ -164,7 +163,7 @@ def test_a_key_may_be_a_number_here_and_a_block_there():
     "sampling.sampler=heun",
     "sampling.sampler.scale=by_sum",
   )
-  experiments.check_config(changed)
+  build.check_config(changed)
   assert changed["task"]["codec"] == {"name": "affine", "shift": 0.0, "scale": 2.0}
   with pytest.raises(types.InputError, match=r"codec.scale='by_sum' must be a number"):
     _apply(changed, "task.codec.scale=by_sum")
@@ -191,7 +190,7 @@ def test_load_runs_the_file_with_its_argument(tmp_path):
 @pytest.mark.parametrize("config", [TEXT, IMAGES])
 def test_a_config_survives_json(config):
   """A workdir's config.json has lists for tuples; it must pass the same checks."""
-  experiments.check_config(json.loads(json.dumps(config)))
+  build.check_config(json.loads(json.dumps(config)))
 
 
 def test_dump_shows_every_value():
@@ -247,7 +246,7 @@ def test_a_config_file_with_a_key_in_the_wrong_place_is_told_where():
   config = copy.deepcopy(TEXT)
   config["train"]["batch_size"] = 8
   with pytest.raises(types.InputError, match=r"did you mean data\.batch_size\?"):
-    experiments.check_config(config)
+    build.check_config(config)
 
 
 @pytest.mark.parametrize(

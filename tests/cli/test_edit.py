@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_jax.runs import drawing
+from gen_jax.inference import drawing
 from gen_jax.types import InputError
 
 LEFT = np.repeat(np.arange(6)[None] < 2, 4, 0)

@@ -1,10 +1,12 @@
 """`gen-jax evaluate` on other data: figures, stamps, refusals."""
 
+import dataclasses
 import hashlib
 import json
 
 import pytest
 
+import gen_jax
 from gen_jax.runs import workdir
 from gen_jax.train import evaluators
 
@@ -26,6 +28,25 @@ def test_text_and_choices(call, text_workdir, tmp_path):
   assert result["choices/accuracy"] == 1.0
   assert hashlib.sha256(text.read_bytes()).hexdigest() == result["text/sha256"]
   assert (result["text/stride"], result["weights"], result["step"]) == (7, "raw", 2)
+
+
+def test_flags_are_blocks_of_a_config(text_workdir, tmp_path):
+  """A run measures by itself what the command measures."""
+  text = tmp_path / "a.txt"
+  text.write_text("The import statement. " * 20)
+  run = gen_jax.open(text_workdir)
+  block = {"name": "text", "every": 0, "pattern": str(text), "stride": 7}
+  run = dataclasses.replace(run, config={**run.config, "evaluators": {"x": block}})
+  found = run.evaluate()
+  assert found["text/perplexity"] == pytest.approx(300, rel=1e-4)
+  (evaluator,) = run.experiment.evaluators()
+  assert evaluator.about["text/stride"] == 7
+  assert found.keys() == {"text/perplexity", "text/bits_per_byte"}
+
+
+def test_text_of_an_image_model(refuse, digits_workdir):
+  says = ["--text and --choices are for text", "an image model"]
+  refuse("evaluate", "--workdir", digits_workdir, "--text", "README.md", says=says)
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,10 @@ def test_text_goes_on_where_it_was(call, text_workdir, monkeypatch):
 
 
 def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatch):
-  make = experiment.Experiment.image_generator
+  make = experiment.Experiment.generator
   monkeypatch.setattr(
     experiment.Experiment,
-    "image_generator",
+    "generator",
     lambda self: dataclasses.replace(make(self), batch_size=2),
   )
   words = ("sample", "--workdir", digits_workdir, "--num_steps", "2", "--num", "5")
@@ -180,3 +180,9 @@ def test_images_go_on_where_they_were(call, digits_workdir, tmp_path, monkeypatc
   assert whole == {name: (tmp_path / name).read_bytes() for name in whole}
   assert call(*words, "--guidance_scale", "3").code == 0  # the same names, other images
   assert starts == [2, 0]
+
+
+def test_an_autoencoder_draws_nothing(refuse, vae_workdir):
+  says = ["an autoencoder draws nothing"]
+  refuse("sample", "--workdir", vae_workdir, "--prompt", "one", says=says)
+  assert not (vae_workdir / "samples").exists()

@@ -1,4 +1,4 @@
-"""What a run's model gives for prompts: which keys, in which batches.
+"""What a model draws for prompts or makes of an image: which keys, in which batches.
 
 The commands write what this draws, and `Run` returns it: both give the same.
 """
@@ -6,20 +6,22 @@ The commands write what this draws, and `Run` returns it: both give the same.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from gen_jax import experiment as experiments
 from gen_jax import rng
 from gen_jax.data import image_files
-from gen_jax.decoding import generate
 from gen_jax.inference import image_generator, inversion, sheets
-from gen_jax.runs.weights import Weights
 from gen_jax.tasks import diffusion
-from gen_jax.types import InputError
+from gen_jax.types import InputError, Params, PyTree
 
-TEXTS = 8  # continuations drawn at once; changes none of them
+
+class Weights(Protocol):
+  """Of a run; there is more to them than is needed here."""
+
+  params: Params
+  frozen: PyTree
 
 
 def check(num: int, seed: int) -> None:
@@ -30,27 +32,16 @@ def check(num: int, seed: int) -> None:
     raise InputError(f"--seed {seed} must be at least 0 and less than 2**63")
 
 
-def idle(experiment: experiments.Experiment) -> dict[str, str]:
-  """{name: why it changes nothing}, of settings that the run's config switches off."""
-  if isinstance(experiment.sampling, generate.Sampling):
-    return experiment.sampling.idle()
-  return diffusion.idle(experiment.task, experiment.sampling)
-
-
 def check_idle(given: Collection[str], reasons: dict[str, str]) -> None:
-  """Raises InputError for a setting that changes nothing; see `idle`."""
+  """Raises InputError for a setting that changes nothing.
+
+  Args:
+    given: names of settings.
+    reasons: {name: why it changes nothing}.
+  """
   for name, reason in reasons.items():
     if name in given:
       raise InputError(f"--{name} changes nothing: {reason}; leave one of them out")
-
-
-def text_groups(prompts: Sequence[str], num: int) -> list[tuple[str, range]]:
-  """(prompt, indices of its continuations) of each batch."""
-  return [
-    (prompt, range(first, min(first + TEXTS, num)))
-    for prompt in prompts
-    for first in range(0, num, TEXTS)
-  ]
 
 
 class Images(NamedTuple):

@@ -1,0 +1,175 @@
+"""A family as a value: all that only text, images or autoencoders know."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gen_jax import build, sharding
+from gen_jax.data import datasets, sources
+from gen_jax.diffusion import codec as codecs
+from gen_jax.evaluation import image_sets, scoring
+from gen_jax.inference import image_generator, text_generator
+from gen_jax.tasks import base
+from gen_jax.train import init_from
+from gen_jax.types import Array, InputError, Params, PyTree
+
+Task, Data = base.Task, datasets.Data
+Experiment = Run = Weights = Any  # they stand above
+Flags = Mapping[str, Mapping[str, Any]]  # {name: keywords of argparse}
+Generator = text_generator.TextGenerator | image_generator.ImageGenerator
+AbstractParams = Callable[[Task], Params]  # shapes and shardings of a task's weights
+CountFlops = Callable[..., float]  # `flops.with_gradient` of a step; takes `unless`
+
+
+class Program(NamedTuple):
+  """The compiled loop that answers one prompt per batch shard, still to be compiled.
+
+  Attributes:
+    run: the jitted function.
+    args: its arguments, abstract, with shardings.
+    held: those that stay in memory, by name.
+    items: images drawn, or tokens.
+  """
+
+  run: Callable
+  args: tuple
+  held: Mapping[str, PyTree]
+  items: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+  """What the rest of the house asks of a kind of generative model.
+
+  Attributes:
+    name: of the task, in configs.
+    kind: of model, for messages: 'an image model'.
+    gives: for prompts: 'text' or 'images'.
+    settings: flags of commands that are keys of the config's sampling block.
+    flags: of `gen-jax sample`, besides.
+    datasets: kinds of data that the task learns from.
+    sampling: the type of how to draw.
+    check: (task, data, sampling); raises InputError where they do not fit.
+    model_flops: (task, data, count) -> FLOPs of a training step by convention, by name.
+    generator: experiment -> what gives text or images for prompts.
+    reference_images: (experiment, split) -> real images, as the model is shown them.
+    sample: (args of `gen-jax sample`, run, weights) -> its result.
+    generate: (generator, weights, prompts, num, seed, negative) -> num texts or images
+      for each prompt.
+    program: experiment -> what `generator` compiles, to be priced.
+    export: (args of `gen-jax export`, run) -> its result.
+    scorer: experiment -> what finds how likely text is.
+    check_flags: args of `gen-jax sample` -> None; refuses what excludes each other.
+    draws: whether it draws images.
+    codec: (task, params, frozen) -> the autoencoder that the model is, or works in,
+      with its weights; None without.
+    encoder: (task, params, data, flip) -> see `inference.codes`; None: the model is no
+      autoencoder.
+    layouts: (task, abstract) -> layouts, next to its own, in which checkpoints hold the
+      task's weights.
+    baseline_loss: task -> loss of a uniform predictor; None if unknown.
+    init_frozen: (task, key) -> what the task needs besides its parameters.
+    class_names: (task, data, workdir) -> names of the labels that the task reads.
+    idle: (task, sampling) -> {setting of sampling: why it changes nothing}.
+  """
+
+  name: str
+  kind: str
+  gives: str
+  settings: Flags
+  flags: Flags
+  datasets: tuple[type, ...]
+  sampling: type
+  check: Callable[[Task, Data, Any], None]
+  generator: Callable[[Experiment], Generator]
+  reference_images: Callable[[Experiment, str], image_sets.ReferenceImages]
+  sample: Callable[[Any, Run, Weights], dict[str, Any]]
+  generate: Callable[..., list[str] | np.ndarray]
+  program: Callable[[Experiment], Program]
+  export: Callable[[Any, Run], dict[str, Any]]
+  scorer: Callable[[Experiment], scoring.Scorer]
+  check_flags: Callable[[Any], None] = lambda args: None
+  draws: bool = False
+  codec: Callable[[Task, Params, PyTree], tuple[codecs.Codec, PyTree] | None] = (
+    lambda task, params, frozen: None
+  )
+  encoder: Callable[..., Any] | None = None
+  model_flops: Callable[[Task, Data, CountFlops], dict[str, float]] = (
+    lambda task, data, count: {"mfu": count()}
+  )
+  layouts: Callable[[Task, AbstractParams], list[init_from.CheckpointLayout]] = (
+    lambda task, abstract: []
+  )
+  baseline_loss: Callable[[Task], float | None] = lambda task: None
+  init_frozen: Callable[[Task, Array], PyTree] = lambda task, key: {}
+  class_names: Callable[[Task, Data, Any], Sequence[str] | None] = (
+    lambda task, data, workdir: None
+  )
+  idle: Callable[[Task, Any], Mapping[str, str]] = lambda task, sampling: {}
+
+  def check_fit(self, task: Task, data: Data, sampling: Any) -> None:
+    """Raises InputError unless the blocks of a config make one experiment."""
+    if not isinstance(data, self.datasets):
+      table = build.TABLES["dataset"]
+      fitting = [n for n, e in table.items() if issubclass(e.make, self.datasets)]
+      raise InputError(f"task {self.name} needs data.name={' or '.join(fitting)}")
+    if data.reads not in sources.gives(data.source):
+      what = {"documents": "text", "examples": "images"}.get(data.reads, data.reads)
+      raise InputError(
+        f"data.source gives no {what}; those that do: {givers(data.reads)}"
+      )
+    if not isinstance(sampling, self.sampling):
+      raise InputError(
+        "task language_model needs sampling.name=text, other tasks sampling.name=image"
+      )
+    self.check(task, data, sampling)
+
+
+def made_by(weights: Weights, result: dict[str, Any]) -> dict[str, Any]:
+  """The result of a command, with the weights that gave it; they are named as well."""
+  if jax.process_index() == 0:
+    print(f"by the {weights.name} weights of step {weights.step}", file=sys.stderr)
+  return {"step": weights.step, "weights": weights.name, **result}
+
+
+def placed(layout: sharding.Layout, tree_of_shapes: PyTree) -> PyTree:
+  """Abstract arrays with shardings: `batched` if of batch size, else replicated."""
+  num = layout.num_batch_shards
+
+  def place(x):
+    at = layout.batched(x) if x.shape[:1] == (num,) else layout.replicated
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+
+  return jax.tree.map(place, tree_of_shapes)
+
+
+def keys(layout: sharding.Layout) -> PyTree:
+  """An abstract key for each batch shard."""
+  num = layout.num_batch_shards
+  return placed(
+    layout, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num))
+  )
+
+
+def givers(what: str) -> str:
+  """Names of the sources that give one of `sources.GIVES`, for messages."""
+  table = build.TABLES["source"]
+  return ", ".join(n for n, e in table.items() if what in sources.gives(e.signature))
+
+
+def check_equal(name: str, value: int, owner: str, wanted: int) -> None:
+  """Raises InputError unless two numbers of a config are the same."""
+  if value != wanted:
+    raise InputError(f"{name}={value} must equal {owner}={wanted}")
+
+
+def check_length(name: str, length: int, owner: str, module: Any) -> None:
+  """Raises InputError for more tokens than a module reads."""
+  if length > module.config.max_length:
+    raise InputError(
+      f"{name}={length} must be at most {owner}.max_length={module.config.max_length}"
+    )

@@ -1,0 +1,186 @@
+"""Text: decoder-only transformers, trained on tokens."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from gen_jax import rng, sharding
+from gen_jax.convert import to_transformers
+from gen_jax.cost import flops
+from gen_jax.data import datasets, infill
+from gen_jax.decoding import generate
+from gen_jax.evaluation import scoring
+from gen_jax.families import base
+from gen_jax.inference import drawing, text_generator, texts
+from gen_jax.models import transformer
+from gen_jax.system import folders
+from gen_jax.tasks import lm
+from gen_jax.train import init_from
+from gen_jax.types import InputError
+
+SETTINGS = {
+  **{name: {} for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p")},
+  "repetition_penalty": {},
+  "order": {"type": lambda words: tuple(words.split(","))},
+  "stop": {"action": "append", "help": "may be repeated"},
+}
+SWITCHES = {
+  "logprobs": "print the log-probability of every token",
+  "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
+  "infill": f"each --prompt holds {infill.HOLE}, which is written (data.name=infill)",
+  "interactive": "talk in the terminal: /reset, /exit",
+}
+
+
+def _check(task: lm.LanguageModel, data: datasets.TextData, sampling) -> None:
+  del sampling
+  base.check_length("data.length", data.length, "task.model", task.model)
+
+
+def _layouts(task: lm.LanguageModel, abstract: base.AbstractParams):
+  """The layers may be scanned otherwise."""
+  config = task.model.config
+  other = dataclasses.replace(config, scan_layers=not config.scan_layers)
+  task = dataclasses.replace(task, model=transformer.Transformer(other))
+  convert = transformer.stack if config.scan_layers else transformer.unstack
+  return [init_from.CheckpointLayout(abstract(task), convert)]
+
+
+def _model_flops(task: lm.LanguageModel, data: datasets.TextData, count):
+  """Attention is by formula, halved in the second: publications use either.
+
+  mfu         matrices + 12 L T N Dh a token
+  mfu_causal  matrices +  6 L T N Dh a token
+  """
+  matrices = count(unless=lambda e: flops.is_batched(e) or flops.is_kernel(e))
+  cfg = task.model.config
+  per_token = 12.0 * cfg.num_layers * cfg.num_heads * cfg.dim_per_head
+  attention = per_token * min(data.length, cfg.window or data.length)
+  attention *= data.items_per_step
+  return {"mfu": matrices + attention, "mfu_causal": matrices + attention / 2.0}
+
+
+def _generator(experiment: base.Experiment, piece: int = 4):
+  """Continues prompts, `piece` tokens at a time."""
+  model, tokenizer = experiment.task.model, experiment.tokenizer
+  return text_generator.TextGenerator(model, tokenizer, experiment.sampling, piece)
+
+
+def _reference_images(experiment: base.Experiment, split: str):
+  del experiment, split
+  raise InputError("this is a text model: it has no images")
+
+
+def _check_flags(args) -> None:
+  """Raises InputError for a flag that another one switches off."""
+  idle = {}
+  if args.interactive:
+    alone = ("prompt", "out", "chat", "infill", "logprobs")
+    idle |= dict.fromkeys(alone, "--interactive asks for lines and prints answers")
+  if args.chat:
+    idle |= {"infill": "--chat puts the template around the prompt"}
+  drawing.check_idle([name for name in idle if getattr(args, name)], idle)
+
+
+def _reader(args, experiment: base.Experiment):
+  """How a --prompt becomes what the model continues."""
+  tokenizer = experiment.tokenizer
+  if args.chat:
+    return lambda text: tokenizer.encode_chat([{"role": "user", "content": text}])
+  if args.infill:
+    if not isinstance(experiment.data, datasets.Infill):
+      raise InputError("--infill needs a model trained with data.name=infill")
+    return lambda text: experiment.data.how.around(text, tokenizer)
+  return lambda text: text
+
+
+def _sample(args, run: base.Run, weights: base.Weights):
+  """Continues every prompt, or talks."""
+  if args.interactive:
+    if jax.process_count() > 1:
+      raise InputError("--interactive is for a run of one process")
+    return texts.talk(_generator(run.experiment, 2), weights.params, args.seed)
+  writer = run.generator
+  how = {
+    "seed": args.seed,
+    "sampling": dataclasses.asdict(writer.sampling),
+    "flags": [name for name in SWITCHES if getattr(args, name)],
+    "model": weights.provenance(),
+  }
+  given = (writer, weights.params, args.prompt or [""], args.num, how)
+  with folders.out(args.out, args.workdir / "samples") as folder:
+    read = _reader(args, run.experiment)
+    result = texts.write(folder, *given, read=read, logprobs=args.logprobs)
+  return base.made_by(weights, result)
+
+
+def _generate(
+  writer, weights, prompts, num: int, seed: int, negative: str
+) -> list[str]:
+  """Continuations, prompt by prompt."""
+  if negative:
+    raise InputError(f"negative={negative!r} is for images; leave it out")
+  keys = rng.sample_keys(seed, num)
+  return [
+    text
+    for prompt, some in texts.groups(prompts, num)
+    for text in writer.texts(weights.params, [prompt] * len(some), keys[np.array(some)])
+  ]
+
+
+def _program(experiment: base.Experiment) -> base.Program:
+  """max_tokens tokens after a prompt that fills the rest of the context."""
+  layout, how = experiment.layout, experiment.sampling
+  model = transformer.unscanned(experiment.task.model)
+  task = dataclasses.replace(experiment.task, model=model)
+  params = dataclasses.replace(experiment, task=task).abstract_params()
+  num, length = layout.num_batch_shards, model.config.max_length
+
+  def decoder(params):
+    return lambda tokens, cache, at: model.apply(
+      {"params": params}, tokens, cache, at=at
+    )
+
+  def start(params, keys):
+    cache = transformer.init_cache(model.config, num, length)
+    prompts = np.zeros((num, length - how.max_tokens), np.int32)
+    lengths = np.full(num, prompts.shape[1], np.int32)
+    return generate.prefill(decoder(params), cache, prompts, lengths, keys)
+
+  def draw(params, state):
+    with sharding.use(layout):
+      return generate.extend(decoder(params), state, how.max_tokens, how.draw, ())
+
+  state = base.placed(layout, jax.eval_shape(start, params, base.keys(layout)))
+  return base.Program(
+    jax.jit(draw, donate_argnums=1),
+    (params, state),
+    held={"parameters": params, "cache": state},
+    items=num * how.max_tokens,
+  )
+
+
+FAMILY = base.Family(
+  name="language_model",
+  kind="a text model",
+  gives="text",
+  settings=SETTINGS,
+  flags={n: {"action": "store_true", "help": what} for n, what in SWITCHES.items()},
+  datasets=(datasets.TextData,),
+  sampling=generate.Sampling,
+  check=_check,
+  layouts=_layouts,
+  model_flops=_model_flops,
+  baseline_loss=lambda task: math.log(task.model.config.vocab_size),  # ln V
+  generator=_generator,
+  generate=_generate,
+  program=_program,
+  sample=_sample,
+  check_flags=_check_flags,
+  export=to_transformers.export,
+  reference_images=_reference_images,
+  scorer=lambda experiment: scoring.Scorer(experiment.task.model),
+  idle=lambda task, sampling: sampling.idle(),
+)
