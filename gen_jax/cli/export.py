@@ -17,6 +17,7 @@ from gen_jax.convert import (
   diffusers_schedulers,
   dit,
   huggingface,
+  matching,
   stable_diffusion,
 )
 from gen_jax.data import tokenizers
@@ -64,7 +65,7 @@ def run(args) -> dict:
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
   weights = opened.weights(args.checkpoint, args.weights)
-  plan = huggingface.foreign_tensors(architecture, model, weights.params)
+  plan = huggingface.foreign_tensors(architecture, weights.params)
   home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with _whole(target) as partial:
     if tokenizer is None:
@@ -132,7 +133,7 @@ def _images(args, opened: runs.Run, target: pathlib.Path) -> dict:
   is_file = target.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
-    name: stable_diffusion.foreign_tensors(model, weights[name], column)
+    name: matching.foreign_tensors(model.plan(weights[name], column), weights[name])
     for name, model in models.items()
   }
   dtype = _DTYPES[args.dtype]
@@ -166,14 +167,17 @@ def _dit(args, opened: runs.Run, target: pathlib.Path) -> dict:
   names = experiment.class_names
   described = dit.describe(task, vae.config, latents, names, scheduler)
   model = dit.Model(config, task.conditioning.encoder.config)
+  frozen = chosen.frozen["autoencoder"]
   plans = {
-    "transformer": dit.foreign_tensors(model, chosen.params),
-    "autoencoder": stable_diffusion.foreign_tensors(vae, chosen.frozen["autoencoder"]),
+    "transformer": matching.foreign_tensors(model.plan(chosen.params), chosen.params),
+    "autoencoder": matching.foreign_tensors(
+      vae.plan(frozen, stable_diffusion.FOLDER), frozen
+    ),
   }
   with _whole(target) as partial:
     partial.mkdir()
     diffusers.write_folder(partial, described, plans, _DTYPES[args.dtype])
-  sizes = {**chosen.params, "autoencoder": chosen.frozen["autoencoder"]}
+  sizes = {**chosen.params, "autoencoder": frozen}
   return _told(args, chosen, "DiT", {n: tree.size(p) for n, p in sizes.items()})
 
 

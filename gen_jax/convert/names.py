@@ -7,7 +7,7 @@ its leading axes that form the rows. Parts are views: nothing is copied.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -113,17 +113,8 @@ LLAMA = (
 )
 
 
-def tensor_maps(
-  table: Sequence[TensorMap], shapes: Mapping[str, Shape], num_layers: int
-) -> Iterator[tuple[TensorMap, Shape]]:
-  """The entries that apply to a model, with the shapes of the foreign tensors.
-
-  Args:
-    shapes: {path: shape} of a model with unrolled layers.
-  """
+def unrolled(table: Sequence[TensorMap], num_layers: int) -> Iterator[TensorMap]:
+  """A table's entries, those of layers once for each."""
   for entry in table:
-    layers = range(num_layers) if "{i}" in entry.foreign else (0,)
-    for i in layers:
-      own = entry.at(i)
-      if all(path in shapes for path in own.paths):
-        yield own, own.shape([shapes[path] for path in own.paths])
+    for i in range(num_layers if "{i}" in entry.foreign else 1):
+      yield entry.at(i)
