@@ -73,14 +73,7 @@ class Experiment:
     self, num_steps: int
   ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate for a run of num_steps."""
-    block = self.config["optimizer"]
-    rate = build.build(
-      "learning_rate",
-      block.get("learning_rate"),
-      "optimizer.learning_rate",
-      num_steps=num_steps,
-    )
-    return build.build("optimizer", block, num_steps=num_steps), rate
+    return build.build("optimizer", self.config["optimizer"], num_steps=num_steps)
 
   def batch(self) -> Batch:
     """An abstract global batch in this run's layout."""
