@@ -134,8 +134,8 @@ def _in_folder(args, opened, weights, reference):
   own = [path for path in found if path.name not in folders.SHEETS]
   if len(own) < 2:
     raise InputError(f"--folder {args.folder} needs two images at least")
-  read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
-  made = dataclasses.replace(reference, examples=sources.Mapped(own, read))
+  images = sources.Mapped(own, lambda path: {"image": image_files.open_image(path)})
+  made = dataclasses.replace(reference, examples=images)
   return made.batches(), {"num": len(own)}
 
 
@@ -171,8 +171,7 @@ def _read(path: pathlib.Path) -> dict:
       f"--against {path} holds no evaluation of images ({error}); give the"
       " evaluation.json of gen-jax evaluate --images"
     ) from None
-  is_number = lambda value: type(value) in (int, float)  # noqa: E731
-  return {n: v for n, v in found.items() if n == "protocol" or is_number(v)}
+  return {n: v for n, v in found.items() if n == "protocol" or type(v) in (int, float)}
 
 
 def _check_protocol(here: dict, there: dict, path: pathlib.Path | None) -> None:
