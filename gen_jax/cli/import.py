@@ -125,8 +125,8 @@ def _check_contents(folder: pathlib.Path) -> None:
     what = safetensors.unopened(folder).removeprefix("; ") or "it has no weights"
   raise InputError(
     f"{folder} has no config.json, and no model_index.json; {what}; supported: folders"
-    " of GPT-2, LLaMA, Stable Diffusion, DiT and TAESD, and Stable Diffusion 1 in one"
-    " file"
+    f" of {', '.join(a.title for a in architectures.ALL)}, Stable Diffusion, DiT and"
+    " TAESD, and Stable Diffusion 1 in one file"
   )
 
 

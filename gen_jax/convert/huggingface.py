@@ -1,4 +1,4 @@
-"""Language models of transformers: GPT-2 and LLaMA, their folders and tensors."""
+"""Folders of language models as transformers has them, and their tensors."""
 
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from gen_jax import safetensors, tree
-from gen_jax.convert import architectures, matching, names
+from gen_jax.convert import architectures, language, matching, names
 from gen_jax.system import files
 from gen_jax.types import InputError, Params
 
 
 def _canonical(
   tensors: Mapping[str, safetensors.Tensor],
-  architecture: architectures.Architecture,
+  architecture: language.Architecture,
   expected: Collection[str],
 ) -> dict[str, safetensors.Tensor]:
   """Tensors by their full names, without buffers and the copy of a tied head."""
@@ -47,7 +47,7 @@ def _entries(architecture, shapes) -> Iterator[names.TensorMap]:
 
 def match(
   tensors: Mapping[str, safetensors.Tensor],
-  architecture: architectures.Architecture,
+  architecture: language.Architecture,
   abstract: Params,
   biasless: tuple[str, ...] = (),
 ) -> matching.Places:
@@ -69,7 +69,7 @@ def match(
 
 
 def foreign_tensors(
-  architecture: architectures.Architecture, params: Params
+  architecture: language.Architecture, params: Params
 ) -> dict[str, safetensors.LazyTensor]:
   """The foreign tensors of a model; biases that only the format has are zero."""
   shapes = matching.unrolled_shapes(params)
@@ -84,10 +84,10 @@ def foreign_tensors(
 
 
 def _biases(
-  architecture: architectures.Architecture, shapes: Mapping[str, names.Shape]
+  architecture: language.Architecture, shapes: Mapping[str, names.Shape]
 ) -> dict[str, names.Shape]:
-  """Shapes of GPT-2's biases that this model may lack; LLaMA's are optional."""
-  if architecture.model_type != "gpt2":
+  """Shapes of the format's biases, which this model may lack."""
+  if not architecture.has_biases:
     return {}
   biases = {}
   for path, shape in shapes.items():
@@ -100,20 +100,9 @@ def _biases(
   return biases
 
 
-def absent_biases(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Parts of LLaMA's layers without biases, by config.json."""
-  return tuple(
-    part
-    for part, key in (("self_attn", "attention_bias"), ("mlp", "mlp_bias"))
-    if not config.get(key)
-  )
-
-
 def open_model(
   folder: pathlib.Path,
-) -> tuple[
-  architectures.Architecture, dict[str, Any], dict[str, safetensors.Tensor], tuple
-]:
+) -> tuple[language.Architecture, dict[str, Any], dict[str, safetensors.Tensor], tuple]:
   """Reads config.json and the headers of the weights in a folder.
 
   Returns:
@@ -126,5 +115,4 @@ def open_model(
   architecture, block = architectures.read(config)
   tensors = safetensors.open_folder(folder)
   matching.check_depth(block["num_layers"], tensors, "config.json's layers")
-  parts = absent_biases(config) if architecture.model_type == "llama" else ()
-  return architecture, block, tensors, parts
+  return architecture, block, tensors, architecture.biasless(config)

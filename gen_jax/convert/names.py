@@ -63,54 +63,24 @@ class TensorMap:
     return matrix.T if self.transposed else matrix
 
 
-def _norm(foreign: str, path: str) -> tuple[TensorMap, TensorMap]:
+def norm(foreign: str, path: str) -> tuple[TensorMap, TensorMap]:
+  """Scale and bias of a normalisation."""
   return (
     TensorMap(f"{foreign}.weight", (f"{path}/scale",)),
     TensorMap(f"{foreign}.bias", (f"{path}/bias",)),
   )
 
 
-def _linear(
+def linear(
   foreign: str, *paths: str, inputs: int = 1, transposed: bool = False
 ) -> tuple[TensorMap, TensorMap]:
+  """Kernel and bias of a linear map, or of several in one tensor."""
   return (
     TensorMap(
       f"{foreign}.weight", tuple(f"{p}/kernel" for p in paths), inputs, transposed
     ),
     TensorMap(f"{foreign}.bias", tuple(f"{p}/bias" for p in paths)),
   )
-
-
-_H, _L, _B = "transformer.h.{i}", "model.layers.{i}", "block_{i}"
-# GPT-2 stores [in, out], and the three projections of attention in one tensor.
-GPT2 = (
-  TensorMap("transformer.wte.weight", ("embed/table",), 1),
-  TensorMap("transformer.wpe.weight", ("position/table",), 1),
-  *_norm(f"{_H}.ln_1", f"{_B}/attention_norm"),
-  *_linear(
-    f"{_H}.attn.c_attn", *(f"{_B}/attention/{n}" for n in ("query", "key", "value"))
-  ),
-  *_linear(f"{_H}.attn.c_proj", f"{_B}/attention/out", inputs=2),
-  *_norm(f"{_H}.ln_2", f"{_B}/mlp_norm"),
-  *_linear(f"{_H}.mlp.c_fc", f"{_B}/mlp/up"),
-  *_linear(f"{_H}.mlp.c_proj", f"{_B}/mlp/down"),
-  *_norm("transformer.ln_f", "final_norm"),
-  TensorMap("lm_head.weight", ("head/kernel",), 1, True),
-)
-LLAMA = (
-  TensorMap("model.embed_tokens.weight", ("embed/table",), 1),
-  *_norm(f"{_L}.input_layernorm", f"{_B}/attention_norm"),
-  *_linear(f"{_L}.self_attn.q_proj", f"{_B}/attention/query", transposed=True),
-  *_linear(f"{_L}.self_attn.k_proj", f"{_B}/attention/key", transposed=True),
-  *_linear(f"{_L}.self_attn.v_proj", f"{_B}/attention/value", transposed=True),
-  *_linear(f"{_L}.self_attn.o_proj", f"{_B}/attention/out", inputs=2, transposed=True),
-  *_norm(f"{_L}.post_attention_layernorm", f"{_B}/mlp_norm"),
-  *_linear(f"{_L}.mlp.gate_proj", f"{_B}/mlp/gate", transposed=True),
-  *_linear(f"{_L}.mlp.up_proj", f"{_B}/mlp/up", transposed=True),
-  *_linear(f"{_L}.mlp.down_proj", f"{_B}/mlp/down", transposed=True),
-  *_norm("model.norm", "final_norm"),
-  TensorMap("lm_head.weight", ("head/kernel",), 1, True),
-)
 
 
 def unrolled(table: Sequence[TensorMap], num_layers: int) -> Iterator[TensorMap]:
