@@ -33,9 +33,9 @@ _MARKS = (
 _END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 
 
-def check_eos(tokenizer: Tokenizer, what: str) -> None:
+def check_eos(made: Tokenizer, what: str) -> None:
   """Raises InputError for a tokenizer without eos; `what` is 'captions need', say."""
-  if tokenizer.eos is None:
+  if made.eos is None:
     raise InputError(
       f"{what} a tokenizer with a token that ends texts; take bytes or bpe"
     )
