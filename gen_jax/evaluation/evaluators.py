@@ -245,12 +245,11 @@ def edits(
   pairs = [source[i] for i in range(min(num, len(source)))]
   if not pairs:
     raise InputError(f"evaluator edits: num={num} of {len(source)} held out is none")
-
-  def squares(name):
-    shape = data.image_size, data.channels
-    return np.stack([image_files.to_square(pair[name], *shape) for pair in pairs])
-
-  before, after = squares("before"), squares("image")
+  shape = data.image_size, data.channels
+  before, after = (
+    np.stack([image_files.to_square(pair[name], *shape) for pair in pairs])
+    for name in ("before", "image")
+  )
   captions, keys = [pair["caption"] for pair in pairs], rng.sample_keys(0, len(pairs))
   everywhere = np.ones(before.shape[:3], np.bool_)
   read = data.source.edit_scorer(pairs)
