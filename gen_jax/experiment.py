@@ -69,10 +69,7 @@ class Experiment:
     self, num_steps: int
   ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate for a run of num_steps."""
-    block, given = self.config["optimizer"], {"num_steps": num_steps}
-    rate, where = block.get("learning_rate"), "optimizer.learning_rate"
-    rate = build.build("learning_rate", rate, where, **given)
-    return build.build("optimizer", block, **given), rate
+    return build.build("optimizer", self.config["optimizer"], num_steps=num_steps)
 
   def batch(self) -> Batch:
     """An abstract global batch in this run's layout."""

@@ -21,6 +21,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -66,26 +67,18 @@ _DP = {
   "image": None,  # channels of the image itself: 1, 3, 4
 }
 _FSDP = {**_DP, "embed": "fsdp", "conv_out": "fsdp"}
-_FSDP_TENSOR = {
-  **_FSDP,
-  "vocab": "tensor",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "mlp": "tensor",
-  "act_heads": "tensor",
-  "act_mlp": "tensor",
-  "act_vocab": "tensor",
-}
-PRESETS: Mapping[str, Mapping[str, str | tuple[str, ...] | None]] = {
+_WIDE = ("vocab", "heads", "kv_heads", "mlp", "act_heads", "act_mlp", "act_vocab")
+Rule = str | tuple[str, ...] | None
+PRESETS: Mapping[str, Mapping[str, Rule]] = {
   "dp": _DP,
   "fsdp": _FSDP,
-  "fsdp_tensor": _FSDP_TENSOR,
+  "fsdp_tensor": _FSDP | dict.fromkeys(_WIDE, "tensor"),
 }
 
 Names = Sequence[str | None]
 
 
-def _axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _axes(rule: Rule) -> tuple[str, ...]:
   """The mesh axes of a rule."""
   return (rule,) if isinstance(rule, str) else rule or ()
 
@@ -95,7 +88,7 @@ class Layout:
   """A mesh and the rules that map axis names to it."""
 
   mesh: Mesh
-  rules: Mapping[str, str | tuple[str, ...] | None]
+  rules: Mapping[str, Rule]
 
   def spec(self, names: Names, shape: Sequence[int], path: str) -> PartitionSpec:
     """The partition spec of an array; raises InputError, see the module."""
@@ -115,7 +108,7 @@ class Layout:
             " change one of the two rules"
           )
         used[axis] = name
-      shards = int(np.prod([self.mesh.shape[axis] for axis in axes]))
+      shards = self._size(axes)
       if length % shards:
         raise InputError(
           f"{path}: axis {name!r} of size {length} must be divisible by"
@@ -137,15 +130,13 @@ class Layout:
       if axis in _BATCH and self.mesh.shape[axis] > 1
     }
 
-  @property
-  def platform(self) -> str:
-    """'cpu', 'gpu' or 'tpu'."""
-    return self.mesh.devices.flat[0].platform
+  def _size(self, axes: Sequence[str]) -> int:
+    return math.prod(self.mesh.shape[axis] for axis in axes)
 
   @property
   def on_cpu(self) -> bool:
     """Whether this is a mesh of CPUs, which some programs are specialised for."""
-    return self.platform == "cpu"
+    return self.mesh.devices.flat[0].platform == "cpu"
 
   @property
   def replicated(self) -> NamedSharding:
@@ -155,7 +146,7 @@ class Layout:
   @property
   def num_batch_shards(self) -> int:
     """Number of shards of the batch axis."""
-    return int(np.prod([self.mesh.shape[axis] for axis in _BATCH]))
+    return self._size(_BATCH)
 
   def batched(self, x: jax.ShapeDtypeStruct | Array | np.ndarray) -> NamedSharding:
     """Sharding of the leading axis over the batch axes."""
@@ -175,13 +166,11 @@ class Layout:
     """Shardings for a tree whose leaves may carry linen's logical axis names."""
 
     def place(path, leaf):
-      path = tree.path_str(path)
-      if isinstance(leaf, nn.LogicallyPartitioned):
-        return self.named(leaf.names, leaf.value.shape, path)
+      if nn.meta.is_axis_metadata(leaf):
+        return self.named(leaf.names, leaf.value.shape, tree.path_str(path))
       return self.replicated
 
-    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=is_box)
+    return jax.tree.map_with_path(place, boxed, is_leaf=nn.meta.is_axis_metadata)
 
   def local_rows(self, batch_size: int) -> slice:
     """The rows of a global batch that this process must provide, see `_block`."""
@@ -215,13 +204,10 @@ def _block(rows: Sequence[slice], size: int) -> slice:
   >>> _block([slice(4, 6), slice(6, 8)], 8), _block([slice(2, 4), slice(4, 6)], 8)
   (slice(4, 8, None), slice(0, 8, None))
   """
-  bounds = [row.indices(size)[:2] for row in rows]
-  low, high = min(lo for lo, _ in bounds), max(hi for _, hi in bounds)
-  width = next(
-    w
-    for w in range(high - low, size + 1)
-    if not size % w and low // w == (high - 1) // w
-  )
+  starts, stops, _ = zip(*(row.indices(size) for row in rows), strict=True)
+  low, high = min(starts), max(stops)
+  widths = (w for w in range(high - low, size + 1) if size % w == 0)
+  width = next(w for w in widths if low // w == (high - 1) // w)
   return slice(low // width * width, (low // width + 1) * width)
 
 
@@ -244,20 +230,17 @@ def make_layout(
     raise unknown("sharding preset", rules, PRESETS)
   sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, context), strict=True))
   asked = " x ".join(f"{k}={v}" for k, v in sizes.items())
-  free = [axis for axis, size in sizes.items() if size == -1]
-  if len(free) > 1:
+  fixed = [size for size in sizes.values() if size != -1]
+  if len(fixed) < len(sizes) - 1:
     raise InputError(f"mesh {asked}: sizes must be positive, at most one of them -1")
-  rest, remainder = divmod(
-    len(devices), int(np.prod([s for s in sizes.values() if s != -1]))
-  )
-  if remainder or (not free and rest != 1) or rest == 0:
+  rest = len(devices) // math.prod(fixed)
+  filled = [rest if size == -1 else size for size in sizes.values()]
+  if math.prod(filled) != len(devices):
     raise InputError(
       f"mesh {asked} does not match {len(devices)} device(s): the sizes must multiply"
       " to that number; -1 takes all that are left"
     )
-  for axis in free:
-    sizes[axis] = rest
-  grid = _arrange([sizes[axis] for axis in MESH_AXES], devices)
+  grid = _arrange(filled, devices)
   mesh = Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * grid.ndim)
   return Layout(mesh, PRESETS[rules])
 
@@ -310,10 +293,11 @@ def constrain(x: Array, *names: str | None) -> Array:
 def require(platform: str, what: str) -> None:
   """Raises InputError if the current layout is of another platform."""
   layout = _CURRENT.get()
-  if layout is not None and layout.platform != platform:
+  here = platform if layout is None else layout.mesh.devices.flat[0].platform
+  if here != platform:
     raise InputError(
-      f"{what} runs on a {platform} only, and this mesh is of {layout.platform}s; use"
-      " chunked or xla"
+      f"{what} runs on a {platform} only, and this mesh is of {here}s; use chunked or"
+      " xla"
     )
 
 
@@ -413,6 +397,4 @@ def gathering(
   return run
 
 
-def unbox(boxed: PyTree) -> PyTree:
-  """Drops linen's axis names: plain nested dicts of arrays."""
-  return nn.meta.unbox(boxed)
+unbox = nn.meta.unbox  # drops linen's axis names: plain nested dicts of arrays

@@ -67,7 +67,10 @@ def test_mistakes_name_the_array(names, shape, message):
 def test_a_single_head_lies_whole():
   """That of an autoencoder's attention, or the keys that all queries share."""
   names = ("embed", "kv_heads", "head_dim")
-  lies = lambda heads: layout().spec(names, (4, heads, 8), "key/kernel")  # noqa: E731
+
+  def lies(heads):
+    return layout().spec(names, (4, heads, 8), "key/kernel")
+
   assert lies(1) == PartitionSpec("fsdp", None, None)
   assert lies(2) == PartitionSpec("fsdp", "tensor", None)
   with pytest.raises(InputError, match="must be divisible by tensor=2"):

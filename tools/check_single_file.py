@@ -27,9 +27,7 @@ def main() -> None:
   abstract = tiny.abstract(opened)
   marked, names = {}, []
   for part, model in opened.models().items():
-    for name, (_, shape) in model.tensor_maps(
-      abstract[part], stable_diffusion.FILE
-    ).items():
+    for name, (_, shape) in model.plan(abstract[part], stable_diffusion.FILE).items():
       marked[name] = torch.full(shape, float(len(names)))
       names.append((part, name))
   unet = UNet2DConditionModel.load_config(target / "v1/unet")

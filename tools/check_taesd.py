@@ -18,7 +18,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 
 from gen_jax import build, safetensors, sharding
-from gen_jax.convert import huggingface, taesd
+from gen_jax.convert import matching, taesd
 
 
 def peer(tensors: dict[str, safetensors.Tensor]) -> AutoencoderTiny:
@@ -43,7 +43,7 @@ def load(tensors: dict[str, safetensors.Tensor]):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
     sharding.unbox(boxed["params"]),
   )
-  return module, {"params": huggingface.load(taesd.match(tensors, abstract), abstract)}
+  return module, {"params": matching.load(taesd.match(tensors, abstract), abstract)}
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
@@ -56,7 +56,10 @@ def main() -> None:
   """One line an image, and the largest difference."""
   tensors = taesd.open_folder(pathlib.Path(sys.argv[1]))
   theirs, (module, weights) = peer(tensors), load(tensors)
-  apply = lambda method: jax.jit(lambda x: module.apply(weights, x, method=method))  # noqa: E731
+
+  def apply(method):
+    return jax.jit(lambda x: module.apply(weights, x, method=method))
+
   encode, decode = apply("encode"), apply("decode")
   worst = 0.0
   for path in sys.argv[2:]:

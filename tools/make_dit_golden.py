@@ -62,7 +62,10 @@ def main() -> None:
   timesteps, labels = torch.tensor([0, 3, 999]), torch.tensor([0, 4, 5])
   out = model(x, timesteps, labels).sample
   (out[:, :4] ** 2).mean().backward()
-  last = lambda y: y.detach().movedim(1, -1).numpy()  # noqa: E731
+
+  def last(y):
+    return y.detach().movedim(1, -1).numpy()
+
   parameters = dict(model.named_parameters())
   np.savez_compressed(
     target / "expected.npz",

@@ -160,7 +160,10 @@ def write(folder: pathlib.Path, variant) -> None:
   posterior = vae.encode(image).latent_dist
   z = torch.randn(2, 4, 8, 8)
   parameters = dict(unet.named_parameters())
-  last = lambda y: y.movedim(1, -1)  # noqa: E731
+
+  def last(y):
+    return y.movedim(1, -1)
+
   arrays = {
     "ids": np.array(ids),
     "states": states,
@@ -218,7 +221,10 @@ CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut"]
 
 def pipeline(folder: pathlib.Path) -> diffusers.StableDiffusionPipeline:
   """A folder, opened."""
-  of = lambda make, part: make.from_pretrained(folder / part)  # noqa: E731
+
+  def of(make, part):
+    return make.from_pretrained(folder / part)
+
   return diffusers.StableDiffusionPipeline(
     unet=of(diffusers.UNet2DConditionModel, "unet"),
     vae=of(diffusers.AutoencoderKL, "vae"),

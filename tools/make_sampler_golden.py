@@ -166,8 +166,12 @@ def places(folder: pathlib.Path) -> None:
 
 
 def main(folder: pathlib.Path) -> None:
-  euler = lambda **c: diffusers.EulerDiscreteScheduler(**SOLVER, **c)  # noqa: E731
-  ddim = lambda **c: diffusers.DDIMScheduler(**{**BETAS, **c})  # noqa: E731
+  def euler(**c):
+    return diffusers.EulerDiscreteScheduler(**SOLVER, **c)
+
+  def ddim(**c):
+    return diffusers.DDIMScheduler(**{**BETAS, **c})
+
   cases = {
     "ddim": by_timestep(ddim(**LEADING), 20),
     "ddim_trailing": by_timestep(ddim(**TRAILING), 20),

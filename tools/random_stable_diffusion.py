@@ -57,7 +57,7 @@ def main() -> None:
   plans, seed = {}, 0
   for network, parts in models.items():
     model = stable_diffusion.Model(network, *parts)
-    rows = model.tensor_maps(abstract[network], stable_diffusion.FOLDER)
+    rows = model.plan(abstract[network], stable_diffusion.FOLDER)
     plans[network] = {}
     for name, (_, shape) in rows.items():
       plans[network][name] = draw(name, shape, seed := seed + 1)

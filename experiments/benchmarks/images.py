@@ -267,7 +267,9 @@ def sample(make, size: int, num: int, states, rounds: int, *, dtype: str, wrap) 
           out = bad + 3.0 * (good - bad)
         z = chain.step(out, t, z).prev_sample
 
-  run = lambda: draw(params, x).block_until_ready()  # noqa: E731
+  def run():
+    return draw(params, x).block_until_ready()
+
   work = flops.count(draw, params, x)
   assert math.isfinite(float(jnp.sum(draw(params, x))))
   return {"times": measure.in_turns(run, peer, rounds), "flops": work}

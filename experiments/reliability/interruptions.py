@@ -98,7 +98,10 @@ def _in_imports(place, bases, story, folder, number, moment, which) -> Outcome:
   del bases, which
   words = [sys.executable, "-X", "importtime", "-m", "gen_jax.cli.main"]
   words += map(str, story.words(folder))
-  reset = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+
+  def reset():
+    return signal.signal(signal.SIGINT, signal.default_int_handler)
+
   process = subprocess.Popen(
     words,
     cwd=processes.ROOT,

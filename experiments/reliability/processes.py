@@ -74,9 +74,8 @@ class Process:
     if code is None:
       os.kill(self.pid, signal.SIGKILL)
       os.waitpid(self.pid, 0)
-    read = lambda path: path.read_text(errors="replace")  # noqa: E731
-    took = time.monotonic() - self._began
-    return Ended(code, read(self._out), read(self._err), took)
+    out, err = (path.read_text(errors="replace") for path in (self._out, self._err))
+    return Ended(code, out, err, time.monotonic() - self._began)
 
 
 def _child(body, env, out: pathlib.Path, err: pathlib.Path) -> int:

@@ -90,6 +90,13 @@ def _model(module, config):
   return Entry(lambda **keys: module(config(**keys)), config)
 
 
+def _scheduled(make):
+  """An optimiser, built together with its learning rate."""
+  return Entry(
+    lambda learning_rate, **keys: (make(learning_rate, **keys), learning_rate), make
+  )
+
+
 def _value(value):
   return Entry(lambda: value, lambda: value)
 
@@ -261,7 +268,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     for make in (optim.constant, optim.cosine, optim.linear, optim.wsd)
   },
   "optimizer": {
-    make.__name__: _plain(make)
+    make.__name__: _scheduled(make)
     for make in (optim.adamw, optim.muon, optim.lion, optim.adafactor, optim.sgd)
   },
   "dataset": {

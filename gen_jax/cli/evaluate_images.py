@@ -70,8 +70,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       f"--against {path} holds no evaluation of images ({error}); give the"
       " evaluation.json of gen-jax evaluate --images"
     ) from None
-  is_number = lambda value: type(value) in (int, float)  # noqa: E731
-  return {n: v for n, v in found.items() if n == "protocol" or is_number(v)}
+  return {n: v for n, v in found.items() if n == "protocol" or type(v) in (int, float)}
 
 
 def check(here: dict, other: dict, path: pathlib.Path | None) -> None:

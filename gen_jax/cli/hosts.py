@@ -52,10 +52,9 @@ _MAX_SECS = 86_400.0
 
 def add_arguments(parser) -> None:
   """Flags of every command that runs as several processes."""
-  group = parser.add_argument_group(
+  add = parser.add_argument_group(
     "several processes (found by themselves on TPU pods, Slurm, Open MPI, Kubernetes)"
-  )
-  add = group.add_argument
+  ).add_argument
   wait = "how long to wait for all at the start, and six times that later; default 50"
   add("--coordinator", metavar="HOST:PORT", help="or JAX_COORDINATOR_ADDRESS")
   add("--num_processes", type=int, help="or JAX_NUM_PROCESSES")
@@ -192,9 +191,8 @@ class ProcessGroup:
   def _compare(self, secs: float) -> None:
     """Ends the run where some have come further than the rest, and nobody moves."""
     while not self._over.wait(secs / 10):
-      behind = [
-        i for i, at in enumerate(self._heartbeats) if at < max(self._heartbeats)
-      ]
+      most = max(self._heartbeats)
+      behind = [i for i, at in enumerate(self._heartbeats) if at < most]
       if behind and time.monotonic() - self._moved > secs:
         self.leave(behind, os.EX_TEMPFAIL, f"kept the others waiting for {secs:g} s")
 
@@ -265,24 +263,18 @@ def _gather(place: Place, here: dict[str, Any], secs: float, workdir: pathlib.Pa
   deadline = time.monotonic() + secs
   with contextlib.ExitStack() as stack:
     token = stack.enter_context(rendezvous.new_token(workdir))
-    servers = rendezvous.listen(*place.coordinator)
-    for server in servers:
-      stack.enter_context(server)
-    coming = stack.enter_context(
-      contextlib.closing(rendezvous.arrivals(servers, token, deadline))
-    )
+    coming = rendezvous.arrivals(rendezvous.listen(*place.coordinator), token, deadline)
+    stack.enter_context(contextlib.closing(coming))
     while len(present) < place.num_processes and wrong is None:
       report, connection = next(coming, (None, None))
       if report is None:
         missing = sorted(set(range(place.num_processes)) - present.keys())
         wrong = _missing(missing, place, secs)
-        break
-      if report.keys() != here.keys():
-        continue
-      other = report["process"]
-      wrong = _disagreement(report, here, present.get(other))
-      links.append((other, rendezvous.Link(connection, 5.0, token, is_first=True)))
-      present[other] = report
+      elif report.keys() == here.keys():
+        other = report["process"]
+        wrong = _disagreement(report, here, present.get(other))
+        links.append((other, rendezvous.Link(connection, 5.0, token, is_first=True)))
+        present[other] = report
   answer = {"hosts": [present[i]["host"] for i in sorted(present)], "wrong": wrong}
   for _, link in links:
     link.send(answer)
@@ -371,11 +363,10 @@ def join(args, config: dict[str, Any]) -> Iterator[ProcessGroup]:
   flags.FLAGS.experimental_orbax_use_distributed_barrier = True
   # It would take SIGTERM away from the phases that have no step to agree on.
   jax.config.update("jax_enable_preemption_service", False)
-  host, port = place.coordinator
-  bound = None if place.process_id else rendezvous.own_address(host, port)
+  at = place.coordinator
   jax.distributed.initialize(
-    coordinator_address=rendezvous.address(host, port),
-    coordinator_bind_address=bound,
+    coordinator_address=rendezvous.address(*at),
+    coordinator_bind_address=None if place.process_id else rendezvous.own_address(*at),
     num_processes=place.num_processes,
     process_id=place.process_id,
     local_device_ids=place.devices,

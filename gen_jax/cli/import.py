@@ -19,6 +19,7 @@ from gen_jax.convert import (
   hub,
   huggingface,
   lora_files,
+  matching,
   stable_diffusion,
   taesd,
 )
@@ -93,7 +94,7 @@ def run(args) -> dict:
   experiment = experiments.make(config, None)
   abstract = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, abstract, biasless)
-  params = huggingface.load(places, abstract)
+  params = matching.load(places, abstract)
   names = ("config.json", *tokenizer)
   others = [source.folder / name for name in names]
   origin = _origin(source, architecture.name, source.folder, tensors.values(), others)
@@ -124,8 +125,8 @@ def _check_contents(folder: pathlib.Path) -> None:
     what = safetensors.unopened(folder).removeprefix("; ") or "it has no weights"
   raise InputError(
     f"{folder} has no config.json, and no model_index.json; {what}; supported: folders"
-    " of GPT-2, LLaMA, Stable Diffusion, DiT and TAESD, and Stable Diffusion 1 in one"
-    " file"
+    f" of {', '.join(a.title for a in architectures.ALL)}, Stable Diffusion, DiT and"
+    " TAESD, and Stable Diffusion 1 in one file"
   )
 
 
@@ -162,7 +163,7 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
   for file, scale in loras.items():
     places = lora_files.merge(file, scale, places, models, abstract)
   # All is checked before anything is read.
-  loaded = {name: huggingface.load(places[name], abstract[name]) for name in models}
+  loaded = {name: matching.load(places[name], abstract[name]) for name in models}
   vae = loaded.pop("autoencoder")
   tensors = [t for found in opened.tensors.values() for t in found.values()]
   others = [folder / "tokenizer" / name for name in names]
@@ -206,7 +207,7 @@ def _dit(args, source: hub.Source, directory: pathlib.Path) -> dict:
   own = stable_diffusion.match(
     opened.autoencoder(), opened.tensors["vae"], frozen, stable_diffusion.FOLDER
   )
-  loaded, vae = huggingface.load(places, abstract), huggingface.load(own, frozen)
+  loaded, vae = matching.load(places, abstract), matching.load(own, frozen)
   tensors = [t for found in opened.tensors.values() for t in found.values()]
   origin = _origin(source, "DiT", source.folder, tensors)
   origin["scheduler"] = opened.scheduler_text
@@ -243,7 +244,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   config = _image_config(task, image_size=512, channels=3)
   config = overriding.apply(config, args.overrides)
   abstract = experiments.make(config, None).abstract_params()["autoencoder"]
-  weights = huggingface.load(taesd.match(tensors, abstract), abstract)
+  weights = matching.load(taesd.match(tensors, abstract), abstract)
   origin = _origin(source, "TAESD", source.folder, tensors.values())
   size = block["latent_channels"]
   statistics = {  # its latents have mean 0 and variance 1 as they are

@@ -216,7 +216,7 @@ def arrivals(
   """Yields (report, connection) of each process of the run that comes before deadline.
 
   Strangers' connections are closed: at once when they say something else, after
-  some seconds when they say nothing.
+  some seconds when they say nothing. In the end the servers are closed.
   """
   waiting: dict[socket.socket, tuple[float, bytearray]] = {}  # oldest first
 
@@ -228,7 +228,7 @@ def arrivals(
   with selectors.DefaultSelector() as ready, contextlib.ExitStack() as stack:
     stack.callback(lambda: [connection.close() for connection in waiting])
     for server in servers:
-      server.setblocking(False)
+      stack.enter_context(server).setblocking(False)
       ready.register(server, selectors.EVENT_READ)
     while (left := deadline - time.monotonic()) > 0:
       for event, _ in ready.select(min(left, 1.0)):

@@ -82,8 +82,8 @@ def _section(run: runs.Run) -> dict[str, Any]:
   """What the template shows of a run."""
   rows, directory, tables = run.metrics(), run.workdir, []
   # What training measured last: evaluations, which have a slash in their names.
-  is_evaluation = lambda name: "/" in name or name.endswith("_accuracy")  # noqa: E731
-  if last := {k: v for row in rows for k, v in row.items() if is_evaluation(k)}:
+  measured = [item for row in rows for item in row.items()]
+  if last := {k: v for k, v in measured if "/" in k or k.endswith("_accuracy")}:
     tables.append(("at the end of training", last))
   if (found := run.evaluation()) is not None:
     tables.append(("gen-jax evaluate", _flat(found)))

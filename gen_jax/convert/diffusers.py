@@ -9,7 +9,7 @@ from typing import Any
 from gen_jax import build, safetensors, tree
 from gen_jax.convert import diffusers_configs as configs
 from gen_jax.convert import diffusers_schedulers as schedulers
-from gen_jax.convert import foreign, huggingface, keys
+from gen_jax.convert import foreign, keys, matching
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.system import files
 from gen_jax.tasks import diffusion
@@ -75,15 +75,12 @@ class DiffusersModel:
 
   def models(self) -> dict[str, sd.Model]:
     """The three networks by name."""
-    make = lambda kind, block: build.build(kind, block).config  # noqa: E731
-    vae = self.task["codec"]["autoencoder"]
-    encoder = self.task["conditioning"]["text_encoder"]
-    network = make("network", self.task["network"])
-    return {
-      "unet": sd.Model("unet", network, self.is_linear),
-      "autoencoder": sd.Model("autoencoder", make("autoencoder", vae)),
-      "text_encoder": sd.Model("text_encoder", make("text_encoder", encoder)),
-    }
+    unet = build.build("network", self.task["network"])
+    found = {"unet": sd.Model("unet", unet.config, self.is_linear)}
+    for name, part in (("autoencoder", "codec"), ("text_encoder", "conditioning")):
+      network = build.build(name, self.task[part][name])
+      found[name] = sd.Model(name, network.config)
+    return found
 
 
 def is_image_model(path: pathlib.Path) -> bool:
@@ -129,7 +126,10 @@ def open_folder(folder: pathlib.Path) -> DiffusersModel:
   name = index.get("_class_name")
   if not isinstance(name, str) or name not in PIPELINES:
     raise unsupported("pipeline (of model_index.json)", name, PIPELINES)
-  read = lambda path: files.read_json(folder / path)  # noqa: E731
+
+  def read(path):
+    return files.read_json(folder / path)
+
   text = files.read(folder / SCHEDULER)
   named = index.get("scheduler") or [None, None]
   config = files.parse_json(text, str(folder / SCHEDULER))
@@ -147,9 +147,9 @@ def open_folder(folder: pathlib.Path) -> DiffusersModel:
     ("autoencoder", task["codec"]["autoencoder"]),
   ):
     depth = len(block["multipliers"]) * block["num_blocks"]
-    huggingface.check_depth(depth, tensors[name], f"blocks of the {name}")
+    matching.check_depth(depth, tensors[name], f"blocks of the {name}")
   depth = task["conditioning"]["text_encoder"]["num_layers"]
-  huggingface.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
+  matching.check_depth(depth, tensors["text_encoder"], "the text encoder's layers")
   side = _side(read(UNET).get("sample_size") or 64)
   factor = 2 ** (len(task["codec"]["autoencoder"]["multipliers"]) - 1)
   drawn = scheduler.sampler, scheduler.grid

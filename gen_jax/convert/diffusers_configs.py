@@ -64,6 +64,28 @@ def _levels(path: str, channels: tuple[int, ...]) -> tuple[int, tuple[int, ...]]
   return width, tuple(c // width for c in channels)
 
 
+# {key of unet/config.json: its allowed values}
+_UNET = {
+  "flip_sin_to_cos": (True,),
+  "freq_shift": (0,),
+  "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+  "downsample_padding": (1,),
+  "mid_block_scale_factor": (1, 1.0),
+  "act_fn": ("silu",),
+  "transformer_layers_per_block": (1,),
+  "resnet_time_scale_shift": ("default",),
+  "resnet_out_scale_factor": (1, 1.0),
+  "time_embedding_type": ("positional",),
+  "conv_in_kernel": (3,),
+  "conv_out_kernel": (3,),
+  "attention_type": ("default",),
+  "addition_embed_type_num_heads": (...,),
+  "upcast_attention": (...,),
+  "sample_size": (...,),
+  "attention_head_dim": (...,),
+}
+
+
 def read_unet(config: Any) -> tuple[Block, bool]:
   """The unet block, and whether its transformers use linear projections."""
   read = Reader("unet/config.json", config)
@@ -109,27 +131,7 @@ def read_unet(config: Any) -> tuple[Block, bool]:
   }
   is_linear = read.take("use_linear_projection", bool, False)
   read.take("cross_attention_dim", int)
-  read.finish(
-    {
-      "flip_sin_to_cos": (True,),
-      "freq_shift": (0,),
-      "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-      "downsample_padding": (1,),
-      "mid_block_scale_factor": (1, 1.0),
-      "act_fn": ("silu",),
-      "transformer_layers_per_block": (1,),
-      "resnet_time_scale_shift": ("default",),
-      "resnet_out_scale_factor": (1, 1.0),
-      "time_embedding_type": ("positional",),
-      "conv_in_kernel": (3,),
-      "conv_out_kernel": (3,),
-      "attention_type": ("default",),
-      "addition_embed_type_num_heads": (...,),
-      "upcast_attention": (...,),
-      "sample_size": (...,),
-      "attention_head_dim": (...,),
-    }
-  )
+  read.finish(_UNET)
   return block, is_linear
 
 

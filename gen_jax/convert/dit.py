@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from gen_jax import build, safetensors, tree
-from gen_jax.convert import diffusers, huggingface, names
+from gen_jax import build, safetensors
+from gen_jax.convert import diffusers, matching
 from gen_jax.convert import diffusers_configs as configs
 from gen_jax.convert import diffusers_schedulers as schedulers
 from gen_jax.convert import stable_diffusion as sd
@@ -190,9 +190,9 @@ def open_folder(folder: pathlib.Path) -> Opened:
     for part in ("transformer", "vae")
   }
   depth = network["num_layers"]
-  huggingface.check_depth(depth, tensors["transformer"], "the transformer's layers")
+  matching.check_depth(depth, tensors["transformer"], "the transformer's layers")
   depth = len(vae["multipliers"]) * vae["num_blocks"]
-  huggingface.check_depth(depth, tensors["vae"], "blocks of the autoencoder")
+  matching.check_depth(depth, tensors["vae"], "blocks of the autoencoder")
   task = {
     "name": "diffusion",
     "network": network,
@@ -279,29 +279,22 @@ class Model:
     yield "dit/modulation", sd.one("dense"), sd.same("proj_out_1")
     yield "dit/patch_out", sd.one("dense"), sd.same("proj_out_2")
 
-  def tensor_maps(
-    self, abstract: Params
-  ) -> dict[str, tuple[names.TensorMap, names.Shape]]:
-    """{foreign name: its map and shape}; every parameter is in one or more of them."""
-    shapes = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
-    found = sd.tensor_maps(self.modules(), shapes, sd.FOLDER, "")
-    held = {path for entry, _ in found.values() for path in entry.paths}
-    if left := sorted(shapes.keys() - held):
-      raise ValueError(f"no foreign tensor holds {left}")
-    return found
+  def plan(self, abstract: Params) -> matching.Plan:
+    """The foreign tensors; the embedders are in one of each block."""
+    entries = sd.entries(self.modules(), sd.FOLDER)
+    return matching.plan(entries, matching.unrolled_shapes(abstract))
 
 
 def match(
   model: Model, tensors: Mapping[str, safetensors.Tensor], abstract: Params
-) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
-  """Where each parameter is; see `huggingface.match`.
+) -> matching.Places:
+  """Where each parameter is, see `matching.match`.
 
   Raises:
-    InputError: lists what is missing, extra, mis-shaped or of an unknown dtype; or the
-      blocks' copies of the embedders differ.
+    InputError: what does not fit; or the blocks' copies of the embedders differ.
   """
-  maps = model.tensor_maps(abstract)
-  places = sd.places(maps, tensors, "the weights of the transformer")
+  plan = model.plan(abstract)
+  places = matching.match(plan, tensors, "the weights of the transformer")
   for name, tensor in tensors.items():
     _, mark, own = name.partition(_EMBEDDERS)
     first = f"transformer_blocks.0.{_EMBEDDERS}{own}"
@@ -315,8 +308,3 @@ def match(
 
 def _is_equal(one: safetensors.Tensor, other: safetensors.Tensor) -> bool:
   return one.dtype == other.dtype and np.array_equal(one.view(), other.view())
-
-
-def foreign_tensors(model: Model, params: Params) -> dict[str, safetensors.LazyTensor]:
-  """The foreign tensors of a model."""
-  return sd.lazy(model.tensor_maps(params), params)

@@ -97,8 +97,9 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 class Reader:
   """Takes keys from a config.json, checks their types, and tracks unread keys."""
 
-  def __init__(self, config: Mapping[str, Any]):
-    self.left = dict(config)
+  def __init__(self, config: Mapping[str, Any], known: str):
+    """Args: known: the models that are understood, for the message."""
+    self.left, self.known = dict(config), known
 
   def take(self, key: str, hint: Any, *default: Any) -> Any:
     if self.left.get(key) is None and default:
@@ -140,6 +141,6 @@ class Reader:
     if strange:
       raise InputError(
         "config.json has keys that are not understood and may change the model:"
-        f" {', '.join(strange):.400}; plain GPT-2 and LLaMA are supported"
+        f" {', '.join(strange):.400}; plain {self.known} are supported"
       )
     return unused

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from gen_jax import safetensors
-from gen_jax.convert import foreign, names
+from gen_jax.convert import foreign, matching
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.system import files
 from gen_jax.types import InputError, Params
@@ -74,8 +74,6 @@ _PLAIN = {
   ),
   **dict.fromkeys(("fan_in_fan_out", "layer_replication"), (False, [])),
 }
-
-Places = dict[str, tuple[names.TensorMap, safetensors.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +178,10 @@ def _scale(
 def merge(
   file: pathlib.Path,
   scale: float,
-  places: Mapping[str, Places],
+  places: Mapping[str, matching.Places],
   models: Mapping[str, sd.Model],
   abstract: Mapping[str, Params],
-) -> dict[str, Places]:
+) -> dict[str, matching.Places]:
   """`places` with a file's changes added; nothing is read yet.
 
   Args:
@@ -208,7 +206,7 @@ def merge(
   merged = {network: dict(own) for network, own in places.items()}
   for network in _NETWORKS:
     prefix = sd.PREFIXES[network][sd.FOLDER].replace(".", "_")
-    for entry, _ in models[network].tensor_maps(abstract[network], sd.FOLDER).values():
+    for entry, _ in models[network].plan(abstract[network], sd.FOLDER).values():
       module = entry.foreign.removesuffix(".weight").replace(".", "_")
       pair = pairs.pop((network, module), None)
       pair = pair or pairs.pop((network, module.removeprefix(prefix)), None)
@@ -241,6 +239,6 @@ def _fits(shape: tuple[int, ...], pair: Mapping[str, safetensors.Tensor]) -> boo
   if not (pair["down"].shape and pair["up"].shape):
     return False
   (rank, *inputs), (outputs, *ranks) = pair["down"].shape, pair["up"].shape
-  bare = lambda sides: [n for n in sides if n != 1]  # noqa: E731
-  is_product = bare(inputs) == bare(shape[1:]) and outputs == shape[0]
+  bare, wanted = ([n for n in sides if n != 1] for sides in (inputs, shape[1:]))
+  is_product = bare == wanted and outputs == shape[0]
   return is_product and math.prod(ranks) == rank > 0

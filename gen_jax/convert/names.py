@@ -7,7 +7,7 @@ its leading axes that form the rows. Parts are views: nothing is copied.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -63,16 +63,18 @@ class TensorMap:
     return matrix.T if self.transposed else matrix
 
 
-def _norm(foreign: str, path: str) -> tuple[TensorMap, TensorMap]:
+def norm(foreign: str, path: str) -> tuple[TensorMap, TensorMap]:
+  """Scale and bias of a normalisation."""
   return (
     TensorMap(f"{foreign}.weight", (f"{path}/scale",)),
     TensorMap(f"{foreign}.bias", (f"{path}/bias",)),
   )
 
 
-def _linear(
+def linear(
   foreign: str, *paths: str, inputs: int = 1, transposed: bool = False
 ) -> tuple[TensorMap, TensorMap]:
+  """Kernel and bias of a linear map, or of several in one tensor."""
   return (
     TensorMap(
       f"{foreign}.weight", tuple(f"{p}/kernel" for p in paths), inputs, transposed
@@ -81,49 +83,8 @@ def _linear(
   )
 
 
-_H, _L, _B = "transformer.h.{i}", "model.layers.{i}", "block_{i}"
-# GPT-2 stores [in, out], and the three projections of attention in one tensor.
-GPT2 = (
-  TensorMap("transformer.wte.weight", ("embed/table",), 1),
-  TensorMap("transformer.wpe.weight", ("position/table",), 1),
-  *_norm(f"{_H}.ln_1", f"{_B}/attention_norm"),
-  *_linear(
-    f"{_H}.attn.c_attn", *(f"{_B}/attention/{n}" for n in ("query", "key", "value"))
-  ),
-  *_linear(f"{_H}.attn.c_proj", f"{_B}/attention/out", inputs=2),
-  *_norm(f"{_H}.ln_2", f"{_B}/mlp_norm"),
-  *_linear(f"{_H}.mlp.c_fc", f"{_B}/mlp/up"),
-  *_linear(f"{_H}.mlp.c_proj", f"{_B}/mlp/down"),
-  *_norm("transformer.ln_f", "final_norm"),
-  TensorMap("lm_head.weight", ("head/kernel",), 1, True),
-)
-LLAMA = (
-  TensorMap("model.embed_tokens.weight", ("embed/table",), 1),
-  *_norm(f"{_L}.input_layernorm", f"{_B}/attention_norm"),
-  *_linear(f"{_L}.self_attn.q_proj", f"{_B}/attention/query", transposed=True),
-  *_linear(f"{_L}.self_attn.k_proj", f"{_B}/attention/key", transposed=True),
-  *_linear(f"{_L}.self_attn.v_proj", f"{_B}/attention/value", transposed=True),
-  *_linear(f"{_L}.self_attn.o_proj", f"{_B}/attention/out", inputs=2, transposed=True),
-  *_norm(f"{_L}.post_attention_layernorm", f"{_B}/mlp_norm"),
-  *_linear(f"{_L}.mlp.gate_proj", f"{_B}/mlp/gate", transposed=True),
-  *_linear(f"{_L}.mlp.up_proj", f"{_B}/mlp/up", transposed=True),
-  *_linear(f"{_L}.mlp.down_proj", f"{_B}/mlp/down", transposed=True),
-  *_norm("model.norm", "final_norm"),
-  TensorMap("lm_head.weight", ("head/kernel",), 1, True),
-)
-
-
-def tensor_maps(
-  table: Sequence[TensorMap], shapes: Mapping[str, Shape], num_layers: int
-) -> Iterator[tuple[TensorMap, Shape]]:
-  """The entries that apply to a model, with the shapes of the foreign tensors.
-
-  Args:
-    shapes: {path: shape} of a model with unrolled layers.
-  """
+def unrolled(table: Sequence[TensorMap], num_layers: int) -> Iterator[TensorMap]:
+  """A table's entries, those of layers once for each."""
   for entry in table:
-    layers = range(num_layers) if "{i}" in entry.foreign else (0,)
-    for i in layers:
-      own = entry.at(i)
-      if all(path in shapes for path in own.paths):
-        yield own, own.shape([shapes[path] for path in own.paths])
+    for i in range(num_layers if "{i}" in entry.foreign else 1):
+      yield entry.at(i)

@@ -8,13 +8,11 @@ Each kind of module has one table of its parts, with their names in both layouts
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from gen_jax import safetensors, tree
-from gen_jax.convert import huggingface, names
+from gen_jax import safetensors
+from gen_jax.convert import matching, names
 from gen_jax.models import autoencoder, text_encoder, unet
 from gen_jax.types import InputError, Params
 
@@ -240,29 +238,23 @@ def _leaves(
   yield "bias", "bias", names.TensorMap, {}
 
 
-def tensor_maps(
-  modules: Iterator[Module], shapes: Mapping[str, names.Shape], column: int, prefix: str
-) -> dict[str, tuple[names.TensorMap, names.Shape]]:
-  """{foreign name: entry and shape} of a model's parameters.
+def entries(
+  modules: Iterable[Module], column: int, prefix: str = ""
+) -> Iterator[names.TensorMap]:
+  """The maps of all tensors that modules may have.
 
   Args:
-    shapes: {path: shape} of the model.
     column: FOLDER or FILE.
     prefix: of all foreign names.
   """
-  found = {}
   for path, parts, theirs in modules:
     for ours, kinds, part in parts:
       homes = [f"{path}/{name}" for name in ours] or [path]
       foreign = ".".join(name for name in (theirs[column], part[column]) if name)
-      for leaf, end, make, how in _leaves(
-        kinds.split("|")[min(column, kinds.count("|"))]
-      ):
+      kind = kinds.split("|")[min(column, kinds.count("|"))]
+      for leaf, end, make, how in _leaves(kind):
         paths = tuple(f"{home}/{leaf}" for home in homes)
-        if all(p in shapes for p in paths):
-          entry = make(f"{prefix}{foreign}.{end}", paths, **how)
-          found[entry.foreign] = (entry, entry.shape([shapes[p] for p in paths]))
-  return found
+        yield make(f"{prefix}{foreign}.{end}", paths, **how)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,44 +279,21 @@ class Model:
       return autoencoder_modules(self.config)
     return text_modules(self.config)
 
-  def tensor_maps(self, abstract: Params, column: int):
-    """See `tensor_maps`; covers every parameter of the model."""
-    shapes = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
-    found = tensor_maps(self.modules(), shapes, column, PREFIXES[self.name][column])
-    held = {path for entry, _ in found.values() for path in entry.paths}
-    if left := sorted(shapes.keys() - held):
-      raise ValueError(f"no foreign tensor holds {left}")
-    return found
+  def plan(self, abstract: Params, column: int) -> matching.Plan:
+    """The foreign tensors of one layout."""
+    found = entries(self.modules(), column, PREFIXES[self.name][column])
+    return matching.plan(found, matching.unrolled_shapes(abstract))
 
 
 def match(
   model: Model, tensors: Mapping[str, safetensors.Tensor], abstract: Params, column: int
-) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
-  """{path: its entry and tensor}; see `huggingface.match`.
-
-  Raises:
-    InputError: lists what is missing, extra, mis-shaped or of an unknown dtype.
-  """
-  entries = model.tensor_maps(abstract, column)
+) -> matching.Places:
+  """Where each parameter is, see `matching.match`."""
   rename = modern if column == FOLDER else lambda _, name: name
   found = {rename(model.name, name): tensor for name, tensor in tensors.items()}
   found = {n: t for n, t in found.items() if not n.endswith(".position_ids")}
-  return places(entries, found, f"the weights of the {model.name}")
-
-
-def places(
-  entries: Mapping[str, tuple[names.TensorMap, names.Shape]],
-  tensors: Mapping[str, safetensors.Tensor],
-  what: str,
-) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
-  """{path: its entry and tensor} from `tensor_maps`; see `huggingface.check`."""
-  expected = {name: shape for name, (_, shape) in entries.items()}
-  huggingface.check(expected, tensors, what)
-  return {
-    path: (entry, tensors[name])
-    for name, (entry, _) in entries.items()
-    for path in entry.paths
-  }
+  plan = model.plan(abstract, column)
+  return matching.match(plan, found, f"the weights of the {model.name}")
 
 
 def modern(network: str, name: str) -> str:
@@ -334,28 +303,6 @@ def modern(network: str, name: str) -> str:
       name = name.replace(old, new)
   prefix = PREFIXES[network][FOLDER]
   return name if name.startswith(prefix) else f"{prefix}{name}"
-
-
-def foreign_tensors(
-  model: Model, params: Params, column: int = FOLDER
-) -> dict[str, safetensors.LazyTensor]:
-  """The foreign tensors of a model."""
-  return lazy(model.tensor_maps(params, column), params)
-
-
-def lazy(
-  maps: Mapping[str, tuple[names.TensorMap, names.Shape]], params: Params
-) -> dict[str, safetensors.LazyTensor]:
-  """The foreign tensors of `tensor_maps`."""
-  flat = tree.flatten(params)
-  found = {}
-  for name, (entry, shape) in maps.items():
-
-    def make(entry=entry):
-      return entry.whole([np.asarray(flat[path]) for path in entry.paths])
-
-    found[name] = safetensors.LazyTensor(shape, make)
-  return found
 
 
 def open_weights(

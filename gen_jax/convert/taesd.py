@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen_jax import build, safetensors, tree
-from gen_jax.convert import names
+from gen_jax import build, safetensors
+from gen_jax.convert import matching
 from gen_jax.convert import stable_diffusion as sd
 from gen_jax.models import tiny_autoencoder
 from gen_jax.types import InputError, Params
@@ -84,8 +84,9 @@ def _modules(cfg: tiny_autoencoder.Config) -> Iterator[sd.Module]:
 
 def match(
   tensors: Mapping[str, safetensors.Tensor], abstract: Params
-) -> dict[str, tuple[names.TensorMap, safetensors.Tensor]]:
-  """{path: its entry and tensor}; see `huggingface.match`."""
-  cfg = build.build("autoencoder", block(tensors)).config
-  shapes = {path: tuple(x.shape) for path, x in tree.flatten(abstract).items()}
-  return sd.places(sd.tensor_maps(_modules(cfg), shapes, sd.FILE, ""), tensors, "TAESD")
+) -> matching.Places:
+  """Where each parameter is, see `matching.match`."""
+  modules = _modules(build.build("autoencoder", block(tensors)).config)
+  shapes = matching.unrolled_shapes(abstract)
+  plan = matching.plan(sd.entries(modules, sd.FILE), shapes)
+  return matching.match(plan, tensors, "TAESD")

@@ -10,6 +10,7 @@ from gen_jax.convert import (
   diffusers,
   diffusers_schedulers,
   dit,
+  matching,
   stable_diffusion,
   target,
 )
@@ -51,7 +52,7 @@ def export(args, opened) -> dict[str, Any]:
   is_file = args.to.suffix == ".safetensors"
   column = stable_diffusion.FILE if is_file else stable_diffusion.FOLDER
   plans = {
-    name: stable_diffusion.foreign_tensors(model, weights[name], column)
+    name: matching.foreign_tensors(model.plan(weights[name], column), weights[name])
     for name, model in models.items()
   }
   dtype = target.DTYPES[args.dtype]
@@ -85,14 +86,17 @@ def _dit(args, opened) -> dict[str, Any]:
   names = experiment.class_names
   described = dit.describe(task, vae.config, latents, names, scheduler)
   model = dit.Model(config, task.conditioning.encoder.config)
+  frozen = chosen.frozen["autoencoder"]
   plans = {
-    "transformer": dit.foreign_tensors(model, chosen.params),
-    "autoencoder": stable_diffusion.foreign_tensors(vae, chosen.frozen["autoencoder"]),
+    "transformer": matching.foreign_tensors(model.plan(chosen.params), chosen.params),
+    "autoencoder": matching.foreign_tensors(
+      vae.plan(frozen, stable_diffusion.FOLDER), frozen
+    ),
   }
   with target.whole(args.to) as partial:
     partial.mkdir()
     diffusers.write_folder(partial, described, plans, target.DTYPES[args.dtype])
-  sizes = {**chosen.params, "autoencoder": chosen.frozen["autoencoder"]}
+  sizes = {**chosen.params, "autoencoder": frozen}
   return target.told(args, chosen, "DiT", {n: tree.size(p) for n, p in sizes.items()})
 
 

@@ -21,7 +21,7 @@ def export(args, opened) -> dict[str, Any]:
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
   weights = opened.weights(args.checkpoint, args.weights)
-  plan = huggingface.foreign_tensors(architecture, model, weights.params)
+  plan = huggingface.foreign_tensors(architecture, weights.params)
   home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with target.whole(args.to) as partial:
     if tokenizer is None:

@@ -158,8 +158,11 @@ def _count(
     moved: whether each input depends on the differentiated argument.
   """
   known = dict(zip(jaxpr.invars, moved, strict=True))
-  moves = lambda x: not isinstance(x, core.Literal) and known.get(x, False)  # noqa: E731
   total = 0.0
+
+  def moves(x):
+    return not isinstance(x, core.Literal) and known.get(x, False)
+
   for equation in jaxpr.eqns:
     flops, outs = _equation(equation, unless, [moves(x) for x in equation.invars])
     total += 0.0 if unless(equation) else flops

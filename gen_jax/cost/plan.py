@@ -282,7 +282,6 @@ def too_large(experiment: Any, needed: float, there: float) -> InputError:
   optimizer, _ = experiment.optimizer(experiment.train.num_steps)
   state = memory.bytes_per_device(experiment.abstract_state(optimizer))
   shards = experiment.layout.mesh.size
-  gib = lambda x: f"{x / GIB:.2f} GiB"  # noqa: E731
   fixes = []
   if state < 0.9 * there:
     micro = experiment.train.num_microbatches
@@ -296,7 +295,10 @@ def too_large(experiment: Any, needed: float, there: float) -> InputError:
       fixes.append("remat=full keeps less")
   more = int(-(-shards * needed // there))
   fixes.append(f"about {more} such devices instead of {shards} would hold it")
+  needs, more, has, held = (
+    f"{x / GIB:.2f} GiB" for x in (needed, needed - there, there, state)
+  )
   return InputError(
-    f"out of memory: a device needs {gib(needed)}, {gib(needed - there)} more than its"
-    f" {gib(there)} (the state takes {gib(state)} of it): {'; '.join(fixes)}"
+    f"out of memory: a device needs {needs}, {more} more than its {has} (the state"
+    f" takes {held} of it): {'; '.join(fixes)}"
   )

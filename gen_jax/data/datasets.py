@@ -34,24 +34,20 @@ TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
 
 
 class Data(Protocol):
-  """What the trainer needs to know of data."""
+  """What the trainer needs to know of data; data sets inherit what is usual."""
 
   batch_size: ranges.Size
   tokenizer: TrainTokenizer | None
   reads: str  # the method of its source: 'documents', 'conversations' or 'examples'
-  template: chat.Template | None  # goes around messages
-  caption_length: int | None  # tokens of a caption; None: it has none
-  questions: Callable[..., "list[Question]"] | None  # see `Instructions.questions`
-
-  @property
-  def unit(self) -> str:
-    """What throughput counts."""
-    ...
+  template: chat.Template | None = None  # goes around messages
+  caption_length: int | None = None  # tokens of a caption; None: it has none
+  questions: Callable[..., "list[Question]"] | None = None  # see `Instructions`
+  unit: str  # what throughput counts
 
   @property
   def items_per_step(self) -> int:
     """Units in one global batch."""
-    ...
+    return self.batch_size
 
   def texts(self) -> Iterable[str]:
     """The training texts, for the tokenizer."""
@@ -59,7 +55,7 @@ class Data(Protocol):
 
   def remark(self) -> str | None:
     """What is worth a line before training; reads the data."""
-    ...
+    return None
 
   def abstract_batch(self) -> Batch:
     """Shapes and dtypes of a global batch, without reading anything."""
@@ -67,7 +63,8 @@ class Data(Protocol):
 
   def giving(self, prompts: tuple[str, ...]) -> "Data":
     """The same data, with these of 'caption' and 'label' in its batches."""
-    ...
+    del prompts
+    return self
 
   def pipeline(
     self, split: str, tokenizer: tokenizers.Tokenizer | None, seed: int
@@ -77,7 +74,7 @@ class Data(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextData:
+class TextData(Data):
   """Windows of `length` tokens cut from one long stream of documents."""
 
   source: sources.TextSource
@@ -85,11 +82,9 @@ class TextData:
   length: ranges.Size
   batch_size: ranges.Size
 
-  unit, reads, template = "tokens", "documents", None
-  caption_length, questions = None, None
+  unit, reads = "tokens", "documents"
 
-  def __post_init__(self):
-    ranges.check(self)
+  __post_init__ = ranges.check
 
   @property
   def items_per_step(self) -> int:
@@ -97,13 +92,6 @@ class TextData:
 
   def texts(self) -> Iterable[str]:
     return self.source.documents("train")
-
-  def remark(self) -> str | None:
-    return None
-
-  def giving(self, prompts: tuple[str, ...]) -> "TextData":
-    del prompts
-    return self
 
   def abstract_batch(self) -> Batch:
     shape = (self.batch_size, self.length)
@@ -165,7 +153,7 @@ class Infill(PackedText):
 
   def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
     """What becomes of a window."""
-    _check_eos(tokenizer, "infill")
+    tokenizers.check_eos(tokenizer, "data.name=infill needs")
     return functools.partial(self.how.window, tokenizer=tokenizer)
 
   def questions(
@@ -203,7 +191,7 @@ class Instructions(PackedText):
 
   def pipeline(self, split, tokenizer, seed):
     if self.template is not None:
-      _check_eos(tokenizer, "instructions")
+      tokenizers.check_eos(tokenizer, "data.name=instructions needs")
     return pipeline.turns(
       cache.tokens_of_turns(self.source, split, tokenizer),
       length=self.length,
@@ -226,28 +214,39 @@ class Instructions(PackedText):
     return questions
 
 
-def _check_eos(tokenizer: tokenizers.Tokenizer, name: str) -> None:
-  if tokenizer.eos is None:
-    raise InputError(
-      f"data.name={name} needs a tokenizer with a token that ends texts; take bytes or"
-      " bpe"
-    )
+class _Prompted(Data):
+  """What data of images and of latents share: captions or labels, and weights."""
 
+  unit = "images"
 
-def _abstract_prompts(data) -> Batch:
-  """Shapes of what the batches of images or latents have besides them."""
-  shape, n = jax.ShapeDtypeStruct, data.batch_size
-  found = {"weights": shape((n,), np.float32)}
-  if "caption" in data.prompts:
-    found["caption"] = shape((n, data.caption_length), np.int32)
-    found["caption_mask"] = shape((n, data.caption_length), np.bool_)
-  if "label" in data.prompts:
-    found["label"] = shape((n,), np.int32)
-  return found
+  def texts(self) -> Iterable[str]:
+    return (example["caption"] for example in self.examples("train"))
+
+  def giving(self, prompts: tuple[str, ...]) -> Data:
+    return dataclasses.replace(self, prompts=prompts)
+
+  def examples(self, split):
+    """All examples of a split, by random access."""
+    return getattr(self.source, self.reads)(split)
+
+  def _abstract(self, keys: Sequence[str], *shape: int) -> Batch:
+    """Shapes of a batch with arrays `keys`, float32 [B, *shape], and prompts."""
+
+    def struct(dtype, *shape):
+      return jax.ShapeDtypeStruct((self.batch_size, *shape), dtype)
+
+    found = {key: struct(np.float32, *shape) for key in keys}
+    found["weights"] = struct(np.float32)
+    if "caption" in self.prompts:
+      found["caption"] = struct(np.int32, self.caption_length)
+      found["caption_mask"] = struct(np.bool_, self.caption_length)
+    if "label" in self.prompts:
+      found["label"] = struct(np.int32)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageData:
+class ImageData(_Prompted):
   """Images [image_size, image_size, channels] in [-1, 1], with captions or labels.
 
   Attributes:
@@ -264,20 +263,12 @@ class ImageData:
   flip: bool = False
   prompts: tuple[str, ...] = ()
 
-  unit, reads, template, questions = "images", "examples", None, None
-  image_keys = ("image",)
+  reads, image_keys = "examples", ("image",)
 
   def __post_init__(self):
     ranges.check(self)
     if self.channels not in (1, 3):
       raise InputError(f"data.channels={self.channels} must be 1 (grey) or 3 (colour)")
-
-  @property
-  def items_per_step(self) -> int:
-    return self.batch_size
-
-  def texts(self) -> Iterable[str]:
-    return (example["caption"] for example in self.examples("train"))
 
   def remark(self) -> str | None:
     if "paths" in sources.gives(self.source):
@@ -290,17 +281,8 @@ class ImageData:
     return image_files.cut_off(sizes, len(found))
 
   def abstract_batch(self) -> Batch:
-    n, side = self.batch_size, self.image_size
-    shape = jax.ShapeDtypeStruct
-    image = shape((n, side, side, self.channels), np.float32)
-    return {**dict.fromkeys(self.image_keys, image), **_abstract_prompts(self)}
-
-  def giving(self, prompts: tuple[str, ...]) -> "ImageData":
-    return dataclasses.replace(self, prompts=prompts)
-
-  def examples(self, split):
-    """All examples of a split, by random access."""
-    return self.source.examples(split)
+    side = self.image_size
+    return self._abstract(self.image_keys, side, side, self.channels)
 
   def pipeline(self, split, tokenizer, seed):
     return pipeline.images(
@@ -321,12 +303,9 @@ class EditData(ImageData):
 
   reads, image_keys = "edits", ("image", "before")
 
-  def examples(self, split):
-    return self.source.edits(split)
-
 
 @dataclasses.dataclass(frozen=True)
-class LatentData:
+class LatentData(_Prompted):
   """The codes of images, made once by `gen-jax encode`, with captions or labels.
 
   Attributes:
@@ -347,32 +326,17 @@ class LatentData:
   flip: bool = False
   prompts: tuple[str, ...] = ()
 
-  unit, reads, template, questions = "images", "codes", None, None
+  reads = "codes"
 
   __post_init__ = ranges.check
 
-  @property
-  def items_per_step(self) -> int:
-    return self.batch_size
-
-  def texts(self) -> Iterable[str]:
-    return (example["caption"] for example in self.source.codes("train"))
-
-  def remark(self) -> str | None:
-    return None
-
   def abstract_batch(self) -> Batch:
-    n, side = self.batch_size, self.latent_size
-    shape = (n, side, side, 2 * self.latent_channels)
-    latent = jax.ShapeDtypeStruct(shape, np.float32)
-    return {"latent": latent, **_abstract_prompts(self)}
-
-  def giving(self, prompts: tuple[str, ...]) -> "LatentData":
-    return dataclasses.replace(self, prompts=prompts)
+    side = self.latent_size
+    return self._abstract(("latent",), side, side, 2 * self.latent_channels)
 
   def pipeline(self, split, tokenizer, seed):
     return pipeline.latents(
-      self.source.codes(split),
+      self.examples(split),
       pipeline.Prompts(self.prompts, tokenizer, self.caption_length),
       shape=self.abstract_batch()["latent"].shape[1:],
       batch_size=self.batch_size,

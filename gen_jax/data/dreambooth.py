@@ -52,21 +52,23 @@ class DreamBooth:
     return kind if split == "validation" else instances + kind
 
   def examples(self, split: str) -> Sequence[sources.Example]:
-    instances = _paths(self.directory, "directory")
+    instances = sources.Mapped(
+      _paths(self.directory, "directory"), lambda p: _example(p, self.prompt, 1.0)
+    )
     if self.prior_directory is None:
-      show = lambda path: _example(path, self.prompt, 1.0)  # noqa: E731
-      return sources.Mapped(instances, show)
-    known = lambda path: _example(path, self.prior_prompt, self.prior_weight)  # noqa: E731
+      return instances
     others = _paths(self.prior_directory, "prior_directory")
-    kind = sources.Mapped(others, known, sources.held_out(len(others), split, 0.1))
+    kind = sources.Mapped(
+      others,
+      lambda p: _example(p, self.prior_prompt, self.prior_weight),
+      sources.held_out(len(others), split, 0.1),
+    )
     if split == "validation":
       return kind
 
     def fn(i):
-      half = i // 2
-      if i % 2:
-        return kind[half % len(kind)]
-      return _example(instances[half % len(instances)], self.prompt, 1.0)
+      own = kind if i % 2 else instances
+      return own[i // 2 % len(own)]
 
     return sources.Mapped(range(2 * max(len(instances), len(kind))), fn)
 

@@ -40,9 +40,12 @@ def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
       folders.clear()
       continue
     seen.add(real)
-    is_own = lambda n: n[0] != "." and n != "__MACOSX" and n[-8:] != ".partial"  # noqa: E731
-    folders[:] = sorted(filter(is_own, folders))
-    yield from (pathlib.Path(home, name) for name in sorted(filter(is_own, names)))
+    folders[:] = sorted(filter(_is_own, folders))
+    yield from (pathlib.Path(home, name) for name in sorted(filter(_is_own, names)))
+
+
+def _is_own(name: str) -> bool:
+  return name[0] != "." and name != "__MACOSX" and not name.endswith(".partial")
 
 
 def _sheets(home: pathlib.Path) -> re.Pattern | None:
@@ -79,8 +82,11 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
   suffixes = image_files.SUFFIXES
   paths = [path for path in found if path.suffix.lower() in suffixes]
   sheets = {home: _sheets(home) for home in {path.parent for path in paths}}
-  is_sheet = lambda p: sheets[p.parent] and sheets[p.parent].fullmatch(p.name)  # noqa: E731
-  paths = [path for path in paths if not is_sheet(path)]
+  paths = [
+    path
+    for path in paths
+    if not (sheets[path.parent] and sheets[path.parent].fullmatch(path.name))
+  ]
   if not paths:
     raise InputError(f"{name} {directory!r} holds no images ({', '.join(suffixes)})")
   return sorted(paths)
@@ -205,9 +211,11 @@ def _without_tables(
         f" {', '.join(TABLES)} (columns file_name and text), or remove it to use folder"
         " names as captions"
       )
-  home = lambda p: root if p.parent in tops else p.parent  # noqa: E731
-  name = lambda p: os.path.basename(os.path.abspath(home(p)))  # noqa: E731
-  return {path: [files.text(name(path), str(path))] for path in paths}
+  found = {}
+  for path in paths:
+    home = root if path.parent in tops else path.parent
+    found[path] = [files.text(os.path.basename(os.path.abspath(home)), str(path))]
+  return found
 
 
 def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, str, str]]:

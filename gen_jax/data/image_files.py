@@ -127,6 +127,17 @@ def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
   return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
+def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
+  """Centre-crops and resizes uint8 [H, W, C] to [size, size, channels] (bilinear)."""
+  image = in_channels(image, channels)
+  whole = Image.fromarray(image[..., 0] if channels == 1 else image)
+  side = min(whole.size)
+  left, top = ((extent - side) // 2 for extent in whole.size)
+  box = (left, top, left + side, top + side)
+  square = whole.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+  return np.asarray(square).reshape(size, size, channels)
+
+
 def size(path: pathlib.Path) -> tuple[int, int]:
   """Width and height in the header, before rotation by EXIF."""
   with _opened(path) as file:

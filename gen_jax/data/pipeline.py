@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from PIL import Image
 
 from gen_jax.data import cache, image_files, tokenizers
 from gen_jax.types import InputError
@@ -283,10 +282,7 @@ def caption_ids(caption: str, tokenizer: tokenizers.Tokenizer) -> list[int]:
   Raises:
     InputError: the tokenizer has no eos.
   """
-  if tokenizer.eos is None:
-    raise InputError(
-      "captions need a tokenizer with a token that ends texts; take bytes or bpe"
-    )
+  tokenizers.check_eos(tokenizer, "captions need")
   opening = () if tokenizer.shares_marks else tokenizer.opening
   return [*opening, *tokenizer.encode(caption), tokenizer.eos]
 
@@ -301,17 +297,6 @@ def pad_caption(
   tokens = np.full(length, pad, np.int32)
   tokens[: len(ids)] = ids
   return tokens, np.arange(length) < len(ids)
-
-
-def to_square(image: np.ndarray, size: int, channels: int) -> np.ndarray:
-  """Centre-crops and resizes uint8 [H, W, C] to [size, size, channels] (bilinear)."""
-  image = image_files.in_channels(image, channels)
-  whole = Image.fromarray(image[..., 0] if channels == 1 else image)
-  side = min(whole.size)
-  left, top = ((extent - side) // 2 for extent in whole.size)
-  box = (left, top, left + side, top + side)
-  square = whole.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-  return np.asarray(square).reshape(size, size, channels)
 
 
 class Prompts(NamedTuple):
@@ -363,7 +348,7 @@ def images(
     mirrored = flip and generator.random() < 0.5
     features = {}
     for name in image_keys:
-      pixels = to_square(example[name], image_size, channels)
+      pixels = image_files.to_square(example[name], image_size, channels)
       pixels = pixels[:, ::-1] if mirrored else pixels
       features[name] = pixels.astype(np.float32) / 127.5 - 1.0
     weight = np.float32(example.get("loss_weight", 1.0))
@@ -390,7 +375,7 @@ def latents(
   Raises:
     InputError: no examples, codes of another shape, or none of mirrored images.
   """
-  if len(examples) == 0:
+  if not len(examples):
     raise InputError("the latent cache has no codes of this split")
   found = examples[0]["codes"].shape
   if found[1:] != tuple(shape):

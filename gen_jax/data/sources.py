@@ -200,8 +200,11 @@ class TfdsText:
     name = self.train_split if split == "train" else self.validation_split
     source = _tfds_split(self.dataset, self.data_dir, name)
     where = f"{self.field} of {self.dataset}"
-    fn = lambda e: files.text(files.field(e, self.field, self.dataset), where)  # noqa: E731
-    return Mapped(source, fn)
+
+    def text(example):
+      return files.text(files.field(example, self.field, self.dataset), where)
+
+    return Mapped(source, text)
 
   def identity(self) -> str:
     folder = tfds.builder(self.dataset, self.data_dir).data_path

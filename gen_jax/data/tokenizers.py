@@ -33,6 +33,14 @@ _MARKS = (
 _END_OF_TURN = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>")
 
 
+def check_eos(made: Tokenizer, what: str) -> None:
+  """Raises InputError for a tokenizer without eos; `what` is 'captions need', say."""
+  if made.eos is None:
+    raise InputError(
+      f"{what} a tokenizer with a token that ends texts; take bytes or bpe"
+    )
+
+
 def _usual(encoding: encodings.Encoding) -> tuple[str | None, str | None]:
   """Default names of bos and eos."""
   known = (pair for pair in _MARKS if encoding.specials.keys() >= set(pair))

@@ -48,7 +48,10 @@ def exact(field: Field, u: Array, keys: Array) -> tuple[Array, Array]:
   out, pull = jax.vjp(field, u)
   size = u[0].size
   basis = jnp.eye(size).reshape(size, 1, *u.shape[1:])
-  diagonal = lambda e: _sum(e * pull(jnp.broadcast_to(e, u.shape))[0])  # noqa: E731
+
+  def diagonal(e):
+    return _sum(e * pull(jnp.broadcast_to(e, u.shape))[0])
+
   return out, jax.lax.map(diagonal, basis).sum(0)
 
 
@@ -72,8 +75,10 @@ class Path(NamedTuple):
 
   def integrate(self) -> Array:
     """Runs all steps in one compiled loop; returns `end` of the last state."""
-    step = lambda i, state: self.step(state, i)  # noqa: E731
-    return self.end(jax.lax.fori_loop(0, self.num_steps, step, self.start))
+    state = jax.lax.fori_loop(
+      0, self.num_steps, lambda i, state: self.step(state, i), self.start
+    )
+    return self.end(state)
 
 
 def path(
@@ -126,12 +131,9 @@ def path(
 
   def end(state):
     u, gained = state
-    spread = weights(last_time)[2]
-    size = u[0].size
-    normal = -0.5 * _sum(u**2) / spread**2 - size * jnp.log(
-      spread * jnp.sqrt(2.0 * jnp.pi)
-    )
-    return normal + gained + size * jnp.log(shrunk)
+    spread, size = weights(last_time)[2], u[0].size
+    scale = shrunk / (spread * jnp.sqrt(2.0 * jnp.pi))
+    return gained - 0.5 * _sum(u**2) / spread**2 + size * jnp.log(scale)
 
   last_time = grids.t_max(schedule)
   logsnr_max = jnp.minimum(logsnr_max, schedule.logsnr(jnp.float32(schedule.t_first)))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gen_jax import ranges, rng, sharding
-from gen_jax.data import pipeline, sources
+from gen_jax.data import image_files, sources
 from gen_jax.decoding import generate
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, metrics
@@ -242,8 +242,11 @@ def edits(
   pairs = [source[i] for i in range(min(num, len(source)))]
   if not pairs:
     raise InputError(f"evaluator edits: num={num} of {len(source)} held out is none")
-  fit = lambda image: pipeline.to_square(image, data.image_size, data.channels)  # noqa: E731
-  before, after = (np.stack([fit(p[n]) for p in pairs]) for n in ("before", "image"))
+  shape = data.image_size, data.channels
+  before, after = (
+    np.stack([image_files.to_square(pair[name], *shape) for pair in pairs])
+    for name in ("before", "image")
+  )
   captions, keys = [pair["caption"] for pair in pairs], rng.sample_keys(0, len(pairs))
   everywhere = np.ones(before.shape[:3], np.bool_)
   read = data.source.edit_scorer(pairs)

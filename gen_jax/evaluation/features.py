@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gen_jax import ranges, safetensors
-from gen_jax.data import pipeline
+from gen_jax.data import image_files
 from gen_jax.data.digits import scorer, source
 from gen_jax.models import efficientnet
 from gen_jax.models import inception as inception_
@@ -56,7 +56,7 @@ def pixels(side: ranges.Size = 16) -> Features:
 
   def rows(images):
     size = min(side, images.shape[1])
-    small = [pipeline.to_square(x, size, x.shape[-1]) for x in images]
+    small = [image_files.to_square(x, size, x.shape[-1]) for x in images]
     return np.stack(small).reshape(len(images), -1) / 255.0
 
   return Features(f"pixels_{side}", "", rows)

@@ -108,9 +108,10 @@ def kernel_distance(
   estimates = []
   for start in range(0, size * num_blocks, size):
     a, b = (z[start : start + size].astype(np.float64) for z in (x, y))
-    kernel = lambda p, q: (p @ q.T / p.shape[1] + 1.0) ** 3  # noqa: E731
-    within = [(k.sum() - np.trace(k)) for k in (kernel(a, a), kernel(b, b))]
-    estimates.append(sum(within) / (size * (size - 1)) - 2.0 * kernel(a, b).mean())
+    pairs = ((a, a), (b, b), (a, b))
+    *own, cross = ((p @ q.T / p.shape[1] + 1.0) ** 3 for p, q in pairs)
+    within = sum(kernel.sum() - np.trace(kernel) for kernel in own)
+    estimates.append(within / (size * (size - 1)) - 2.0 * cross.mean())
   return float(np.mean(estimates)), float(np.std(estimates, ddof=1) / num_blocks**0.5)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gen_jax import rng
-from gen_jax.data import pipeline
+from gen_jax.data import image_files
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import fidelity
 from gen_jax.inference import image_generator
@@ -53,7 +53,7 @@ class ReferenceImages:
   def images(self, indices: Sequence[int]) -> np.ndarray:
     """uint8 [n, size, size, channels]."""
     found = (self._example(i)["image"] for i in indices)
-    return np.stack([pipeline.to_square(x, self.size, self.channels) for x in found])
+    return np.stack([image_files.to_square(x, self.size, self.channels) for x in found])
 
   def batches(self, num: int | None = None) -> Iterator[np.ndarray]:
     """The first num images (default: all), uint8 [n, size, size, channels]."""

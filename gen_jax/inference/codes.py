@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from gen_jax.data import datasets, latents, pipeline
+from gen_jax.data import datasets, image_files, latents
 from gen_jax.types import InputError, Params
 
 BATCH_SIZE = 32
@@ -33,7 +33,7 @@ def encoder(
     for first in range(0, len(examples), BATCH_SIZE):
       batch = examples[first : first + BATCH_SIZE]
       size, channels = data.image_size, data.channels
-      pixels = [pipeline.to_square(e["image"], size, channels) for e in batch]
+      pixels = [image_files.to_square(e["image"], size, channels) for e in batch]
       pixels += pixels[:1] * (BATCH_SIZE - len(batch))
       x = np.stack(pixels).astype(np.float32) / 127.5 - 1.0
       found = [np.asarray(compiled(weights, x[:, :, ::s])) for s in sides]

@@ -8,6 +8,7 @@ Source: Rombach et al. 2022 (arXiv:2112.10752) appendix G; Esser et al. 2021
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -151,8 +152,8 @@ class Autoencoder(nn.Module):
   def setup(self):
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     self.encoder, self.decoder = Encoder(cfg), Decoder(cfg)
-    point = lambda channels: linear.conv(  # noqa: E731
-      channels, ("image", "image"), name=None, window=1, dtype=dtype
+    point = functools.partial(
+      linear.conv, axes=("image", "image"), name=None, window=1, dtype=dtype
     )
     self.to_posterior = point(2 * cfg.latent_channels)
     self.from_latent = point(cfg.latent_channels)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import ranges, sharding
-from gen_jax.nn import attention, embed, linear, mlp, norms
+from gen_jax.nn import attention, block, embed, linear, mlp, norms
 from gen_jax.types import UNCONDITIONAL, Array, InputError, States
 
 _EPS = 1e-6  # of every LayerNorm
@@ -230,9 +230,7 @@ class DiT(nn.Module):
     at = positions(height, width, cfg.image_size // cfg.patch_size, cfg.width)
     x = x + jnp.broadcast_to(at.astype(dtype), x.shape)
     x = sharding.constrain(x, "batch", "length", "act_embed")
-    apply = lambda block, *inputs: block(*inputs)  # noqa: E731
-    if cfg.remat is not None:
-      apply = nn.remat(apply, policy=cfg.remat)
+    apply = block.remat(block.call, cfg.remat)
     for i in range(cfg.num_layers):
       x = apply(Block(cfg, name=f"block_{i}"), x, condition)
 

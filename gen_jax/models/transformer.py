@@ -124,8 +124,10 @@ def init_cache(config: Config, batch_size: int, num_slots: int) -> Cache:
     _check_cached(config.attention_impl, config.num_heads, heads, dim, config.window)
   num_slots = min(num_slots, config.window or num_slots)
   shape = (batch_size, heads, num_slots, dim)
-  zeros = lambda: jnp.zeros(shape, config.dtype)  # noqa: E731
-  layers = tuple(attention.KV(zeros(), zeros()) for _ in range(config.num_layers))
+  layers = tuple(
+    attention.KV(*(jnp.zeros(shape, config.dtype) for _ in attention.KV._fields))
+    for _ in range(config.num_layers)
+  )
   return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
 
 
@@ -272,17 +274,21 @@ class Transformer(nn.Module):
     if at is not None:
       x = jnp.take_along_axis(x, at[:, None, None], axis=1)
     x = cfg.norm(name="final_norm")(x)
-    if cfg.tied_head:
-      head = embedding.score
-    else:
-      head = embed.Head(cfg.vocab_size, dtype=dtype, name="head")
-    if logits_fn is None:
-      out = head(x, logits_fn=lambda logits: logits)
-    else:
-      out = head(x, *logits_fn_args, logits_fn=logits_fn, chunk=cfg.head_chunk)
+    out = self._score(x, embedding, logits_fn, logits_fn_args)
     if cache is not None:
       cache = Cache(layers, cache.length + length)
     return out, cache
+
+  def _score(self, x, embedding, logits_fn, logits_fn_args):
+    """The logits of x, or `logits_fn` of them."""
+    cfg = self.config
+    if cfg.tied_head:
+      head = embedding.score
+    else:
+      head = embed.Head(cfg.vocab_size, dtype=jnp.dtype(cfg.dtype), name="head")
+    if logits_fn is None:
+      return head(x, logits_fn=lambda logits: logits)
+    return head(x, *logits_fn_args, logits_fn=logits_fn, chunk=cfg.head_chunk)
 
   def _layers(self, x, mask, positions, cache, cache_update, train):
     """Runs L blocks, scanned or unrolled; returns x and the layers' updated caches."""
@@ -299,8 +305,7 @@ class Transformer(nn.Module):
         train=train,
       )
 
-    if cfg.remat is not None:
-      apply = nn.remat(apply, policy=cfg.remat, prevent_cse=not cfg.scan_layers)
+    apply = block.remat(apply, cfg.remat, prevent_cse=not cfg.scan_layers)
     if cfg.scan_layers:
       if cache is not None:
         raise ValueError("a cache needs unrolled layers: see `unscanned`")

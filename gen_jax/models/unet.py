@@ -1,13 +1,15 @@
 """UNet: a noisy image, a time and what it is conditioned on in, the target out.
 
-Down the resolutions and up again with skip connections; every residual block hears the
-time, and at the chosen levels attention lets pixels see each other and the caption.
+Down the resolutions and up again with skip connections. Every residual block is
+conditioned on the time embedding; at the chosen levels pixels attend to each other and
+to the caption.
 
 Sources: Ho et al. 2020 (arXiv:2006.11239) appendix B; Rombach et al. 2022 (2112.10752)
 appendix E.2.1.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import ranges
-from gen_jax.nn import attention, embed, linear, norms, spatial
+from gen_jax.nn import attention, block, embed, linear, norms, spatial
 from gen_jax.types import UNCONDITIONAL, Array, InputError, States
 
 
@@ -132,32 +134,15 @@ class UNet(nn.Module):
     if states.vector is not None:
       time = time + states.vector.astype(dtype)
 
-    def apply(module, *inputs):
-      run = lambda module, *inputs: module(*inputs)  # noqa: E731
-      if cfg.remat is not None:
-        run = nn.remat(run, policy=cfg.remat)
-      return run(module, *inputs)
-
-    def block(h, channels, name):
-      module = spatial.ResBlock(
-        channels, cfg.num_groups, cfg.eps, cfg.dropout, train, dtype, name=name
-      )
-      return apply(module, h, time)
-
-    def attend(h, name):
-      heads = cfg.num_heads or h.shape[-1] // cfg.head_dim
-      module = cfg.attention(
-        num_heads=heads, num_groups=cfg.num_groups, dtype=dtype, name=name
-      )
-      return apply(module, h, states.tokens, states.mask)
+    residual = functools.partial(self._residual, time=time, train=train)
+    attend = functools.partial(self._attend, states=states)
 
     def stage(h, name, level):
-      h = block(h, cfg.width * cfg.multipliers[level], name)
+      h = residual(h, cfg.width * cfg.multipliers[level], name)
       return attend(h, f"{name}_transformer") if level in cfg.attention_levels else h
 
-    h = linear.conv(cfg.width, ("image", "conv_out"), name="conv_in", dtype=dtype)(
-      x.astype(dtype)
-    )
+    x = x.astype(dtype)
+    h = linear.conv(cfg.width, ("image", "conv_out"), name="conv_in", dtype=dtype)(x)
     skips = [h]
     for level in range(levels):
       for i in range(cfg.num_blocks):
@@ -167,9 +152,9 @@ class UNet(nn.Module):
         h = spatial.half(h, name=f"down_{level}", dtype=dtype)
         skips.append(h)
 
-    h = block(h, h.shape[-1], "middle_in")
+    h = residual(h, h.shape[-1], "middle_in")
     h = attend(h, "middle_transformer")
-    h = block(h, h.shape[-1], "middle_out")
+    h = residual(h, h.shape[-1], "middle_out")
 
     for level in reversed(range(levels)):
       for i in range(cfg.num_blocks + 1):
@@ -188,8 +173,25 @@ class UNet(nn.Module):
     )(h)
     return h.astype(jnp.float32)
 
+  def _residual(self, h, channels, name, *, time, train):
+    """A residual block, conditioned on the time embedding."""
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    module = spatial.ResBlock(
+      channels, cfg.num_groups, cfg.eps, cfg.dropout, train, dtype, name=name
+    )
+    return block.remat(block.call, cfg.remat)(module, h, time)
+
+  def _attend(self, h, name, *, states):
+    """Attention to other pixels, and to `states.tokens`."""
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+    heads = cfg.num_heads or h.shape[-1] // cfg.head_dim
+    module = cfg.attention(
+      num_heads=heads, num_groups=cfg.num_groups, dtype=dtype, name=name
+    )
+    return block.remat(block.call, cfg.remat)(module, h, states.tokens, states.mask)
+
   def _time_embedding(self, t: Array) -> Array:
-    """Times [B] to what every block hears, [B, 4 width]."""
+    """Embeds times [B] as [B, 4 width]."""
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     # Published UNets count time in steps of 1/1000.
     timestep = 1000.0 * t + cfg.timestep_offset

@@ -237,7 +237,10 @@ def attend(query: Array, keyvalue: KV, mask: Mask) -> Array:
 @jax.custom_vjp
 def _attend(rows, key, value, seen):
   """Scaled rows [B, K, R, Dh], key and value [B, K, S, Dh], seen [B, 1, t, S]."""
-  whole = lambda *inputs: _attend_forward(*inputs)[0]  # noqa: E731
+
+  def whole(*inputs):
+    return _attend_forward(*inputs)[0]
+
   num_rows, num_slots = rows.shape[2], key.shape[2]
   piece = cpu.piece(num_rows, num_slots)
   if piece is None:

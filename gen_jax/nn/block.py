@@ -1,12 +1,27 @@
-"""The pre-norm residual block of all transformers."""
+"""The pre-norm residual block of all transformers; what a block keeps for gradients."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
 from gen_jax import sharding
 from gen_jax.nn import attention
 from gen_jax.types import Array
+
+
+def remat(fn: Callable, policy: Callable[..., bool] | None, **how: bool) -> Callable:
+  """fn(module, *inputs), computed again for the gradient but for what `policy` keeps.
+
+  Args:
+    policy: of `jax.checkpoint_policies`; None keeps everything.
+  """
+  return fn if policy is None else nn.remat(fn, policy=policy, **how)
+
+
+def call(module: nn.Module, *inputs: Any) -> Any:
+  """module(*inputs)."""
+  return module(*inputs)
 
 
 class Block(nn.Module):

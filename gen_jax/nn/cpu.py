@@ -65,8 +65,8 @@ def attend(
       likely = jnp.exp(found - found.max(-1, keepdims=True))
       return (likely.astype(value.dtype) @ value) / likely.sum(-1, keepdims=True)
 
-    cut = lambda x: x.reshape(-1, piece, x.shape[-1])  # noqa: E731
-    out = jax.lax.map(some, jax.tree.map(cut, (rows, seen)))
+    pieces = jax.tree.map(lambda x: x.reshape(-1, piece, x.shape[-1]), (rows, seen))
+    out = jax.lax.map(some, pieces)
     return out.reshape(rows.shape).astype(rows.dtype)
 
   def example(inputs):

@@ -1,6 +1,7 @@
 """Token embeddings, position embeddings and the language-model head."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -43,7 +44,7 @@ class Embed(nn.Module):
   ):
     """`Head` with the transposed table as its kernel."""
     table = self.table.astype(self.dtype)
-    multiply = lambda x, table: jnp.einsum("btd,vd->btv", x, table)  # noqa: E731
+    multiply = functools.partial(jnp.einsum, "btd,vd->btv")
     return _score(multiply, table, _TABLE, x, logits_fn_args, logits_fn, chunk)
 
 

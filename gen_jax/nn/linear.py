@@ -45,8 +45,11 @@ def _contracting(axes: Sequence[str | None]):
   def run(x, kernel, numbers, **options):
     del options  # dtype options are not needed; numbers have no batch axes
     depth = len(numbers[0][0])
-    multiply = lambda kernel, x: product(x, kernel, depth)  # noqa: E731
     has_length = x.ndim - depth > 1
+
+    def multiply(kernel, x):
+      return product(x, kernel, depth)
+
     return sharding.gathering(multiply, axes, has_length)(kernel, x)
 
   return run
@@ -56,9 +59,10 @@ def _convolving(axes: Sequence[str | None]):
   """A convolution with linen's signature; gathers the kernel for its use."""
 
   def run(x, kernel, *args, **kwargs):
-    convolve = jax.lax.conv_general_dilated
-    fn = lambda kernel, x: convolve(x, kernel, *args, **kwargs)  # noqa: E731
-    return sharding.gathering(fn, axes)(kernel, x)
+    def convolve(kernel, x):
+      return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+
+    return sharding.gathering(convolve, axes)(kernel, x)
 
   return run
 

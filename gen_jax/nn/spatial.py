@@ -1,5 +1,6 @@
 """Layers over images [B, H, W, C], shared by UNets and autoencoders."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,15 +46,15 @@ class ResBlock(nn.Module):
   def __call__(self, x: Array, time: Array | None = None) -> Array:
     """x [B, H, W, C], time [B, D] -> [B, H, W, channels]; the residual starts at 0."""
     channels, dtype = self.channels, self.dtype
-    norm = lambda name: norms.GroupNorm(self.num_groups, self.eps, name=name)  # noqa: E731
-    h = jax.nn.silu(norm("norm_in")(x))
+    norm = functools.partial(norms.GroupNorm, self.num_groups, self.eps)
+    h = jax.nn.silu(norm(name="norm_in")(x))
     # Between the convolutions channels are sharded like the hidden units of an MLP.
     h = linear.conv(channels, ("conv_out", "mlp"), name="conv_in", dtype=dtype)(h)
     if time is not None:
       shift = linear.dense(channels, ("embed", "mlp"), name="time", dtype=dtype)
       h = h + shift(jax.nn.silu(time))[:, None, None, :]
     h = sharding.constrain(h, "batch", "space", "space", "act_mlp")
-    h = jax.nn.silu(norm("norm_out")(h))
+    h = jax.nn.silu(norm(name="norm_out")(h))
     h = nn.Dropout(self.dropout, deterministic=not self.train)(h)
     zero = linear.fan_in(0.0)
     h = linear.conv(

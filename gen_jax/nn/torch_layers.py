@@ -37,5 +37,5 @@ def batch_norm(weights: Weights, name: str, x: Array, eps: float = 1e-3) -> Arra
   kinds = ("weight", "bias", "running_mean", "running_var")
   gain, bias, mean, variance = (weights[f"{name}.{k}"] for k in kinds)
   gain = gain * jax.lax.rsqrt(variance + eps)
-  wide = lambda v: jnp.broadcast_to(v, x.shape)  # noqa: E731
-  return x * wide(gain) + wide(bias - mean * gain)
+  gain, bias = (jnp.broadcast_to(v, x.shape) for v in (gain, bias - mean * gain))
+  return x * gain + bias

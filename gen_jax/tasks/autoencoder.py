@@ -13,6 +13,7 @@ Source: Esser et al. 2021 (arXiv:2012.09841) section 3.1; Rombach et al. 2022
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -73,12 +74,10 @@ class Autoencode:
     """
     del frozen
     x = batch["image"]
-    apply = lambda method, value: self.autoencoder.apply(  # noqa: E731
-      {"params": params["autoencoder"]}, value, method=method
-    )
-    mean, std = apply("encode", x)
+    apply = functools.partial(self.autoencoder.apply, {"params": params["autoencoder"]})
+    mean, std = apply(x, method="encode")
     z = mean + std * rng.normal(keys, mean.shape[1:]) if train else mean
-    y = apply("decode", z)
+    y = apply(z, method="decode")
     loss = _mean(jnp.abs(x - y))
     found = {"l1": loss, "mse": _mean((x - y) ** 2)}
     if self.autoencoder.is_stochastic:

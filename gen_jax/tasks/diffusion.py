@@ -292,7 +292,10 @@ def guided(
   scales = [guidance.within(s, *sampling.guidance_interval) for s in scales]
   denoise = guidance.multi_guidance(predictions, scales)
   if sampling.guidance_rescale and scales:
-    main = lambda x, t: predictions(x, t)[-1]  # noqa: E731
+
+    def main(x, t):
+      return predictions(x, t)[-1]
+
     denoise = guidance.rescale(task.schedule, denoise, main, sampling.guidance_rescale)
   return denoise
 

@@ -16,6 +16,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1, which likewise scales by 
 """
 
 import dataclasses
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -85,8 +86,7 @@ def init(config: LoRA, boxed: Params, key: Array) -> Params:
   Raises:
     InputError: the pattern names no parameter, or one that is no matrix.
   """
-  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)  # noqa: E731
-  leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box)
+  leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=nn.meta.is_axis_metadata)
   params = {tree.path_str(path): leaf for path, leaf in leaves}
   chosen = [path for path in params if re.search(config.pattern, path)]
   if not chosen:
@@ -98,8 +98,8 @@ def init(config: LoRA, boxed: Params, key: Array) -> Params:
   adapters: Params = {}
   for path in chosen:
     leaf = params[path]
-    names = leaf.names if is_box(leaf) else (None,) * leaf.ndim
-    shape = leaf.value.shape if is_box(leaf) else leaf.shape
+    names = leaf.names if nn.meta.is_axis_metadata(leaf) else (None,) * leaf.ndim
+    shape = leaf.value.shape if nn.meta.is_axis_metadata(leaf) else leaf.shape
     stacked, outputs = split(names) if names else (0, 1)
     if len(shape) - stacked - outputs < 1:
       raise InputError(
@@ -136,7 +136,7 @@ def merge(params: Params, adapters: Params, scale: float | Array) -> Params:
   """
   if not isinstance(params, dict):
     a, b = adapters["a"], adapters["b"]
-    product = lambda a, b: jnp.tensordot(a, b, 1)  # noqa: E731
+    product = functools.partial(jnp.tensordot, axes=1)
     for _ in range(a.ndim + b.ndim - 2 - params.ndim):  # stacked layers
       product = jax.vmap(product)
     return params + (scale * product(a, b)).astype(params.dtype)

@@ -78,8 +78,7 @@ class StateHandler(ocp.PyTreeCheckpointHandler):
     futures = await super().async_save(directory, args=args)
     folder = pathlib.Path(os.fspath(directory))
     shapes = {path: tuple(x.shape) for path, x in tree.flatten(args.item).items()}
-    note = lambda: _note_own(folder, shapes)  # noqa: E731
-    return [ocp.future.ChainedFuture(futures, note)]
+    return [ocp.future.ChainedFuture(futures, lambda: _note_own(folder, shapes))]
 
 
 @ocp.args.register_with_handler(StateHandler, for_save=True)

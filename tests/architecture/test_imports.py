@@ -294,17 +294,38 @@ BUDGETS = {
 
 
 def test_size_budgets():
-  lengths = {path: len(path.read_text().splitlines()) for path in FILES}
   rooms = dict.fromkeys(BUDGETS, 0)
-  for path, length in lengths.items():
+  for path in FILES:
     room = path.relative_to(ROOT / "gen_jax").parts[0]
-    rooms["loose files" if room.endswith(".py") else room] += length
-    assert length <= 450, path
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.FunctionDef):
-        assert node.end_lineno - node.lineno < 110, (path, node.name)
+    room = "loose files" if room.endswith(".py") else room
+    rooms[room] += len(path.read_text().splitlines())
   over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
   assert not over, rooms
+
+
+# Files of more than 400 lines and functions of more than 60, and why they may be.
+LONG_FILES = {
+  "experiment.py": "until families hold what only text or images know",
+  "train/checkpoint.py": "until what a checkpoint holds is apart from how it is kept",
+}
+LONG_FUNCTIONS = {
+  "train/loop.py run": "the order of a step is a contract, and is read in one piece",
+  "runs/training.py _train": "until what a start needs is apart from the start",
+}
+
+
+def test_files_and_functions_are_short():
+  files, functions = set(), set()
+  for path in FILES:
+    name, text = str(path.relative_to(ROOT / "gen_jax")), path.read_text()
+    if len(text.splitlines()) > 400:
+      files.add(name)
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if node.end_lineno - node.lineno >= 60:
+          functions.add(f"{name} {node.name}")
+  assert files == LONG_FILES.keys()
+  assert functions == LONG_FUNCTIONS.keys()
 
 
 def test_public_names_are_documented():

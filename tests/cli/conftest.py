@@ -80,7 +80,10 @@ def save(path: pathlib.Path, experiment, steps, std: float = 0.0) -> None:
   """Checkpoints (step, value) of numbers from N(0, std^2): of zeros without it."""
   abstract = experiment.abstract_state(experiment.optimizer(1)[0])
   draw = np.random.default_rng(0)
-  numbers = lambda x: draw.normal(0, std, x.shape).astype(x.dtype)  # noqa: E731
+
+  def numbers(x):
+    return draw.normal(0, std, x.shape).astype(x.dtype)
+
   with checkpoint.open_manager(path) as manager:
     for step, value in steps:
       state = jax.tree.map(lambda x: jax.device_put(numbers(x), x.sharding), abstract)

@@ -86,7 +86,10 @@ def test_what_commands_and_desktops_add_is_not_counted(
   home = tmp_path / "[out]"
   home.mkdir()
   images = np.stack([np.asarray(Image.open(folder / f"{i}.png")) for i in range(4)])
-  drawn = lambda start: iter([images[start:, ..., None]])  # noqa: E731
+
+  def drawn(start):
+    return iter([images[start:, ..., None]])
+
   sheets.write_images(home, drawn, 4, ["a"] * 4, 0, list(range(4)), 2, {})
   (home / more).parent.mkdir(exist_ok=True)
   Image.new("L", (99, 33)).save(home / more)

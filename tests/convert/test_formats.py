@@ -11,7 +11,7 @@ import safetensors.flax
 
 from gen_jax import build, tree
 from gen_jax import safetensors as ours
-from gen_jax.convert import architectures, huggingface
+from gen_jax.convert import architectures, huggingface, matching
 from gen_jax.types import InputError
 from tests.convert import test_huggingface as golden
 
@@ -28,7 +28,7 @@ def read(folder, **changes):
   model = build.build("model", {**block, **changes})
   abstract = golden.abstract_params(model)
   places = huggingface.match(tensors, architecture, abstract, biasless)
-  return model, huggingface.load(places, abstract)
+  return model, matching.load(places, abstract)
 
 
 def change(folder, **keys):
@@ -60,8 +60,8 @@ def test_half_precision_weights_come_in_as_they_are(dtype, name, scan, tmp_path)
   "dtype, want", [("F16", jnp.float16), ("BF16", jnp.bfloat16), ("F32", jnp.float32)]
 )
 def test_half_precision_goes_out_rounded_to_the_nearest(dtype, want, name, tmp_path):
-  architecture, model, params = golden.load(name)
-  plan = huggingface.foreign_tensors(architecture, model.config, params)
+  architecture, _, params = golden.load(name)
+  plan = huggingface.foreign_tensors(architecture, params)
   ours.write_folder(tmp_path, plan, dtype)
   theirs = safetensors.flax.load_file(tmp_path / "model.safetensors")
   arrays = safetensors.flax.load_file(golden.GOLDEN / name / "model.safetensors")
@@ -143,9 +143,7 @@ def test_a_gpt2_without_biases_has_zeros_in_the_file(scan, tmp_path):
   assert not any(path.endswith("bias") for path in tree.flatten(params))
   architecture = architectures.fitting(model.config)
   assert architecture.name == "GPT2LMHeadModel"
-  ours.write_folder(
-    tmp_path, huggingface.foreign_tensors(architecture, model.config, params), "F32"
-  )
+  ours.write_folder(tmp_path, huggingface.foreign_tensors(architecture, params), "F32")
   arrays = safetensors.flax.load_file(tmp_path / "model.safetensors")
   shapes = safetensors.flax.load_file(golden.GOLDEN / "gpt2" / "model.safetensors")
   assert {n: x.shape for n, x in arrays.items()} == {

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gen_jax import build, safetensors, sharding, tree
-from gen_jax.convert import architectures, huggingface
+from gen_jax.convert import architectures, huggingface, matching, names
 from gen_jax.models import transformer
 from gen_jax.tasks import losses
 from gen_jax.train import state as states
@@ -32,7 +32,7 @@ def load(name, scan_layers=False, **mesh):
   model = build.build("model", {**block, "scan_layers": scan_layers})
   abstract = abstract_params(model, **mesh)
   places = huggingface.match(tensors, architecture, abstract, biasless)
-  return architecture, model, huggingface.load(places, abstract)
+  return architecture, model, matching.load(places, abstract)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -66,7 +66,7 @@ def test_gradients(golden):
 
   value, gradients = jax.value_and_grad(loss)(params)
   np.testing.assert_allclose(value, expected["loss"], rtol=1e-5)
-  plan = huggingface.foreign_tensors(architecture, model.config, gradients)
+  plan = huggingface.foreign_tensors(architecture, gradients)
   checked = [key for key in expected if key.startswith("gradient/")]
   assert len(checked) == 7
   for key in checked:
@@ -76,14 +76,11 @@ def test_gradients(golden):
 
 def test_each_parameter_is_in_one_tensor(golden):
   architecture, model, params, _ = golden
-  shapes = huggingface.unrolled_shapes(params)
-  rows = names_of(architecture, shapes, model.config.num_layers)
-  assert sorted(rows) == sorted(shapes)
-
-
-def names_of(architecture, shapes, num_layers):
-  rows = huggingface.names.tensor_maps(architecture.table, shapes, num_layers)
-  return [path for row, _ in rows for path in row.paths]
+  shapes = matching.unrolled_shapes(params)
+  entries = names.unrolled(architecture.table, model.config.num_layers)
+  plan = matching.plan(entries, shapes)
+  held = [path for entry, _ in plan.values() for path in entry.paths]
+  assert sorted(held) == sorted(shapes)
 
 
 def test_there_and_back_is_the_identity(golden, tmp_path):
@@ -92,14 +89,14 @@ def test_there_and_back_is_the_identity(golden, tmp_path):
   (tmp_path / "config.json").write_text(
     json.dumps({**foreign, "architectures": [architecture.name]})
   )
-  plan = huggingface.foreign_tensors(architecture, model.config, params)
+  plan = huggingface.foreign_tensors(architecture, params)
   safetensors.write_folder(tmp_path, plan, "F32")
   again, block, tensors, biasless = huggingface.open_model(tmp_path)
   assert again is architecture and build.build("model", block).config.use_bias == (
     model.config.use_bias
   )
   abstract = abstract_params(build.build("model", block))
-  back = huggingface.load(
+  back = matching.load(
     huggingface.match(tensors, architecture, abstract, biasless), abstract
   )
   assert tree.sha256(back) == tree.sha256(params)
@@ -108,8 +105,8 @@ def test_there_and_back_is_the_identity(golden, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_grouped"])
 def test_files_come_back_bit_for_bit(name, tmp_path):
-  architecture, model, params = load(name)
-  plan = huggingface.foreign_tensors(architecture, model.config, params)
+  architecture, _, params = load(name)
+  plan = huggingface.foreign_tensors(architecture, params)
   safetensors.write_folder(tmp_path, plan, "F32", max_bytes=3000)
   assert (tmp_path / "model.safetensors.index.json").exists()
   ours = safetensors.open_folder(tmp_path)
@@ -138,7 +135,7 @@ def test_parts_are_views():
   )
   for path, (row, tensor) in huggingface.match(tensors, architecture, abstract).items():
     view = tensor.view()
-    shape = huggingface.unrolled_shapes(abstract)[path]
+    shape = matching.unrolled_shapes(abstract)[path]
     assert np.shares_memory(row.part(view, path, shape), view), path
 
 

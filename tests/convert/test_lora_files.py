@@ -10,7 +10,7 @@ import pytest
 
 from gen_jax import safetensors, tree, types
 from gen_jax.cli import main
-from gen_jax.convert import diffusers, huggingface, lora_files, stable_diffusion
+from gen_jax.convert import diffusers, lora_files, matching, stable_diffusion
 from tests.convert import test_stable_diffusion as tiny
 
 V1 = tiny.GOLDEN / "v1"
@@ -37,7 +37,7 @@ def load(base, file, scale):
   """Weights with a file merged."""
   _, places, models, abstract, _ = base
   merged = lora_files.merge(file, scale, places, models, abstract)
-  return {name: huggingface.load(merged[name], abstract[name]) for name in abstract}
+  return {name: matching.load(merged[name], abstract[name]) for name in abstract}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -54,15 +54,18 @@ def test_both_spellings_do_what_diffusers_does(base, name):
 
 def test_scale_0_is_the_base_and_files_add_up(base):
   _, places, models, abstract, _ = base
-  plain = huggingface.load(places["unet"], abstract["unet"])
+  plain = matching.load(places["unet"], abstract["unet"])
   none = load(base, V1 / "lora_kohya.safetensors", 0.0)["unet"]
-  kernel = lambda p: np.asarray(p["down_0_0"]["conv_in"]["kernel"])  # noqa: E731
+
+  def kernel(p):
+    return np.asarray(p["down_0_0"]["conv_in"]["kernel"])
+
   np.testing.assert_array_equal(kernel(none), kernel(plain))
   twice = places
   for scale in (0.3, 0.4):
     file = V1 / "lora_kohya.safetensors"
     twice = lora_files.merge(file, scale, twice, models, abstract)
-  twice = huggingface.load(twice["unet"], abstract["unet"])
+  twice = matching.load(twice["unet"], abstract["unet"])
   once = load(base, V1 / "lora_kohya.safetensors", 0.7)["unet"]
   assert np.abs(kernel(once) - kernel(plain)).max() > 0.01
   np.testing.assert_allclose(kernel(twice), kernel(once), atol=1e-6)
@@ -140,10 +143,13 @@ def same_weights(a, b):
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_alpha_may_be_a_number_of_any_dtype_and_shape(base, tmp_path, dtype, shape):
   arrays = arrays_of("lora_kohya")
-  alpha = lambda dtype: {  # noqa: E731
-    k: np.full(shape, 3, dtype) if k.endswith(".alpha") else v
-    for k, v in arrays.items()
-  }
+
+  def alpha(dtype):
+    return {
+      k: np.full(shape, 3, dtype) if k.endswith(".alpha") else v
+      for k, v in arrays.items()
+    }
+
   dtype = safetensors.NUMBERS[dtype]
   one = write(tmp_path / "one.safetensors", alpha(np.float32))
   two = write(tmp_path / "two.safetensors", alpha(dtype))
@@ -249,7 +255,9 @@ def test_odd_metadata_is_one_line(base, tmp_path, metadata, says):
 
 
 def test_import_merges_and_says_what(tmp_path):
-  run = lambda *words: main.run([str(w) for w in words])  # noqa: E731
+  def run(*words):
+    return main.run([str(w) for w in words])
+
   words = ("import", "--from", V1, "--workdir", tmp_path / "w", *tiny.MESH)
   file = V1 / "lora_kohya.safetensors"
   with pytest.raises(types.InputError, match="--lora_scale"):

@@ -16,7 +16,7 @@ import gen_jax
 from gen_jax import build, safetensors, sharding, tree, types
 from gen_jax.build import config_files
 from gen_jax.cli import main
-from gen_jax.convert import diffusers, diffusers_configs, huggingface, stable_diffusion
+from gen_jax.convert import diffusers, diffusers_configs, matching, stable_diffusion
 from gen_jax.data import pipeline, tokenizers
 from gen_jax.diffusion import samplers
 from gen_jax.models import text_encoder
@@ -76,7 +76,7 @@ def golden(request):
     places = stable_diffusion.match(
       model, opened.tensors[name], abstract[name], opened.column
     )
-    params[name] = huggingface.load(places, abstract[name])
+    params[name] = matching.load(places, abstract[name])
   with np.load(GOLDEN / request.param / "expected.npz") as file:
     return opened, modules(opened.task), params, dict(file)
 
@@ -102,7 +102,8 @@ def test_unet_its_blocks_and_its_gradients(golden):
     ours = seen["intermediates"][key.removeprefix("block/")]["__call__"][0]
     close(ours, expected[key], 1e-5)
   gradient = jax.jit(jax.grad(lambda p: jnp.mean(apply(p)[0] ** 2)))(params["unet"])
-  plan = stable_diffusion.foreign_tensors(opened.models()["unet"], gradient)
+  plan = opened.models()["unet"].plan(gradient, stable_diffusion.FOLDER)
+  plan = matching.foreign_tensors(plan, gradient)
   checked = [key for key in expected if key.startswith("gradient/")]
   assert len(checked) == 4
   for key in checked:
@@ -240,7 +241,7 @@ def test_single_file_has_the_names_of_the_original_code():
   for part, model in opened.models().items():
     pairs = {}
     for column in (stable_diffusion.FILE, stable_diffusion.FOLDER):
-      for name, (row, _) in model.tensor_maps(abstract[part], column).items():
+      for name, (row, _) in model.plan(abstract[part], column).items():
         pairs.setdefault(row.paths, []).append(name)
     assert dict(sorted(pairs.values())) == names[part]
 

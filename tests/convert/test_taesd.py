@@ -36,7 +36,10 @@ def imported(tmp_path_factory):
 def test_it_computes_what_its_own_network_does(imported):
   run = gen_jax.open(imported)
   weights, net = run.weights().params["autoencoder"], run.experiment.task.autoencoder
-  apply = lambda method, x: net.apply({"params": weights}, x, method=method)  # noqa: E731
+
+  def apply(method, x):
+    return net.apply({"params": weights}, x, method=method)
+
   with np.load(GOLDEN / "taesd" / "expected.npz") as file:
     expected = dict(file)
   posterior = apply("encode", expected["picture"])

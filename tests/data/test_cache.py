@@ -34,7 +34,10 @@ def source(tmp_path):
 def count(monkeypatch):
   """How often the documents of a split were asked for."""
   calls, plain = [], sources.TextFiles.documents
-  counted = lambda *args: calls.append(1) or plain(*args)  # noqa: E731
+
+  def counted(*args):
+    return calls.append(1) or plain(*args)
+
   monkeypatch.setattr(sources.TextFiles, "documents", counted)
   return calls
 

@@ -102,7 +102,10 @@ def test_the_thing_is_learned_and_with_its_kind_less_of_the_kind_forgotten(tmp_p
   @jax.jit
   def step(params, state, batch, key):
     keys = jax.random.split(key, 8)
-    value = lambda p: task.loss(p, {}, batch, keys, train=True).loss.value  # noqa: E731
+
+    def value(p):
+      return task.loss(p, {}, batch, keys, train=True).loss.value
+
     updates, state = optimizer.update(jax.grad(value)(params), state)
     return optax.apply_updates(params, updates), state
 

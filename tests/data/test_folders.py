@@ -26,7 +26,9 @@ def write_jsonl(path, table):
 
 
 def write_csv(path, table):
-  quote = lambda text: '"' + text.replace('"', '""') + '"'  # noqa: E731
+  def quote(text):
+    return '"' + text.replace('"', '""') + '"'
+
   lines = [
     ",".join(map(quote, row)) for row in (table[0], *(r.values() for r in table))
   ]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gen_jax import types
-from gen_jax.data import image_files, pipeline
+from gen_jax.data import image_files
 
 # What brings an upright image to how a camera stores it, by EXIF orientation.
 STORED = {
@@ -206,7 +206,7 @@ def test_channels_are_luminance_or_grey_three_times():
   )
   red = np.full((2, 2, 3), (255, 0, 0), np.uint8)
   assert image_files.in_channels(red, 1).tolist() == np.full((2, 2, 1), 76).tolist()
-  assert pipeline.to_square(red, 2, 1)[0, 0, 0] == 76
+  assert image_files.to_square(red, 2, 1)[0, 0, 0] == 76
 
 
 def test_what_is_cut_off_is_said():

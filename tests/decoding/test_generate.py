@@ -107,7 +107,10 @@ def test_a_row_that_is_done_stays_done(setup):
   decode = decoder(model, params)
   prompts, lengths = jnp.array([[1, 2], [3, 4]]), jnp.array([2, 2])
   state = generate.prefill(decode, cache, prompts, lengths, rng.sample_keys(0, 2))
-  force = lambda x, seen, keys: x.at[0, 9].add(1e9).argmax(-1)  # noqa: E731 (row 0 ends)
+
+  def force(x, seen, keys):  # row 0 ends
+    return x.at[0, 9].add(1e9).argmax(-1)
+
   state, tokens, _ = generate.extend(decode, state, 5, force, (7, 9))
   assert tokens[0].tolist() == [9, 7, 7, 7, 7]
   assert state.done.tolist()[0] is True

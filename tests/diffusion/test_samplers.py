@@ -612,11 +612,16 @@ def test_unipc_corrects_with_the_next_x0():
   """One step and its correction, by Zhao et al. 2023 eq. 3-8 in float64."""
   schedule, times = CASE["vp_linear"].schedule, jnp.array([0.7, 0.5, 0.4])
   x = jnp.array([[0.3, -1.0]])
-  denoise = lambda x, t: gaussian(schedule)(x, t)  # noqa: E731
+
+  def denoise(x, t):
+    return gaussian(schedule)(x, t)
+
   out, _ = samplers.sample(denoise, multistep.unipc(schedule), times, x, keys_for(1))
   a, s = (np.asarray(f(times), np.float64) for f in (schedule.alpha, schedule.sigma))
   lam = np.log(a / s)
-  x0 = lambda x, i: np.asarray(denoise(jnp.float32(x), times[i][None]).x0, np.float64)  # noqa: E731
+
+  def x0(x, i):
+    return np.asarray(denoise(jnp.float32(x), times[i][None]).x0, np.float64)
 
   def hold(x, i, m):
     return s[i + 1] / s[i] * x - a[i + 1] * np.expm1(lam[i] - lam[i + 1]) * m

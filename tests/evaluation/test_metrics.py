@@ -21,7 +21,10 @@ def test_by_hand():
   """ "the cat sat down" against five words, three of them in order."""
   found = metrics.answers(["the cat sat down"], ["the cat sat very still"])
   assert found["exact_match"] == 0
-  f = lambda p, r: 2 * p * r / (p + r)  # noqa: E731
+
+  def f(p, r):
+    return 2 * p * r / (p + r)
+
   assert found["rouge1"] == pytest.approx(f(3 / 4, 3 / 5))
   assert found["rouge2"] == pytest.approx(f(2 / 3, 2 / 4))
   assert found["rougeL"] == pytest.approx(f(3 / 4, 3 / 5))

@@ -54,7 +54,10 @@ SIZES = {
 
 def released(num_layers, width, channels=4, patch=2, num_classes=1000):
   """Trained parameters of the released code, module by module."""
-  linear = lambda i, o: i * o + o  # noqa: E731
+
+  def linear(i, o):
+    return i * o + o
+
   block = linear(width, 3 * width) + linear(width, width)
   block += linear(width, 4 * width) + linear(4 * width, width)
   block += linear(width, 6 * width)
@@ -110,9 +113,10 @@ def test_remat_changes_nothing():
 
   def gradient(remat):
     config = dataclasses.replace(CONFIG, remat=remat)
-    size = lambda p: jnp.mean(  # noqa: E731
-      apply(p, *inputs(), STATES, config=config) ** 2
-    )
+
+    def size(p):
+      return jnp.mean(apply(p, *inputs(), STATES, config=config) ** 2)
+
     return jax.jit(jax.grad(size))(params)
 
   got, want = (gradient(r) for r in (jax.checkpoint_policies.nothing_saveable, None))

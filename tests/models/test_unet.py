@@ -54,7 +54,10 @@ def test_remat_changes_nothing(setup):
     model = unet.UNet(dataclasses.replace(task.network.config, remat=remat))
     states = types.States(jnp.ones((tiny.BATCH, 4, 8)), batch["caption_mask"])
     inputs = (batch["image"], jnp.full(tiny.BATCH, 0.5), states)
-    size = lambda p: jnp.mean(model.apply({"params": p}, *inputs) ** 2)  # noqa: E731
+
+    def size(p):
+      return jnp.mean(model.apply({"params": p}, *inputs) ** 2)
+
     return jax.jit(jax.grad(size))(params["unet"])
 
   got, want = (gradient(r) for r in (jax.checkpoint_policies.nothing_saveable, None))
@@ -80,7 +83,10 @@ def test_with_rotary_positions_a_caption_may_begin_anywhere():
   model = text_encoder.TextEncoder(config)
   words, nothing = np.array([[3, 5, 7, 5]]), np.zeros((1, 2), int)
   params = tiny.weights(model.init, words, words > 0)
-  encode = lambda x: model.apply(params, x, x > 0).tokens  # noqa: E731
+
+  def encode(x):
+    return model.apply(params, x, x > 0).tokens
+
   early, late = np.hstack([words, nothing]), np.hstack([nothing, words])
   np.testing.assert_allclose(encode(early)[:, :4], encode(late)[:, 2:], atol=1e-5)
   assert np.abs(encode(early)[:, 1] - encode(early)[:, 3]).max() > 1e-3  # both are 5

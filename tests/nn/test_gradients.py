@@ -64,8 +64,13 @@ def test_standardise(average, view, axes, centre):
 def test_product(rows, depth):
   x, kernel = random(0, *rows, *(4, 6)[-depth:]), random(1, *(4, 6)[-depth:], 5, 7)
   equation = "abd,def->abef" if depth == 1 else "abcd,cdef->abef"
-  reference = lambda x, w: jnp.einsum(equation, x, w)  # noqa: E731
-  product = lambda x, w: linear.product(x, w, depth)  # noqa: E731
+
+  def reference(x, w):
+    return jnp.einsum(equation, x, w)
+
+  def product(x, w):
+    return linear.product(x, w, depth)
+
   np.testing.assert_allclose(product(x, kernel), reference(x, kernel), rtol=1e-5)
   assert_same(product, reference, x, kernel)
 

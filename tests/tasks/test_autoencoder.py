@@ -32,7 +32,10 @@ def loss(task, params, batch, train=True):
 
 def test_the_code_is_smaller_and_its_statistics_are_those_of_a_gaussian(setup):
   params, batch = setup
-  apply = lambda m, x: NET.apply({"params": params["autoencoder"]}, x, method=m)  # noqa: E731
+
+  def apply(m, x):
+    return NET.apply({"params": params["autoencoder"]}, x, method=m)
+
   posterior = apply("encode", batch["image"])
   assert posterior.mean.shape == posterior.std.shape == (tiny.BATCH, 4, 4, 2)
   assert apply("decode", posterior.mean).shape == batch["image"].shape
@@ -62,7 +65,9 @@ def test_the_loss_adds_up(setup):
 
 
 def _scores(params, batch):
-  apply = lambda m, x: NET.apply({"params": params["autoencoder"]}, x, method=m)  # noqa: E731
+  def apply(m, x):
+    return NET.apply({"params": params["autoencoder"]}, x, method=m)
+
   mean, std = apply("encode", batch["image"])
   y = apply("decode", mean + std * rng.normal(tiny.keys(), mean.shape[1:]))
   return CRITIC.apply({"params": params["discriminator"]}, y)[0]
@@ -116,7 +121,10 @@ def test_it_learns_images_better_than_their_mean(setup):
 def test_latents_have_mean_0_and_variance_1_and_come_back():
   """A codec of a known posterior: normalised in both directions, noise by key."""
   mean, std = jnp.array([3.0, -1.0]), jnp.array([2.0, 0.5])
-  halves = lambda weights, x: (x[..., :2] * weights, jnp.zeros_like(x[..., :2]))  # noqa: E731
+
+  def halves(weights, x):
+    return (x[..., :2] * weights, jnp.zeros_like(x[..., :2]))
+
   made = codec.latent(
     halves, lambda weights, z: z / weights, lambda s: s, lambda k: 4.0
   )

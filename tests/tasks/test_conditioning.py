@@ -82,7 +82,10 @@ def test_an_unconditional_model_reads_no_prompt_and_has_no_guidance():
 
   def draw(scale):
     how = diffusion.Sampling(num_steps=2, guidance_scale=scale)
-    run = lambda p: diffusion.draw(task, how, p, {}, (), tiny.keys(), (8, 8, 1))  # noqa: E731
+
+    def run(p):
+      return diffusion.draw(task, how, p, {}, (), tiny.keys(), (8, 8, 1))
+
     return jax.jit(run).lower(params).as_text(), jax.jit(run)(params)
 
   (one, first), (other, second) = draw(1.0), draw(5.0)

@@ -170,11 +170,14 @@ def test_an_inpainting_model_trains_on_random_holes(setup):
     base, network=unet.UNet(config), condition=condition.inpainting()
   )
   wider = {**params, "unet": linear.widen(params["unet"], "conv_in", 2)}
-  run = lambda task: jax.jit(  # noqa: E731
-    jax.value_and_grad(
-      lambda p: task.loss(p, {}, tiny.image_batch(), KEYS, train=True).loss.total
+
+  def run(task):
+    return jax.jit(
+      jax.value_and_grad(
+        lambda p: task.loss(p, {}, tiny.image_batch(), KEYS, train=True).loss.total
+      )
     )
-  )
+
   value, gradient = run(task)(wider)
   np.testing.assert_allclose(value, run(base)(params)[0], rtol=1e-5)
   kernel = np.asarray(gradient["unet"]["conv_in"]["kernel"])  # x_t, mask, image

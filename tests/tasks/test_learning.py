@@ -26,9 +26,10 @@ def train(task, batches, num_steps, rate):
   """Parameters after num_steps on each of the batches, from the same start."""
   layout = sharding.make_layout(1, 1, 1, devices=jax.devices()[:1])
   optimizer = optax.adam(rate)
-  create = lambda: states.create(  # noqa: E731
-    task, optimizer, batches[0], layout, 0, with_ema=False
-  )
+
+  def create():
+    return states.create(task, optimizer, batches[0], layout, 0, with_ema=False)
+
   step = steps.make_step(task, optimizer, layout=layout)
   step = steps.compile_step(step, create(), layout)
   trained = []

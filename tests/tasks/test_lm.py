@@ -65,7 +65,10 @@ def test_z_loss_is_added_to_the_loss_alone():
 def test_z_loss_gradient_is_two_log_z_times_the_softmax():
   logits = jax.random.normal(jax.random.key(0), (1, 1, 5))
   targets = jnp.zeros((1, 1), jnp.int32)
-  penalty = lambda x: jnp.square(losses.score(x, targets).log_z).sum()  # noqa: E731
+
+  def penalty(x):
+    return jnp.square(losses.score(x, targets).log_z).sum()
+
   grad = jax.grad(penalty)(logits)
   log_z = jax.nn.logsumexp(logits)
   np.testing.assert_allclose(grad, 2 * log_z * jax.nn.softmax(logits), rtol=1e-5)
@@ -90,5 +93,8 @@ def test_logits_in_chunks_change_nothing_and_never_exist_whole(tied_head):
   assert logits in gradient(whole).lower(params).as_text()
   assert logits not in gradient(chunked).lower(params).as_text()
   want, got = gradient(whole)(params), gradient(chunked)(params)
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)  # noqa: E731
+
+  def close(a, b):
+    return np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)
+
   jax.tree.map(close, got, want)

@@ -81,7 +81,10 @@ def test_number_of_parameters():
 def test_merged_equals_adapted_activations():
   """x (W + s a b) = x W + s (x a) b, on a kernel with heads and on its inverse."""
   generator = np.random.default_rng(0)
-  draw = lambda *shape: generator.normal(size=shape).astype(np.float32)  # noqa: E731
+
+  def draw(*shape):
+    return generator.normal(size=shape).astype(np.float32)
+
   x, w, a, b = draw(5, 8), draw(8, 2, 4), draw(8, 3), draw(3, 2, 4)
   merged = lora.merge({"w": w}, {"w": {"a": a, "b": b}}, 0.7)["w"]
   want = np.einsum("td,dnh->tnh", x, w) + 0.7 * np.einsum("tr,rnh->tnh", x @ a, b)

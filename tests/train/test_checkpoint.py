@@ -26,7 +26,10 @@ def made():
   layout = sharding.make_layout(data=2, fsdp=4, rules="fsdp")
   task, batch = tiny.language_model(), layout.put(tiny.text_batch(), tiny.BATCH)
   abstract = states.abstract(task, optax.adam(0.1), batch, layout, with_ema=True)
-  count = lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape)  # noqa: E731
+
+  def count(x):
+    return np.arange(x.size, dtype=x.dtype).reshape(x.shape)
+
   return jax.tree.map(
     lambda x: jax.device_put(count(x), x.sharding), abstract
   ), abstract
@@ -114,7 +117,10 @@ def written(tmp_path_factory):
   """Two steps of one small state, 6 the better one; (folder, abstract state)."""
   folder = tmp_path_factory.mktemp("steps")
   at = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  made = lambda x: states.of_weights({"w": x + np.arange(300, dtype=np.float32)})  # noqa: E731
+
+  def made(x):
+    return states.of_weights({"w": x + np.arange(300, dtype=np.float32)})
+
   with checkpoint.open_manager(folder) as manager:
     for step in STEPS:
       state = jax.tree.map(lambda x: jax.device_put(x, at), made(step))

@@ -95,7 +95,9 @@ def test_microbatches_equal_the_full_batch(kind, params):
   task, batch = make_task(), make_batch()
 
   def grads(num):
-    fn = lambda p, b, k: steps.gradients(task, p, {}, b, k, num)  # noqa: E731
+    def fn(p, b, k):
+      return steps.gradients(task, p, {}, b, k, num)
+
     return jax.jit(fn)(params, batch, tiny.keys())
 
   full, full_out = grads(1)

@@ -76,7 +76,10 @@ def read(here: Computation, ins: Instruction, num_devices: int) -> Collective | 
 
 def _partners(ins: Instruction, num_devices: int) -> tuple[tuple[int, ...], ...]:
   """The first group of a collective, or the pairs of a permutation."""
-  numbers = lambda text: tuple(map(int, re.findall(r"\d+", text)))  # noqa: E731
+
+  def numbers(text):
+    return tuple(map(int, re.findall(r"\d+", text)))
+
   if pairs := ins.get(r"source_target_pairs=\{(\{.*?\})\}"):
     return tuple(numbers(pair) for pair in pairs.split("},{"))
   if group := ins.get(r"replica_groups=\{(\{[\d,]*\})"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from gen_jax.data import pipeline, sources
+from gen_jax.data import image_files, sources
 from gen_jax.data.digits import digits_dataset_builder
 from gen_jax.types import InputError
 
@@ -33,7 +33,7 @@ def train(source: sources.ImageSource, image_size: int) -> tuple[Scorer, float]:
   def split(name):
     examples = source.examples(name)
     rows = [examples[i] for i in range(len(examples))]
-    images = np.stack([pipeline.to_square(r["image"], image_size, 1) for r in rows])
+    images = np.stack([image_files.to_square(r["image"], image_size, 1) for r in rows])
     return _features(images), np.array([r["label"] for r in rows])
 
   classifier = svm.SVC(gamma=0.001, C=10.0).fit(*split("train"))

@@ -59,7 +59,9 @@ def test_loops_count_as_often_as_they_run():
 )
 def test_the_length_of_a_loop_is_read_from_its_counter(first, goes_on, step, times):
   def fn(x, w):
-    body = lambda c: (c[0] + step, c[1] @ w)  # noqa: E731
+    def body(c):
+      return (c[0] + step, c[1] @ w)
+
     return jax.lax.while_loop(lambda c: goes_on(c[0]), body, (first, x))[1]
 
   text = compiled(fn, (8, 16), (16, 16))
@@ -152,7 +154,9 @@ def test_exchanges_have_kind_size_and_axes(kind, exchange, rows, axes, wire):
     check_vma=False,
   )
   def three_times(x):
-    body = lambda total, i: (total + run(x + i).sum(), None)  # noqa: E731
+    def body(total, i):
+      return (total + run(x + i).sum(), None)
+
     return jax.lax.scan(body, 0.0, jnp.arange(3.0))[0]
 
   found = measured(three_times, (16, 8)).collectives
