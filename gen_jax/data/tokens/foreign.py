@@ -107,17 +107,26 @@ def column(path: str, group: int, field: str) -> Iterator[str]:
 
 
 def members(file, path: str, field: str) -> Iterator[Record]:
-  """Files of a tar, read from front to end: those named *.FIELD, or *.json with it."""
+  """Files of a tar, read from front to end: *.FIELD, *.txt for text, *.json with it.
+
+  Raises:
+    InputError: it has none.
+  """
+  plain = {field, "txt"} if field == "text" else {field}
+  is_empty = True
   with tarfile.open(fileobj=file, mode="r|") as tar:
     for member in tar:
       name = member.name
       suffix = name.rpartition("/")[2].partition(".")[2]
-      if not member.isfile() or suffix not in (field, "json"):
+      if not member.isfile() or suffix not in plain | {"json"}:
         continue
       content = tar.extractfile(member).read()
       where = f"{path}: {name}"
-      read = files.decode if suffix == field else functools.partial(of_json, field)
+      is_empty = False
+      read = files.decode if suffix in plain else functools.partial(of_json, field)
       yield len(content), functools.partial(read, content, where)
+  if is_empty:
+    raise InputError(f"{path} has no files *.{' or *.'.join(sorted(plain))} or *.json")
 
 
 def of_json(field: str, content: bytes, where: str) -> str:

@@ -84,11 +84,13 @@ def quotas(weights: tuple[ranges.NotNegative, ...]) -> np.ndarray:
   return found
 
 
-def _spread(quota: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@functools.lru_cache(maxsize=64)
+def _spread(quotas: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
   """A window: the store of each row [W], and its rows before each place [W + 1, K].
 
   Each row goes to the store that lags most behind its share.
   """
+  quota = np.array(quotas)
   before = np.zeros((WINDOW + 1, len(quota)), np.int64)
   stores = np.zeros(WINDOW, np.int64)
   for i in range(WINDOW):
@@ -122,7 +124,7 @@ class Mixture:
         f"the stages of a mixture start at {self._starts}; they must rise from 0"
       )
     self._quotas = [quotas(stage.weights) for stage in stages]
-    self._windows = [_spread(quota) for quota in self._quotas]
+    self._windows = [_spread(tuple(quota.tolist())) for quota in self._quotas]
     before = np.zeros_like(self._quotas[0])
     self._before = [before]
     for i, (start, stop) in enumerate(itertools.pairwise(self._starts)):

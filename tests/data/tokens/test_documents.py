@@ -79,8 +79,8 @@ def test_a_piece_is_the_same_whoever_reads_it_alone(path):
   found = read([path], 200)
   for i, task in enumerate(documents.plan([str(path)], "text", 200)):
     for wanted in [piece for t, piece in found if t == i]:
-      (piece,) = documents.pieces(task, "text", 200, wanted.__eq__)
-      assert list(piece.texts) == found[i, wanted]
+      pieces = documents.pieces(task, "text", 200, wanted.__eq__)
+      assert [list(piece.texts) for piece in pieces] == [found[i, wanted]]
 
 
 def test_small_files_share_a_piece_and_each_text_is_a_document(tmp_path):
@@ -100,6 +100,12 @@ def test_a_long_text_is_cut_at_line_ends(tmp_path):
   assert "".join(found) == text + "short"
   assert len(found) > 4 and found[-1] == "short"
   assert all(part.endswith("\n") for part in found[:-1])
+
+
+def test_a_tar_without_texts_is_named(tmp_path):
+  (tmp_path / "a.tar").write_bytes(tar(TEXTS))
+  with pytest.raises(types.InputError, match=r"a\.tar has no files \*\.body"):
+    read([tmp_path / "a.tar"], 100, field="body")
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
