@@ -123,14 +123,21 @@ def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
   """
   tasks: list[Task] = []
   group: list[Part] = []
-
-  def held() -> int:
-    return sum(part.size for part in group)
+  held = 0  # bytes in the group
 
   def close() -> None:
+    nonlocal held
     if group:
       tasks.append(Task(tuple(group)))
       group.clear()
+      held = 0
+
+  def add(part: Part) -> None:
+    nonlocal held
+    group.append(part)
+    held += part.size
+    if held >= size:
+      close()
 
   for path in paths:
     form = kind(path)
@@ -142,19 +149,15 @@ def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
       tasks += [Task((Part(name, 0, None, num),)) for name in names]
     elif form == ".parquet":
       for i, num in enumerate(foreign.row_groups(path, field)):
-        group.append(Part(path, i, i + 1, num))
-        if held() >= size:
-          close()
+        add(Part(path, i, i + 1, num))
     else:
       start, total = 0, _size(path)
-      if form == "text" and held() + total > size:  # a text is cut if it must be
+      if form == "text" and held + total > size:  # a text is cut only if it must be
         close()
       while start < total:
-        stop = min(start + size - held(), total)
-        group.append(Part(path, start, stop, stop - start))
+        stop = min(start + size - held, total)
+        add(Part(path, start, stop, stop - start))
         start = stop
-        if held() >= size:
-          close()
   close()
   return tasks
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gen_jax.types import InputError
+from gen_jax.data.tokens import foreign
 
 BANDS, ROWS, _WORDS = 14, 8, 5
 _AT_ONCE = 2**24  # keys compared in memory
@@ -53,10 +53,7 @@ def near(text: str) -> np.ndarray:
   try:
     import datasketch
   except ImportError:
-    raise InputError(
-      "near-duplicates need datasketch: python -m pip install 'gen_jax[corpora]', or"
-      " 'datasketch>=1.6,<3'"
-    ) from None
+    raise foreign.missing("--drop near", "datasketch") from None
   words = re.findall(r"\w+", normalised(text))
   runs = range(max(len(words) - _WORDS + 1, 1))
   grams = {" ".join(words[i : i + _WORDS]).encode() for i in runs}

@@ -17,10 +17,10 @@ SCHEMES = ("hf:", "tfds:")
 Record = tuple[int, Callable[[], str]]
 
 
-def _missing(what: str, package: str) -> InputError:
+def missing(what: str, package: str) -> InputError:
+  """The error of a library that is not installed."""
   return InputError(
-    f"{what} needs {package}: python -m pip install 'gen_jax[corpora]', or {package}"
-    " alone"
+    f"{what} needs {package}: python -m pip install {package}, or 'gen_jax[corpora]'"
   )
 
 
@@ -31,7 +31,7 @@ class Zstandard(io.RawIOBase):
     try:
       import zstandard
     except ImportError:
-      raise _missing(path, "zstandard") from None
+      raise missing(path, "zstandard") from None
     self._path, self._file = path, open(path, "rb")
     self._made = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
     self._error = zstandard.ZstdError
@@ -152,7 +152,7 @@ def _hub(name: str) -> Any:
   try:
     import datasets
   except ImportError:
-    raise _missing(name.partition("|")[0], "datasets") from None
+    raise missing(name.partition("|")[0], "datasets") from None
   source, subset, split = _words(name)
   try:
     return datasets.load_dataset(source, subset or None, split=split, streaming=True)

@@ -247,7 +247,7 @@ def _watch(
     while selector.get_map():
       for key, _ in selector.select(timeout=1.0):
         if line := key.fileobj.readline():
-          told[key.data] = json.loads(line)
+          told[key.data] = files.parse_json(line, "what a worker says")
           continue
         selector.unregister(key.fileobj)
         if key.data.wait():
@@ -278,7 +278,7 @@ def _say(phase: str, done: Sequence[int], secs: float, total: int) -> None:
 
 
 def _failed(process: subprocess.Popen) -> Exception:
-  said = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+  said = files.lines(process.stderr.read().decode("utf-8", "replace").strip())
   if process.returncode == 2 and said:
     return InputError(said[-1])
   if process.returncode < 0:
