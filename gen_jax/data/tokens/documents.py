@@ -20,7 +20,7 @@ import pathlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from gen_jax.data.tokens import foreign
 from gen_jax.system import files
@@ -73,10 +73,12 @@ class Piece(NamedTuple):
   Attributes:
     number: 0, 1, ... in its task.
     texts: the documents, read while they are iterated over.
+    at_byte: how far a whole has been read where the piece begins.
   """
 
   number: int
   texts: Iterable[str]
+  at_byte: int
 
 
 def listed(source: str, subset: str | None, split: str) -> list[str]:
@@ -176,30 +178,33 @@ def pieces(
   if not task.is_whole:
     if wanted(0):
       texts = (text for part in task.parts for text in _texts(part, field))
-      yield Piece(0, texts)
+      yield Piece(0, texts, 0)
     return
-  path = task.parts[0].path
-  read = 0  # bytes of records before this one
+  path, read = task.parts[0].path, 0  # bytes of records before this one
 
   def number(record: foreign.Record) -> int:
     nonlocal read
     read += record[0]
     return (read - record[0]) // size
 
-  # A piece is the records that begin in its bytes.
-  for at, group in itertools.groupby(_records(path, kind(path), field), number):
-    if wanted(at):
-      yield Piece(at, (parse() for _, parse in group))
+  with contextlib.ExitStack() as stack:
+    if kind(path) in ("hf", "tfds"):
+      records, at_byte = foreign.records(path, field), lambda: 0
+    else:
+      raw = stack.enter_context(_opened(path))
+      records, at_byte = _records(raw, path, field), raw.tell
+    # A piece is the records that begin in its bytes.
+    for at, group in itertools.groupby(records, number):
+      if wanted(at):
+        yield Piece(at, (parse() for _, parse in group), at_byte())
 
 
-def _records(path: str, form: str, field: str) -> Iterator[foreign.Record]:
-  if form in ("hf", "tfds"):
-    yield from foreign.records(path, field)
-    return
-  with _whole(path), _opened(path) as file:
-    if form == ".tar":
+def _records(raw: BinaryIO, path: str, field: str) -> Iterator[foreign.Record]:
+  """Records of a file that is read from its beginning."""
+  with _whole(path), _decompressed(raw, path) as file:
+    if kind(path) == ".tar":
       yield from foreign.members(file, path, field)
-    elif form == "lines":
+    elif kind(path) == "lines":
       at = 0
       for line in file:
         if line.strip():
@@ -253,13 +258,16 @@ def _texts(part: Part, field: str) -> Iterator[str]:
       yield files.decode(content, f"{part.path}, from byte {at}")
 
 
-def _opened(path: str) -> Any:
-  """A file for reading, decompressed."""
+def _opened(path: str) -> BinaryIO:
   try:
-    if path.lower().endswith(".gz"):
-      return gzip.open(path)
-    if path.lower().endswith((".zst", ".zstd")):
-      return io.BufferedReader(foreign.Zstandard(path), 2**20)
     return open(path, "rb")
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _decompressed(raw: BinaryIO, path: str) -> io.BufferedIOBase:
+  if path.lower().endswith(".gz"):
+    return gzip.GzipFile(fileobj=raw)
+  if path.lower().endswith((".zst", ".zstd")):
+    return io.BufferedReader(foreign.Zstandard(raw, path), 2**20)
+  return raw

@@ -5,7 +5,7 @@ import io
 import itertools
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from gen_jax.data import tfds
 from gen_jax.system import files
@@ -27,22 +27,18 @@ def missing(what: str, package: str) -> InputError:
 class Zstandard(io.RawIOBase):
   """A .zst file, decompressed; an end before the frame's is an error, not an end."""
 
-  def __init__(self, path: str):
+  def __init__(self, raw: BinaryIO, path: str):
     try:
       import zstandard
     except ImportError:
       raise missing(path, "zstandard") from None
-    self._path, self._file = path, open(path, "rb")
+    self._file = raw
     self._made = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
     self._error = zstandard.ZstdError
     self._frame, self._rest, self._ready = None, b"", memoryview(b"")
 
   def readable(self) -> bool:
     return True
-
-  def close(self) -> None:
-    self._file.close()
-    super().close()
 
   def readinto(self, buffer) -> int:
     while not self._ready:

@@ -88,7 +88,7 @@ def make(home: pathlib.Path, job: Job, num_workers: int) -> dict[str, Any]:
       _run(home, "tokens", job, num_workers, lock)
       return _finish(home, job)
     except InputError:
-      if not any(home.glob("piece-*")):
+      if not any(home.glob("*.bin")):
         shutil.rmtree(home)  # nothing is lost
       raise
 
@@ -139,7 +139,7 @@ def _held(home: pathlib.Path, job: Job) -> Iterator[int]:
         " began it, or take another folder"
       )
   with path.open() as file:
-    until = time.monotonic() + 10.0  # workers of a killed command are about to end
+    until = time.monotonic() + 30.0  # workers of a killed command are about to end
     while True:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

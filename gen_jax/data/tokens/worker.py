@@ -155,18 +155,21 @@ def run(home: pathlib.Path, phase: str, process: int, num: int) -> None:
       is_mine = is_alone or (number + piece) % num == process
       return is_mine and not record(home, name(number, piece), phase).exists()
 
+    before, share, made = progress.bytes, 1 if is_alone else num, 0
     for piece in documents.pieces(task, field, size, wanted):
+      progress.bytes = before + piece.at_byte // share
       given = home, about
       if phase == "keys":
         _find_keys(*given, name(number, piece.number), piece.texts, progress)
       else:
         of_task = name(number, piece.number)
         _tokenise(*given, tokenizer, of_task, piece.texts, progress)
-      if not task.is_whole:
-        progress.bytes += task.size
       progress.tell()
-    if task.is_whole and (is_alone or number % num == process):
-      progress.bytes += task.size
+      made += 1
+    if task.is_whole:  # all have read it together
+      progress.bytes = before + task.size // share
+    elif made:
+      progress.bytes = before + task.size
   progress.tell(at_once=True)
 
 
