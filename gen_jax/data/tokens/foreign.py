@@ -139,7 +139,7 @@ def named(source: str, subset: str | None, split: str) -> str:
 
 
 def _words(name: str) -> tuple[str, str, str]:
-  source, subset, split = name.split("|")
+  source, subset, split = name.rsplit("|", 2)
   return source.partition(":")[2], subset, split
 
 
