@@ -1,6 +1,5 @@
 """`gen-jax tokenize`: a corpus of any size as a token store to train from."""
 
-import argparse
 import os
 
 from gen_jax import ranges
@@ -51,7 +50,6 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--shard_mib", type=int, default=64, help="MiB of text in a shard (default 64)"
   )
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.epilog = (
     "Killed at any moment, the same command goes on and gives the same bytes.\n"
     "To train on it: --config.data.source=tokens --config.data.source.path=DIR\n"

@@ -19,7 +19,7 @@ from gen_jax.data.tokens import order, rows, store
 from gen_jax.types import InputError
 
 _THREADS = 2  # cutting is little work; more threads wait for the interpreter
-_AHEAD = 16  # batches
+_AHEAD = 4  # batches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
