@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -228,6 +229,37 @@ def read(to: pathlib.Path, kind: str, secs: float = 10.0) -> None:
   print(json.dumps(values))
 
 
+def table(found: dict) -> str:
+  """The figures as rows of a table."""
+  rows = ["| what | measured |", "|---|---|"]
+  if "tokenising" in found:
+    one, per = found["tokenising"], found["tokenising"]["tokens"]
+    for name, secs in one["secs"].items():
+      rate = f"{secs:.0f} s, {per / secs / 1e6:.2f} million tokens a second"
+      rows.append(f"| {one['mb']:.0f} MB of text, {name} | {rate} |")
+    rows.append(f"| two workers over one | {one['two_workers_over_one']:.2f} times |")
+    rows.append(f"| most memory of a worker | {one['peak_mib_of_a_worker']:.0f} MiB |")
+    rows.append(f"| two workers' bytes are one's | {one['same_bytes']} |")
+    kills, same = found["killing"].values()
+    rows.append(f"| killed {kills} times: the same bytes | {same} |")
+  for name, one in found.get("reading", {}).items():
+    rows.append(
+      f"| reading {name} | first batch {one['first_batch_secs']:.2f} s,"
+      f" {one['million_tokens_per_sec']:.1f} million tokens a second,"
+      f" {one['anonymous_mib']:.0f} MiB |"
+    )
+  loads = ", ".join(f"{load:.1f}" for load in found["load"])
+  rows.append(f"| load of {found['cores']} cores at the end | {loads} |")
+  return "\n".join(rows)
+
+
+def write_table(found: dict) -> None:
+  """Puts the table into README.md."""
+  path, text = HERE / "README.md", f"<!-- table -->\n{table(found)}\n<!-- end -->"
+  pattern = re.compile(r"<!-- table -->.*<!-- end -->", re.DOTALL)
+  files.write(path, pattern.sub(lambda _: text, files.read(path)))
+
+
 def main() -> None:
   """See the module's docstring."""
   parser = argparse.ArgumentParser()
@@ -254,6 +286,7 @@ def main() -> None:
   found["load"] = os.getloadavg()
   found["cores"] = os.cpu_count()
   files.write_json(path, found)
+  write_table(found)
   print(json.dumps(found, indent=1))
   shutil.rmtree(args.scratch)
 
