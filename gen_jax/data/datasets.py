@@ -124,7 +124,7 @@ class TextData:
 
   def pipeline(self, split, tokenizer, seed):
     how = {"length": self.length, "batch_size": self.batch_size, "seed": seed}
-    if hasattr(self.source, "feed"):
+    if "feed" in sources.gives(self.source):
       return self.source.feed(split, tokenizer, rows=self.cut_rows(tokenizer), **how)
     stream = cache.tokens(self.source, split, tokenizer)
     how["cut"] = self.cut(tokenizer)
