@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.reliability import processes
 
 SECS = 240.0  # until a command counts as hung
-_TIMED = ("_per_sec", "mfu", "secs", "crc32")  # and what is computed of them
+_TIMED = (
+  "_per_sec",
+  "mfu",
+  "data_wait",
+  "secs",
+  "crc32",
+)  # and what is computed of them
 _SMALL = (
   *("--config.train.num_steps=9", "--config.train.save_every=3"),
   *("--config.train.ema_decay=0.9", "--config.evaluators.validation.every=3"),

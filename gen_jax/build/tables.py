@@ -26,6 +26,7 @@ from gen_jax.data import (
 from gen_jax.data.digits import source as digits
 from gen_jax.data.emoji import source as emoji
 from gen_jax.data.shapes import source as shapes
+from gen_jax.data.tokens import source as tokens
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
   codec,
@@ -290,6 +291,8 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "chats": _plain(conversations.Chats),
     "parallel": _plain(conversations.Parallel),
     "tfds_text": _plain(sources.TfdsText),
+    "tokens": _plain(tokens.Tokens),
+    "mixture": _plain(tokens.Mixture),
     "tfds_images": _plain(sources.TfdsImages),
     "digits": _plain(digits.Digits),
     "emoji": _plain(emoji.Emoji),

@@ -113,6 +113,13 @@ def _of_documents(
     yield _tokens(tokenizer, ids, starts), (num, int(is_new))
 
 
+def of_documents(
+  documents: Iterable[str], tokenizer: tokenizers.Tokenizer
+) -> Iterator[Tokens]:
+  """`tokenize`, in chunks whose `starts` are relative to their own first token."""
+  return (chunk for chunk, _ in _of_documents(documents, tokenizer))
+
+
 def _of_turns(
   dialogues: Iterable[Sequence[chat.Message]],
   tokenizer: tokenizers.Tokenizer,

@@ -27,6 +27,7 @@ from gen_jax.data import (
   sources,
   tokenizers,
 )
+from gen_jax.data.tokens import rows
 from gen_jax.system import files
 from gen_jax.types import Batch, InputError
 
@@ -104,15 +105,18 @@ class TextData(Data):
     del tokenizer
     return pipeline.window
 
+  def cut_rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
+    """What becomes of the windows of a batch."""
+    del tokenizer
+    return rows.windows
+
   def pipeline(self, split, tokenizer, seed):
-    return pipeline.text(
-      cache.tokens(self.source, split, tokenizer),
-      length=self.length,
-      batch_size=self.batch_size,
-      seed=seed,
-      train=split == "train",
-      cut=self.cut(tokenizer),
-    )
+    how = {"length": self.length, "batch_size": self.batch_size, "seed": seed}
+    if "feed" in sources.gives(self.source):
+      return self.source.feed(split, tokenizer, rows=self.cut_rows(tokenizer), **how)
+    stream = cache.tokens(self.source, split, tokenizer)
+    how["cut"] = self.cut(tokenizer)
+    return pipeline.text(stream, train=split == "train", **how)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +134,10 @@ class PackedText(TextData):
     """What becomes of a window."""
     shared = tokenizer.shares_marks
     return functools.partial(pipeline.packed_window, shared_marks=shared)
+
+  def cut_rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
+    """What becomes of the windows of a batch."""
+    return functools.partial(rows.packed, shared_marks=tokenizer.shares_marks)
 
 
 class Question(NamedTuple):
@@ -155,6 +163,10 @@ class Infill(PackedText):
     """What becomes of a window."""
     tokenizers.check_eos(tokenizer, "data.name=infill needs")
     return functools.partial(self.how.window, tokenizer=tokenizer)
+
+  def cut_rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
+    """What becomes of the windows of a batch."""
+    return rows.each(self.cut(tokenizer))
 
   def questions(
     self, split: str, tokenizer: tokenizers.Tokenizer, num: int, room: int

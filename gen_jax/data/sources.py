@@ -27,7 +27,7 @@ open_image = image_files.open_image  # old name, for one release
 
 # Methods that some sources have and others have not.
 GIVES = (
-  *("documents", "conversations"),  # of text
+  *("documents", "conversations", "feed"),  # of text, and batches of their own
   *("examples", "edits", "codes"),  # of images, pairs of them, and their latents
   *("class_names", "paths", "statistics", "prompt_benchmark"),
 )

@@ -45,7 +45,7 @@ def frames(
   two stand in frames of their own.
   """
   keys = {key for row in rows for key, value in row.items() if value is not None}
-  hidden = {"step", "learning_rate", "grad_norm"}
+  hidden = {"step", "learning_rate", "grad_norm", "data_wait"}
   plain = {k for k in keys - hidden if "/" not in k and not k.endswith("_per_sec")}
   plain = {k for k in plain if not k.endswith("_accuracy")}
   differ = {"loss"} if config["task"].get("discriminator") else set()

@@ -146,13 +146,14 @@ class _Window:
 
   Rates are without the first step, which compiles, and without the time of evaluation
   and saving. A step ends where its metrics are there: on its return if the device
-  works synchronously, as CPUs do, else when they are fetched.
+  works synchronously, as CPUs do, else when they are fetched. `data_wait` is the share
+  of that time in which the loop waited for batches.
   """
 
   def __init__(self, per_step: Mapping[str, float]):
     self._per_step = per_step
     self._sums: dict[str, Mean] = {}
-    self._timed, self._away = -1, 0.0
+    self._timed, self._away, self._waited = -1, 0.0, 0.0
     self._began = self._ended = -math.inf
 
   def _clock(self) -> float:
@@ -165,12 +166,21 @@ class _Window:
       self._began = self._clock()
     return self._clock() if _is_ready(metrics) else None
 
-  def add(self, step: int, metrics: steps.Metrics, ended: float | None) -> None:
+  def add(
+    self, step: int, metrics: steps.Metrics, ended: float | None, waited: float
+  ) -> None:
+    """Counts a step.
+
+    Args:
+      ended: see `end`.
+      waited: seconds for its batch.
+    """
     metrics = _finite(step, metrics)
     for name, mean in metrics.items():
       self._sums[name] = self._sums[name] + mean if name in self._sums else mean
     self._ended = self._clock() if ended is None else ended
     self._timed += 1
+    self._waited += waited if self._timed else 0.0
 
   @contextlib.contextmanager
   def paused(self, state: states.TrainState) -> Iterator[None]:
@@ -184,9 +194,11 @@ class _Window:
     values = {name: float(mean.value) for name, mean in self._sums.items()}
     values["learning_rate"] = rate
     if self._timed:
-      per_sec = self._timed / (self._ended - self._began)
+      secs = self._ended - self._began
+      per_sec = self._timed / secs
       values |= {name: amount * per_sec for name, amount in self._per_step.items()}
-    self._sums, self._timed, self._began = {}, 0, self._ended
+      values["data_wait"] = self._waited / secs
+    self._sums, self._timed, self._began, self._waited = {}, 0, self._ended, 0.0
     return values
 
 
@@ -311,8 +323,8 @@ def run(
         checkpoint.save(manager, i, state, progress, value)
       saved_at = i
 
-  def fetch(i, metrics, ended):
-    window.add(i, metrics, ended)
+  def fetch(i, metrics, ended, waited):
+    window.add(i, metrics, ended, waited)
     if (i + 1) % config.log_every == 0 or i + 1 == num_steps:
       write(i + 1, window.row(float(learning_rate(i))))
 
@@ -340,13 +352,15 @@ def run(
         if reason != "finished":
           break
         with rescued() if i == first else free:  # it compiles; nothing to save
+          asked = time.monotonic()
           with rescued(lambda: keep(True)):
             batch = next(batches)
+          waited = time.monotonic() - asked
           heartbeat()
           state, metrics = step(state, frozen, batch)
         if pending is not None:
           fetch(*pending)
-        pending = (i, metrics, window.end(metrics))
+        pending = (i, metrics, window.end(metrics), waited)
       if pending is not None:
         fetch(*pending)
     except (NotFiniteError, InputError) as error:

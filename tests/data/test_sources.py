@@ -25,6 +25,7 @@ from gen_jax.data import (
 from gen_jax.data.digits import digits_dataset_builder
 from gen_jax.data.digits import source as digits
 from gen_jax.data.emoji import source as emoji
+from gen_jax.data.tokens import documents, foreign
 from gen_jax.train import init_from
 
 BYTES = tokenizers.train_bpe([], 257)
@@ -161,6 +162,20 @@ def test_tfds_text(notes):
   assert _batch(source)["inputs"].shape == (2, 8)
   for split, num in (("train[:50%]", 2), ("train+test", 5)):
     assert len(sources.TfdsText(notes, train_split=split).documents("train")) == num
+
+
+def test_tfds_as_a_corpus(notes, monkeypatch):
+  want = list(sources.TfdsText(notes).documents("train"))
+  for at_once in (100_000, 2):
+    monkeypatch.setattr(foreign, "_EXAMPLES", at_once)
+    (name,) = documents.listed(f"tfds:{notes}", None, "train")
+    found = [
+      text
+      for task in documents.plan([name], "text", 10)
+      for piece in documents.pieces(task, "text", 10, lambda _: True)
+      for text in piece.texts
+    ]
+    assert found == want
 
 
 def test_tfds_images(notes):

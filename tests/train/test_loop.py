@@ -161,6 +161,33 @@ def test_speed_is_that_of_training_alone(
   assert speeds == rows
 
 
+def test_the_share_of_waiting_for_data_is_that_of_training_alone(manager, monkeypatch):
+  """Batches take three seconds and steps one; evaluations and saving do not count."""
+  now, shares = [0.0], []
+  monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+  class Hungry(Spy):
+    def __call__(self, weights, frozen):
+      now[0] += 100
+      return super().__call__(weights, frozen)
+
+    def stream(self, first):
+      for batch in super().stream(first):
+        now[0] += 3
+        yield batch
+
+    def step(self, state, frozen, batch):
+      now[0] += 1
+      return super().step(state, frozen, batch)
+
+    def write(self, step, values):
+      shares.extend(v for k, v in values.items() if k == "data_wait")
+
+  monkeypatch.setattr(checkpoint, "save", lambda *args: None)
+  Hungry().run(manager, num_steps=6, log_every=3, save_every=2)
+  assert shares == [0.75, 0.75]
+
+
 def test_resumed_run_does_not_evaluate_its_first_step_again(manager, saves):
   spy = saves(Spy())
   state = dataclasses.replace(fresh(), step=jnp.int32(2))

@@ -1,0 +1,89 @@
+"""`gen-jax tokenize`: a corpus of any size as a token store to train from."""
+
+import os
+
+from gen_jax import ranges
+from gen_jax.cli import flags
+from gen_jax.data import tokenizers
+from gen_jax.data.tokens import documents, duplicates, making
+from gen_jax.system import files
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax tokenize --help`."""
+  parser.add_argument(
+    "--source",
+    action="append",
+    required=True,
+    help="file, glob in quotes or folder (.jsonl, .txt, each also .gz or .zst;"
+    " .parquet, .tar), hf:NAME or tfds:NAME; may be repeated",
+  )
+  parser.add_argument(
+    "--tokenizer",
+    required=True,
+    help="folder or file of a tokenizer (WORKDIR/tokenizer is one), or bytes",
+  )
+  parser.add_argument(
+    "--to", action=flags.Path, required=True, metavar="DIR", help="folder of the store"
+  )
+  parser.add_argument(
+    "--field", default="text", help="of JSON, Parquet and data sets (default text)"
+  )
+  parser.add_argument(
+    "--split", default="train", help="of hf: and tfds: data sets (default train)"
+  )
+  parser.add_argument("--subset", help="configuration of hf: and tfds: data sets")
+  parser.add_argument(
+    "--held_out",
+    type=float,
+    default=0.005,
+    help="share of documents for validation, by their hash (default 0.005)",
+  )
+  parser.add_argument(
+    "--drop",
+    choices=duplicates.KEYS,
+    help="drop copies: exact (but for case and spaces), or near as well (MinHash)",
+  )
+  parser.add_argument(
+    "--workers", type=int, help="processes (default: one a core); changes no byte"
+  )
+  parser.add_argument(
+    "--shard_mib", type=int, default=64, help="MiB of text in a shard (default 64)"
+  )
+  parser.epilog = (
+    "Killed at any moment, the same command goes on and gives the same bytes.\n"
+    "To train on it: --config.data.source=tokens --config.data.source.path=DIR\n"
+    "--config.data.tokenizer=file --config.data.tokenizer.path=DIR/tokenizer"
+  )
+
+
+def run(args) -> dict:
+  """Makes the store, or goes on with it."""
+  held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
+  shard_mib = ranges.typed(args.shard_mib, ranges.Size, "--shard_mib")
+  workers = ranges.typed(args.workers, ranges.Count | None, "--workers")
+  paths = [
+    path
+    for source in args.source
+    for path in documents.listed(source, args.subset, args.split)
+  ]
+  if args.tokenizer == "bytes":
+    tokenizer = tokenizers.plain_bytes()
+  else:
+    tokenizer = tokenizers.load(files.path(args.tokenizer, "--tokenizer"))
+  job = making.Job(
+    tuple(dict.fromkeys(paths)),
+    tokenizer,
+    args.field,
+    held_out,
+    args.drop,
+    shard_mib * 2**20,
+  )
+  made = making.make(args.to, job, workers or len(os.sched_getaffinity(0)))
+  for split in made["splits"]:
+    tokens, texts = made["num_tokens"][split], made["num_documents"][split]
+    print(f"{args.to}, {split}: {tokens:,} tokens of {texts:,} documents")
+  found = {
+    name: made[name] for name in ("num_tokens", "num_documents", "source_sha256")
+  }
+  return {"to": str(args.to), **found}

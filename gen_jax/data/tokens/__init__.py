@@ -1,0 +1,1 @@
+"""Token stores: corpora tokenised once, read by memory map in any order."""

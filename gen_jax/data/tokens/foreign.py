@@ -1,0 +1,202 @@
+"""Formats of documents whose libraries are imported only where they are read."""
+
+import functools
+import io
+import itertools
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from gen_jax.data import tfds
+from gen_jax.system import files
+from gen_jax.types import InputError, first_line, unknown
+
+SCHEMES = ("hf:", "tfds:")
+
+# (bytes of a record, what makes its text of it).
+Record = tuple[int, Callable[[], str]]
+
+
+def missing(what: str, package: str) -> InputError:
+  """The error of a library that is not installed."""
+  return InputError(
+    f"{what} needs {package}: python -m pip install {package}, or 'gen_jax[corpora]'"
+  )
+
+
+class Zstandard(io.RawIOBase):
+  """A .zst file, decompressed; an end before the frame's is an error, not an end."""
+
+  def __init__(self, raw: BinaryIO, path: str):
+    try:
+      import zstandard
+    except ImportError:
+      raise missing(path, "zstandard") from None
+    self._file = raw
+    self._made = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
+    self._error = zstandard.ZstdError
+    self._frame, self._rest, self._ready = None, b"", memoryview(b"")
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    while not self._ready:
+      chunk = self._rest or self._file.read(2**16)
+      if not chunk:
+        if self._frame is not None:
+          raise EOFError("it ends inside a frame")
+        return 0
+      try:
+        self._frame = self._frame or self._made()
+        self._ready = memoryview(self._frame.decompress(chunk))
+      except self._error as error:
+        raise OSError(first_line(error)) from None
+      self._rest = b""
+      if self._frame.eof:
+        self._rest, self._frame = self._frame.unused_data, None
+    num = min(len(buffer), len(self._ready))
+    buffer[:num], self._ready = self._ready[:num], self._ready[num:]
+    return num
+
+
+def _parquet(path: str) -> Any:
+  from pyarrow import parquet  # imported here: it costs a second
+
+  try:
+    return parquet.ParquetFile(path)
+  except Exception as error:  # pyarrow raises many kinds
+    raise InputError(f"{path} is not a Parquet table: {first_line(error)}") from None
+
+
+def row_groups(path: str, field: str) -> list[int]:
+  """Bytes of the column in each row group of a Parquet file.
+
+  Raises:
+    InputError: it has no such column.
+  """
+  with _parquet(path) as table:
+    names = table.schema_arrow.names
+    if field not in names:
+      raise unknown(f"column (of {path})", field, names)
+    groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+    sizes = []
+    for group in groups:
+      columns = [group.column(i) for i in range(group.num_columns)]
+      own = [c for c in columns if c.path_in_schema.split(".")[0] == field]
+      sizes.append(sum(column.total_uncompressed_size for column in own))
+  return sizes
+
+
+def column(path: str, group: int, field: str) -> Iterator[str]:
+  """The texts of a column in a row group, a few at a time."""
+  with _parquet(path) as table:
+    row = 0
+    try:
+      for batch in table.iter_batches(256, row_groups=[group], columns=[field]):
+        for value in batch.column(0).to_pylist():
+          where = f"{path}, row group {group}, row {row}"
+          yield files.text(value, where)
+          row += 1
+    except OSError as error:  # a damaged page
+      raise InputError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def members(file, path: str, field: str) -> Iterator[Record]:
+  """Files of a tar, read from front to end: *.FIELD, *.txt for text, *.json with it.
+
+  Raises:
+    InputError: it has none.
+  """
+  plain = {field, "txt"} if field == "text" else {field}
+  is_empty = True
+  with tarfile.open(fileobj=file, mode="r|") as tar:
+    for member in tar:
+      name = member.name
+      suffix = name.rpartition("/")[2].partition(".")[2]
+      if not member.isfile() or suffix not in plain | {"json"}:
+        continue
+      content = tar.extractfile(member).read()
+      where = f"{path}: {name}"
+      is_empty = False
+      read = files.decode if suffix in plain else functools.partial(of_json, field)
+      yield len(content), functools.partial(read, content, where)
+  if is_empty:
+    raise InputError(f"{path} has no files *.{' or *.'.join(sorted(plain))} or *.json")
+
+
+def of_json(field: str, content: bytes, where: str) -> str:
+  """The text in a field of a JSON object."""
+  row = files.parse_json(content, where)
+  if not isinstance(row, dict):
+    raise InputError(f"{where} is not a JSON object with named fields")
+  return files.text(files.field(row, field, where), where)
+
+
+def named(source: str, subset: str | None, split: str) -> str:
+  """A data set, its configuration and its split in one text."""
+  return "|".join((source, subset or "", split))
+
+
+def _words(name: str) -> tuple[str, str, str]:
+  source, subset, split = name.rsplit("|", 2)
+  return source.partition(":")[2], subset, split
+
+
+def _hub(name: str) -> Any:
+  """A data set of Hugging Face as a stream."""
+  try:
+    import datasets
+  except ImportError:
+    raise missing(name.partition("|")[0], "datasets") from None
+  source, subset, split = _words(name)
+  try:
+    return datasets.load_dataset(source, subset or None, split=split, streaming=True)
+  except Exception as error:  # of many kinds: names, networks, formats
+    raise InputError(f"cannot open hf:{source}: {first_line(error)}") from None
+
+
+def _tfds(name: str) -> Sequence[dict[str, Any]]:
+  source, subset, split = _words(name)
+  return tfds.split_of(f"{source}/{subset}".rstrip("/"), None, split)
+
+
+_EXAMPLES = 100_000  # of TFDS in a part
+
+
+def streams(name: str) -> list[str]:
+  """Names of the parts of a data set that are read independently: NAME#i."""
+  is_hub = name.startswith("hf:")
+  num = _hub(name).num_shards if is_hub else -(-len(_tfds(name)) // _EXAMPLES)
+  return [f"{name}#{i}" for i in range(num)]
+
+
+def records(part: str, field: str) -> Iterator[Record]:
+  """Records of a part, see `streams`.
+
+  Raises:
+    InputError: no such field, or an example that cannot be read.
+  """
+  name, _, number = part.rpartition("#")
+  source, rows = name.partition("|")[0], _rows(name, int(number))
+  for i in itertools.count():
+    where = f"{source}, part {number}, example {i}"
+    try:
+      row = next(rows, None)
+    except Exception as error:  # of many kinds
+      raise InputError(f"cannot read {where}: {first_line(error)}") from None
+    if row is None:
+      return
+    text = files.text(files.field(row, field, where), where)
+    yield len(text), lambda text=text: text
+
+
+def _rows(name: str, number: int) -> Iterator[dict[str, Any]]:
+  if name.startswith("hf:"):
+    dataset = _hub(name)
+    yield from dataset.shard(num_shards=dataset.num_shards, index=number)
+    return
+  examples = _tfds(name)
+  start = number * _EXAMPLES
+  for i in range(start, min(start + _EXAMPLES, len(examples))):
+    yield examples[i]

@@ -1,0 +1,188 @@
+"""Stores that are made: the same bytes by any number of workers, killed or not."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gen_jax import types
+from gen_jax.data import cache, tokenizers
+from gen_jax.data.tokens import documents, duplicates, making, store, worker
+
+TEXTS = [f"Document {i} of the corpus. " * (i % 9 + 1) for i in range(400)]
+COPIES = [TEXTS[3].upper(), TEXTS[200], TEXTS[3]]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  """Documents in three files, the last ones copies of earlier ones."""
+  home = tmp_path_factory.mktemp("corpus")
+  for i, texts in enumerate((TEXTS[:200], TEXTS[200:], COPIES)):
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    if i == 1:
+      (home / "1.jsonl.gz").write_bytes(gzip.compress(content))
+    else:
+      (home / f"{i}.jsonl").write_bytes(content)
+  return home
+
+
+def job(corpus, **changes):
+  paths = tuple(documents.listed(str(corpus), None, "train"))
+  tokenizer = tokenizers.plain_bytes()
+  options = {"shard_bytes": 4000, "held_out": 0.1, **changes}
+  return making.Job(paths, tokenizer, **options)
+
+
+def content(home):
+  """{name: bytes} of a folder."""
+  paths = (path for path in home.rglob("*") if path.is_file())
+  return {str(path.relative_to(home)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory):
+  """A store of one worker."""
+  home = tmp_path_factory.mktemp("made") / "store"
+  making.make(home, job(corpus), 1)
+  return home
+
+
+def texts(home, split):
+  stream = store.open_store(home, None).stream(split, 0.0)
+  return list(store.Texts(lambda: [(stream, tokenizers.plain_bytes())]))
+
+
+def test_every_document_is_there_in_its_split(made):
+  everything = TEXTS + COPIES
+  is_out = [duplicates.fraction(text) < 0.1 for text in everything]
+  for split, wanted in (("train", False), ("validation", True)):
+    want = [t for t, out in zip(everything, is_out, strict=True) if out == wanted]
+    assert texts(made, split) == want and want
+  assert not set(texts(made, "train")) & set(texts(made, "validation"))
+
+
+def test_tokens_are_those_of_the_small_path(made):
+  """As `cache.tokenize` of the same documents in memory."""
+  stream = store.open_store(made, None).stream("train", 0.0)
+  want = cache.tokenize(texts(made, "train"), tokenizers.plain_bytes())
+  window = stream.window(0, len(stream))
+  np.testing.assert_array_equal(window.ids, want.ids)
+  np.testing.assert_array_equal(window.starts, want.starts)
+
+
+def test_the_manifest_counts_what_is_there(made):
+  manifest = store.read_manifest(made)
+  for split in store.SPLITS:
+    assert manifest["num_documents"][split] == len(texts(made, split))
+    stream = store.open_store(made, None).stream(split, 0.0)
+    assert manifest["num_tokens"][split] == len(stream)
+  names = {path.split(".")[0] for path in content(made) if "-" in path}
+  assert names == {x["name"] for s in manifest["splits"].values() for x in s}
+  assert [name for name, _ in manifest["source"]] == [
+    "0.jsonl",
+    "1.jsonl.gz",
+    "2.jsonl",
+  ]
+
+
+def test_two_workers_make_the_same_bytes_and_the_same_command_finds_them(
+  corpus, made, tmp_path
+):
+  making.make(tmp_path / "store", job(corpus), 2)
+  assert content(tmp_path / "store") == content(made)
+  again = making.make(tmp_path / "store", job(corpus), 2)
+  assert again == store.read_manifest(made)
+
+
+def killed(home, corpus, after):
+  """A command that is killed when `after` pieces are done; whether it was whole."""
+  code = (
+    "import sys, pathlib; from tests.data.tokens import test_making as t;"
+    " t.making.make(pathlib.Path(sys.argv[1]), t.job(pathlib.Path(sys.argv[2])), 2)"
+  )
+  words = [sys.executable, "-c", code, str(home), str(corpus)]
+  process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+  until = time.monotonic() + 120
+  while process.poll() is None and time.monotonic() < until:
+    if len(list(home.glob("piece-*.json"))) >= after:
+      os.kill(process.pid, signal.SIGKILL)
+      break
+    time.sleep(0.001)
+  process.wait()
+  return (home / store.MANIFEST).exists()
+
+
+def test_killed_at_any_moment_it_goes_on_and_makes_the_same_bytes(
+  corpus, made, tmp_path
+):
+  home = tmp_path / "store"
+  home.mkdir()
+  assert not killed(home, corpus, after=2)
+  with pytest.raises(types.InputError, match="not finished"):
+    store.open_store(home, None)
+  done = {path.name: path.stat().st_mtime_ns for path in home.glob("piece-*.json")}
+  for path in (home / "train-00000-00000.bin.partial", home / "piece-9.json.partial"):
+    path.write_bytes(b"cut off")
+  making.make(home, job(corpus), 1)
+  assert content(home) == content(made)
+  assert len(done) >= 2
+
+
+def test_a_piece_that_is_done_is_not_made_again(corpus, made, tmp_path, monkeypatch):
+  home, given = tmp_path / "store", job(corpus)
+  with making._held(home, given):
+    pass
+  worker.run(home, "tokens", 0, 2)  # one of two workers
+  before = {p: p.stat().st_mtime_ns for p in home.glob("piece-*.json")}
+  assert before
+  making.make(home, given, 1)
+  assert content(home) == content(made)
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_copies_are_dropped(corpus, tmp_path, kind):
+  if kind == "near":
+    pytest.importorskip("datasketch")
+  making.make(tmp_path / "store", job(corpus, held_out=0.0, duplicates=kind), 2)
+  found = texts(tmp_path / "store", "train")
+  if kind == "exact":
+    assert found == TEXTS
+  else:
+    assert len(found) < len(TEXTS) and found[0] == TEXTS[0]
+  assert not list((tmp_path / "store").glob("copies*"))
+
+
+def test_another_store_is_not_written_over(corpus, made, tmp_path):
+  for changes, name in (
+    ({"held_out": 0.2}, "held_out"),
+    ({"field": "body"}, "field"),
+    ({"shard_bytes": 5000}, "shard_bytes"),
+  ):
+    with pytest.raises(types.InputError, match=f"store of another {name}"):
+      making.make(made, job(corpus, **changes), 1)
+  home = tmp_path / "store"
+  with making._held(home, job(corpus)):
+    with pytest.raises(
+      types.InputError, match="unfinished token store of another held"
+    ):
+      making.make(home, job(corpus, held_out=0.2), 1)
+  (tmp_path / "own").mkdir()
+  (tmp_path / "own/file").write_text("")
+  with pytest.raises(types.InputError, match="not empty and holds no token store"):
+    making.make(tmp_path / "own", job(corpus), 1)
+
+
+def test_what_a_worker_stumbles_over_is_said(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": 1}\n')
+  with pytest.raises(types.InputError, match="byte 14: 1 is not text"):
+    making.make(tmp_path / "store", job(tmp_path / "a.jsonl"), 1)
+  assert not (tmp_path / "store").exists()
+  (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+  with pytest.raises(types.InputError, match="no text in"):
+    making.make(tmp_path / "store", job(tmp_path / "a.jsonl", held_out=1 - 1e-9), 1)
