@@ -92,6 +92,11 @@ class Experiment:
     """Shapes and shardings of what the learner needs besides its parameters."""
     return self.learner_frozen(self.abstract_params() if self.adapter else None)
 
+  def around(self, task: base.Task) -> "Experiment":
+    """The experiment with another task of its family, in the same layout."""
+    frozen = _abstract(self.layout, functools.partial(self.family.init_frozen, task))
+    return dataclasses.replace(self, task=task, frozen=frozen)
+
   def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:
     """How the task's weights may be stored, as here first."""
     abstract = lambda task: _abstract(self.layout, task.init, self.batch())  # noqa: E731

@@ -20,7 +20,7 @@ from gen_jax.build import upgrade
 from gen_jax.data import datasets
 from gen_jax.nn import attention
 from gen_jax.system import files
-from gen_jax.train import proof
+from gen_jax.train import items, proof
 from gen_jax.types import InputError
 
 # What may differ when a workdir is opened again: it does not change what is learned,
@@ -39,7 +39,7 @@ FORMAT = 1  # of a workdir, in run.json; those of before have none
 # What a model has learned to draw, and a run that starts from it takes over.
 OF_IMAGES = ("image_size", "channels", "caption_length")
 ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
-AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
+AUTOENCODER = "autoencoder"  # the item that makes the latents; once a workdir in here
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
   *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
   *("metrics.jsonl", "tensorboard", datasets.CLASS_NAMES, "run.json", "config.json"),
@@ -66,10 +66,18 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
   """A config as {"dotted.key": value}."""
   if not isinstance(config, dict) or not config:
     return {prefix: config}
-  items = {}
+  found = {}
   for key, value in config.items():
-    items.update(flat(value, f"{prefix}.{key}" if prefix else key))
-  return items
+    found.update(flat(value, f"{prefix}.{key}" if prefix else key))
+  return found
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """{key: both values} of what two configs have otherwise, but for exact kernels."""
+  old, new = (flat({**c, "task": _inexact(c["task"])}) for c in (old, new))
+  keys = sorted(old.keys() | new.keys())
+  pairs = ((key, tuple(c.get(key, "absent") for c in (old, new))) for key in keys)
+  return {key: pair for key, pair in pairs if pair[0] != pair[1]}
 
 
 @contextlib.contextmanager
@@ -95,9 +103,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
   history = _run(workdir).get("history", [])
   if before:
     history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
-  folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
-  names = ("init_from.json", datasets.CLASS_NAMES, *folders, "checkpoints")
-  names = ("config.json", "run.json", *names)
+  folders = ("tokenizer", "tokenizer.partial", "checkpoints")
+  names = ("config.json", "run.json", "init_from.json", datasets.CLASS_NAMES, *folders)
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
@@ -173,17 +180,10 @@ def check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]
         )
     return {}
   config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
-  old, new = (
-    flat({**c, "task": _inexact(c["task"])}) for c in (read_config(workdir), config)
-  )
-  changed = [
-    key
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key, KeyError) != new.get(key, KeyError)
-  ]
+  changed = _changed(read_config(workdir), config)
   differ = [
-    f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
-    for key in changed
+    f"{key} ({there!r} there, {now!r} now)"
+    for key, (there, now) in changed.items()
     if not _may_change(key)
   ]
   if differ and not _is_untrained(workdir):
@@ -192,7 +192,7 @@ def check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]
       f"workdir {workdir} belongs to another config: {'; '.join(differ[:8])}{more};"
       " take another --workdir, or give the same values"
     )
-  return {key: old.get(key) for key in changed}
+  return {key: there for key, (there, _) in changed.items()}
 
 
 def _own(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -208,13 +208,8 @@ def _own(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_untrained(workdir: pathlib.Path) -> bool:
   """Whether no step was ever made: no checkpoint but that of step 0, which has none."""
-  partial = "0.orbax-checkpoint-tmp"
-  others = [
-    name
-    for name in _checkpoints(workdir)
-    if name != "0" and not name.startswith(partial)
-  ]
-  return not others and not is_imported(workdir)
+  others = [n for n in _checkpoints(workdir) if n[0].isdecimal() and n != "0"]
+  return all(n.startswith("0.orbax-") for n in others) and not is_imported(workdir)
 
 
 def evaluation(workdir: pathlib.Path) -> pathlib.Path:
@@ -309,7 +304,7 @@ def read_config(
       " back from a copy, or delete run.json if you changed it yourself"
     )
   opened = overriding.apply(config, overrides)
-  if _inexact(opened["task"]) != _inexact(config["task"]):
+  if not all(map(_may_change, _changed(config, opened))):
     raise InputError(
       f"{workdir} was trained with another attention: only kernels that compute the"
       " same (xla, chunked, ring, splash, cudnn) may take each other's place"
@@ -361,7 +356,8 @@ def inherit_task(
   own = [(key, text) for key, text in overrides if key.split(".")[0] == "init_from"]
   start = overriding.apply(config, own).get("init_from") or {}
   home = workdir
-  if home is None or not (home / "config.json").exists():
+  has_begun = home is not None and (home / "config.json").exists()
+  if not has_begun:
     if not start.get("workdir"):
       raise InputError("task=None needs a model: set init_from.workdir")
     home = files.path(start["workdir"], "init_from.workdir")
@@ -376,10 +372,14 @@ def inherit_task(
     if key not in there["data"] and key != "caption_length":  # which not all read
       raise InputError(f"data.{key}=None, and {home} has none to take over; set it")
     data[key] = there["data"].get(key)
-  if (home / AUTOENCODER).exists():
-    codec = {**task["codec"], "workdir": str(home / AUTOENCODER)}
-    task = {**task, "codec": codec}
+  if not has_begun and has_autoencoder(home):
+    task = {**task, "codec": {**task["codec"], "workdir": str(home)}}
   return {**config, "task": task, "data": data}
+
+
+def has_autoencoder(workdir: pathlib.Path) -> bool:
+  """Whether a run keeps the autoencoder that it works in."""
+  return items.exists(workdir, AUTOENCODER) or (workdir / AUTOENCODER).exists()
 
 
 def unlike_start(config: dict[str, Any]) -> str | None:
