@@ -94,7 +94,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
     InputError: the workdir belongs to another config (says what differs), cannot be
       written to, or is not the one of process 0.
   """
-  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  config = json.loads(json.dumps(build.resolved(config)))  # as it will be read
   if jax.process_index():
     _check_shared(workdir, config)
     yield {}
@@ -179,8 +179,7 @@ def check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]
           " program; take another --workdir"
         )
     return {}
-  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
-  changed = _changed(read_config(workdir), config)
+  changed = _changed(read_config(workdir), build.resolved(config))
   differ = [
     f"{key} ({there!r} there, {now!r} now)"
     for key, (there, now) in changed.items()
@@ -236,12 +235,13 @@ def write_config(
   The hash comes first, next to that of the config there is: a kill in between leaves a
   workdir that opens.
   """
+  noted = _run(workdir).get("config_sha256", [])
   run = {
     "format": FORMAT,
     "code_revision": _revision(),
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "config_sha256": [*_noted(workdir)[-1:], files.value_sha256(config)],
+    "config_sha256": [*noted[-1:], files.value_sha256(config)],
     **({"history": [*history]} if history else {}),
   }
   write_sealed(workdir / "run.json", run)
@@ -252,11 +252,6 @@ def _run(workdir: pathlib.Path) -> dict[str, Any]:
   """What run.json says."""
   path = workdir / "run.json"
   return files.read_sealed(path) if path.exists() else {}
-
-
-def _noted(workdir: pathlib.Path) -> list[str]:
-  """Hashes that config.json may have; none where an earlier version wrote it."""
-  return _run(workdir).get("config_sha256", [])
 
 
 def _revision() -> str | None:
@@ -274,6 +269,8 @@ def read_config(
   workdir: pathlib.Path, overrides: overriding.Overrides = ()
 ) -> dict[str, Any]:
   """The config of a workdir, with overrides of what may change (its mesh, say).
+
+  Earlier versions kept no defaults: they are filled in, as they are today.
 
   Raises:
     InputError: not a workdir, or an override of what may not change.
@@ -293,17 +290,20 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
-  config = upgrade.config(written)
+  config = build.resolved(upgrade.config(written))
   try:
     build.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  if (noted := _noted(workdir)) and files.value_sha256(written) not in noted:
+  noted = _run(workdir).get("config_sha256")  # none where an earlier version wrote it
+  if noted and files.value_sha256(written) not in noted:
     raise InputError(
       f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
       " back from a copy, or delete run.json if you changed it yourself"
     )
-  opened = overriding.apply(config, overrides)
+  if not overrides:
+    return config
+  opened = build.resolved(overriding.apply(build.explicit(config), overrides))
   if not all(map(_may_change, _changed(config, opened))):
     raise InputError(
       f"{workdir} was trained with another attention: only kernels that compute the"
@@ -367,7 +367,7 @@ def inherit_task(
         " trained or imported model"
       )
   there = read_config(home)
-  task, data = there["task"], dict(config["data"])
+  task, data = build.explicit(there)["task"], dict(config["data"])
   for key in (key for key in OF_IMAGES if key in data and data[key] is None):
     if key not in there["data"] and key != "caption_length":  # which not all read
       raise InputError(f"data.{key}=None, and {home} has none to take over; set it")

@@ -272,7 +272,7 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 900,  # with config files, overrides; upgrade.py goes with the next release
+  "build": 1_000,  # with config files, overrides, defaults; upgrade.py goes
   "cli": 3_400,
   "convert": 3_560,
   "cost": 1_360,
