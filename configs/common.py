@@ -1,4 +1,8 @@
-"""Shared by all configs: strict arguments, and the shrinker behind ':smoke'."""
+"""Shared by all configs: strict arguments, and the shrinker behind ':smoke'.
+
+What a config does not set has the default of the code: `gen-jax train --keys` lists all
+keys, and `--dry_run` the values that a run would have.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -44,7 +48,6 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
   config = {
     "task": {
       "name": "language_model",
-      "z_loss": 0.0,
       "model": {
         "name": "transformer",
         "vocab_size": 50257,
@@ -52,22 +55,6 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
         "num_layers": 12,
         "width": 768,
         "num_heads": 12,
-        "num_kv_heads": None,
-        "head_dim": None,
-        "mlp_width": None,
-        "norm": {"name": "layer_norm", "eps": 1e-5, "use_bias": True},
-        "mlp": {"name": "mlp", "activation": "gelu"},
-        "position": "learned",
-        "rotary": None,
-        "use_bias": True,
-        "tied_head": True,
-        "window": None,
-        "attention_impl": "xla",
-        "dropout": 0.0,
-        "scan_layers": False,
-        "remat": None,
-        "head_chunk": None,
-        "dtype": "float32",
         **model,
       },
     },
@@ -78,16 +65,9 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
       "length": 1024,
       "batch_size": 16,
     },
-    "sampling": {
-      "name": "text",
-      "max_tokens": 120,
-      "temperature": 0.8,
-      "top_k": None,
-      "top_p": 0.95,
-      "min_p": 0.0,
-    },
+    "sampling": {"name": "text", "max_tokens": 120, "temperature": 0.8, "top_p": 0.95},
   }
-  rate = {"peak": 6e-4, "warmup_steps": 100, "final_fraction": 0.1, "decay_steps": None}
+  rate = {"peak": 6e-4, "warmup_steps": 100, "final_fraction": 0.1}
   config.update(_training(rate, b2=0.95, weight_decay=0.1))
   config = ml_collections.ConfigDict(config)
   evaluators = blocks.pop("evaluators", None)
@@ -104,15 +84,7 @@ def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
 
 def unet(**changes) -> dict:
   """A small UNet, and what differs."""
-  return {
-    "name": "unet",
-    "num_blocks": 1,
-    "num_heads": 4,
-    "num_groups": 8,
-    "dropout": 0.0,
-    "dtype": "float32",
-    **changes,
-  }
+  return {"name": "unet", "num_blocks": 1, "num_heads": 4, "num_groups": 8, **changes}
 
 
 def text(**changes) -> dict:
@@ -123,8 +95,6 @@ def text(**changes) -> dict:
       "name": "text_encoder",
       "vocab_size": 512,
       "num_heads": 4,
-      "dropout": 0.0,
-      "dtype": "float32",
       **changes,
     },
   }
@@ -136,10 +106,10 @@ def diffusion(network: dict, conditioning: dict, **changes) -> dict:
     "name": "diffusion",
     "network": network,
     "conditioning": conditioning,
-    "schedule": {"name": "cosine", "offset": 0.008},
+    "schedule": {"name": "cosine"},
     "target": {"name": "v"},
     "weighting": {"name": "unit"},
-    "time_sampler": {"name": "stratified", "t_min": 0.001, "t_max": 1.0},
+    "time_sampler": {"name": "stratified"},
     "codec": {"name": "identity"},
     "drop_prob": 0.1,
     **changes,
@@ -158,11 +128,8 @@ def images(
     "sampling": {
       "name": "image",
       "sampler": {"name": "dpmpp_2m"},
-      "grid": {"name": "uniform"},
       "num_steps": 30,
       "guidance_scale": 3.0,
-      "guidance_interval": (0.0, 1.0),
-      "guidance_rescale": 0.0,
     },
     **_training(rate, **{"b2": 0.99, "weight_decay": 0.01, **optimizer}),
   }
@@ -177,35 +144,19 @@ def _training(rate: dict, **optimizer) -> dict:
     "optimizer": {
       "name": "adamw",
       "learning_rate": {"name": "cosine", **rate},
-      "b1": 0.9,
-      "eps": 1e-8,
-      "clip_norm": 1.0,
       **optimizer,
     },
-    "train": {
-      "num_steps": 1000,
-      "num_epochs": None,
-      "patience": None,
-      "monitor": "validation/loss",
-      "log_every": 20,
-      "save_every": 500,
-      "keep": 2,
-      "num_microbatches": 1,
-      "ema_decay": None,
-      "health_check": True,
-    },
-    "evaluators": {"validation": {"name": "loss", "every": 500, "max_batches": None}},
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "rules": "fsdp"},
+    "train": {"num_steps": 1000, "log_every": 20},
+    "evaluators": {"validation": {"name": "loss", "every": 500}},
+    "mesh": {"name": "mesh"},
   }
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks any config to seconds on a CPU and to the embedded data; same code path."""
   config.train.num_steps = 2
-  config.train.num_epochs = None
   config.train.log_every = 1
   config.train.save_every = 2
-  config.train.num_microbatches = 1
   config.train.health_check = False
   config.data.batch_size = 8
   config.evaluators = {"validation": {"name": "loss", "every": 2, "max_batches": 1}}
@@ -228,12 +179,12 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.task.autoencoder.num_groups = 4
     config.task.autoencoder.multipliers = (1, 2)
     config.task.autoencoder.image_channels = 1
-    if config.task.discriminator:
+    if config.task.get("discriminator"):
       config.task.discriminator.image_channels = 1
       config.task.discriminator.num_layers = 2
     config.data.image_size = 8
     config.data.channels = 1
-    config.data.source = {"name": "digits", "data_dir": None}
+    config.data.source = {"name": "digits"}
   else:
     if config.task.network.name == "unet":
       config.task.network.num_groups = 8
@@ -253,7 +204,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       config.task.conditioning.num_classes = 10
     config.data.image_size = 8
     config.data.channels = 1
-    config.data.source = {"name": "digits", "data_dir": None}
+    config.data.source = {"name": "digits"}
     config.task.network.image_channels = 1
     config.task.codec = {"name": "identity"}
     config.data.name = "images"

@@ -11,7 +11,7 @@ import optax
 
 from gen_jax import build, families, rng, sharding
 from gen_jax.cost import flops
-from gen_jax.data import datasets, pipeline, tokenizers
+from gen_jax.data import datasets, kept, pipeline, tokenizers
 from gen_jax.evaluation import image_sets
 from gen_jax.tasks import base, lora
 from gen_jax.train import evaluators, init_from, loop
@@ -62,7 +62,7 @@ class Experiment:
   def pipeline(self, split: str) -> pipeline.Pipeline:
     """Batches of a split; InputError if its classes are not those of the start."""
     if self.class_names is not None:
-      datasets.check_class_names(self.data, self.class_names)
+      kept.check_class_names(self.data, self.class_names)
     return self.data.pipeline(split, self.tokenizer, self.seed)
 
   def optimizer(
@@ -88,6 +88,11 @@ class Experiment:
   def abstract_frozen(self) -> PyTree:
     """Shapes and shardings of what the learner needs besides its parameters."""
     return self.learner_frozen(self.abstract_params() if self.adapter else None)
+
+  def around(self, task: base.Task) -> "Experiment":
+    """The experiment with another task of its family, in the same layout."""
+    frozen = _abstract(self.layout, functools.partial(self.family.init_frozen, task))
+    return dataclasses.replace(self, task=task, frozen=frozen)
 
   def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:
     """How the task's weights may be stored, as here first."""
@@ -175,7 +180,7 @@ def make(
     )
   tokenizer = None
   if workdir:
-    tokenizer = datasets.tokenizer_for(data, workdir, start and start.directory)
+    tokenizer = kept.tokenizer_for(data, workdir, start and start.directory)
   injected = {"tokenizer": tokenizer, "caption_length": data.caption_length}
   task = build.build("task", config["task"], **injected)
   sampling = build.build("sampling", config["sampling"])

@@ -35,9 +35,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     common.diffusion(
       unet,
       {"name": "none"},
-      schedule={"name": "linear", "num_timesteps": 1000},
+      schedule={"name": "linear"},
       target={"name": "eps"},
-      time_sampler={"name": "uniform", "t_min": 0.001, "t_max": 1.0},
+      time_sampler={"name": "uniform"},
       drop_prob=0.0,
     ),
     data={

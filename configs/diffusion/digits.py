@@ -19,20 +19,19 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ),
     data={
       "name": "images",
-      "source": {"name": "digits", "data_dir": None},
+      "source": {"name": "digits"},
       "tokenizer": {"name": "bpe", "vocab_size": 512},
       "image_size": 8,
       "channels": 1,
       "caption_length": 12,
       "batch_size": 64,
-      "flip": False,
     },
     optimizer={"learning_rate": {"peak": 2e-3}},
     train={"num_steps": 300, "save_every": 150, "ema_decay": 0.995},
   )
   config.evaluators = {
-    "validation": {"name": "loss", "every": 150, "max_batches": None},
-    "reading": {"name": "prompt_accuracy", "every": 0, "num": 200},
+    "validation": {"name": "loss", "every": 150},
+    "reading": {"name": "prompt_accuracy", "every": 0},
   }
   config.sampling.update({"num_steps": 20, "guidance_scale": 2.0})
   return common.smoke(config) if smoke else config

@@ -41,8 +41,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "name": "dit",
     "max_period": 10000.0 ** (128 / 127),  # diffusers' frequencies: it can be exported
     "timestep_offset": -1.0,
-    "remat": None,
-    "dtype": "float32",
     **SIZES[variant],
   }
   config = (_xl if variant == "xl" else _digits)(network)
@@ -66,10 +64,10 @@ def _xl(network: dict) -> ml_collections.ConfigDict:
     common.diffusion(
       network,
       {"name": "labels", "num_classes": 1000},
-      schedule={"name": "linear", "num_timesteps": 1000},
+      schedule={"name": "linear"},
       target={"name": "eps"},
-      time_sampler={"name": "uniform", "t_min": 0.001, "t_max": 1.0},
-      codec={"name": "latent", "autoencoder": autoencoder, "workdir": None},
+      time_sampler={"name": "uniform"},
+      codec={"name": "latent", "autoencoder": autoencoder},
     ),
     data={
       "name": "images",

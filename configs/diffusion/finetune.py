@@ -32,15 +32,13 @@ VARIANTS = ("full", "lora", "dreambooth")
 RATE = {"full": 1e-5, "lora": 1e-4, "dreambooth": 2e-6}
 STEPS = {"full": 2000, "lora": 1000, "dreambooth": 800}
 SOURCES = {
-  "full": {"name": "image_folder", "directory": "", "validation_fraction": 0.1},
-  "lora": {"name": "image_folder", "directory": "", "validation_fraction": 0.1},
+  "full": {"name": "image_folder", "directory": ""},
+  "lora": {"name": "image_folder", "directory": ""},
   "dreambooth": {
     "name": "dreambooth",
     "directory": "",
     "prompt": "a sks dog",
-    "prior_directory": None,
     "prior_prompt": "a dog",
-    "prior_weight": 1.0,
   },
 }
 PATTERN = r"^unet/.*attention/(query|key|value|out)/kernel$"
@@ -57,12 +55,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "tokenizer": {"name": "bytes"},  # that of the model to start from is taken
       **dict.fromkeys(("image_size", "channels", "caption_length")),  # as it starts
       "batch_size": 2 if variant == "dreambooth" else 4,
-      "flip": False,
     },
     optimizer={"b2": 0.999},
     train={"num_steps": STEPS[variant], "save_every": 200},
   )
-  rate = {"name": "constant", "peak": RATE[variant], "warmup_steps": 0}
+  rate = {"name": "constant", "peak": RATE[variant]}
   config.optimizer.learning_rate = ml_collections.ConfigDict(rate)
   config.sampling.guidance_scale = 7.5
   if smoke:

@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
         num_groups=16,
       ),
       common.text(vocab_size=2048, max_length=24, num_layers=2, width=128),
-      codec={"name": "latent", "autoencoder": dict(emoji.AUTOENCODER), "workdir": None},
+      codec={"name": "latent", "autoencoder": dict(emoji.AUTOENCODER)},
     ),
     data={
       "name": "latents",
@@ -38,10 +38,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "latent_channels": 16,
       "caption_length": 24,
       "batch_size": 64,
-      "flip": False,
     },
     optimizer={"learning_rate": {"peak": 1e-3, "warmup_steps": 100}, "b2": 0.99},
-    train={"num_steps": 3400, "save_every": 500, "ema_decay": 0.998},
+    train={"num_steps": 3400, "ema_decay": 0.998},
   )
   config.evaluators.validation.every = 1000
   config.sampling.guidance_scale = 2.0

@@ -34,21 +34,16 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     ),
     data={
       "name": "images",
-      "source": {"name": "shapes", "num": 100_000, "num_validation": 500},
+      "source": {"name": "shapes", "num": 100_000},
       "tokenizer": {"name": "bpe", "vocab_size": 512},
       "image_size": 24,
       "channels": 3,
       "caption_length": 40,
       "batch_size": 32,
-      "flip": False,
     },
-    optimizer={
-      "name": "muon",
-      "momentum": 0.95,
-      "learning_rate": {"peak": 2e-3, "warmup_steps": 100},
-    },
-    train={"num_steps": 2000, "save_every": 500, "ema_decay": 0.998},
+    optimizer={"name": "muon", "learning_rate": {"peak": 2e-3, "warmup_steps": 100}},
+    train={"num_steps": 2000, "ema_decay": 0.998},
   )
-  config.evaluators["reading"] = {"name": "prompt_accuracy", "every": 0, "num": 200}
+  config.evaluators["reading"] = {"name": "prompt_accuracy", "every": 0}
   config.sampling.num_steps = 20
   return common.smoke(config) if smoke else config

@@ -26,7 +26,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.data.name = "edits"
   config.evaluators["reading"] = {"name": "edits", "every": 0, "num": 200}
   config.sampling.guidance_scale = 3.0
-  config.sampling.image_guidance_scale = 1.5
   if smoke:
     config = common.smoke(config)
     config.task.network.image_channels = config.task.network.extra_channels = 3

@@ -23,9 +23,6 @@ AUTOENCODER = {
   "width": 128,
   "multipliers": (1, 2, 4, 4),
   "num_blocks": 2,
-  "num_groups": 32,
-  "middle_attention": True,
-  "dtype": "float32",
 }
 
 
@@ -39,7 +36,6 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     num_layers=12 if is_first else 23,
     width=768 if is_first else 1024,
     num_heads=12 if is_first else 16,
-    mlp_width=None,
     activation="quick_gelu" if is_first else "gelu_exact",
     is_causal=True,
   )
@@ -59,21 +55,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     },
     "num_groups": 32,
     "timestep_offset": -1.0,
-    "remat": None,
   }
   config = common.images(
     common.diffusion(
       common.unet(**unet),
       text,
-      schedule={
-        "name": "scaled_linear",
-        "num_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-      },
+      schedule={"name": "scaled_linear"},
       target={"name": "v" if variant == "v2" else "eps"},
-      time_sampler={"name": "uniform", "t_min": 0.001, "t_max": 1.0},
-      codec={"name": "latent", "autoencoder": dict(AUTOENCODER), "workdir": None},
+      time_sampler={"name": "uniform"},
+      codec={"name": "latent", "autoencoder": dict(AUTOENCODER)},
       condition={"name": "inpainting"} if unet["extra_channels"] else None,
     ),
     data={
@@ -84,15 +74,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "channels": 3,
       "caption_length": 77,
       "batch_size": 2048,
-      "flip": False,
     },
     optimizer={
-      "learning_rate": {
-        "name": "constant",
-        "peak": 1e-4,
-        "warmup_steps": 10_000,
-        "final_fraction": None,
-      },
+      "learning_rate": {"name": "constant", "peak": 1e-4, "warmup_steps": 10_000},
       "b2": 0.999,
     },
     train={"num_steps": 500_000, "ema_decay": 0.9999, "save_every": 5000},

@@ -25,10 +25,10 @@ VARIANTS = ("summaries", "completion", "instructions", "translation")
 DATA = {
   "summaries": {
     "name": "instructions",
-    "source": {"name": "docstrings", "max_chars": 600},
+    "source": {"name": "docstrings"},
     "template": "plain",
   },
-  "completion": {"name": "infill", "source": {"name": "stdlib"}, "rate": 0.5},
+  "completion": {"name": "infill", "source": {"name": "stdlib"}},
   "instructions": {
     "name": "instructions",
     "source": {
@@ -44,7 +44,6 @@ DATA = {
       "name": "parallel",
       "source": "train.en",
       "target": "train.de",
-      "instruction": "",
       "validation_fraction": 0.02,
     },
     "template": "plain",
@@ -65,7 +64,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     train={"num_steps": 600, "save_every": 300},
     evaluators={
       "validation": {"name": "loss", "every": 150, "max_batches": 16},
-      "answers": {"name": "answers", "every": 600, "num": 100, "max_tokens": 48},
+      "answers": {"name": "answers", "every": 600, "max_tokens": 48},
     },
   )
   own = ml_collections.ConfigDict(DATA[variant])

@@ -23,13 +23,13 @@ from configs import common
 _LLAMA3 = {
   "vocab_size": 128256,
   "norm": {"name": "rms_norm", "eps": 1e-5},
-  "rotary": {"name": "rotary", "base": 5e5, "scaling": None},
+  "rotary": {"name": "rotary", "base": 5e5},
 }
 
 
 def _longer(factor: float) -> dict:
   """LLaMA 3.1's stretched frequencies, and a context of 131,072."""
-  scaling = {"name": "llama3", "factor": factor, "original_length": 8192}
+  scaling = {"name": "llama3", "factor": factor}
   rotary = {"name": "rotary", "base": 5e5, "scaling": scaling}
   return {**_LLAMA3, "rotary": rotary, "max_length": 131072}
 
@@ -64,10 +64,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "vocab_size": 32000,
       "max_length": length,
       **dict(zip(names, shape, strict=True)),
-      "norm": {"name": "rms_norm", "eps": 1e-6},
-      "mlp": {"name": "gated_mlp", "activation": "silu"},
+      "norm": {"name": "rms_norm"},
+      "mlp": {"name": "gated_mlp"},
       "position": None,
-      "rotary": {"name": "rotary", "base": 1e4, "scaling": None},
+      "rotary": {"name": "rotary"},
       "use_bias": False,
       "tied_head": False,
       "scan_layers": True,

@@ -20,7 +20,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "width": 192,
       "num_heads": 6,
       "position": None,
-      "rotary": {"name": "rotary", "base": 1e4},
+      "rotary": {"name": "rotary"},
       "use_bias": False,
       "dropout": 0.1,
     },
@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     },
     train={"num_steps": 160, "save_every": 80},
     evaluators={
-      "validation": {"name": "loss", "every": 80, "max_batches": None},
+      "validation": {"name": "loss", "every": 80},
       "gzip": {"name": "gzip", "every": 0},
     },
   )

@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "num_layers": 4 if is_small else 6,
       "width": 128 if is_small else 384,
       "num_heads": 4 if is_small else 6,
-      "norm": {"name": "layer_norm", "eps": 1e-5, "use_bias": False},
+      "norm": {"name": "layer_norm", "use_bias": False},
       "use_bias": False,
       "dropout": 0.0 if is_small else 0.2,
     },
@@ -58,7 +58,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "log_every": 100,
       "save_every": 1000,
     },
-    evaluators={"validation": {"name": "loss", "every": 1000, "max_batches": None}},
+    evaluators={"validation": {"name": "loss", "every": 1000}},
     sampling={"max_tokens": length - 16, "top_p": 1.0},
   )
   if variant == "best":
@@ -71,20 +71,7 @@ def _improve(config: ml_collections.ConfigDict) -> None:
   model = config.task.model
   model.norm = {"name": "rms_norm"}
   model.position = None
-  model.rotary = {"name": "rotary", "base": 1e4}
-  model.mlp.activation = "relu_squared"
-  config.optimizer = {
-    "name": "muon",
-    "learning_rate": {
-      "name": "linear",
-      "peak": 6e-3,
-      "warmup_steps": 100,
-      "final_fraction": 0.0,
-    },
-    "momentum": 0.95,
-    "b1": 0.9,
-    "b2": 0.95,
-    "eps": 1e-8,
-    "weight_decay": 0.1,
-    "clip_norm": 1.0,
-  }
+  model.rotary = {"name": "rotary"}
+  model.mlp = {"name": "mlp", "activation": "relu_squared"}
+  rate = {"name": "linear", "peak": 6e-3, "warmup_steps": 100}
+  config.optimizer = {"name": "muon", "learning_rate": rate}

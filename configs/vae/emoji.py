@@ -23,7 +23,6 @@ AUTOENCODER = {
   "num_blocks": 1,
   "num_groups": 8,
   "middle_attention": False,
-  "dtype": "float32",
 }
 
 
@@ -34,11 +33,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     {
       "name": "autoencoder",
       "autoencoder": dict(AUTOENCODER),
-      "kl_weight": 1e-3,
       # {"name": "discriminator"} sharpens longer runs; in a short one it distracts.
       "discriminator": None,
       "feature_weight": 0.2,
-      "adversarial_weight": 0.01,
     },
     data={
       "name": "images",
@@ -49,7 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "flip": True,
     },
     optimizer={"learning_rate": {"peak": 2e-3}, "weight_decay": 0.0},
-    train={"num_steps": 1000, "save_every": 500, "ema_decay": 0.99},
+    train={"num_steps": 1000, "ema_decay": 0.99},
   )
   config.evaluators.validation.every = 500
   return common.smoke(config) if smoke else config

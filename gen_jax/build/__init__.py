@@ -5,13 +5,19 @@ Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built firs
 any depth; a bare string is short for {'name': string}. Unknown names and keys raise
 `InputError` with the nearest right ones, values are held against the annotations of
 what they are passed to, numbers against their ranges. ConfigDict stops here.
+
+Defaults stand in the signatures alone: a config file leaves out what it does not
+change, `resolved` writes all out, and config.json keeps them, so that a default that
+changes later changes no run.
 """
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gen_jax import ranges
@@ -23,6 +29,7 @@ BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
 OPTIONAL = ("init_from", "adapter")
 DTYPES = ("bfloat16", "float16", "float32")
 _DEEPEST = 16  # blocks in blocks; a schedule is four deep
+_NONE = inspect.Parameter.empty  # no default
 
 
 class UnknownKey(InputError):
@@ -38,6 +45,12 @@ def is_block(key: str, hint: Any) -> bool:
   return key in TABLES and not ranges.is_plain(hint)
 
 
+def _name(kind: str, block: Config) -> Any:
+  """What a block names; the one thing that its kind has may go without a name."""
+  table = TABLES.get(kind, {})
+  return block.get("name", kind if len(table) == 1 else None)
+
+
 def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
   """What a block names, and its keys, checked one level deep."""
   if isinstance(block, str):
@@ -47,8 +60,7 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
     raise InputError(error)
   if path.count(".") >= _DEEPEST:
     raise InputError(f"{path:.80} is nested too deeply; {_DEEPEST} blocks are enough")
-  table = TABLES[kind]
-  name = block.get("name", kind if len(table) == 1 else None)
+  table, name = TABLES[kind], _name(kind, block)
   if not isinstance(name, str) or name not in table:
     where = "" if kind == path else f" ({path})"
     raise unknown(f"{kind}{where}", name, table)
@@ -67,8 +79,7 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
     elif value is None and type(None) not in ranges.options(hint):
       raise InputError(f"{path}.{key}=None must be a name or a block")
     values[key] = value
-  empty = inspect.Parameter.empty
-  missing = [k for k, p in keys.items() if p.default is empty and k not in values]
+  missing = [k for k, p in keys.items() if p.default is _NONE and k not in values]
   if missing:
     raise InputError(f"{path} {name!r} needs {', '.join(missing)}")
   return table[name], values
@@ -107,13 +118,11 @@ def check_config(config: Config) -> None:
     if missing:
       raise InputError(f"the config needs {', '.join(missing)}")
     ranges.typed(config["seed"], ranges.Seed, "seed")
-    for name in (*BLOCKS, *OPTIONAL):
-      check("dataset" if name == "data" else name, config.get(name), name)
     if not isinstance(config["evaluators"], Mapping):
       shown = ranges.shown(config["evaluators"])
       raise InputError(f"evaluators={shown} must be blocks by name")
-    for name, block in config["evaluators"].items():
-      check("evaluator", block, f"evaluators.{name}")
+    for path, block in _blocks(config):
+      check(_kind(path), block, path)
 
 
 def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> Any:
@@ -140,13 +149,112 @@ def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> An
   return entry.make(**values, **given)
 
 
+def _kind(path: str) -> str:
+  """Of the block at a dotted path of the config."""
+  head, _, last = path.rpartition(".")
+  return "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
+
+
 def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
   """The names that the block at a dotted path of the config may have, and its own."""
-  head, _, last = path.rpartition(".")
-  kind = "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
-  table = TABLES.get(kind, {})
-  name = block.get("name", kind if len(table) == 1 else None)
-  return table, name if isinstance(name, str) else None
+  kind = _kind(path)
+  name = _name(kind, block)
+  return TABLES.get(kind, {}), name if isinstance(name, str) else None
+
+
+def _blocks(config: Config) -> Iterator[tuple[str, Any]]:
+  """(path, block) of the blocks of a config that stand at its top, set or not."""
+  for name in (*BLOCKS, *OPTIONAL):
+    yield name, config.get(name)
+  named = config.get("evaluators")
+  for name, block in named.items() if isinstance(named, Mapping) else ():
+    yield f"evaluators.{name}", block
+
+
+def resolved(config: Config) -> dict[str, Any]:
+  """A config with every default written out, in one order, and tuples for lists.
+
+  What is no block, or names nothing, stays as it is: `check` says what is wrong.
+
+  >>> resolved({"mesh": {"fsdp": 8}, "seed": 0})["mesh"]["tensor"]
+  1
+  """
+  return _written(config, lambda value, default: True)
+
+
+def explicit(config: Config) -> dict[str, Any]:
+  """A config without the keys that have their defaults: the shortest equal one.
+
+  >>> explicit({"mesh": {"fsdp": 8, "tensor": 1}, "seed": 0})["mesh"]
+  {'name': 'mesh', 'fsdp': 8}
+  """
+  return _written(config, operator.ne)
+
+
+def _written(config: Config, wanted: Callable[[Any, Any], bool]) -> dict[str, Any]:
+  if not isinstance(config, Mapping):
+    return config
+  found = {p: write(_kind(p), block, wanted, p) for p, block in _blocks(config)}
+  named = config.get("evaluators")
+  if isinstance(named, Mapping):
+    named = {name: found.pop(f"evaluators.{name}") for name in named}
+  order = dict.fromkeys(("seed", *BLOCKS, "evaluators"))
+  known = {**order, **config, **found, "evaluators": named}
+  return {k: v for k, v in known.items() if k in config or k in OPTIONAL}
+
+
+def write(
+  kind: str, block: Any, wanted: Callable[[Any, Any], bool], path: str = ""
+) -> Any:
+  """A block with its keys in their owner's order; a bare name where that has none.
+
+  Args:
+    wanted: (value, default) -> whether a key is written that has a default.
+  """
+  given = {"name": block} if isinstance(block, str) else block
+  name = _name(kind, given) if isinstance(given, Mapping) else None
+  entry = TABLES[kind].get(name) if isinstance(name, str) else None
+  if entry is None or path.count(".") >= _DEEPEST:
+    return block
+  keys, found = entry.keys(), {"name": name}
+  for key, p in keys.items():
+    is_inner, below = is_block(key, p.annotation), f"{path}.{key}"
+    usual = _default(key, p.default) if is_inner else p.default
+    value = given.get(key, usual)
+    if is_inner:
+      value, usual = (write(key, v, wanted, below) for v in (value, usual))
+    value = _tuples(value)
+    if value is not _NONE and (usual is _NONE or wanted(value, usual)):
+      found[key] = value
+  found |= {key: value for key, value in given.items() if key not in {"name", *keys}}
+  return found if keys or len(found) > 1 else name
+
+
+def _tuples(value: Any) -> Any:
+  """Lists, which JSON has, as tuples, which configs have."""
+  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def default(path: str, block: Config, key: str) -> Any:
+  """What a key of the block at a dotted path is where it is not set, None if unknown.
+
+  >>> default("task.model", {"name": "transformer"}, "norm")
+  'layer_norm'
+  """
+  table, name = _table(path, block)
+  p = table[name].keys().get(key) if path and name in table else None
+  if p is None or p.default is _NONE:
+    return None
+  return _default(key, p.default) if is_block(key, p.annotation) else p.default
+
+
+@functools.cache
+def _default(kind: str, made: Any) -> Any:
+  """A default that is a constructor or a function by its name in configs."""
+  for name, entry in TABLES[kind].items() if callable(made) else ():
+    if entry.signature is made or (not entry.keys() and entry.make() is made):
+      return name
+  return made
 
 
 def hints(path: str, block: Config) -> dict[str, Any]:
@@ -193,7 +301,7 @@ class Key:
   @property
   def is_needed(self) -> bool:
     """Whether a config cannot do without it."""
-    return self.default is inspect.Parameter.empty
+    return self.default is _NONE
 
   @property
   def wanted(self) -> str:
@@ -207,20 +315,16 @@ class Key:
 
 def keys(config: Config) -> Iterator[Key]:
   """Every key of the blocks that a config names, set or not; bad blocks have none."""
-  yield Key("seed", ranges.Seed, inspect.Parameter.empty, config.get("seed"))
-  for name in (*BLOCKS, *OPTIONAL):
-    yield from _keys("dataset" if name == "data" else name, config.get(name), name)
-  named = config.get("evaluators")
-  for name, block in named.items() if isinstance(named, Mapping) else ():
-    yield from _keys("evaluator", block, f"evaluators.{name}")
+  yield Key("seed", ranges.Seed, _NONE, config.get("seed"))
+  for path, block in _blocks(config):
+    yield from _keys(_kind(path), block, path)
 
 
 def _keys(kind: str, block: Any, path: str) -> Iterator[Key]:
   block = {"name": block} if isinstance(block, str) else block
   if not isinstance(block, Mapping) or path.count(".") >= _DEEPEST:
     return
-  table = TABLES[kind]
-  entry = table.get(block.get("name", kind if len(table) == 1 else None))
+  entry = TABLES[kind].get(_name(kind, block))
   for key, p in entry.keys().items() if entry else ():
     below, value = f"{path}.{key}", block.get(key, p.default)
     yield Key(below, p.annotation, p.default, value, _meaning(entry.signature, key))

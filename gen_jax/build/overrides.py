@@ -37,7 +37,7 @@ def _set(block: dict[str, Any], parts: list[str], text: str, path: str):
   hints = {**dict.fromkeys(block, Any), **build.hints(prefix, block)}
   if name not in hints:
     raise build.unknown_key(prefix, block, ".".join(parts), literal(text, path))
-  inner = block.get(name)
+  inner = block.get(name, build.default(prefix, block, name))
   is_block = isinstance(inner, dict) or build.is_block(name, hints[name])
   if not rest:
     if is_block:

@@ -36,7 +36,8 @@ def config(old: Mapping[str, Any]) -> Mapping[str, Any]:
   new = {**old, "task": _task(_block(old["task"]))}
   data = old.get("data")
   if isinstance(data, dict) and _reads_no_captions(new["task"], old["task"]):
-    new["data"] = {k: v for k, v in data.items() if k not in OF_CAPTIONS}
+    lost = {k for k in OF_CAPTIONS if data.get(k) is not None}
+    new["data"] = {k: v for k, v in data.items() if k not in lost}
   return new
 
 
@@ -78,15 +79,10 @@ def _reads_no_captions(new: dict[str, Any], old: dict[str, Any]) -> bool:
 def renamed(old: Mapping[str, Any]) -> list[str]:
   """What `config` changes of a config: 'OLD is now NEW', or 'OLD is not read'."""
   found = dict.fromkeys(
-    f"{moved} is now {key(moved)}"
+    f"{part} is now {key(part)}"
     for path in _paths(old)
-    for moved in [next((m for m in MOVED if f"{path}.".startswith(f"{m}.")), path)]
-    if key(moved) != moved
-  )
-  found |= dict.fromkeys(
-    f"{path} is now {key(path)}"
-    for path in _paths(old)
-    if path.split(".")[-1] in KEYS and path.startswith("task.")
+    for part in (next((m for m in MOVED if f"{path}.".startswith(f"{m}.")), path), path)
+    if part in MOVED or (part.startswith("task.") and part.split(".")[-1] in KEYS)
   )
   had, has = (c.get("data") for c in (old, config(old)))
   lost = had.keys() - has.keys() if isinstance(had, dict) else ()

@@ -23,7 +23,7 @@ from gen_jax.convert import (
   stable_diffusion,
   taesd,
 )
-from gen_jax.data import datasets, latents, tokenizers
+from gen_jax.data import kept, latents, tokenizers
 from gen_jax.runs import importing, lease, workdir
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files
@@ -214,7 +214,7 @@ def _dit(args, source: hub.Source, directory: pathlib.Path) -> dict:
   sizes = {n: tree.size(p) for n, p in {**loaded, "autoencoder": vae}.items()}
 
   def write_more():
-    datasets.write_class_names(directory, opened.class_names)
+    kept.write_class_names(directory, opened.class_names)
     importing.save_autoencoder(directory, config, vae, opened.latents)
 
   importing.write(directory, config, loaded, source.folder, [], origin, write_more)

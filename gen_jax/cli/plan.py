@@ -89,8 +89,8 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
   """
   experiment = experiments.make(config, None, devices=topology.devices)
   data = experiment.data
-  budget = args.tokens or args.images
-  if budget and (data.unit == "tokens") != bool(args.tokens):
+  budget, unit = args.tokens or args.images, "tokens" if args.tokens else "images"
+  if budget and unit != data.unit:
     raise InputError(f"this config counts {data.unit}: use --{data.unit}")
   steps = experiment.train.num_steps
   if budget:

@@ -15,6 +15,7 @@ order of the last steps if there are fewer than 15.
 
 import itertools
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -174,17 +175,10 @@ class Written(NamedTuple):
 
 def short(kind: str, block: Block | str) -> Block:
   """A block of a sampler or grid under its first name, without default values."""
-  block = {"name": block} if isinstance(block, str) else dict(block)
-  entry = build.TABLES[kind][block.pop("name")]
-  defaults = {
-    key: {"name": p.default.__name__} if callable(p.default) else p.default
-    for key, p in entry.keys().items()
-  }
+  block = build.write(kind, block, operator.ne)
+  block = {"name": block} if isinstance(block, str) else block
   keys = {k: short(k, v) if k == "grid" and v else v for k, v in block.items()}
-  return {
-    "name": entry.signature.__name__,
-    **{key: value for key, value in keys.items() if value != defaults[key]},
-  }
+  return {**keys, "name": build.TABLES[kind][block["name"]].signature.__name__}
 
 
 def _grid(kind: Kind, values: Mapping[str, Any]) -> Block:

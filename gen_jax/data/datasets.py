@@ -6,9 +6,6 @@ Both kinds offer the same: what to train a tokenizer on, what a batch looks like
 
 import dataclasses
 import functools
-import itertools
-import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -28,7 +25,6 @@ from gen_jax.data import (
   tokenizers,
 )
 from gen_jax.data.tokens import rows
-from gen_jax.system import files
 from gen_jax.types import Batch, InputError
 
 TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
@@ -355,59 +351,3 @@ class LatentData(_Prompted):
       seed=seed,
       flip=self.flip and split == "train",
     )
-
-
-CLASS_NAMES = "classes.json"
-
-
-def class_names_for(data: Data, workdir: pathlib.Path) -> tuple[str, ...]:
-  """Names of the classes of a workdir, noted there when it is first opened."""
-  path = workdir / CLASS_NAMES
-  if not path.exists():
-    write_class_names(workdir, data.source.class_names())
-  return ranges.typed(files.read_sealed(path).get("names"), tuple[str, ...], str(path))
-
-
-def write_class_names(workdir: pathlib.Path, names: Sequence[str]) -> None:
-  """Notes the classes of a workdir."""
-  files.write_json(workdir / CLASS_NAMES, files.sealed({"names": list(names)}))
-
-
-def check_class_names(data: Data, names: tuple[str, ...]) -> None:
-  """Raises InputError unless the data has these classes, in this order."""
-  found = data.source.class_names()
-  if found != names:
-    one, other = next(
-      pair for pair in itertools.zip_longest(names, found) if pair[0] != pair[1]
-    )
-    raise InputError(
-      f"the classes of the data have changed: {other!r} is where {one!r} was when the"
-      " run began; put them back, or take another --workdir"
-    )
-
-
-def tokenizer_for(
-  data: Data, workdir: pathlib.Path, source: pathlib.Path | None = None
-) -> tokenizers.Tokenizer | None:
-  """The workdir's tokenizer: read from its folder, or made and written there.
-
-  Args:
-    source: a workdir whose tokenizer is taken over: weights mean nothing under another.
-
-  Returns:
-    None where the data has no text.
-  """
-  if data.tokenizer is None:
-    return None
-  folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
-  if not folder.exists():
-    if source and (source / "tokenizer").is_dir():
-      files.check_hashes(source / "tokenizer")
-      shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
-    else:
-      data.tokenizer(data.texts()).save(partial)
-    if data.template is not None:
-      files.write(partial / "chat_template.jinja", data.template)
-    files.write_hashes(partial)
-    partial.replace(folder)
-  return tokenizers.load(folder)

@@ -81,6 +81,20 @@ class Path(NamedTuple):
     return self.end(state)
 
 
+def _runge_kutta(slope, at: Array, state: PyTree, width: Array) -> PyTree:
+  """One step of the classical method of order 4 for dstate / dat = slope(at, state)."""
+
+  def ahead(k, share):
+    return jax.tree.map(lambda a, b: a + share * width * b, state, k)
+
+  k1 = slope(at, state)
+  k2 = slope(at + 0.5 * width, ahead(k1, 0.5))
+  k3 = slope(at + 0.5 * width, ahead(k2, 0.5))
+  k4 = slope(at + width, ahead(k3, 1.0))
+  mean = jax.tree.map(lambda a, b, c, d: (a + 2.0 * (b + c) + d) / 6.0, k1, k2, k3, k4)
+  return ahead(mean, 1.0)
+
+
 def path(
   denoise: guidance.Denoise,
   schedule: schedules.Schedule,
@@ -116,18 +130,7 @@ def path(
     return divergence(field, state[0], keys)
 
   def step(state, index):
-    def ahead(k, share):
-      return jax.tree.map(lambda a, b: a + share * width * b, state, k)
-
-    tau = first + width * index
-    k1 = slope(tau, state)
-    k2 = slope(tau + 0.5 * width, ahead(k1, 0.5))
-    k3 = slope(tau + 0.5 * width, ahead(k2, 0.5))
-    k4 = slope(tau + width, ahead(k3, 1.0))
-    mean = jax.tree.map(
-      lambda a, b, c, d: (a + 2.0 * (b + c) + d) / 6.0, k1, k2, k3, k4
-    )
-    return ahead(mean, 1.0)
+    return _runge_kutta(slope, first + width * index, state, width)
 
   def end(state):
     u, gained = state

@@ -8,7 +8,7 @@ import numpy as np
 
 from gen_jax import build, sharding
 from gen_jax.convert import to_diffusers
-from gen_jax.data import datasets, sources
+from gen_jax.data import datasets, kept, sources
 from gen_jax.evaluation import image_sets
 from gen_jax.families import base
 from gen_jax.inference import drawing, image_generator, prompts
@@ -94,7 +94,7 @@ def _class_names(task: diffusion.Diffusion, data: Data, workdir: pathlib.Path):
   """Names of the classes of a workdir, None where labels are not read."""
   if "label" not in task.reads:
     return None
-  names, num = datasets.class_names_for(data, workdir), task.conditioning.num_classes
+  names, num = kept.class_names_for(data, workdir), task.conditioning.num_classes
   if num != len(names):
     raise InputError(
       f"task.conditioning.num_classes={num} must equal the number of classes of the"

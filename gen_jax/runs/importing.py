@@ -11,7 +11,7 @@ from gen_jax import tree
 from gen_jax.runs import lease, workdir
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files
-from gen_jax.train import checkpoint
+from gen_jax.train import checkpoint, items
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params
 
@@ -35,7 +35,7 @@ def write(
 def _write_held(
   directory, config, params, folder, tokenizer, origin, write_more
 ) -> None:
-  digest, abstract = tree.sha256(params), abstract_of(params)
+  digest, abstract = tree.sha256(params), _abstract(params)
   try:
     with workdir.claim(directory, config):
       # First of all: without it, a workdir whose writing broke off could be weighing.
@@ -50,24 +50,24 @@ def _write_held(
         state = states.of_weights(params)
         checkpoint.save(manager, 0, state, checkpoint.Progress())
       jax.tree.map(lambda leaf: leaf.delete(), params)  # there is room for one copy
-      check_written(directory, abstract, digest)
+      with checkpoint.open_manager(directory, read_only=True) as manager:
+        found = checkpoint.restore_weights(manager, abstract)
+      _check(directory, found, digest)
   except BaseException:
     for path in directory.glob("*"):
       shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
     raise
 
 
-def abstract_of(params: Params) -> Params:
+def _abstract(params: Params) -> Params:
   """Shapes and shardings of arrays."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
   )
 
 
-def check_written(directory: pathlib.Path, abstract: Params, digest: str) -> None:
-  """Raises InputError unless the checkpoint reads back as what was saved."""
-  with checkpoint.open_manager(directory, read_only=True) as manager:
-    found = checkpoint.restore_weights(manager, abstract)
+def _check(directory: pathlib.Path, found: Any, digest: str) -> None:
+  """Raises InputError unless weights read back as what was saved."""
   if found is None or tree.sha256(found[0]) != digest:
     raise InputError(
       f"the weights in {directory} do not read back as they were written; check the"
@@ -84,9 +84,8 @@ def save_autoencoder(
     config: of the diffusion.
     latents: mean and std of each latent channel.
   """
-  statistics = {**latents, "sha256": tree.sha256(vae), "step": 0, "weights": "raw"}
-  own = config["task"]["codec"]["autoencoder"]
-  block = {"name": "autoencoder", "autoencoder": own}
-  home, written = directory / workdir.AUTOENCODER, {"autoencoder": vae}
-  weighing.save_autoencoder(home, {**config, "task": block}, vae, statistics)
-  check_written(home, abstract_of(written), tree.sha256(written))
+  digest = tree.sha256(vae)
+  statistics = {**latents, "sha256": digest, "step": 0, "weights": "raw"}
+  weighing.keep_autoencoder(directory, config, vae, statistics)
+  found = items.restore(directory, weighing.AUTOENCODER, _abstract(vae))
+  _check(directory, found, digest)

@@ -13,7 +13,7 @@ from gen_jax import build, families
 from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
-from gen_jax.data import datasets
+from gen_jax.data import kept
 from gen_jax.inference import drawing
 from gen_jax.runs import training
 from gen_jax.runs import weights as weighing
@@ -34,7 +34,7 @@ class Run:
 
   Attributes:
     workdir: the folder; None: nothing is kept, for shapes and costs alone.
-    config: every value of it, as config.json holds them.
+    config: every value of it, defaults too, as config.json holds them.
     autoencoder: another one's workdir, for the same latents, in place of the run's own.
   """
 
@@ -50,7 +50,7 @@ class Run:
 
     A run that has begun has the tokenizer or the classes that its prompts need.
     """
-    classes = self.workdir and self.workdir / datasets.CLASS_NAMES
+    classes = self.workdir and self.workdir / kept.CLASS_NAMES
     has_begun = self.tokenizer_folder or (classes and classes.exists())
     home = self.workdir if has_begun else None
     made = experiments.make(self.config, home)
@@ -89,7 +89,7 @@ class Run:
       InputError: an unknown key (names the nearest), or a value that cannot be.
     """
     pairs = _pairs(overrides)
-    config = overriding.apply(self.config, pairs)
+    config = build.resolved(overriding.apply(build.explicit(self.config), pairs))
     is_same = all(key.split(".")[0] == "sampling" for key, _ in pairs)
     kept = self._loaded if is_same else {}  # weights on another mesh are others
     return dataclasses.replace(self, config=config, _loaded=kept)
@@ -323,7 +323,7 @@ def fresh(
   home = None if workdir is None else files.path(os.fspath(workdir), "workdir")
   pairs = _pairs(overrides)
   config = workdirs.inherit_task(config_files.plain(config), pairs, home)
-  return Run(home, overriding.apply(config, pairs))
+  return Run(home, build.resolved(overriding.apply(config, pairs)))
 
 
 def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> Run:

@@ -6,25 +6,24 @@ Adapters (LoRA) are merged into the weights that they adapt.
 import dataclasses
 import hashlib
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
+from gen_jax import build, tree
 from gen_jax import experiment as experiments
-from gen_jax import tree
 from gen_jax.data import latents, sources
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files, progress
 from gen_jax.tasks import lora
-from gen_jax.train import checkpoint, init_from
+from gen_jax.train import checkpoint, init_from, items
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params, PyTree, unknown
 
 AUTOENCODER = workdirs.AUTOENCODER
-
+BASE = "base"  # the item of the weights around which adapters lie
 
 # Kinds of weights, and their names in flags and files.
 NAMES = {"ema": "ema", "params": "raw"}
@@ -136,9 +135,11 @@ def load_state(
 def load_base(
   workdir: pathlib.Path, experiment: experiments.Experiment
 ) -> init_from.Loaded:
-  """The weights that `init_from` names; the first time, notes which in init_from.json.
+  """The weights that `init_from` names; the first time, notes which.
 
-  From then on it is that step and those bytes, or an error.
+  A run with adapters keeps them as an item of its own. Any other, and one that an
+  earlier version began, has init_from.json: from then on it is that step and those
+  bytes, or an error.
 
   Raises:
     InputError: they cannot be read, or are no longer the ones that were noted.
@@ -150,10 +151,19 @@ def load_base(
       files.field(noted, name, str(path)) for name in ("step", "weights", "sha256")
     )
     source = dataclasses.replace(source, checkpoint=str(step), weights=kind)
+  elif experiment.adapter:
+    kept = items.restore(workdir, BASE, experiment.abstract_params())
+    if kept is not None:
+      names = ("step", "weights", "sha256")
+      return init_from.Loaded(kept[0], **{name: kept[1][name] for name in names})
   loaded = _load(source, experiment)
   if noted is None:
     noted = {"step": loaded.step, "weights": loaded.weights, "sha256": loaded.sha256}
-    workdirs.write_sealed(path, {"workdir": str(source.directory.absolute()), **noted})
+    noted = {"workdir": str(source.directory.absolute()), **noted}
+    if experiment.adapter:
+      items.save(workdir, BASE, loaded.params, noted)
+    else:
+      workdirs.write_sealed(path, noted)
   elif digest != loaded.sha256:
     raise InputError(
       f"the weights in init_from.workdir={source.workdir} are not those that {workdir}"
@@ -173,19 +183,17 @@ def _load(
   config = workdirs.read_config(home) if (home / "config.json").exists() else {}
   if not config.get("adapter"):
     return init_from.load(source, experiment.checkpoint_layouts(), warn)
-  here = {"mesh": experiment.config["mesh"]}
-  here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
-  here["train"] = {**config["train"], "num_microbatches": 1}
-  other = experiments.make({**config, **here}, None)
+  task, start, adapter = (
+    build.build(name, config[name], tokenizer=None, caption_length=None)
+    for name in ("task", "init_from", "adapter")
+  )
+  other = dataclasses.replace(experiment, task=task, source=start, adapter=adapter)
   abstract = other.abstract_state(optax.identity()).params
-  adapters = init_from.load(
-    source, [init_from.CheckpointLayout(abstract, lambda params: params)], warn
-  )
-  base = load_base(home, other)
-  merged = jax.jit(other.learner.merged)(
-    adapters.params, other.learner_frozen(base.params)
-  )
-  parts = f"{base.sha256} {adapters.sha256} {other.adapter.scale}"
+  as_it_is = init_from.CheckpointLayout(abstract, lambda params: params)
+  adapters, base = init_from.load(source, [as_it_is], warn), load_base(home, other)
+  frozen = lora.Frozen(base.params, {})
+  merged = jax.jit(other.learner.merged)(adapters.params, frozen)
+  parts = f"{base.sha256} {adapters.sha256} {adapter.scale}"
   return dataclasses.replace(
     adapters,
     params=init_from.fit(merged, experiment.checkpoint_layouts(), str(home)),
@@ -198,7 +206,7 @@ def load_frozen(
   workdir: pathlib.Path,
   autoencoder: pathlib.Path | None = None,
 ) -> PyTree:
-  """The autoencoder that a task works in, copied on first use; {} without one.
+  """The autoencoder that a task works in, kept as an item on first use; {} without one.
 
   Args:
     autoencoder: another one's workdir, in place of the one that `workdir` holds.
@@ -209,13 +217,16 @@ def load_frozen(
   """
   if "autoencoder" not in experiment.frozen:
     return experiment.frozen
-  home = autoencoder or workdir / AUTOENCODER
-  if not home.exists():
+  home = autoencoder or workdir
+  if autoencoder or workdirs.has_autoencoder(workdir):
+    weights, statistics = _autoencoder(home, experiment)
+  else:
     named = experiment.config["task"]["codec"].get("workdir")
     if named is None:
       raise InputError("task.codec.workdir is needed: a trained autoencoder's folder")
-    _adopt(files.path(named, "task.codec.workdir"), home, experiment)
-  weights, statistics = _open_autoencoder(home, experiment)
+    home = files.path(named, "task.codec.workdir")
+    weights, statistics = _autoencoder(home, experiment)
+    keep_autoencoder(workdir, experiment.config, weights, statistics)
   source = experiment.data.source
   if "statistics" in sources.gives(source) and not autoencoder:
     made_by = source.statistics()["sha256"]
@@ -225,8 +236,26 @@ def load_frozen(
         f" (SHA-256 {made_by[:12]}, here {statistics['sha256'][:12]}); encode the data"
         " again"
       )
-  put = lambda name: jax.device_put(statistics[name], experiment.layout.replicated)  # noqa: E731
-  return {"autoencoder": weights, "mean": put("mean"), "std": put("std")}
+  put = lambda x: jax.device_put(np.float32(x), experiment.layout.replicated)  # noqa: E731
+  moments = {name: put(statistics[name]) for name in ("mean", "std")}
+  return {"autoencoder": weights, **moments}
+
+
+def keep_autoencoder(
+  workdir: pathlib.Path,
+  config: dict[str, Any],
+  weights: PyTree,
+  statistics: dict[str, Any],
+) -> None:
+  """Writes an autoencoder, once, as an item of the run that works in it.
+
+  Args:
+    config: of the run.
+    statistics: of the latents, and the weights' SHA-256.
+  """
+  lists = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in statistics.items()}
+  block = config["task"]["codec"]["autoencoder"]
+  items.save(workdir, AUTOENCODER, weights, {**lists, "autoencoder": block})
 
 
 def with_autoencoder(
@@ -247,81 +276,43 @@ def with_autoencoder(
       f"--autoencoder {home} is for models of latents, and must be an autoencoder's"
       " workdir"
     )
-  codec = {**config["task"]["codec"], "autoencoder": block}
-  other = experiments.make({**config, "task": {**config["task"], "codec": codec}}, None)
-  image = (experiment.data.image_size,) * 2 + (other.data.channels,)
-  wanted, found = (t.codec.shape(image) for t in (task, other.task))
+  codec = build.build("codec", {**config["task"]["codec"], "autoencoder": block})
+  image = (experiment.data.image_size,) * 2 + (experiment.data.channels,)
+  wanted, found = (c.shape(image) for c in (task.codec, codec))
   if found != wanted:
     raise InputError(
       f"--autoencoder {home} makes latents {list(found)} of images {list(image)},"
       f" the model draws {list(wanted)}"
     )
-  task = dataclasses.replace(task, codec=other.task.codec)
-  return dataclasses.replace(experiment, task=task, frozen=other.frozen)
+  return experiment.around(dataclasses.replace(task, codec=codec))
 
 
-def _open_autoencoder(home: pathlib.Path, experiment: experiments.Experiment):
-  """Weights and statistics of an autoencoder's workdir, on this experiment's mesh."""
-  config = workdirs.read_config(home)
-  here = {"mesh": experiment.config["mesh"]}
-  here["data"] = {**config["data"], "batch_size": experiment.data.batch_size}
-  here["train"] = {
-    **config["train"], "num_microbatches": experiment.train.num_microbatches
-  }  # fmt: skip
+def _autoencoder(
+  home: pathlib.Path, experiment: experiments.Experiment
+) -> tuple[PyTree, dict[str, Any]]:
+  """Weights of an autoencoder, and what is known of them and of their latents.
+
+  Args:
+    home: of a run that works in it, or its own workdir.
+  """
+  abstract = experiment.frozen["autoencoder"]
+  if kept := items.restore(home, AUTOENCODER, abstract):
+    return kept
+  if workdirs.has_autoencoder(home):
+    home = home / AUTOENCODER  # earlier versions kept a workdir in a workdir
+  workdirs.read_config(home)
   statistics = latents.read_statistics(home)
   if statistics is None:
     raise InputError(
       f"the latents of {home} have not been measured: gen-jax encode --workdir {home}"
     )
-  other = experiments.make({**config, **here}, None)
-  which = (str(statistics["step"]), statistics["weights"])
-  weights = load(other, home, *which).params["autoencoder"]
+  step = str(statistics["step"])
+  part = "ema" if statistics["weights"] == "ema" else "params"
+  restore = checkpoint.restore_weights
+  weights, _ = _restore(restore, home, step, abstract, part=f"{part}/autoencoder")
   if (found := tree.sha256(weights)) != statistics["sha256"]:
     raise InputError(
       f"{home / latents.NAME} is of other weights than those of step"
-      f" {statistics['step']} (SHA-256 {found[:12]}); measure again: gen-jax encode"
+      f" {step} (SHA-256 {found[:12]}); measure again: gen-jax encode"
     )
-  abstract = experiment.frozen["autoencoder"]
-  checkpoint.check(
-    str(home), {p: tuple(x.shape) for p, x in tree.flatten(weights).items()}, abstract
-  )
   return weights, statistics
-
-
-def _adopt(source: pathlib.Path, home: pathlib.Path, experiment) -> None:
-  """Copies an autoencoder's weights and what was measured of them."""
-  weights, statistics = _open_autoencoder(source, experiment)
-  config = workdirs.read_config(source)
-  task = {
-    k: v for k, v in config["task"].items() if k in ("name", "autoencoder", "kl_weight")
-  }
-  train = {**config["train"], "ema_decay": None}
-  config = {**config, "task": task, "train": train}
-  save_autoencoder(
-    home, config, weights, {**statistics, "step": 0, "weights": "raw"}
-  )  # fmt: skip
-
-
-def save_autoencoder(
-  home: pathlib.Path, config: dict[str, Any], weights: PyTree, statistics: dict
-) -> None:
-  """Writes a workdir with an autoencoder and no more, whole or not at all.
-
-  Args:
-    config: without discriminator and EMA.
-    statistics: of its latents, of step 0 and raw weights.
-  """
-  partial = home.with_name(f"{home.name}.partial")
-  if jax.process_index() == 0:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-  multihost_utils.sync_global_devices("the autoencoder's folder is there")
-  workdirs.write_config(partial, config)
-  lists = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in statistics.items()}
-  workdirs.write_sealed(partial / latents.NAME, lists)
-  state = states.of_weights({"autoencoder": weights})
-  with checkpoint.open_manager(partial) as manager:
-    checkpoint.save(manager, 0, state, checkpoint.Progress())
-  if jax.process_index() == 0:
-    partial.rename(home)
-  multihost_utils.sync_global_devices("the autoencoder is copied")

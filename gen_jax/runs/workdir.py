@@ -17,10 +17,10 @@ import jax
 from gen_jax import build
 from gen_jax.build import overrides as overriding
 from gen_jax.build import upgrade
-from gen_jax.data import datasets
+from gen_jax.data import kept
 from gen_jax.nn import attention
 from gen_jax.system import files
-from gen_jax.train import proof
+from gen_jax.train import items, proof
 from gen_jax.types import InputError
 
 # What may differ when a workdir is opened again: it does not change what is learned,
@@ -39,10 +39,10 @@ FORMAT = 1  # of a workdir, in run.json; those of before have none
 # What a model has learned to draw, and a run that starts from it takes over.
 OF_IMAGES = ("image_size", "channels", "caption_length")
 ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
-AUTOENCODER = "autoencoder"  # a workdir in a workdir: what makes the latents
+AUTOENCODER = "autoencoder"  # the item that makes the latents; once a workdir in here
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
   *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
-  *("metrics.jsonl", "tensorboard", datasets.CLASS_NAMES, "run.json", "config.json"),
+  *("metrics.jsonl", "tensorboard", kept.CLASS_NAMES, "run.json", "config.json"),
 )
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -66,10 +66,18 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
   """A config as {"dotted.key": value}."""
   if not isinstance(config, dict) or not config:
     return {prefix: config}
-  items = {}
+  found = {}
   for key, value in config.items():
-    items.update(flat(value, f"{prefix}.{key}" if prefix else key))
-  return items
+    found.update(flat(value, f"{prefix}.{key}" if prefix else key))
+  return found
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+  """{key: both values} of what two configs have otherwise, but for exact kernels."""
+  old, new = (flat({**c, "task": _inexact(c["task"])}) for c in (old, new))
+  keys = sorted(old.keys() | new.keys())
+  pairs = ((key, tuple(c.get(key, "absent") for c in (old, new))) for key in keys)
+  return {key: pair for key, pair in pairs if pair[0] != pair[1]}
 
 
 @contextlib.contextmanager
@@ -86,7 +94,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
     InputError: the workdir belongs to another config (says what differs), cannot be
       written to, or is not the one of process 0.
   """
-  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
+  config = json.loads(json.dumps(build.resolved(config)))  # as it will be read
   if jax.process_index():
     _check_shared(workdir, config)
     yield {}
@@ -95,9 +103,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
   history = _run(workdir).get("history", [])
   if before:
     history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
-  folders = ("tokenizer", "tokenizer.partial", AUTOENCODER, f"{AUTOENCODER}.partial")
-  names = ("init_from.json", datasets.CLASS_NAMES, *folders, "checkpoints")
-  names = ("config.json", "run.json", *names)
+  folders = ("tokenizer", "tokenizer.partial", "checkpoints")
+  names = ("config.json", "run.json", "init_from.json", kept.CLASS_NAMES, *folders)
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
@@ -172,18 +179,10 @@ def check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]
           " program; take another --workdir"
         )
     return {}
-  config = json.loads(json.dumps(config))  # as it will be read: tuples are lists
-  old, new = (
-    flat({**c, "task": _inexact(c["task"])}) for c in (read_config(workdir), config)
-  )
-  changed = [
-    key
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key, KeyError) != new.get(key, KeyError)
-  ]
+  changed = _changed(read_config(workdir), build.resolved(config))
   differ = [
-    f"{key} ({old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now)"
-    for key in changed
+    f"{key} ({there!r} there, {now!r} now)"
+    for key, (there, now) in changed.items()
     if not _may_change(key)
   ]
   if differ and not _is_untrained(workdir):
@@ -192,7 +191,7 @@ def check_owner(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]
       f"workdir {workdir} belongs to another config: {'; '.join(differ[:8])}{more};"
       " take another --workdir, or give the same values"
     )
-  return {key: old.get(key) for key in changed}
+  return {key: there for key, (there, _) in changed.items()}
 
 
 def _own(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -208,13 +207,8 @@ def _own(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_untrained(workdir: pathlib.Path) -> bool:
   """Whether no step was ever made: no checkpoint but that of step 0, which has none."""
-  partial = "0.orbax-checkpoint-tmp"
-  others = [
-    name
-    for name in _checkpoints(workdir)
-    if name != "0" and not name.startswith(partial)
-  ]
-  return not others and not is_imported(workdir)
+  others = [n for n in _checkpoints(workdir) if n[0].isdecimal() and n != "0"]
+  return all(n.startswith("0.orbax-") for n in others) and not is_imported(workdir)
 
 
 def evaluation(workdir: pathlib.Path) -> pathlib.Path:
@@ -241,12 +235,13 @@ def write_config(
   The hash comes first, next to that of the config there is: a kill in between leaves a
   workdir that opens.
   """
+  noted = _run(workdir).get("config_sha256", [])
   run = {
     "format": FORMAT,
     "code_revision": _revision(),
     "python": platform.python_version(),
     "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "config_sha256": [*_noted(workdir)[-1:], files.value_sha256(config)],
+    "config_sha256": [*noted[-1:], files.value_sha256(config)],
     **({"history": [*history]} if history else {}),
   }
   write_sealed(workdir / "run.json", run)
@@ -257,11 +252,6 @@ def _run(workdir: pathlib.Path) -> dict[str, Any]:
   """What run.json says."""
   path = workdir / "run.json"
   return files.read_sealed(path) if path.exists() else {}
-
-
-def _noted(workdir: pathlib.Path) -> list[str]:
-  """Hashes that config.json may have; none where an earlier version wrote it."""
-  return _run(workdir).get("config_sha256", [])
 
 
 def _revision() -> str | None:
@@ -279,6 +269,8 @@ def read_config(
   workdir: pathlib.Path, overrides: overriding.Overrides = ()
 ) -> dict[str, Any]:
   """The config of a workdir, with overrides of what may change (its mesh, say).
+
+  Earlier versions kept no defaults: they are filled in, as they are today.
 
   Raises:
     InputError: not a workdir, or an override of what may not change.
@@ -298,18 +290,21 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
-  config = upgrade.config(written)
+  config = build.resolved(upgrade.config(written))
   try:
     build.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  if (noted := _noted(workdir)) and files.value_sha256(written) not in noted:
+  noted = _run(workdir).get("config_sha256")  # none where an earlier version wrote it
+  if noted and files.value_sha256(written) not in noted:
     raise InputError(
       f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
       " back from a copy, or delete run.json if you changed it yourself"
     )
-  opened = overriding.apply(config, overrides)
-  if _inexact(opened["task"]) != _inexact(config["task"]):
+  if not overrides:
+    return config
+  opened = build.resolved(overriding.apply(build.explicit(config), overrides))
+  if not all(map(_may_change, _changed(config, opened))):
     raise InputError(
       f"{workdir} was trained with another attention: only kernels that compute the"
       " same (xla, chunked, ring, splash, cudnn) may take each other's place"
@@ -361,7 +356,8 @@ def inherit_task(
   own = [(key, text) for key, text in overrides if key.split(".")[0] == "init_from"]
   start = overriding.apply(config, own).get("init_from") or {}
   home = workdir
-  if home is None or not (home / "config.json").exists():
+  has_begun = home is not None and (home / "config.json").exists()
+  if not has_begun:
     if not start.get("workdir"):
       raise InputError("task=None needs a model: set init_from.workdir")
     home = files.path(start["workdir"], "init_from.workdir")
@@ -371,15 +367,19 @@ def inherit_task(
         " trained or imported model"
       )
   there = read_config(home)
-  task, data = there["task"], dict(config["data"])
+  task, data = build.explicit(there)["task"], dict(config["data"])
   for key in (key for key in OF_IMAGES if key in data and data[key] is None):
     if key not in there["data"] and key != "caption_length":  # which not all read
       raise InputError(f"data.{key}=None, and {home} has none to take over; set it")
     data[key] = there["data"].get(key)
-  if (home / AUTOENCODER).exists():
-    codec = {**task["codec"], "workdir": str(home / AUTOENCODER)}
-    task = {**task, "codec": codec}
+  if not has_begun and has_autoencoder(home):
+    task = {**task, "codec": {**task["codec"], "workdir": str(home)}}
   return {**config, "task": task, "data": data}
+
+
+def has_autoencoder(workdir: pathlib.Path) -> bool:
+  """Whether a run keeps the autoencoder that it works in."""
+  return items.exists(workdir, AUTOENCODER) or (workdir / AUTOENCODER).exists()
 
 
 def unlike_start(config: dict[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gen_jax import build
 from gen_jax.build import overrides as overriding
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -85,8 +86,8 @@ class Arm:
   Attributes:
     name: what differs from other arms, "peak=0.001,seed=2"; a folder's name.
     overrides: {dotted key: value}.
-    config: the config with them.
-    sha256: of the config, which identifies the arm.
+    config: the config with them, all defaults written out.
+    sha256: of that, which identifies the arm.
   """
 
   name: str
@@ -109,21 +110,22 @@ def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
     raise InputError("the sweep has no arms; get_sweep() must return at least one")
   names = _names(space)
   found: dict[str, Arm] = {}
+  usual = build.resolved(config)
   useless = {key for arm in space for key in arm}
   for name, overrides in zip(names, space, strict=True):
     texts = [(key, text(value)) for key, value in overrides.items()]
     try:
-      resolved = overriding.apply(config, texts)
+      resolved = build.resolved(overriding.apply(config, texts))
     except InputError as error:
       raise InputError(f"arm {name}: {error}") from None
-    useless -= {key for key in overrides if _at(resolved, key) != _at(config, key)}
+    useless -= {key for key in overrides if _at(resolved, key) != _at(usual, key)}
     digest = files.value_sha256(resolved)
     if digest in found:
       raise InputError(f"arms {found[digest].name} and {name} have one config")
     found[digest] = Arm(name, overrides, resolved, digest)
   if useless:
     key = min(useless)
-    raise InputError(f"override {key}={_at(config, key)!r} changes nothing; remove it")
+    raise InputError(f"override {key}={_at(usual, key)!r} changes nothing; remove it")
   return list(found.values())
 
 

@@ -9,7 +9,7 @@ has two output axes (heads and head_dim), any other has one, its last; a convolu
 window counts as input. Stacked layers [L, ...] get an adapter each: a [L, *in, r].
 
 The base weights are part of `frozen`: sharded like any parameters, not donated, not
-optimised, not saved again. The product is added to the kernel, not to its output: that
+optimised, saved once. The product is added to the kernel, not to its output: that
 is what makes it one mechanism, and costs the gradient of a whole kernel in memory.
 
 Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1, which likewise scales by alpha/r.

@@ -1,20 +1,15 @@
 """Asynchronous checkpoints with orbax: the latest two and the best one are kept.
 
 A step's folder holds 'state' (sharded arrays), 'progress' (JSON) and a hash of every
-file, see `train.proof`. Restoring checks the hashes, then names and shapes against the
+file, see `train.items`. Restoring checks the hashes, then names and shapes against the
 abstract state; damaged steps are skipped, newest first, so that damage costs an
 interval and not the run.
 """
 
 import contextlib
 import dataclasses
-import errno
-import logging
 import math
-import os
 import pathlib
-import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -24,26 +19,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gen_jax import tree
-from gen_jax.system import files, memory, signals
-from gen_jax.train import proof
+from gen_jax.system import signals
+from gen_jax.train import items, proof
 from gen_jax.train import state as states
-from gen_jax.types import InputError, Params, PyTree, first_line
+from gen_jax.types import InputError, Params, first_line
 
 T = TypeVar("T")
 
-# Replicas each write a part of a large array. Small arrays are not split, since each
-# shape and part needs a compiled program.
-_ARRAYS = ocp.type_handlers.create_type_handler_registry(
-  (
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
-  )
-)
 _METRICS = "metrics/metrics"  # orbax's file of the monitored value
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_IDLE = "text_encoder"
-_MAKE_ROOM = "make room; the same command then continues from the last checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,23 +61,11 @@ class _Manager(ocp.CheckpointManager):
       found = super().metrics(step)
     except ValueError:
       return None
-    folder = pathlib.Path(self.directory) / str(step)
+    folder = _folder(self, step)
     is_number = isinstance(found, dict) and isinstance(
       found.get("monitored"), float | int
     )
     return found if is_number and proof.is_as_written(folder, _METRICS) else None
-
-
-@contextlib.contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-  """Orbax warns by absl that it does what it was asked to."""
-  logger = logging.getLogger(name)
-  level = logger.level
-  logger.setLevel(max(level, logging.ERROR))
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -111,18 +82,11 @@ def open_manager(
     InputError: the file system refused a write (a full disk), or a written checkpoint
       cannot be read back.
   """
-  directory = pathlib.Path(workdir).absolute() / "checkpoints"
-  proof.check_path(directory)
-  policy = policies.AnyPreservationPolicy(
-    [
-      policies.LatestN(keep),
-      policies.BestN(
-        get_metric_fn=lambda m: -m["monitored"],
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      ),
-    ]
+  directory = items.home(workdir)
+  best = policies.BestN(
+    get_metric_fn=lambda m: -m["monitored"], n=1, keep_checkpoints_without_metrics=False
   )
+  policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
   options = ocp.CheckpointManagerOptions(
     preservation_policy=None if read_only else policy,
     best_fn=lambda metrics: metrics["monitored"],  # orbax needs it to write metrics
@@ -133,31 +97,12 @@ def open_manager(
     save_interval_steps=0 if read_only else 1,
     temporary_path_class=proof.ProvenPath,
   )
-  handlers = {
-    # Compression keeps a second copy in memory until all is written, and hardly
-    # shrinks weights.
-    "state": proof.StateHandler(use_compression=False, type_handler_registry=_ARRAYS),
-    "progress": ocp.JsonCheckpointHandler(),
-  }
-  try:
-    with (
-      _without_warnings("absl"),
-      _Manager(directory, options=options, item_handlers=handlers) as manager,
-    ):
-      yield manager
-  except (ValueError, OSError) as error:
-    reason = _refused(error)
-    if reason is None:
-      raise
-    raise InputError(f"cannot write to {directory}: {reason}; {_MAKE_ROOM}") from error
-
-
-def _refused(error: Exception) -> str | None:
-  """The reason if the error is a write that the file system refused; else None."""
-  if isinstance(error, OSError):
-    return error.strerror if error.errno in _NO_ROOM else None
-  code = re.search(r"os.error\D*(\d+)", str(error), re.IGNORECASE)  # tensorstore's
-  return os.strerror(int(code[1])) if code else None
+  handlers = items.handlers("progress")
+  with (
+    items.using(directory),
+    _Manager(directory, options=options, item_handlers=handlers) as manager,
+  ):
+    yield manager
 
 
 def save(
@@ -172,17 +117,7 @@ def save(
   Raises:
     InputError: not enough free space (checked first); the workdir is gone.
   """
-  try:
-    pathlib.Path(manager.directory).mkdir(exist_ok=True)  # a user may delete it
-  except OSError as error:
-    raise InputError(f"cannot write to {manager.directory}: {error.strerror}") from None
-  needed = tree.num_bytes(state) / jax.process_count()
-  free = shutil.disk_usage(manager.directory).free
-  if free < needed:
-    raise InputError(
-      f"cannot save step {step} to {manager.directory}: {needed / 2**20:,.2f} MiB"
-      f" needed, {free / 2**20:,.2f} MiB free; {_MAKE_ROOM}"
-    )
+  items.check_room(pathlib.Path(manager.directory), f"step {step}", state)
   if step in manager.all_steps():  # saved without evaluation after a signal
     manager.delete(step)
   with signals.deferred():
@@ -196,6 +131,10 @@ def save(
     )
 
 
+def _folder(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
+  return pathlib.Path(manager.directory) / str(step)
+
+
 def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   """{path: shape} of a checkpoint's state: 'params/...', 'ema/...', 'step', ...
 
@@ -204,34 +143,12 @@ def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   Raises:
     InputError: no such step, or it is damaged.
   """
-  return _newest(manager, lambda s: _shapes(manager, s), step, None, _no_warning)
+  read = lambda s: items.shapes(_folder(manager, s))  # noqa: E731
+  return _newest(manager, read, step, None, _no_warning)
 
 
 def _no_warning(text: str) -> None:
   """Drops a warning that reading the weights repeats."""
-
-
-def _shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
-  saved = manager.item_metadata(step)["state"]
-  saved = getattr(saved, "tree", saved)
-  if saved is None:
-    raise ValueError("its metadata is missing")
-  return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
-
-
-def check(where: str, have: proof.Shapes, abstract: PyTree) -> None:
-  """Raises InputError if {path: shape} are not those of `abstract`."""
-  want = {p: tuple(x.shape) for p, x in tree.flatten(abstract).items()}
-  wrong = [
-    f"{path} (checkpoint {have.get(path, 'none')}, model {want.get(path, 'none')})"
-    for path in sorted(have.keys() | want.keys())
-    if have.get(path) != want.get(path)
-  ]
-  if wrong:
-    more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-    raise InputError(
-      f"checkpoint {where} belongs to another model: {'; '.join(wrong[:4])}{more}"
-    )
 
 
 def find_step(
@@ -263,8 +180,7 @@ def _best(manager, steps: Sequence[int], warn: Callable[[str], None]) -> int:
   """The step with the lowest monitored value, without step 0 (untrained)."""
   values = {step: manager.metrics(step) for step in steps}
   for step in steps:
-    folder = pathlib.Path(manager.directory) / str(step)
-    if not proof.is_as_written(folder, _METRICS):
+    if not proof.is_as_written(_folder(manager, step), _METRICS):
       warn(f"the metrics of step {step} are damaged: it cannot be the best")
   values = {s: m["monitored"] for s, m in values.items() if m and s > 0}
   values = {s: value for s, value in values.items() if math.isfinite(value)}
@@ -320,35 +236,6 @@ def _newest(
   return None
 
 
-def _verify(manager, step: int, warn: Callable[[str], None]) -> None:
-  """Raises ValueError if a step's files do not have their hashes."""
-  if not proof.verify(pathlib.Path(manager.directory) / str(step), step):
-    warn(
-      f"step {step} has no {files.HASHES} (earlier versions wrote none): its values are"
-      " not verified"
-    )
-
-
-def _held(have: proof.Shapes, abstract: PyTree) -> proof.Shapes:
-  """{path: shape} without a text encoder, where the model has none.
-
-  Earlier versions kept an idle one for every unconditional model.
-  """
-  if any(_IDLE in path.split("/") for path in tree.flatten(abstract)):
-    return have
-  return {path: s for path, s in have.items() if _IDLE not in path.split("/")}
-
-
-def _restoring(abstract: PyTree, **options) -> proof.StateRestore:
-  """Arguments that restore a tree in the dtypes and shardings of `abstract`."""
-  memory.check("the checkpoint", abstract)
-  return proof.StateRestore(
-    item=abstract,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-    **options,
-  )
-
-
 def restore(
   manager: ocp.CheckpointManager,
   abstract: states.TrainState,
@@ -368,17 +255,10 @@ def restore(
   """
 
   def read(candidate: int) -> tuple[states.TrainState, Progress]:
-    _verify(manager, candidate, warn)
-    have = _shapes(manager, candidate)
-    check(f"{manager.directory}/{candidate}", held := _held(have, abstract), abstract)
-    options = {} if held == have else {"partial_restore": True}
-    args = ocp.args.Composite(
-      state=_restoring(abstract, **options), progress=ocp.args.JsonRestore()
-    )
-    restored = manager.restore(candidate, args=args)
+    folder = _folder(manager, candidate)
+    state, progress = items.read(folder, abstract, "progress", warn=warn)
     # Orbax may share buffers with its caches: copy them before donation.
-    state = jax.tree.map(lambda x: x.copy(), restored["state"])
-    return state, Progress(**restored["progress"])
+    return jax.tree.map(lambda x: x.copy(), state), Progress(**progress)
 
   return _newest(manager, read, step, prefer, warn)
 
@@ -396,22 +276,16 @@ def restore_weights(
 
   Args:
     abstract: parameters with shardings.
-    part: 'params' or 'ema'.
+    part: 'params', 'ema', or the path of a part of these.
     step, prefer, warn: see `_newest`.
 
   Raises:
     InputError: see `_newest`; another model.
   """
-  wanted = {part: abstract}
 
   def read(candidate: int) -> tuple[Params, int]:
-    _verify(manager, candidate, warn)
-    have = _held(_shapes(manager, candidate), abstract)
-    have = {path: shape for path, shape in have.items() if path.startswith(f"{part}/")}
-    check(f"{manager.directory}/{candidate}", have, wanted)
-    args = ocp.args.Composite(state=_restoring(wanted, partial_restore=True))
-    restored = manager.restore(candidate, args=args)
-    return restored["state"][part], candidate
+    folder = _folder(manager, candidate)
+    return items.read(folder, abstract, None, f"{part}/", warn)[0], candidate
 
   return _newest(manager, read, step, prefer, warn)
 
@@ -423,9 +297,8 @@ def quarantine_newer_than(manager: ocp.CheckpointManager, step: int) -> None:
   """
   newer = [s for s in manager.all_steps() if s > step]
   if newer and jax.process_index() == 0:
-    for s in newer:
-      path = pathlib.Path(manager.directory) / str(s)
-      path.rename(path.with_name(f"{s}.damaged-{time.time_ns()}"))
+    for path in (_folder(manager, s) for s in newer):
+      path.rename(path.with_name(f"{path.name}.damaged-{time.time_ns()}"))
   if newer:
     multihost_utils.sync_global_devices("damaged checkpoints are renamed")
     manager.reload()

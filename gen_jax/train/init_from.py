@@ -9,7 +9,7 @@ import jax
 
 from gen_jax import tree
 from gen_jax.system import files
-from gen_jax.train import checkpoint
+from gen_jax.train import checkpoint, items
 from gen_jax.types import InputError, Params, unknown
 
 
@@ -120,7 +120,7 @@ def fit(params: Params, layouts: Sequence[CheckpointLayout], where: str) -> Para
   """
   shapes = _shapes(params)
   layout = _matching(layouts, shapes)
-  checkpoint.check(where, shapes, layout.abstract)
+  items.check(where, shapes, layout.abstract)
   return _convert(params, layout, layouts[0].abstract)
 
 

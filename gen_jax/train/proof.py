@@ -53,21 +53,21 @@ class _Folder(type(epath.Path("/"))):
 
 
 class ProvenPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A temporary folder; a step's is renamed when its hashes are written.
+  """A temporary folder; one with a 'state' is renamed when its hashes are written.
 
-  Its items ('state', ...) are temporary folders too until they are complete.
+  Its parts ('state', ...) are temporary folders too until they are complete.
   """
 
   def get(self) -> epath.Path:
     return _Folder(super().get())
 
   async def finalize(self) -> None:
-    if not self.get_final().name.isdecimal():
+    folder = pathlib.Path(os.fspath(self.get()))
+    if not (folder / "state").exists():
       return await super().finalize()
     if self._checkpoint_metadata_store:
       self._checkpoint_metadata_store.wait_until_finished()
-    folder = pathlib.Path(os.fspath(self.get()))
-    _write(folder, int(self.get_final().name))
+    _write(folder, self.get_final().name)
     folder.rename(os.fspath(self.get_final()))
 
 
@@ -104,16 +104,25 @@ def _note_own(folder: pathlib.Path, shapes: Shapes) -> None:
   files.write_json(_part(folder, process), note)
 
 
-def _write(folder: pathlib.Path, step: int) -> None:
+def _kind(name: str) -> tuple[str, int | str]:
+  """What a folder of this name holds: ('step', 3), or ('item', 'base')."""
+  return ("step", int(name)) if name.isdecimal() else ("item", name)
+
+
+def _write(folder: pathlib.Path, name: str) -> None:
   """Checks that all arrays exist, and writes hashes.json.
+
+  Args:
+    name: that the folder will have.
 
   Raises:
     InputError: an array or a process's hashes are missing.
   """
   state, noted, shapes = folder / "state", {}, {}
+  kind, value = _kind(name)
   for process in range(jax.process_count()):
     part = files.read_json(_part(state, process))
-    noted |= {f"state/{name}": digest for name, digest in part["files"].items()}
+    noted |= {f"state/{file}": digest for file, digest in part["files"].items()}
     shapes = {path: tuple(shape) for path, shape in part["shapes"].items()}
     _part(state, process).unlink()
   found = arrays(state)
@@ -121,12 +130,12 @@ def _write(folder: pathlib.Path, step: int) -> None:
   if found != want:
     odd = sorted(k for k in found.keys() | want.keys() if found.get(k) != want.get(k))
     raise InputError(
-      f"cannot save step {step}: {len(odd)} of {len(want)} arrays cannot be read back"
-      f" ({', '.join(odd[:4])}) from {folder.parent}; check the file system"
+      f"cannot save {kind} {value}: {len(odd)} of {len(want)} arrays cannot be read"
+      f" back ({', '.join(odd[:4])}) from {folder.parent}; check the file system"
     )
-  rest = [name for name in files.names(folder) if name not in noted]
+  rest = [file for file in files.names(folder) if file not in noted]
   everything = {**noted, **files.hashes(folder, rest)}
-  files.write_json(folder / files.HASHES, {"step": step, "files": everything})
+  files.write_json(folder / files.HASHES, {kind: value, "files": everything})
 
 
 def arrays(folder: pathlib.Path) -> Shapes:
@@ -149,8 +158,8 @@ def arrays(folder: pathlib.Path) -> Shapes:
   return found
 
 
-def verify(folder: pathlib.Path, step: int) -> bool:
-  """Checks a step's hashes, each process a share; returns False if it has none.
+def verify(folder: pathlib.Path) -> bool:
+  """Checks the hashes of a step or item, each process a share; False without any.
 
   Raises:
     ValueError: names a file that is damaged, missing or extra.
@@ -158,7 +167,7 @@ def verify(folder: pathlib.Path, step: int) -> bool:
   if not (folder / files.HASHES).exists():
     return False
   try:
-    wrong = _wrong(folder, step)
+    wrong = _wrong(folder)
   except (InputError, OSError, LookupError, TypeError, AttributeError) as error:
     wrong = str(error)
   if jax.process_count() > 1:  # all must choose the same step
@@ -169,10 +178,11 @@ def verify(folder: pathlib.Path, step: int) -> bool:
   return True
 
 
-def _wrong(folder: pathlib.Path, step: int) -> str | None:
+def _wrong(folder: pathlib.Path) -> str | None:
   noted = files.read_json(folder / files.HASHES)
-  if noted["step"] != step:
-    return f"it holds step {noted['step']}"
+  kind, value = _kind(folder.name)
+  if noted[kind] != value:
+    return f"it holds {kind} {noted[kind]}"
   want = noted["files"]
   odd = sorted(want.keys() ^ set(files.names(folder)))
   if odd:

@@ -160,8 +160,7 @@ def test_text_is_read_and_written_in_one_place_and_json_read():
 
 
 # Who builds experiments: what opens a run, and what looks at a config that is of none.
-MAKERS = {"runs/run.py", "runs/training.py", "runs/weights.py"}
-MAKERS |= {"cli/import.py", "cli/plan.py"}
+MAKERS = {"runs/run.py", "runs/training.py", "cli/import.py", "cli/plan.py"}
 # Files of a run; what a command writes for people (samples/, figures/) is its own.
 OF_A_RUN = {"config.json", "run.json", "metrics.jsonl", "checkpoints", "tokenizer"}
 OF_A_RUN |= {"import.json", "init_from.json", "health.json", "evaluation.json"}
@@ -182,7 +181,8 @@ def test_a_run_is_opened_in_one_room():
   assert made == MAKERS
   commands = {name for name in named if name.startswith("cli/")}
   assert commands <= {"cli/import.py", "cli/export.py"}, named  # foreign folders' own
-  opening = {"gen_jax.train.checkpoint", "gen_jax.runs.lease"}
+  opening = {f"gen_jax.{name}" for name in ("train.checkpoint", "train.items")}
+  opening.add("gen_jax.runs.lease")
   graph = _modules()
   for name, found in graph.items():
     if name.startswith("gen_jax.cli.") and name != "gen_jax.cli.import":
@@ -272,11 +272,11 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 900,  # with config files, overrides; upgrade.py goes with the next release
+  "build": 1_010,  # with config files, overrides, defaults; upgrade.py goes
   "cli": 3_490,  # tokenize
   "convert": 3_560,
   "cost": 1_360,
-  "data": 7_800,  # token stores: 2,050 lines in tokens/
+  "data": 7_820,  # token stores: 2,050 lines in tokens/
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
   "diffusion": 2_250,
@@ -288,7 +288,7 @@ BUDGETS = {
   "sweeps": 1_200,
   "system": 870,
   "tasks": 1_200,
-  "train": 2_300,  # the share of time that waits for data
+  "train": 2_430,  # items, which were workdirs in workdirs; waiting for data
   "loose files": 1_630,
 }
 
@@ -303,11 +303,7 @@ def test_size_budgets():
   assert not over, rooms
 
 
-# Files of more than 400 lines and functions of more than 60, and why they may be.
-LONG_FILES = {
-  "experiment.py": "until families hold what only text or images know",
-  "train/checkpoint.py": "until what a checkpoint holds is apart from how it is kept",
-}
+# Functions of more than 60 lines, and why they may be.
 LONG_FUNCTIONS = {
   "train/loop.py run": "the order of a step is a contract, and is read in one piece",
   "runs/training.py _train": "until what a start needs is apart from the start",
@@ -324,7 +320,7 @@ def test_files_and_functions_are_short():
       if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         if node.end_lineno - node.lineno >= 60:
           functions.add(f"{name} {node.name}")
-  assert files == LONG_FILES.keys()
+  assert not files
   assert functions == LONG_FUNCTIONS.keys()
 
 

@@ -24,7 +24,9 @@ from gen_jax.nn import embed, mlp
 from gen_jax.runs import workdir
 from gen_jax.tasks import conditioning
 from gen_jax.tasks import diffusion as tasks
+from gen_jax.train import items
 from tests import tiny
+from tests.runs import conftest as old
 
 pytestmark = pytest.mark.usefixtures("one_device")
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden_pictures"
@@ -474,11 +476,21 @@ def test_a_text_encoder_that_is_not_clips_is_not_written(changes):
 
 
 def test_an_autoencoder_that_was_changed_is_noticed(imported, tmp_path):
-  shutil.copytree(imported / "w", tmp_path / "w")
-  home = tmp_path / "w" / workdir.AUTOENCODER
-  edit("latents.json", sha256="0" * 64)(home)
+  """Where earlier versions kept it, and where it is: an item of the checkpoint."""
+  home = shutil.copytree(imported / "w", tmp_path / "w")
+  draw = lambda: gen_jax.open(home).weights("latest").provenance()  # noqa: E731
+  before = draw()
+  folder = old.autoencoder_in_a_workdir(home)
+  assert draw() == before
+  edit("latents.json", sha256="0" * 64)(folder)
+  sample = ("sample", "--workdir", home, "--num_steps", 1)
   with pytest.raises(types.InputError, match="gen-jax encode"):
-    run("sample", "--workdir", tmp_path / "w", "--num_steps", 1)
+    run(*sample)
+  shutil.rmtree(home)
+  shutil.copytree(imported / "w", home)
+  edit("about/metadata", sha256="0" * 64)(items.home(home) / workdir.AUTOENCODER)
+  with pytest.raises(types.InputError, match=r"autoencoder cannot be read \(about"):
+    run(*sample)
 
 
 def test_the_config_is_what_a_single_file_is_read_as():

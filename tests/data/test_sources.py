@@ -17,6 +17,7 @@ from gen_jax.data import (
   dreambooth,
   edits,
   embedded,
+  kept,
   latents,
   pipeline,
   sources,
@@ -447,12 +448,12 @@ def test_images_outside_of_folders_have_no_class(tmp_path):
 def test_classes_are_noted_and_held_against_the_data(tmp_path):
   _classes(tmp_path / "images", cat=1, dog=1)
   data = datasets.ImageData(sources.ImageFolder(str(tmp_path / "images")), 4, 1, 1)
-  names = datasets.class_names_for(data, tmp_path)
+  names = kept.class_names_for(data, tmp_path)
   assert names == ("cat", "dog")
   _classes(tmp_path / "images", bat=1)
-  assert datasets.class_names_for(data, tmp_path) == names  # those it was trained on
+  assert kept.class_names_for(data, tmp_path) == names  # those it was trained on
   with pytest.raises(types.InputError, match="'bat' is where 'cat' was"):
-    datasets.check_class_names(data, names)
+    kept.check_class_names(data, names)
 
 
 def test_npz(tmp_path):

@@ -14,6 +14,7 @@ from gen_jax.build import overrides as overriding
 from gen_jax.models import transformer
 from gen_jax.runs import workdir
 from tests.cli import conftest
+from tests.runs import conftest as old
 
 CONFIG = "configs/lm/pydoc.py:smoke"
 SHAPE = {"num_layers": 2, "width": 8, "num_heads": 2}
@@ -88,10 +89,17 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   assert "resuming" in resumed.out
   assert digest(opened(tmp_path / "a").params) == digest(end.params)
 
-  noted = tmp_path / "a" / "init_from.json"
+  sample = ("sample", "--checkpoint", "latest", "--workdir", tmp_path / "a")
+  home.rename(tmp_path / "moved")  # the base is an item of the run by now
+  assert call(*sample).code == 0
+  assert digest(opened(tmp_path / "a").params) == digest(end.params)
+  (tmp_path / "moved").rename(home)
+
+  noted = old.base_by_its_hash(tmp_path / "a")
+  assert digest(opened(tmp_path / "a").params) == digest(end.params)
+  assert call(*run).code == 0
   text = noted.read_text()
   noted.write_text(json.dumps({**json.loads(text), "sha256": "0"}))
-  sample = ("sample", "--checkpoint", "latest", "--workdir", tmp_path / "a")
   refuse(*sample, says=["init_from.json is damaged", "file_sha256"])
   changed = {k: v for k, v in json.loads(text).items() if k != "file_sha256"}
   noted.write_text(json.dumps({**changed, "sha256": "0"}))
@@ -123,6 +131,9 @@ def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, re
 
   # Known by its parts: on another mesh it is still the same.
   mesh = ("--config.mesh.data=4", "--config.mesh.fsdp=2")
+  assert call("sample", "--workdir", tmp_path / "again", *mesh).code == 0
+  old.base_by_its_hash(tmp_path / "again")
+  assert digest(opened(tmp_path / "again", "0").params) == want
   assert call("sample", "--workdir", tmp_path / "again", *mesh).code == 0
   config = tmp_path / "a" / "config.json"
   text = config.read_text()
