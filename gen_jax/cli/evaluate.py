@@ -3,7 +3,9 @@
 They are of the config's evaluators, or of those that the flags stand for.
 """
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 
@@ -13,6 +15,8 @@ from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders
 from gen_jax.types import InputError
+
+_PARTIAL = "evaluation.partial"  # folder of what an interrupted command has done
 
 
 def add_arguments(parser) -> None:
@@ -107,12 +111,18 @@ def _requested(args, opened: runs.Run, other: dict) -> dict:
   else:
     result, about = {**result, "weights": weights.name, **about}, {}
     _show(result)
-  for evaluator in evals:
-    found = dict(evaluator(*given))
-    if (sheet := found.pop("nearest", None)) is not None:
-      of = f"images, each with the nearest three of training, in {protocol['features']}"
-      print(f"{of}: {sheets.save_figure(args.workdir, 'nearest', sheet, of)}")
-    result |= _show(found, other)
+  home, keep = args.workdir / _PARTIAL, {}
+  with contextlib.ExitStack() as stack:
+    if protocol and not folder and (made_by := weights.provenance())["sha256"]:
+      stack.enter_context(folders.unfinished(home, {**made_by, **protocol}))
+      keep["keep"] = functools.partial(folders.kept, home)
+    for evaluator in evals:
+      found = dict(evaluator(*given, **keep))
+      if (sheet := found.pop("nearest", None)) is not None:
+        of = "images, each with the nearest three of training"
+        of += f", in {protocol['features']}"
+        print(f"{of}: {sheets.save_figure(args.workdir, 'nearest', sheet, of)}")
+      result |= _show(found, other)
   return {**result, **about}
 
 
@@ -127,7 +137,7 @@ def _of_the_config(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
   if provenance["sha256"] is None:  # of several processes none has pieces of its own
     found = (runs.numbers(e, weights) for e in evals)
   else:
-    found = _kept(args.workdir / "evaluation.partial", about, evals, weights)
+    found = _kept(args.workdir / _PARTIAL, about, evals, weights)
   for numbers in found:
     result |= _show(numbers)
   return {**provenance, **result, "sampling": config["sampling"]}

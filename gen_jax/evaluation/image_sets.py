@@ -76,10 +76,15 @@ def drawn(
   frozen: PyTree,
   captions: Sequence[str],
   seed: int,
+  begin: int = 0,
 ) -> Iterator[np.ndarray]:
-  """uint8 [n, H, W, C]; image i depends on captions[i], seed and i alone."""
+  """uint8 [n, H, W, C]; image i depends on captions[i], seed and i alone.
+
+  Args:
+    begin: number of batches to leave out.
+  """
   size = min(generator.batch_size, len(captions))
-  for first in range(0, len(captions), size):
+  for first in range(begin * size, len(captions), size):
     some = captions[first : first + size]
     filled = [*some, *[some[-1]] * (size - len(some))]
     keys = rng.sample_keys(seed, size, first)

@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +25,34 @@ from gen_jax.system import files, progress
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, Params, PyTree
 
-Made = Callable[[Params, PyTree], Iterator[np.ndarray]]
+Made = Callable[[Params, PyTree, int], Iterator[np.ndarray]]
 _SHOWN = 8  # images on the sheet of nearest neighbours
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfImages:
+  """Numbers of images that take long to make.
+
+  Attributes:
+    every, about: see `evaluators.Measured`.
+    made: (weights, frozen, i) -> batches uint8 [n, H, W, C], from number i on.
+    measure: (weights, frozen, batches) -> {name: number or images}.
+  """
+
+  every: int
+  made: Made
+  measure: Callable[[Params, PyTree, Iterator[np.ndarray]], dict[str, Any]]
+  about: dict[str, Any]
+
+  def __call__(
+    self,
+    weights: Params,
+    frozen: PyTree,
+    keep: Callable[[Callable], Iterator[np.ndarray]] = lambda made: made(0),
+  ) -> Iterator[tuple[str, float | np.ndarray]]:
+    """Measures; `keep` is `folders.kept` of a folder, or makes all images."""
+    made = keep(functools.partial(self.made, weights, frozen))
+    yield from self.measure(weights, frozen, made).items()
 
 
 def text(
@@ -110,7 +138,7 @@ def images(
   split: str | None = None,
   seed: ranges.Seed = 0,
   baseline: bool = False,
-) -> evaluators.Measured:
+) -> OfImages:
   """How near images come to real ones of a split, in `features`.
 
   Args:
@@ -144,13 +172,11 @@ def images(
   protocol = json.loads(json.dumps(protocol))  # as it will be read
   held_out = experiment.reference_images("validation") if split == "train" else None
 
-  def measure(params, frozen):
+  def measure(params, frozen, drawn):
     if again:
-      return image_sets.pairs(
-        made(params, frozen), features, reference, protocol["num"]
-      )
+      return image_sets.pairs(drawn, features, reference, protocol["num"])
     real = features.of(reference.batches())
-    found = _of_set(made(params, frozen), features, reference, real, held_out)
+    found = _of_set(drawn, features, reference, real, held_out)
     if baseline:
       how = (frozen, experiment.generator().shape, num, seed)
       noise = image_sets.of_noise(experiment.task, *how)
@@ -159,7 +185,7 @@ def images(
     return found
 
   about = {"gen_jax": gen_jax.__version__, "protocol": protocol}
-  return evaluators.Measured(every, measure, about)
+  return OfImages(every, made, measure, about)
 
 
 def _drawn(experiment, reference, num: int, seed: int) -> tuple[Made, dict[str, Any]]:
@@ -171,10 +197,10 @@ def _drawn(experiment, reference, num: int, seed: int) -> tuple[Made, dict[str, 
     )
   generator, captions = experiment.generator(), reference.captions(num)
 
-  def made(params, frozen):
-    drawn = image_sets.drawn(generator, params, frozen, captions, seed)
+  def made(params, frozen, begin):
+    drawn = image_sets.drawn(generator, params, frozen, captions, seed, begin)
     batches = -(-len(captions) // min(generator.batch_size, len(captions)))
-    return progress.lines(drawn, batches, "batches drawn")
+    return progress.lines(drawn, batches, "batches drawn", begin)
 
   return made, {"num": num, "seed": seed, "sampling": experiment.config["sampling"]}
 
@@ -184,9 +210,10 @@ def _again(experiment, reference, num: int, seed: int) -> tuple[Made, dict[str, 
   del seed
   num = min(num, len(reference))
 
-  def made(params, frozen):
+  def made(params, frozen, begin):
     del frozen
-    return image_sets.reconstructed(experiment.task, params, reference.batches(num))
+    real = itertools.islice(reference.batches(num), begin, None)
+    return image_sets.reconstructed(experiment.task, params, real)
 
   return made, {"num": num}
 
@@ -199,7 +226,8 @@ def _in_folder(reference, folder: str) -> tuple[Made, dict[str, Any]]:
     raise InputError(f"--folder {folder} needs two images at least")
   read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
   made = dataclasses.replace(reference, examples=sources.Mapped(paths, read))
-  return lambda params, frozen: made.batches(), {"num": len(paths)}
+  batches = lambda params, frozen, begin: itertools.islice(made.batches(), begin, None)  # noqa: E731
+  return batches, {"num": len(paths)}
 
 
 def _of_set(made, features, reference, real, held_out) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Folders that commands write, and unfinished ones that an equal command finds."""
 
 import contextlib
+import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -65,3 +67,26 @@ def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
       shutil.rmtree(home, ignore_errors=True)
     raise
   shutil.rmtree(home, ignore_errors=True)
+
+
+def kept(
+  home: pathlib.Path, pieces: Callable[[int], Iterator[np.ndarray]]
+) -> Iterator[np.ndarray]:
+  """Yields the arrays of `pieces(0)`; each is in a file of `home` before it is needed.
+
+  An equal command finds them there and continues behind the last one.
+
+  Args:
+    pieces: i -> the arrays from number i on.
+  """
+  for i in itertools.count():
+    (*_, path) = (None, *home.glob(f"{i:06}.*.npy"))
+    if path is None or files.sha256(path)[:16] != path.name.split(".")[1]:
+      break
+    yield np.load(path)
+  for j, array in enumerate(pieces(i), i):
+    partial = home / "partial"
+    with partial.open("wb") as file:
+      np.save(file, array)
+    partial.rename(home / f"{j:06}.{files.sha256(partial)[:16]}.npy")
+    yield array

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gen_jax.data.digits import source as digits
 from gen_jax.evaluation import fidelity
-from gen_jax.inference import sheets
+from gen_jax.inference import image_generator, sheets
 
 
 @pytest.fixture
@@ -64,6 +64,31 @@ def test_drawn_images(evaluate, refuse, digits_workdir, tmp_path):
   refuse(*words, "--config.sampling.size=(16,16)", says=says)
   says = ["features ('pixels_16' there, 'digits_mlp' here)", "features_sha256"]
   refuse(*words, "--features", "digits", says=says)
+
+
+def test_batches_that_were_drawn_are_not_drawn_again(
+  evaluate, call, digits_workdir, monkeypatch
+):
+  """And one that was damaged meanwhile is."""
+  words = ("--images=150", "--seed=5")
+  whole = evaluate(digits_workdir, *words)
+  drawn, plain = [], image_generator.ImageGenerator.images
+
+  def images(*args):
+    if len(drawn) == 2:
+      raise KeyboardInterrupt
+    drawn.append(1)
+    return plain(*args)
+
+  monkeypatch.setattr(image_generator.ImageGenerator, "images", images)
+  command = ("evaluate", "--workdir", digits_workdir, *words)
+  assert call(*command).code == 130 and len(drawn) == 2
+  second = next((digits_workdir / "evaluation.partial").glob("000001.*"))
+  second.write_bytes(second.read_bytes()[:-1] + b"x")
+  drawn[:] = ["of another number"] * 3
+  assert evaluate(digits_workdir, *words) == whole
+  assert len(drawn) == 5  # batches 1 and 2 of three
+  assert not (digits_workdir / "evaluation.partial").exists()
 
 
 def test_a_folder_of_training_images(evaluate, call, digits_workdir, folder):
