@@ -59,11 +59,11 @@ class Sampling:
         raise InputError(f"{name}={getattr(self, name)} must be {rule}")
 
   def idle(self) -> dict[str, str]:
-    """{field: why it has no effect} of the fields that another one disables."""
+    """{field or 'seed': why it has no effect} of what another field disables."""
     if self.temperature:
       return {}
     return dict.fromkeys(
-      ("top_k", "top_p", "min_p"), "temperature=0 takes the likeliest"
+      ("top_k", "top_p", "min_p", "seed"), "temperature=0 takes the likeliest"
     )
 
   def filter(self, logits: Array, seen: Array) -> Array:

@@ -103,6 +103,7 @@ def _sample(args, run: base.Run, weights: base.Weights):
       raise InputError("--interactive is for a run of one process")
     return texts.talk(_generator(run.experiment, 2), weights.params, args.seed)
   writer = run.generator
+  _check_num(args.num, writer.sampling)
   how = {
     "seed": args.seed,
     "sampling": dataclasses.asdict(writer.sampling),
@@ -116,12 +117,21 @@ def _sample(args, run: base.Run, weights: base.Weights):
   return base.made_by(weights, result)
 
 
+def _check_num(num: int, sampling: generate.Sampling) -> None:
+  if num > 1 and not sampling.temperature:
+    raise InputError(
+      f"--num {num}: temperature=0 takes the likeliest, so that all would be the same;"
+      " leave one of them out"
+    )
+
+
 def _generate(
   writer, weights, prompts, num: int, seed: int, negative: str
 ) -> list[str]:
   """Continuations, prompt by prompt."""
   if negative:
     raise InputError(f"negative={negative!r} is for images; leave it out")
+  _check_num(num, writer.sampling)
   keys = rng.sample_keys(seed, num)
   return [
     text

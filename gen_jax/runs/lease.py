@@ -34,8 +34,11 @@ _WIDTH = 512  # bytes of the file, so that a renewal overwrites in place
 
 
 @contextlib.contextmanager
-def hold(folder: pathlib.Path) -> Iterator[None]:
+def hold(folder: pathlib.Path, name: str = NAME) -> Iterator[None]:
   """Holds the lease of a folder, which is made if it is not there.
+
+  Args:
+    name: of the file; another one is a lease on another work in the same folder.
 
   On leaving, the lease goes, and so do folders made here that are still empty.
 
@@ -46,13 +49,13 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
   try:
     try:
       folder.mkdir(parents=True, exist_ok=True)
-      record, file = _acquire(folder / NAME)
+      record, file = _acquire(folder / name)
     except OSError as error:
       raise InputError(
         f"cannot write to --workdir {folder}: {error.strerror}; take another one"
       ) from None
     over = threading.Event()
-    words = (folder / NAME, record, file, over)
+    words = (folder / name, record, file, over)
     renewing = threading.Thread(target=_renew, args=words, daemon=True)
     renewing.start()
     try:
@@ -61,8 +64,8 @@ def hold(folder: pathlib.Path) -> Iterator[None]:
       over.set()
       renewing.join(_RENEW_SECS)
       with contextlib.suppress(OSError):
-        if _read(folder / NAME).get("id") == record["id"]:
-          (folder / NAME).unlink()
+        if _read(folder / name).get("id") == record["id"]:
+          (folder / name).unlink()
         os.close(file)
   finally:
     for path in new:
@@ -85,7 +88,7 @@ def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], int]:
       return record, _create(path, record)
     if (stale := _wait_until_stale(path)) is None:
       continue
-    ticket = path.with_name(f"{NAME}.taken-{stale.get('id', 'unknown')}")
+    ticket = path.with_name(f"{path.name}.taken-{stale.get('id', 'unknown')}")
     try:
       os.close(_create(ticket, record))
     except FileExistsError:  # somebody else is about to take it over
@@ -93,7 +96,7 @@ def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], int]:
       continue
     try:
       if _read(path) == stale:
-        own = path.with_name(f"{NAME}.{record['id']}")
+        own = path.with_name(f"{path.name}.{record['id']}")
         file = _create(own, record)
         os.replace(own, path)
         return record, file

@@ -6,6 +6,7 @@ import pytest
 
 from gen_jax.cli import encode
 from gen_jax.inference import codes
+from gen_jax.runs import lease
 
 
 @pytest.mark.parametrize("to", [True, False], ids=["codes", "statistics alone"])
@@ -52,3 +53,10 @@ def test_pieces_of_another_command_are_not_taken(call, vae_workdir, tmp_path):
   done = call("encode", "--workdir", vae_workdir, "--to", tmp_path / "codes", "--json")
   assert done.code == 0, done
   assert json.loads(done.out.splitlines()[-1])["num_images"] == 1438
+
+
+def test_two_at_once(call, vae_workdir, tmp_path):
+  with lease.hold(vae_workdir, "latents.lease"):
+    refused = call("encode", "--workdir", vae_workdir, "--to", tmp_path / "codes")
+  assert refused.code == 2 and "is at work" in refused.err
+  assert not list(tmp_path.iterdir())

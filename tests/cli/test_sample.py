@@ -83,6 +83,8 @@ def test_a_talk(call, text_workdir, monkeypatch):
     ("--temperature -1", ["temperature=-1.0", "at least 0"]),
     ("--top_p 1.5", ["top_p=1.5", "(0, 1]"]),
     ("--temperature 0 --top_p 0.5", ["--top_p changes nothing: temperature=0"]),
+    ("--temperature 0 --num 2", ["--num 2", "all would be the same"]),
+    ("--temperature 0 --seed 3", ["--seed changes nothing: temperature=0"]),
     ("--temperature 0 --min_p 0.1", ["--min_p changes nothing: temperature=0"]),
     ("--interactive --prompt a", ["--prompt changes nothing: --interactive"]),
     ("--interactive --logprobs", ["--logprobs changes nothing: --interactive"]),
