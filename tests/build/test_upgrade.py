@@ -87,5 +87,5 @@ def test_an_autoencoder_had_a_tokenizer_that_it_does_not_read():
 def test_a_workdir_of_old_names_opens(tmp_path):
   config = config_files.load("configs/lm/gpt2.py:smoke")
   (tmp_path / "config.json").write_text(json.dumps(old_names(config)))
-  assert workdir.read_config(tmp_path) == json.loads(json.dumps(config))
+  assert workdir.read_config(tmp_path) == build.resolved(config)
   build.check("task", workdir.read_config(tmp_path)["task"], "task")

@@ -1,5 +1,6 @@
 """A run holds the weights that it works in: of its autoencoder, and of its base."""
 
+import json
 import shutil
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_its_autoencoder_is_an_item_and_no_workdir(vae, trained, tmp_path):
   abstract = opened.experiment.frozen["autoencoder"]
   _, about = items.restore(trained, workdir.AUTOENCODER, abstract)
   assert about["sha256"] == tree.sha256(own)
-  assert about["autoencoder"] == opened.config["task"]["codec"]["autoencoder"]
+  block = opened.config["task"]["codec"]["autoencoder"]
+  assert about["autoencoder"] == json.loads(json.dumps(block))  # tuples are lists
 
 
 def test_training_goes_on_and_does_not_write_it_again(trained, tmp_path):
