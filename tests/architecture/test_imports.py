@@ -274,7 +274,7 @@ def test_configs_never_import_the_library():
 BUDGETS = {
   "build": 1_010,  # with config files, overrides, defaults; upgrade.py goes
   "cli": 3_490,  # tokenize
-  "convert": 3_560,
+  "convert": 3_400,
   "cost": 1_360,
   "data": 7_820,  # token stores: 2,050 lines in tokens/
   "decoding": 350,
@@ -314,6 +314,7 @@ def test_files_and_functions_are_short():
   files, functions = set(), set()
   for path in FILES:
     name, text = str(path.relative_to(ROOT / "gen_jax")), path.read_text()
+    assert "noqa: E731" not in text, name  # a function with a name is a def
     if len(text.splitlines()) > 400:
       files.add(name)
     for node in ast.walk(ast.parse(text)):
