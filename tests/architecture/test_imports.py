@@ -280,13 +280,13 @@ BUDGETS = {
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
   "diffusion": 2_250,
-  "evaluation": 1_380,
+  "evaluation": 1_450,  # batches of a command that was cut off; room for an evaluator
   "inference": 1_390,
   "models": 1_570,
   "nn": 1_600,
   "runs": 1_730,  # workdir, lease, weights, training
   "sweeps": 1_200,
-  "system": 870,
+  "system": 880,  # kept batches
   "tasks": 1_200,
   "train": 2_430,  # items, which were workdirs in workdirs; waiting for data
   "loose files": 1_630,
