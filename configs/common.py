@@ -1,4 +1,4 @@
-"""Shared by all configs: strict arguments, and the shrinker behind ':smoke'.
+"""Shared by all configs: their arguments, common defaults, and ':smoke'.
 
 What a config does not set has the default of the code: `gen-jax train --keys` lists all
 keys, and `--dry_run` the values that a run would have.
@@ -11,17 +11,17 @@ import ml_collections
 
 
 def parse_arg(arg: str | None, variants: Sequence[str] = ()) -> tuple[str | None, bool]:
-  """Reads what follows the colon of `--config path.py:arg`.
+  """Parses what follows the colon in `--config path.py:arg`.
 
   Args:
     arg: at most one of `variants`, and 'smoke', separated by a comma.
     variants: the first one is the default.
 
   Returns:
-    The variant (None where there are none) and whether to shrink.
+    The variant (None if there are none), and whether to shrink.
 
   Raises:
-    ValueError: a word that is neither.
+    ValueError: another word.
   """
   words = [word for word in (arg or "").split(",") if word]
   chosen = [word for word in words if word in variants]
@@ -38,12 +38,12 @@ def parse_arg(arg: str | None, variants: Sequence[str] = ()) -> tuple[str | None
 
 
 def language_model(model: dict, **blocks: dict) -> ml_collections.ConfigDict:
-  """A whole experiment around a transformer: GPT-2's habits, and what differs.
+  """A complete experiment with a transformer: GPT-2's defaults, and what differs.
 
   Args:
-    model: keys of `transformer`; what is not given is GPT-2's.
-    blocks: keys laid over the block of that name (data, optimizer, train, sampling,
-      mesh), or the whole of `evaluators`.
+    model: keys of `transformer`; the defaults are GPT-2's.
+    blocks: keys that replace defaults in the block of that name (data, optimizer,
+      train, sampling, mesh), or all of `evaluators`.
   """
   config = {
     "task": {
@@ -88,7 +88,7 @@ def unet(**changes) -> dict:
 
 
 def text(**changes) -> dict:
-  """Conditioning on captions by a small text encoder, and what differs."""
+  """Conditioning on captions with a small text encoder, and what differs."""
   return {
     "name": "text",
     "text_encoder": {
@@ -101,7 +101,7 @@ def text(**changes) -> dict:
 
 
 def diffusion(network: dict, conditioning: dict, **changes) -> dict:
-  """A diffusion task on pixels: cosine schedule, v, guidance; and what differs."""
+  """A diffusion task on pixels, with a cosine schedule and v; and what differs."""
   return {
     "name": "diffusion",
     "network": network,
@@ -119,7 +119,7 @@ def diffusion(network: dict, conditioning: dict, **changes) -> dict:
 def images(
   task: dict, data: dict, optimizer: dict, train: dict
 ) -> ml_collections.ConfigDict:
-  """A whole experiment around images, and what differs from its habits."""
+  """A complete experiment with images: defaults, and what differs."""
   rate = {"peak": 1e-3, "warmup_steps": 50, "final_fraction": 0.05}
   rate.update(optimizer.pop("learning_rate", {}))
   config = {
@@ -138,7 +138,7 @@ def images(
 
 
 def _training(rate: dict, **optimizer) -> dict:
-  """The blocks that every experiment has: how it is trained, watched and spread."""
+  """The blocks of every experiment: training, evaluation and sharding."""
   return {
     "seed": 0,
     "optimizer": {
@@ -153,7 +153,7 @@ def _training(rate: dict, **optimizer) -> dict:
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Shrinks any config to seconds on a CPU and to the embedded data; same code path."""
+  """Shrinks any config to seconds on a CPU, on embedded data, by the same code path."""
   config.train.num_steps = 2
   config.train.log_every = 1
   config.train.save_every = 2
@@ -190,7 +190,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
       config.task.network.num_groups = 8
       config.task.network.num_blocks = 1
       config.task.network.multipliers = (1, 2)
-      config.task.network.attention_levels = ()  # the middle has it
+      config.task.network.attention_levels = ()  # the middle still has it
     else:
       config.task.network.num_layers = 2
       config.task.network.image_size = 8

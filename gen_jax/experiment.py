@@ -73,8 +73,8 @@ class Experiment:
 
   def batch(self) -> Batch:
     """An abstract global batch in this run's layout."""
-    place = lambda x: _placed(x, self.layout.batched(x))  # noqa: E731
-    return jax.tree.map(place, self.data.abstract_batch())
+    batch = self.data.abstract_batch()
+    return jax.tree.map(lambda x: _placed(x, self.layout.batched(x)), batch)
 
   def abstract_state(self, optimizer: optax.GradientTransformation):
     """Shapes and shardings of the training state."""
@@ -96,7 +96,10 @@ class Experiment:
 
   def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:
     """How the task's weights may be stored, as here first."""
-    abstract = lambda task: _abstract(self.layout, task.init, self.batch())  # noqa: E731
+
+    def abstract(task):
+      return _abstract(self.layout, task.init, self.batch())
+
     own = init_from.CheckpointLayout(abstract(self.task), lambda params: params)
     return [own, *self.family.layouts(self.task, abstract)]
 

@@ -1,11 +1,10 @@
 """DDPM on CIFAR-10: Ho et al. 2020 (arXiv:2006.11239), 35,746,307 parameters.
 
-The recipe is that of its appendix B: 32 x 32 images, mirrored at random, T = 1000
-with beta from 1e-4 to 0.02, the noise predicted with unit weight, Adam at 2e-4 after
-5,000 steps of warm-up, batches of 128, clipping at 1, dropout 0.1, an average at
-0.9999, 800,000 steps. Its FID is 3.17, with 1,000 ancestral steps. Differences: times
-are continuous, in [0.001, 1]; the warm-up of the average. The model is unconditional.
-Not yet run at full size.
+The recipe of appendix B: 32 x 32 images, random mirroring, T = 1000 with beta from 1e-4
+to 0.02, eps predicted with unit weight, Adam at 2e-4 after 5,000 steps of warm-up,
+batches of 128, clipping at 1, dropout 0.1, EMA 0.9999, 800,000 steps. The paper's FID
+is 3.17, with 1,000 ancestral steps. Differences: times are continuous, in [0.001, 1];
+the EMA has a warm-up. The model is unconditional. Not yet run at full size.
 
     gen-jax plan --config configs/diffusion/ddpm_cifar10.py --topology v5e:2x2
 """

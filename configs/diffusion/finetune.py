@@ -1,4 +1,4 @@
-"""Fine-tuning on a folder of images: of an imported Stable Diffusion, or of your own.
+"""Fine-tuning of Stable Diffusion, or of your own model, on a folder of images.
 
     gen-jax import --from DIRECTORY --workdir runs/sd
     gen-jax train --config configs/diffusion/finetune.py:lora --workdir runs/mine
@@ -8,8 +8,8 @@ variant     what is trained             rate   on
 full        every weight                1e-5   a folder with captions
 lora        rank 4, the UNet's          1e-4   a folder with captions
             attention
-dreambooth  every weight                2e-6   a few images of one thing, among those
-                                               of its kind, drawn beforehand:
+dreambooth  every weight                2e-6   a few images of one object, and images
+                                               of its class, drawn beforehand:
 
     gen-jax sample --workdir runs/sd --prompt "a dog" --num 200 --out runs/dogs
     gen-jax train --config configs/diffusion/finetune.py:dreambooth --workdir runs/mine
@@ -17,10 +17,9 @@ dreambooth  every weight                2e-6   a few images of one thing, among 
       --config.data.source.prior_directory=runs/dogs
 
 Rates and steps: Hu et al. 2021 (arXiv:2106.09685) and its use on Stable Diffusion; Ruiz
-et al. 2023 (2208.12242) section 4. --config.adapter.name=lora makes any variant train
-adapters alone. Size, channels and length of captions are those of the model that it
-starts from, where data.image_size, data.channels and data.caption_length are None. Not
-yet run at full size.
+et al. 2023 (2208.12242) section 4. With --config.adapter.name=lora any variant trains
+only adapters. If data.image_size, data.channels and data.caption_length are None, they
+are those of the model that it starts from. Not yet run at full size.
 """
 
 import ml_collections
@@ -45,15 +44,15 @@ PATTERN = r"^unet/.*attention/(query|key|value|out)/kernel$"
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """`:full`, `:lora` or `:dreambooth`; `:smoke` trains a tiny one from nothing."""
+  """`:full`, `:lora` or `:dreambooth`; `:smoke` trains a tiny model from scratch."""
   variant, smoke = common.parse_arg(arg, VARIANTS)
   config = common.images(
     None,
     data={
       "name": "images",
       "source": SOURCES[variant],
-      "tokenizer": {"name": "bytes"},  # that of the model to start from is taken
-      **dict.fromkeys(("image_size", "channels", "caption_length")),  # as it starts
+      "tokenizer": {"name": "bytes"},  # replaced by that of the initial model
+      **dict.fromkeys(("image_size", "channels", "caption_length")),  # its model's
       "batch_size": 2 if variant == "dreambooth" else 4,
     },
     optimizer={"b2": 0.999},

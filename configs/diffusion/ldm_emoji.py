@@ -1,4 +1,4 @@
-"""Latent diffusion on captioned emoji, trained from nothing on two CPU cores.
+"""Latent diffusion on captioned emoji, trained from scratch on two CPU cores.
 
 gen-jax train  --config configs/vae/emoji.py --workdir runs/vae ...
 gen-jax encode --workdir runs/vae --to runs/codes

@@ -1,8 +1,8 @@
 """A text-conditioned UNet on drawn scenes of shapes, scored exactly.
 
 Captions like "a small red circle on the left, a large blue square at the top"; nothing
-to download. 100 % of 200 prompts are drawn as asked for after 2,000 steps, 17 minutes
-of one core; see experiments/shapes/README.md.
+to download. 100 % of 200 prompts are drawn correctly after 2,000 steps, 17 minutes on
+one core; see experiments/shapes/README.md.
 
 gen-jax train  --config configs/diffusion/shapes.py --workdir runs/shapes
 gen-jax sample --workdir runs/shapes --num 8 --prompt "a large red triangle on the left"
@@ -28,7 +28,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       common.text(
         max_length=40, num_layers=2, width=192, position=None, rotary={"name": "rotary"}
       ),
-      # What is where is decided in noise that hides all but averages.
+      # The layout is decided at high noise, which hides all but averages.
       schedule={"name": "shift", "factor": 3.0, "schedule": {"name": "cosine"}},
       codec={"name": "patches", "side": 4},
     ),

@@ -1,9 +1,9 @@
 """Editing by instruction, in the InstructPix2Pix form: shapes made green, or moved.
 
-The image is concatenated to x_t and the instruction is the caption; each is dropped
-sometimes, so that each has a guidance scale of its own (Brooks et al. 2023,
-arXiv:2211.09800). After 2,000 steps 55.5 % of 200 edits are right in all that changes
-and all that stays; see experiments/shapes/README.md.
+The image is concatenated to x_t and the instruction is the caption. Each is dropped at
+random in training, so that each has its own guidance scale (Brooks et al. 2023,
+arXiv:2211.09800). After 2,000 steps 55.5 % of 200 edits are correct in all that changes
+and in all that stays; see experiments/shapes/README.md.
 
 gen-jax train --config configs/diffusion/shapes_edit.py --workdir runs/edit
   [--config.init_from.workdir=runs/shapes]

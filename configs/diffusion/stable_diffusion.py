@@ -1,4 +1,4 @@
-"""Stable Diffusion 1 and 2 at full size, for training and planning from nothing.
+"""Stable Diffusion 1 and 2 at full size, for training from scratch and for planning.
 
     variant         parameters: UNet   autoencoder   text encoder
     v1              859,520,964        83,653,863    123,060,480
@@ -6,9 +6,9 @@
     v2-base         865,910,724        83,653,863    340,387,840    512 pixels, eps
     v2              865,910,724        83,653,863    340,387,840    768 pixels, v
 
-Rombach et al. 2022 (arXiv:2112.10752); the recipe is that of the released v1: AdamW at
-1e-4 after 10,000 steps of warm-up, batches of 2,048, a tenth of the captions dropped.
-Released weights come in by `gen-jax import`. Not yet run at full size.
+Rombach et al. 2022 (arXiv:2112.10752). The recipe of the released v1: AdamW at 1e-4
+after 10,000 steps of warm-up, batches of 2,048, a tenth of the captions dropped. For
+released weights see `gen-jax import`. Not yet run at full size.
 """
 
 import ml_collections

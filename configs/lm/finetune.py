@@ -1,19 +1,19 @@
-"""Fine-tuning: what a trained or imported model learns from questions and answers.
+"""Fine-tuning of a trained or imported language model on questions and answers.
 
     make quickstart   # leaves a small model of the Python documentation
     gen-jax train --config configs/lm/finetune.py:summaries --workdir runs/summaries
 
-variant       data                                               what it is measured by
+variant       data                                               metrics
 summaries     functions of Python's library -> their docstrings  ROUGE, BLEU
 completion    lines of Python's library, from both sides         exact match
 instructions  alpaca_data.json: JSON or JSONL of instruction,    ROUGE, response loss
               input, output
 translation   train.en and train.de, line by line                BLEU, chrF
 
-The last two are files of yours: --config.data.source.pattern=FILE, or
---config.data.source.source=FILE --config.data.source.target=FILE. Chats are
---config.data.source=chats. Another model is --config.init_from.workdir=W, adapters
-alone are --config.adapter.name=lora. Measured results stand in
+The last two read your files: --config.data.source.pattern=FILE, or
+--config.data.source.source=FILE --config.data.source.target=FILE. For chats take
+--config.data.source=chats, for another model --config.init_from.workdir=W, to train
+only adapters --config.adapter.name=lora. Measured results are in
 experiments/finetune/README.md.
 """
 
@@ -82,7 +82,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     }
   else:
     with config.unlocked():
-      config.task = None  # and the tokenizer: those of the model to start from
+      config.task = None  # and the tokenizer: those of the initial model
       config.init_from = {"workdir": "runs/quickstart/text"}
   config.data = ml_collections.ConfigDict({**config.data.to_dict(), **own.to_dict()})
   return config

@@ -9,8 +9,8 @@ arXiv:2005.14165, table 2.1). Not yet run here at full size; parameter counts ar
     gen-jax train --config configs/lm/gpt2.py:124m --workdir runs/gpt2 \\
       --config.data.tokenizer.path=TOKENIZER
 
-The tokenizer is GPT-2's own, a file or folder that you name; any text source does:
---config.data.source=files --config.data.source.pattern='texts/*.txt'.
+The tokenizer is GPT-2's own, a file or folder that you name. Any source of text can be
+used: --config.data.source=files --config.data.source.pattern='texts/*.txt'.
 """
 
 import ml_collections

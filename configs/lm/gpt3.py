@@ -7,9 +7,9 @@ over the first billions of tokens), all layers attend densely (the paper alterna
 locally banded ones), and the text is C4 (the paper's is not public). Not yet run here
 at full size; parameter counts are those of the shapes below.
 
-Two rows of the printed table do not add up: XL has 24 heads of 128 at width 2,048 in
-print and 16 here, 13B is 5,140 wide in print, which 40 heads of 128 do not fill, and is
-kept as printed with an attention 5,120 wide.
+Two rows of the printed table are inconsistent. XL has 24 heads of 128 at width 2,048;
+here it has 16. 13B has width 5,140, which is not 40 heads of 128; it is kept as
+printed, with attention of width 5,120.
 
     gen-jax train --config configs/lm/gpt3.py:small --workdir runs/gpt3 --dry_run
 """

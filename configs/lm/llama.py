@@ -5,8 +5,8 @@ weight decay 0.1, clipping at 1, warm-up 2,000 steps, cosine to 10 %, 4 million 
 step. LLaMA-2 (arXiv:2307.09288, section 2.2): the same with 2 trillion tokens. Llama 3
 (Grattafiori et al. 2024, arXiv:2407.21783, table 3) prints peak learning rates 3e-4,
 1.5e-4 and 8e-5 for 8B, 70B and 405B, and for 405B a warm-up of 8,000 steps and 15.6
-trillion tokens; the rest of its schedules is not published and takes LLaMA's form here.
-3.2 was pruned and distilled: its shapes are here to load, not to repeat. TinyLlama
+trillion tokens; the rest of its schedules is not published and is LLaMA's here. 3.2 was
+pruned and distilled: its shapes are for loading weights, not for training. TinyLlama
 (Zhang et al. 2024, arXiv:2401.02385): 4e-4 to 4e-5, 2 million tokens a step, 3 trillion
 tokens.
 

@@ -1,7 +1,7 @@
 """A small decoder-only transformer on the Python language reference.
 
-The text is what every Python ships (pydoc_data.topics), so this runs anywhere, offline.
-It is half of `make quickstart`.
+The text is part of every Python (pydoc_data.topics), so this runs anywhere, offline. It
+is half of `make quickstart`.
 """
 
 import ml_collections

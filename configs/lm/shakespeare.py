@@ -4,15 +4,15 @@
       --config.data.source=files --config.data.source.pattern=tinyshakespeare.txt
 
 Without the second line TFDS's `tiny_shakespeare` is downloaded. The first 90 % of the
-text train, the last 10 % (111,540 characters) are scored whole, in windows of the
-training length.
+text are for training; all of the last 10 % (111,540 characters) is scored, in windows
+of the training length.
 
 variant  model                     tokens seen   nanoGPT reports
 cpu      4 layers, 4 heads, 128    1.5 million   1.88 (random windows, peak 1e-3)
 gpu      6 layers, 6 heads, 384    82 million    1.4697
 best     4 layers, 4 heads, 128    1.5 million   -
 
-Measured results stand in experiments/shakespeare/README.md.
+Measured results are in experiments/shakespeare/README.md.
 """
 
 import ml_collections
@@ -67,7 +67,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
 
 def _improve(config: ml_collections.ConfigDict) -> None:
-  """What ten years of transformers added, at the same tokens and (99 % of) weights."""
+  """A modern transformer with the same number of tokens and (99 % of) weights."""
   model = config.task.model
   model.norm = {"name": "rms_norm"}
   model.position = None

@@ -1,13 +1,13 @@
-"""A KL autoencoder for 64x64 emoji: 64x64x3 to 8x8x16, a twelfth of the numbers.
+"""A KL autoencoder for 64x64 emoji: 64x64x3 to 8x8x16, a twelfth of the size.
 
-The images are named on the command line: a folder with captions
+The command line names the images: a folder with captions
 (--config.data.source.directory=DIR), --config.data.source=npz
---config.data.source.path=FILE, or npm's packages of emoji themselves:
+--config.data.source.path=FILE, or npm's emoji packages:
 
     npm install --prefix DIR @lobehub/fluent-emoji-3d emojibase-data
     ... --config.data.source=emoji --config.data.source.directory=DIR
 
-The first of the steps of `ldm_emoji.py`.
+This is the first step of `ldm_emoji.py`.
 """
 
 import ml_collections
@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     {
       "name": "autoencoder",
       "autoencoder": dict(AUTOENCODER),
-      # {"name": "discriminator"} sharpens longer runs; in a short one it distracts.
+      # {"name": "discriminator"} sharpens longer runs; in short ones it distracts.
       "discriminator": None,
       "feature_weight": 0.2,
     },

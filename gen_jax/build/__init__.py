@@ -3,12 +3,12 @@
 A block of a config is {'name': ..., keyword arguments of what the name stands for}.
 Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built first, to
 any depth; a bare string is short for {'name': string}. Unknown names and keys raise
-`InputError` with the nearest right ones, values are held against the annotations of
-what they are passed to, numbers against their ranges. ConfigDict stops here.
+`InputError` with the nearest right ones. Values are checked against the annotations of
+the arguments, numbers against their ranges. ConfigDict stops here.
 
-Defaults stand in the signatures alone: a config file leaves out what it does not
-change, `resolved` writes all out, and config.json keeps them, so that a default that
-changes later changes no run.
+Defaults are in the signatures only: a config file leaves out what it does not change,
+`resolved` writes all of them, and config.json keeps them, so that a later change of a
+default changes no run.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _NONE = inspect.Parameter.empty  # no default
 
 
 class UnknownKey(InputError):
-  """A key that a block does not have: `key`, dotted perhaps, and what it was set to."""
+  """A key that a block does not have: `key`, perhaps dotted, and its value."""
 
   def __init__(self, message: str, key: str, value: Any):
     super().__init__(message)
@@ -41,18 +41,18 @@ class UnknownKey(InputError):
 
 
 def is_block(key: str, hint: Any) -> bool:
-  """Whether a key stands for a block of its own (Heun's `scale`, not a codec's)."""
+  """Whether a key's value is a block (Heun's `scale` is, a codec's is not)."""
   return key in TABLES and not ranges.is_plain(hint)
 
 
 def _name(kind: str, block: Config) -> Any:
-  """What a block names; the one thing that its kind has may go without a name."""
+  """What a block names; a kind with one name needs none."""
   table = TABLES.get(kind, {})
   return block.get("name", kind if len(table) == 1 else None)
 
 
 def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
-  """What a block names, and its keys, checked one level deep."""
+  """The entry that a block names, and the block's keys, checked one level deep."""
   if isinstance(block, str):
     block = {"name": block}
   if not isinstance(block, Mapping):
@@ -132,7 +132,7 @@ def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> An
     kind: a key of TABLES.
     block: {'name': ..., keys}, a bare name, or None (which stays None).
     path: of the block in the config, for messages.
-    injected: arguments that do not come from the config, for this block and below.
+    injected: arguments that are not in the config, for this block and those in it.
 
   Raises:
     InputError: unknown name or key, missing key, a value of the wrong type or out of
@@ -150,20 +150,20 @@ def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> An
 
 
 def _kind(path: str) -> str:
-  """Of the block at a dotted path of the config."""
+  """The kind of the block at a dotted path of the config."""
   head, _, last = path.rpartition(".")
   return "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
 
 
 def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
-  """The names that the block at a dotted path of the config may have, and its own."""
+  """The table of names for the block at a dotted path, and the block's own name."""
   kind = _kind(path)
   name = _name(kind, block)
   return TABLES.get(kind, {}), name if isinstance(name, str) else None
 
 
 def _blocks(config: Config) -> Iterator[tuple[str, Any]]:
-  """(path, block) of the blocks of a config that stand at its top, set or not."""
+  """(path, block) of the top blocks of a config, set or not."""
   for name in (*BLOCKS, *OPTIONAL):
     yield name, config.get(name)
   named = config.get("evaluators")
@@ -174,7 +174,7 @@ def _blocks(config: Config) -> Iterator[tuple[str, Any]]:
 def resolved(config: Config) -> dict[str, Any]:
   """A config with every default written out, in one order, and tuples for lists.
 
-  What is no block, or names nothing, stays as it is: `check` says what is wrong.
+  Anything that is not a valid block is kept as it is: `check` says what is wrong.
 
   >>> resolved({"mesh": {"fsdp": 8}, "seed": 0})["mesh"]["tensor"]
   1
@@ -183,7 +183,7 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def explicit(config: Config) -> dict[str, Any]:
-  """A config without the keys that have their defaults: the shortest equal one.
+  """A config without keys at their defaults: the shortest equal one.
 
   >>> explicit({"mesh": {"fsdp": 8, "tensor": 1}, "seed": 0})["mesh"]
   {'name': 'mesh', 'fsdp': 8}
@@ -206,10 +206,10 @@ def _written(config: Config, wanted: Callable[[Any, Any], bool]) -> dict[str, An
 def write(
   kind: str, block: Any, wanted: Callable[[Any, Any], bool], path: str = ""
 ) -> Any:
-  """A block with its keys in their owner's order; a bare name where that has none.
+  """A block with its keys in their owner's order; a bare name if it has no keys.
 
   Args:
-    wanted: (value, default) -> whether a key is written that has a default.
+    wanted: (value, default) -> whether to write a key that has a default.
   """
   given = {"name": block} if isinstance(block, str) else block
   name = _name(kind, given) if isinstance(given, Mapping) else None
@@ -231,12 +231,12 @@ def write(
 
 
 def _tuples(value: Any) -> Any:
-  """Lists, which JSON has, as tuples, which configs have."""
+  """JSON's lists as tuples, which configs have."""
   return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def default(path: str, block: Config, key: str) -> Any:
-  """What a key of the block at a dotted path is where it is not set, None if unknown.
+  """The default of a key of the block at a dotted path; None if unknown.
 
   >>> default("task.model", {"name": "transformer"}, "norm")
   'layer_norm'
@@ -250,7 +250,7 @@ def default(path: str, block: Config, key: str) -> Any:
 
 @functools.cache
 def _default(kind: str, made: Any) -> Any:
-  """A default that is a constructor or a function by its name in configs."""
+  """The name in configs of a default that is a constructor or function."""
   for name, entry in TABLES[kind].items() if callable(made) else ():
     if entry.signature is made or (not entry.keys() and entry.make() is made):
       return name
@@ -258,7 +258,7 @@ def _default(kind: str, made: Any) -> Any:
 
 
 def hints(path: str, block: Config) -> dict[str, Any]:
-  """{key: annotation} of the keys that the block at a dotted path may have."""
+  """{key: annotation} of the block at a dotted path."""
   if not path:
     blocks = dict.fromkeys((*BLOCKS, *OPTIONAL, "evaluators"), Any)
     return {**blocks, "seed": ranges.Seed}
@@ -270,7 +270,7 @@ def hints(path: str, block: Config) -> dict[str, Any]:
 
 
 def unknown_key(path: str, block: Config, key: str, value: Any = None) -> UnknownKey:
-  """The error for a key that the block at a dotted path does not have."""
+  """The error for an unknown key of the block at a dotted path."""
   table, name = _table(path, block)
   owner = f"{path} {name!r}" if name in table else path or "the config"
   error = unknown(f"key (of {owner})", key.split(".")[0], hints(path, block))
@@ -288,8 +288,8 @@ class Key:
     path: dotted.
     hint: its annotation.
     default: `inspect.Parameter.empty` where there is none.
-    value: that the config gives it; the default where it does not.
-    meaning: what the docstring of its owner says of it.
+    value: in the config, or the default.
+    meaning: its line in its owner's docstring.
   """
 
   path: str
@@ -300,7 +300,7 @@ class Key:
 
   @property
   def is_needed(self) -> bool:
-    """Whether a config cannot do without it."""
+    """Whether a config must have it."""
     return self.default is _NONE
 
   @property
@@ -314,7 +314,7 @@ class Key:
 
 
 def keys(config: Config) -> Iterator[Key]:
-  """Every key of the blocks that a config names, set or not; bad blocks have none."""
+  """All keys of the blocks in a config, set or not; none of invalid blocks."""
   yield Key("seed", ranges.Seed, _NONE, config.get("seed"))
   for path, block in _blocks(config):
     yield from _keys(_kind(path), block, path)
@@ -333,7 +333,7 @@ def _keys(kind: str, block: Any, path: str) -> Iterator[Key]:
 
 
 def _meaning(owner: Any, key: str) -> str:
-  """What a docstring's list of attributes or arguments says of one, in one line."""
+  """An attribute's or argument's description in a docstring, in one line."""
   said: list[str] = []
   for line in (inspect.getdoc(owner) or "").splitlines():
     if re.match(rf"  (\w+, )*{key}(, \w+)*: ", line):
@@ -346,9 +346,9 @@ def _meaning(owner: Any, key: str) -> str:
 
 
 def places(config: Config, key: str, value: Any = None) -> list[str]:
-  """Paths where a config has, or may have, a key of this name, which may be dotted.
+  """Paths at which a config has, or may have, a key of this name, which may be dotted.
 
-  Where a block has the name and the value is none for a block, what in it takes the
+  If the key is a block and the value cannot be one, the block's own key that takes the
   value: `learning_rate=1e-3` is `optimizer.learning_rate.peak`.
   """
   found = []
@@ -361,7 +361,7 @@ def places(config: Config, key: str, value: Any = None) -> list[str]:
 
 
 def inside(kind: str, block: Any, path: str, value: Any) -> list[str]:
-  """Paths of the keys that a block cannot do without and that may be this value."""
+  """Paths of a block's required keys that may have this value."""
   if isinstance(value, str | Mapping | None) or kind not in TABLES:
     return []
   found = []
@@ -375,7 +375,7 @@ def inside(kind: str, block: Any, path: str, value: Any) -> list[str]:
 
 @contextlib.contextmanager
 def pointing(config: Config, prefix: str = "") -> Iterator[None]:
-  """An unknown key's error says where in the config such a key is."""
+  """Adds to an unknown key's error where the config has such a key."""
   try:
     yield
   except UnknownKey as error:

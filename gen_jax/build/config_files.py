@@ -34,7 +34,7 @@ def module(path: str) -> types.ModuleType:
 
 
 def failure(path: str, error: Exception) -> str:
-  """What a program in a file raised: the file, its last line that ran, the error."""
+  """The error of a config file: the file, the line that raised, the error."""
   file = str(files.path(path, "--config").absolute())
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == file]
@@ -59,7 +59,7 @@ def load(spec: str) -> dict[str, Any]:
     config = loaded.get_config(arg or None)
   except InputError:
     raise
-  except Exception as error:  # a config is a program: anything can happen in it
+  except Exception as error:  # a config is a program and may raise anything
     if type(error) is ValueError:  # it refuses its argument
       raise InputError(f"config {spec}: {error}") from None
     raise InputError(f"config {failure(path, error)}") from None
@@ -74,7 +74,7 @@ def plain(config: Any) -> dict[str, Any]:
   """A config as a plain dict: given as one, as a ConfigDict or as `FILE[:ARG]`.
 
   Raises:
-    InputError: see `load`; none of these.
+    InputError: see `load`; or none of these.
   """
   if isinstance(config, str | pathlib.Path):
     return load(str(config))
@@ -87,7 +87,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def _renamed(config: dict[str, Any], path: str) -> dict[str, Any]:
-  """A config by the new names of its keys, and a line if it has old ones."""
+  """A config with the new names of its keys; prints a line if it had old ones."""
   new = upgrade.config(config)
   if new != config:
     changes = ", ".join(upgrade.renamed(config))

@@ -19,10 +19,10 @@ def apply(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
   """Returns the config with overrides set, each checked for name, type and range.
 
   Args:
-    overrides: of dotted keys, in order; a text is read as on the command line.
+    overrides: {dotted key: value}, in order; text is read as on the command line.
   """
   for old, value in overrides:
-    plain = value.item() if hasattr(value, "item") else value  # a number of numpy's
+    plain = value.item() if hasattr(value, "item") else value  # a NumPy number
     key, text = upgrade.key(old), value if isinstance(value, str) else repr(plain)
     if key != old:
       print(f"config key {old} is now {key}; the old name goes with the next release")
@@ -62,7 +62,7 @@ def _parse_block(text: str, current: Any, path: str) -> Any:
 
 
 def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
-  """Reads `text` as the key's annotation wants it."""
+  """Reads `text` as the type of the key's annotation."""
   value, options = literal(text, path), ranges.options(hint)
   if str in options and not (value is None and type(None) in options):
     value = text
@@ -80,12 +80,12 @@ def literal(text: str, path: str) -> Any:
   """A Python literal, true, false or none in any case; anything else is text.
 
   Raises:
-    InputError: nested deeply, with a number that no float can hold, or with keys that
-      are no text.
+    InputError: nested too deeply, a number that no float can hold, or keys that are
+      not text.
   """
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # about escapes and the like: it is no program
+      warnings.simplefilter("ignore")  # about escapes and the like: it is not a program
       value = ast.literal_eval(text)
   except (ValueError, SyntaxError, TypeError):
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)

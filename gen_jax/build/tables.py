@@ -1,4 +1,4 @@
-"""What the names in a config stand for, kind by kind."""
+"""The names in a config and what they stand for, by kind."""
 
 import dataclasses
 import functools
@@ -62,9 +62,9 @@ class Entry:
   """What a name stands for.
 
   Attributes:
-    make: called with the block's keys, and with those of `injected` that are at hand.
+    make: called with the block's keys, and with those of `injected` that are given.
     signature: the callable whose parameters are the block's keys ...
-    injected: ... except these, which do not come from the config.
+    injected: ... except these, which are not in the config.
   """
 
   make: Callable[..., Any]
@@ -83,7 +83,7 @@ def _plain(fn, *injected):
 
 
 def _later(fn, *injected):
-  """A constructor or function with the block's keys bound, called elsewhere."""
+  """A constructor or function with the block's keys bound, to be called later."""
   return Entry(lambda **keys: functools.partial(fn, **keys), fn, injected)
 
 
@@ -122,7 +122,7 @@ def _text(
   vector_width: int = 0,
 ):
   """Args:
-  text_encoder: reads the captions.
+  text_encoder: encodes the captions.
   """
   del vector_width
   length = caption_length or 1
@@ -143,7 +143,7 @@ def _labels(
   num_classes: ranges.Vocabulary, dtype: str = "float32", *, vector_width: int
 ):
   """Args:
-  num_classes: of the data; there is one more row, for no class.
+  num_classes: of the data; the table has one more row, for no class.
   dtype: of the vectors; parameters are float32.
   """
   config = labels.Config(num_classes, vector_width, dtype)
@@ -171,7 +171,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "unet": _model(unet.UNet, unet.Config),
     "dit": _model(dit.DiT, dit.Config),
   },
-  "conditioning": {  # constructors, which are called with the network's vector width
+  "conditioning": {  # called with the network's vector width
     "none": _later(_unconditional, "vector_width"),
     "labels": _later(_labels, "vector_width"),
     "text": _later(_text, "tokenizer", "caption_length", "vector_width"),

@@ -1,7 +1,7 @@
-"""Configs of the release before this one, read as what they are called now.
+"""Reads configs of the previous release: old names of keys become new ones.
 
-Workdirs keep the config they were made with; files and command lines may hold old names
-for one release more.
+Workdirs keep the config they were made with; files and command lines may use old names
+for one more release.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ MOVED = {
   "task.text_encoder": "task.conditioning.text_encoder",
   "task.caption_drop_prob": "task.drop_prob",
 }
-OF_CAPTIONS = ("tokenizer", "caption_length")  # which every image model once had
+OF_CAPTIONS = ("tokenizer", "caption_length")  # every image model once had them
 
 
 def key(path: str) -> str:
@@ -30,7 +30,7 @@ def key(path: str) -> str:
 
 
 def config(old: Mapping[str, Any]) -> Mapping[str, Any]:
-  """A config with new names; what is no config stays what it is."""
+  """A config with new names; anything else is returned unchanged."""
   if not isinstance(old, dict) or not isinstance(old.get("task"), dict):
     return old
   new = {**old, "task": _task(_block(old["task"]))}
@@ -48,7 +48,7 @@ def _block(value: Any) -> Any:
 
 
 def _task(task: dict[str, Any]) -> dict[str, Any]:
-  """A diffusion task of a UNet and a text encoder, by its parts of today."""
+  """An old diffusion task of UNet and text encoder, in today's form."""
   if "unet" not in task:
     return task
   task = dict(task)
@@ -65,7 +65,7 @@ def _task(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_without_text(network: Any) -> bool:
-  """Whether a UNet has no place for text: the encoder next to it was idle."""
+  """Whether a UNet has no cross-attention to text: its text encoder was idle."""
   attention = network.get("attention") if isinstance(network, dict) else None
   name = attention.get("name") if isinstance(attention, dict) else attention
   return name == "self_attention"
@@ -77,7 +77,7 @@ def _reads_no_captions(new: dict[str, Any], old: dict[str, Any]) -> bool:
 
 
 def renamed(old: Mapping[str, Any]) -> list[str]:
-  """What `config` changes of a config: 'OLD is now NEW', or 'OLD is not read'."""
+  """The changes that `config` makes: 'OLD is now NEW', or 'OLD is not read'."""
   found = dict.fromkeys(
     f"{part} is now {key(part)}"
     for path in _paths(old)
@@ -90,7 +90,7 @@ def renamed(old: Mapping[str, Any]) -> list[str]:
 
 
 def _paths(block: Any, path: str = "") -> Iterator[str]:
-  """Dotted keys, those of blocks too."""
+  """Dotted keys, also of blocks."""
   for name, value in block.items() if isinstance(block, dict) else ():
     yield (below := f"{path}{name}")
     yield from _paths(value, f"{below}.")

@@ -224,10 +224,14 @@ def _in_folder(reference, folder: str) -> tuple[Made, dict[str, Any]]:
   paths = [path for path in found if path.name not in folders.SHEETS]
   if len(paths) < 2:
     raise InputError(f"--folder {folder} needs two images at least")
-  read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
-  made = dataclasses.replace(reference, examples=sources.Mapped(paths, read))
-  batches = lambda params, frozen, begin: itertools.islice(made.batches(), begin, None)  # noqa: E731
-  return batches, {"num": len(paths)}
+  found = sources.Mapped(paths, lambda path: {"image": image_files.open_image(path)})
+  found = dataclasses.replace(reference, examples=found)
+
+  def made(params, frozen, begin):
+    del params, frozen
+    return itertools.islice(found.batches(), begin, None)
+
+  return made, {"num": len(paths)}
 
 
 def _of_set(made, features, reference, real, held_out) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Codes of images by an autoencoder, and the statistics of their channels."""
+"""Encodes images with an autoencoder; mean and std of the latent channels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ BATCH_SIZE = 32
 def encoder(
   model: nn.Module, weights: Params, data: datasets.Data, flip: bool
 ) -> Callable[[Sequence[dict]], Iterator[latents.Code]]:
-  """Examples to the `latents.Code` of each, moments float32, F = 2 with `flip`.
+  """A function: examples -> their `latents.Code`s, moments float32; F = 2 with `flip`.
 
   Raises:
-    InputError: in use, codes that are not finite.
+    InputError: when called, for codes that are not finite.
   """
   sides = (1, -1) if flip else (1,)
 
@@ -49,7 +49,7 @@ def encoder(
 
 
 def sums(codes: Sequence[latents.Code]) -> dict[str, Any]:
-  """Sums over draws from posteriors, in float64: of values and of their squares."""
+  """Sums of latents drawn from posteriors, and of their squares, in float64."""
   mean, std = np.split(np.stack([m for m, _ in codes]).astype(np.float64), 2, -1)
   axes = tuple(range(mean.ndim - 1))
   return {
@@ -60,7 +60,7 @@ def sums(codes: Sequence[latents.Code]) -> dict[str, Any]:
 
 
 def statistics(pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """mean and std per channel, and the number of images, from sums of pieces."""
+  """Mean and std per channel, and the number of images, from the sums of all pieces."""
   if not pieces:
     raise InputError("the data set has no images; look at its source and split")
   count = sum(piece["count"] for piece in pieces)

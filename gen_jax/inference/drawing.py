@@ -1,6 +1,6 @@
-"""What a model draws for prompts or makes of an image: which keys, in which batches.
+"""Draws and edits images for a run: which random keys, in which batches.
 
-The commands write what this draws, and `Run` returns it: both give the same.
+The commands write what this draws, and `Run` returns it: both give the same images.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from gen_jax.types import InputError, Params, PyTree
 
 
 class Weights(Protocol):
-  """Of a run; there is more to them than is needed here."""
+  """The part of a run's weights that is needed here."""
 
   params: Params
   frozen: PyTree
 
 
 def check(num: int, seed: int) -> None:
-  """Raises InputError for a number of samples or a seed that cannot be."""
+  """Raises InputError for an invalid number of samples or seed."""
   if num < 1:
     raise InputError(f"--num {num} must be at least 1")
   if not 0 <= seed < 2**63:
@@ -33,11 +33,11 @@ def check(num: int, seed: int) -> None:
 
 
 def check_idle(given: Collection[str], reasons: dict[str, str]) -> None:
-  """Raises InputError for a setting that changes nothing.
+  """Raises InputError for a setting without effect.
 
   Args:
     given: names of settings.
-    reasons: {name: why it changes nothing}.
+    reasons: {name: why it has no effect}.
   """
   for name, reason in reasons.items():
     if name in given:
@@ -45,13 +45,13 @@ def check_idle(given: Collection[str], reasons: dict[str, str]) -> None:
 
 
 class Images(NamedTuple):
-  """Images that are still to be drawn.
+  """Images that are not drawn yet.
 
   Attributes:
     captions: of each.
     index: of each among those of its caption.
-    batch_size: how many are drawn at once.
-    draw: image number -> batches uint8 [n, H, W, C] from there on.
+    batch_size: images drawn at once.
+    draw: number of an image -> batches uint8 [n, H, W, C] from it on.
   """
 
   captions: list[str]
@@ -60,7 +60,7 @@ class Images(NamedTuple):
   draw: Callable[[int], Iterator[np.ndarray]]
 
   def all(self) -> np.ndarray:
-    """uint8 [N, H, W, C], drawn now."""
+    """Draws them: uint8 [N, H, W, C]."""
     return np.concatenate(list(self.draw(0)))
 
   def write(self, folder: pathlib.Path, seed: int, columns: int, how: dict) -> dict:
@@ -77,7 +77,7 @@ def images(
   seed: int,
   negative: str = "",
 ) -> Images:
-  """`num` images for each prompt; image i of one depends on (seed, i)."""
+  """`num` images per prompt; image i of a prompt depends on (seed, i)."""
   captions = [prompt for prompt in prompts for _ in range(num)]
   index = [i for _ in prompts for i in range(num)]
   keys = rng.sample_keys(seed, num)[np.array(index)]
@@ -114,13 +114,13 @@ class Edit:
 
   Attributes:
     image: uint8 [H, W, 1 or 3], or a file.
-    prompt: what to draw; None: what `invert` says.
+    prompt: what to draw; None: the prompt `invert`.
     mask: bool [H, W], true where the image changes, or a file; None: everywhere.
     outpaint: pixels to add and draw: 'left,top,right,bottom'.
-    strength: in [0, 1]: 0 is the image itself, 1 forgets it; None: 0.6, or 1 with a
-      mask, with `invert` or for a model of instructions.
-    invert: what the image shows: draws from the noise that this prompt draws it from.
-    vary: with `invert`, in [0, 1]: 0 keeps the noise found, 1 takes fresh noise.
+    strength: in [0, 1]: 0 is the image itself, 1 starts from noise; None: 0.6, or 1
+      with a mask, with `invert` or for a model of instructions.
+    invert: a caption of the image; draws from the noise found by inversion under it.
+    vary: with `invert`, in [0, 1]: 0 keeps the noise found, 1 takes new noise.
     negative: the negative prompt.
   """
 
@@ -135,16 +135,16 @@ class Edit:
 
   @property
   def is_partial(self) -> bool:
-    """Whether parts of the image stay."""
+    """Whether parts of the image are kept."""
     return self.mask is not None or bool(self.outpaint)
 
   @property
   def text(self) -> str:
-    """What is drawn."""
+    """The prompt that is drawn."""
     return (self.invert or "") if self.prompt is None else self.prompt
 
   def strength_for(self, task: diffusion.Diffusion) -> float:
-    """The strength, or the usual one."""
+    """The strength, or its default."""
     if self.strength is not None:
       return self.strength
     is_redrawn = self.is_partial or self.invert is not None or task.condition
@@ -154,7 +154,7 @@ class Edit:
     """Raises InputError for settings that exclude each other.
 
     Args:
-      sampling: what is given of the sampling block.
+      sampling: the keys of the sampling block that are given.
     """
     if self.invert is None and self.vary:
       raise InputError(f"--vary {self.vary} is for --invert: say what the image shows")
@@ -166,7 +166,7 @@ class Edit:
       )
 
   def check_task(self, task: diffusion.Diffusion, sampling: Mapping[str, Any]) -> None:
-    """Raises InputError for what a model cannot do; see `check`."""
+    """Raises InputError for an edit that the model cannot do; see `check`."""
     if task.condition and task.condition.reads == "image" and not self.is_partial:
       raise InputError("this model fills parts of an image: give --mask or --outpaint")
     if "image_guidance_scale" in sampling and not task.condition_drop_prob:

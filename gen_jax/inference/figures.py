@@ -1,4 +1,4 @@
-"""Figures about a model of images: by guidance and steps, samplers, words, latents."""
+"""Figures of an image model: guidance and steps, samplers, attention, latents."""
 
 import dataclasses
 import itertools
@@ -15,11 +15,11 @@ from gen_jax.inference import image_generator
 from gen_jax.tasks import attribution, diffusion
 from gen_jax.types import Params, PyTree
 
-_TIMES = (0.3, 0.5, 0.7)  # of noise at which attention is watched
+_TIMES = (0.3, 0.5, 0.7)  # at which attention is recorded
 
 
 class Canvas:
-  """A model that draws, prompts, and the noise that every figure shares."""
+  """A model, its prompts, and the noise that all figures share."""
 
   def __init__(
     self,
@@ -39,7 +39,7 @@ class Canvas:
     self.pixels = (*side, data.channels)
 
   def draw(self, **changes):
-    """scale -> uint8 [N, H, W, C], one for each prompt; `changes` of how to draw."""
+    """A function: scale -> uint8 [N, H, W, C], an image per prompt."""
 
     @jax.jit
     def run(scale, *args):
@@ -51,14 +51,14 @@ class Canvas:
     return lambda scale: image_generator.to_uint8(run(jnp.float32(scale), *args))
 
   def by_guidance_and_steps(self, scales, steps):
-    """Rows of guidance, columns of steps, for the first prompt."""
+    """A row per guidance scale, a column per number of steps, for the first prompt."""
     draws = [self.draw(num_steps=num) for num in steps]
     cells = np.array([[draw(scale)[0] for draw in draws] for scale in scales])
     rows, columns = _listed(scales), _listed(steps)
     return cells, f"{self.prompts[0]}: rows guidance {rows}, columns {columns} steps"
 
   def by_sampler(self, samplers):
-    """Rows of samplers, columns of prompts."""
+    """A row per sampler, a column per prompt."""
     scale, num = (
       self.generator.sampling.guidance_scale,
       self.generator.sampling.num_steps,
@@ -67,11 +67,11 @@ class Canvas:
     return rows, f"rows {_listed(samplers)}, {num} steps each; {_listed(self.prompts)}"
 
   def images(self):
-    """uint8 [N, H, W, C], one for each prompt, as the model draws by itself."""
+    """uint8 [N, H, W, C], an image per prompt, by the run's own sampling."""
     return self.draw()(self.generator.sampling.guidance_scale)
 
   def _maps(self, params, frozen, x):
-    """float32 [N, H, W, S]: how much pixels of images in [-1, 1] look at each token."""
+    """float32 [N, H, W, S]: how much pixels of images in [-1, 1] attend to tokens."""
     z = self.task.codec.encode(frozen, x, self.keys)
     eps = rng.normal(self.keys, z.shape[1:])
     times = (jnp.full(len(x), t) for t in _TIMES)
@@ -80,7 +80,7 @@ class Canvas:
     return jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "linear")
 
   def has_words(self) -> bool:
-    """Whether pixels of this model look at words; nothing is computed."""
+    """Whether pixels of this model attend to words; computes nothing."""
     shape = (len(self.prompts), *self.pixels)
     try:
       jax.eval_shape(self._maps, self.params, self.frozen, jnp.zeros(shape))
@@ -89,7 +89,7 @@ class Canvas:
     return True
 
   def attention(self):
-    """A row for each prompt: the image, then what of it looks at each word."""
+    """A row per prompt: the image, then its attention map for each word."""
     images = self.images()
     found = np.asarray(jax.jit(self._maps)(self.params, self.frozen, _pixels(images)))
     rows = []
@@ -111,7 +111,7 @@ def _by_word(heat: np.ndarray, prompt: str, tokenizer) -> list[np.ndarray]:
 
 
 def latents(codec, frozen, images: np.ndarray):
-  """Rows of images: each itself, decoded again, its channels, these in colour."""
+  """A row per image: itself, its reconstruction, its latent channels, and in colour."""
 
   @jax.jit
   def there_and_back(frozen, x):
@@ -144,7 +144,7 @@ def _colour(image: np.ndarray) -> np.ndarray:
 
 
 def _glow(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """The image in grey under a map [H, W] in [0, 1]."""
+  """A map [H, W] in [0, 1] over the image in grey."""
   colours = 255.0 * matplotlib.colormaps["inferno"](heat)[..., :3]
   return np.round(0.3 * image.mean(-1, keepdims=True) + 0.7 * colours).astype(np.uint8)
 

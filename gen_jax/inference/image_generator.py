@@ -1,4 +1,4 @@
-"""Captions in, images out: strings and pixels around the compiled sampling loop."""
+"""Captions in, images out: the strings and pixels around the compiled sampling loop."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from gen_jax.types import Array, InputError, Params, PyTree
 
 
 def to_uint8(images: Array | np.ndarray) -> np.ndarray:
-  """Pixels of about [-1, 1] as uint8, what lies beyond cut off."""
+  """Pixels in about [-1, 1] as uint8, clipped."""
   return np.clip(np.round(tree.fetch(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
 
 
@@ -40,11 +40,11 @@ class ImageGenerator:
 
   Attributes:
     task: the diffusion task.
-    read: N strings to a prompt of arrays [N, ...], see `inference.prompts`.
+    read: makes a prompt of arrays [N, ...] from N strings, see `inference.prompts`.
     sampling: how to draw.
     shape: of one latent, [H, W, C].
-    batch_size: images drawn at once; does not change any of them.
-    place: spreads arrays [batch_size, ...] over the devices that share the work.
+    batch_size: images drawn at once; no image depends on it.
+    place: shards arrays [batch_size, ...] over the devices.
   """
 
   task: diffusion.Diffusion
@@ -71,11 +71,11 @@ class ImageGenerator:
     """uint8 [N, H, W, C], image i for captions[i] and keys[i].
 
     Args:
-      negative: what guidance leads away from.
+      negative: the negative prompt.
 
     Raises:
-      InputError: a caption longer than the text encoder reads, a class that is not
-        known, or a model that only edits.
+      InputError: a caption that is too long for the text encoder, an unknown class, or
+        a model that only edits.
     """
     return np.concatenate(list(self.batches(params, frozen, captions, keys, negative)))
 
@@ -88,10 +88,10 @@ class ImageGenerator:
     negative: str = "",
     start: int = 0,
   ) -> Iterator[np.ndarray]:
-    """The images of `images` from number `start` on, as they are drawn.
+    """Yields the images of `images` from number `start` on, batch by batch.
 
     Args:
-      start: a multiple of `batch_size`: the batches are those of a call for all.
+      start: a multiple of `batch_size`, so that batches are the same as without it.
     """
     if self.task.network.config.extra_channels:
       raise InputError("this model draws from an image: gen-jax edit --image")
@@ -119,7 +119,7 @@ class ImageGenerator:
     Args:
       image: uint8 [N, H, W, C], or [H, W, C] for all.
       change: bool [N, H, W] or [H, W]; every pixel outside comes back bit for bit.
-      strength: in [0, 1]: 0 is the image itself, 1 forgets what was there.
+      strength: in [0, 1]: 0 returns the image, 1 starts from noise.
 
     Raises:
       InputError: see `images`; or a strength or image that does not fit.
@@ -153,13 +153,13 @@ class ImageGenerator:
     return np.where(changed, drawn, image)
 
   def in_batches(self, draw, *texts: Sequence[str]) -> np.ndarray:
-    """uint8 of draw(indices, captions, ...) for N texts of each kind, in batches."""
+    """draw(indices, captions, ...) as uint8, for N texts of each kind, in batches."""
     return np.concatenate(list(self._batches(draw, *texts)))
 
   def _batches(self, draw, *texts: Sequence[str], start: int = 0):
     """Yields the batches of `in_batches` from image `start` on."""
     for kind in texts:
-      self.read(kind)  # refuses before anything is drawn
+      self.read(kind)  # raises before anything is drawn
     num = len(texts[0])
     size = min(self.batch_size, num)
     for first in range(start, num, size):

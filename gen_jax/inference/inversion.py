@@ -1,4 +1,4 @@
-"""Images from an image's own noise, and images between two prompts."""
+"""Editing by inversion, and interpolation between two prompts."""
 
 import functools
 from collections.abc import Sequence
@@ -62,7 +62,8 @@ def edit_by_inversion(
     strength, vary: see `flow.redraw`.
 
   Raises:
-    InputError: see `between`; or a share outside [0, 1], or sides that do not fit.
+    InputError: see `between`; strength or vary outside [0, 1], or sides that do not
+      fit.
   """
   _check(generator.task)
   for name, share in (("strength", strength), ("vary", vary)):

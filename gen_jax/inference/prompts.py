@@ -1,6 +1,6 @@
-"""Prompts from strings: captions as tokens, names of classes as labels, or nothing.
+"""Prompts from strings: captions to tokens, names of classes to labels, or nothing.
 
-Each function returns what reads N strings; "" is the null prompt.
+Each function returns a `Read`; "" is the null prompt.
 """
 
 import difflib
@@ -70,7 +70,7 @@ def label(text: str, names: Sequence[str]) -> int:
     return int(text)
   if not found:
     within = [name for name in numbers if re.search(rf"\b{re.escape(name)}\b", text)]
-    # A name inside another one that was found says nothing.
+    # A name that is part of a longer name found does not count.
     within = [n for n in within if not any(n != o and n in o for o in within)]
     found = set().union(*(numbers[name] for name in within))
   if len(found) == 1:
@@ -86,6 +86,6 @@ def label(text: str, names: Sequence[str]) -> int:
 
 
 def nothing(texts: Sequence[str]) -> tuple[()]:
-  """The prompt of an unconditional model, whatever the texts."""
+  """The empty prompt of an unconditional model, for any texts."""
   del texts
   return ()

@@ -1,4 +1,4 @@
-"""Images on disk: one file each, sheets of many, and a record of how they were made."""
+"""Image files: one per image, sheets of many, and a record of how they were made."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from gen_jax.types import InputError
 
 
 def grid_image(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
-  """uint8 [N, H, W, C] -> one image, row by row, white lines in between."""
+  """uint8 [N, H, W, C] -> one image, row by row, with white lines between."""
   rows = -(-len(images) // columns)
   n, height, width, channels = images.shape
   cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
@@ -36,7 +36,7 @@ def save_sheet(path: pathlib.Path, images: np.ndarray) -> None:
 def save_figure(
   workdir: pathlib.Path, name: str, images: np.ndarray, caption: str
 ) -> pathlib.Path:
-  """Writes a sheet, and what it shows, into WORKDIR/figures, for `gen-jax report`."""
+  """Writes a sheet and its caption into WORKDIR/figures, for `gen-jax report`."""
   path = workdir / "figures" / f"{name}.png"
   path.parent.mkdir(exist_ok=True)
   save_sheet(path, images)
@@ -54,13 +54,13 @@ def save_image(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
 
 
 def _paths(folder, captions: list[str], seed: int, index: list[int]):
-  """A file for each image, named after its prompt, seed and place."""
+  """The file of each image, named after its prompt, seed and index."""
   prompts = list(dict.fromkeys(captions))
   slugs = {
     prompt: "".join(c if c.isalnum() else "_" for c in prompt)[:40] or "empty"
     for prompt in prompts
   }
-  if len(set(slugs.values())) < len(slugs):  # one file per image all the same
+  if len(set(slugs.values())) < len(slugs):  # still one file per image
     slugs = {prompt: f"{n}_{slug}" for n, (prompt, slug) in enumerate(slugs.items())}
   pairs = zip(captions, index, strict=True)
   return [folder / f"{slugs[caption]}_{seed}_{i}.png" for caption, i in pairs]
@@ -76,21 +76,21 @@ def write_images(
   columns: int,
   how: dict,
 ) -> dict:
-  """Writes each image as it is drawn, all of them in grid.png, and how they were made.
+  """Writes each image as it is drawn, then grid.png, and prompts.json at the start.
 
-  An interrupted command goes on with the first batch that is not complete: where
-  prompts.json says that images were drawn just so, those that are there stand.
+  An interrupted command resumes at the first incomplete batch: images are kept if
+  prompts.json says that they were drawn in the same way.
 
   Args:
-    draw: image number -> batches uint8 [n, H, W, C] from there on.
-    size: of a batch, but for the last.
+    draw: number of an image -> batches uint8 [n, H, W, C] from it on.
+    size: of every batch but the last.
     index: of each image among those of its prompt.
-    how: goes into prompts.json next to the prompts.
+    how: written to prompts.json, next to the prompts.
   """
   paths = _paths(folder, captions, seed, index)
   prompts = list(dict.fromkeys(captions))
   record = {"prompts": prompts, "seed": seed, **how, "images": [p.name for p in paths]}
-  record = json.loads(json.dumps(record))  # as it will be read
+  record = json.loads(json.dumps(record))  # as JSON reads it back
   writes, about = jax.process_index() == 0, folder / "prompts.json"
   done = 0
   with contextlib.suppress(InputError):
@@ -101,7 +101,7 @@ def write_images(
   at, batches = start, draw(start) if start < len(paths) else ()
   left = -(-len(paths) // size)
   for images in progress.track(batches, left, "batches drawn", start // size):
-    if writes and not is_begun:  # names may be those of other images
+    if writes and not is_begun:  # files of these names may show other images
       for path in paths:
         path.unlink(missing_ok=True)
       files.write_json(about, record)
@@ -123,7 +123,7 @@ def write_images(
 
 
 def open_own(path: pathlib.Path) -> np.ndarray:
-  """uint8 [H, W, C] of an image that `save_image` has written."""
+  """Reads uint8 [H, W, C] of an image written by `save_image`."""
   with Image.open(path) as image:
     pixels = np.asarray(image)
   return pixels[..., None] if pixels.ndim == 2 else pixels

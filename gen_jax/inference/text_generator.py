@@ -1,4 +1,4 @@
-"""Prompts in, text out: strings around the compiled decoding loop."""
+"""Prompts in, text out: the strings around the compiled decoding loop."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from gen_jax.types import Array, InputError, Params
 
 
 def _bucket(length: int) -> int:
-  """The next power of two, at least 16: few prompt lengths, few compilations."""
+  """The next power of two, at least 16: few prompt lengths need few compilations."""
   return max(16, 1 << (length - 1).bit_length())
 
 
@@ -28,8 +28,8 @@ class Sample:
 
   Attributes:
     text: up to the first stop token or stop text.
-    tokens: int32 [T], those drawn, the stop token included.
-    logprobs: float32 [T], of each as the model has it, before any filter.
+    tokens: int32 [T], all that were drawn, with the stop token.
+    logprobs: float32 [T], log-probability of each before any filter.
   """
 
   text: str
@@ -38,7 +38,7 @@ class Sample:
 
 
 class _Row:
-  """One continuation in the making: its tokens, and the text that is safe to show."""
+  """An unfinished continuation: its tokens, and the text that is safe to show."""
 
   def __init__(self, tokenizer: tokenizers.Tokenizer, stop: tuple[str, ...], room: int):
     self._tokenizer, self._stop, self._room = tokenizer, stop, room
@@ -47,7 +47,7 @@ class _Row:
     self.text, self.done = "", False
 
   def extend(self, tokens: np.ndarray, logprobs: np.ndarray) -> str:
-    """Takes in what was drawn; returns the new text, or "" while it may be a stop."""
+    """Adds drawn tokens; returns the new text, or "" while it may be a stop text."""
     for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
       if self.done:
         break
@@ -72,23 +72,23 @@ class _Row:
     if ids and ids[-1] in self._tokenizer.stops:
       ids = ids[:-1]
     text = "".join(self._tokenizer.decode_pieces(ids))
-    # The bytes of a character may still be on their way.
+    # The last character may still lack bytes.
     return text if self.done else text.rstrip("\ufffd")
 
   def _ended(self, text: str) -> int | None:
-    """Where the first stop text begins, if there is one."""
+    """Where the first stop text begins; None without one."""
     found = [text.find(stop) for stop in self._stop if stop in text]
     return min(found) if found else None
 
   def _held(self, text: str) -> int:
-    """Characters at the end that may be the beginning of a stop text."""
+    """Number of characters at the end that may begin a stop text."""
     lengths = [
       n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])
     ]
     return max(lengths, default=0)
 
   def sample(self) -> Sample:
-    """What has become of it."""
+    """The finished continuation."""
     return Sample(
       self.text,
       np.asarray(self.tokens, np.int32),
@@ -103,7 +103,7 @@ class TextGenerator:
     model: the transformer.
     tokenizer: of the model.
     sampling: how to draw.
-    piece: tokens drawn between two looks at them: 1 streams smoothly, more is faster.
+    piece: tokens drawn per call of the loop: 1 streams smoothly, more is faster.
   """
 
   def __init__(
@@ -135,7 +135,7 @@ class TextGenerator:
     self._unstack = jax.jit(transformer.unstack)
 
   def _ids(self, prompt: Prompt) -> list[int]:
-    """Tokens of a prompt as its tokenizer opens it; ids are taken as they are."""
+    """Tokens of a prompt, with the tokenizer's opening; ids are used as given."""
     ids = list(prompt)
     if isinstance(prompt, str):
       ids = [*self.tokenizer.opens(prompt), *self.tokenizer.encode(prompt)]
@@ -184,14 +184,14 @@ class TextGenerator:
     """One continuation per prompt and key; none depends on the others.
 
     Args:
-      params: of the model, layers stacked or in a row.
-      prompts: texts, or ids that are taken as they are (a rendered chat).
+      params: of the model, layers stacked or unrolled.
+      prompts: texts, or ids that are used as given (a rendered chat).
       keys: [B], see `keys`.
-      show: called with the new text of each row, as soon as there is any.
+      show: called with the new text of each row, whenever there is any.
 
     Raises:
       InputError: a prompt that leaves no room in the model's context, or an empty one
-        where the tokenizer has nothing to open a text with.
+        if the tokenizer has no opening token.
     """
     for rows, texts in self._pieces(params, prompts, keys):  # noqa: B007
       show(texts)
@@ -202,7 +202,7 @@ class TextGenerator:
     return [sample.text for sample in self.samples(params, prompts, keys)]
 
   def stream(self, params: Params, prompt: Prompt, key: Array) -> Iterator[str]:
-    """The text of one continuation, as soon as it cannot be part of a stop text."""
+    """Yields the text of a continuation, once it cannot be part of a stop text."""
     for _, (text,) in self._pieces(params, [prompt], key[None]):
       if text:
         yield text

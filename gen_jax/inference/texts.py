@@ -1,4 +1,4 @@
-"""Texts in the terminal and on disk: continuations with records of them, and a talk."""
+"""Texts in the terminal and on disk: continuations and their records, and chat."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from gen_jax.inference import text_generator
 from gen_jax.system import files, progress, signals
 from gen_jax.types import InputError, Params
 
-AT_ONCE = 8  # continuations; changes none of them
+AT_ONCE = 8  # continuations; none depends on it
 
 
 def groups(prompts: Sequence[str], num: int) -> list[tuple[str, range]]:
@@ -40,15 +40,15 @@ def write(
 ) -> dict[str, Any]:
   """Prints `num` continuations of every prompt, and writes them to text.jsonl.
 
-  What an interrupted command of these words drew, stands.
+  What an interrupted command with the same arguments drew is kept.
 
   Args:
-    how: all that they depend on, in words of JSON: goes into each record; `seed`, and
-      `model`, whose `sha256` is None where it is not known.
-    read: a prompt to what the model continues.
+    how: everything that they depend on, as JSON, for each record; has `seed`, and
+      `model`, whose `sha256` is None if unknown.
+    read: a prompt -> what the model continues.
     logprobs: whether to show and keep the log-probability of every token.
   """
-  how = json.loads(json.dumps(how))  # as it is read
+  how = json.loads(json.dumps(how))  # as JSON reads it back
   keys = rng.sample_keys(how["seed"], num)
   samples, path = [], folder / "text.jsonl"
   done = _drawn_before(path, how) if how["model"]["sha256"] else {}
@@ -79,7 +79,7 @@ def write(
 
 
 def _drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
-  """{(prompt, index): record} of what was drawn just so; damaged files hold nothing."""
+  """{(prompt, index): record} drawn in the same way; {} of a damaged file."""
   found = {}
   for file in (path, path.with_name(f"{path.name}.partial")):
     with contextlib.suppress(InputError):
@@ -93,14 +93,14 @@ def _drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
 def _appending(
   path: pathlib.Path, before: Iterable[dict]
 ) -> Iterator[Callable[[dict], None]]:
-  """Yields what writes a line of JSON to a partial file, which takes the path's place.
+  """Yields a function that writes a line of JSON to a partial file.
 
-  It does so however the body ends, if there is a line; a killed process leaves the
-  partial file, of whose lines the last may be torn.
+  However the body ends, the partial file then replaces the path if it has a line. A
+  killed process leaves the partial file; its last line may be incomplete.
 
   Args:
-    before: records that must not be lost: those that a body that fails has not come to
-      are written after its own.
+    before: records that must not be lost: if the body fails, those that it did not
+      reach are written after its own.
   """
   if jax.process_index():
     yield lambda record: None
@@ -126,7 +126,7 @@ def _appending(
 
 
 def _stream(prompt: str):
-  """Prints the prompt before the first piece: it is not shown if it is refused."""
+  """Prints the prompt before the first piece; a refused prompt is not shown."""
   shown = []
 
   def show(texts: list[str]) -> None:
@@ -156,7 +156,7 @@ def _record(
 def talk(
   writer: text_generator.TextGenerator, params: Params, seed: int
 ) -> dict[str, int]:
-  """Reads lines and answers them: as a chat where there is a template for one."""
+  """Reads lines and answers them, as a chat if there is a template."""
   is_chat = writer.tokenizer.chat_template is not None
   print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")
   messages, num = [], 0
@@ -176,7 +176,7 @@ def talk(
       key = rng.sample_keys(seed, 1, num)[0]
       answer = _answer(writer.stream(params, prompt, key))
       messages.append({"role": "assistant", "content": answer})
-    except InputError as error:  # the talk goes on
+    except InputError as error:  # the chat goes on
       messages = messages[:-1]
       progress.warn(str(error))
     num += 1
@@ -185,7 +185,7 @@ def talk(
 
 
 def _answer(pieces: Iterator[str]) -> str:
-  """Prints an answer as it comes; Ctrl-C ends the answer, and not the talk."""
+  """Prints an answer as it is drawn; Ctrl-C ends the answer, not the chat."""
   answer = ""
   with signals.held():
     for piece in pieces:
@@ -203,7 +203,7 @@ def _answer(pieces: Iterator[str]) -> str:
 
 
 def _history(writer: text_generator.TextGenerator, messages: list[dict]) -> list[int]:
-  """Tokens of the talk so far; the oldest turns go where the context is too short."""
+  """Tokens of the chat so far, without the oldest turns if the context is too short."""
   room = writer.model.config.max_length - min(32, writer.sampling.max_tokens)
   while True:
     ids = writer.tokenizer.encode_chat(messages)

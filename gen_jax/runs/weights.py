@@ -236,8 +236,8 @@ def load_frozen(
         f" (SHA-256 {made_by[:12]}, here {statistics['sha256'][:12]}); encode the data"
         " again"
       )
-  put = lambda x: jax.device_put(np.float32(x), experiment.layout.replicated)  # noqa: E731
-  moments = {name: put(statistics[name]) for name in ("mean", "std")}
+  moments = {name: np.float32(statistics[name]) for name in ("mean", "std")}
+  moments = jax.device_put(moments, experiment.layout.replicated)
   return {"autoencoder": weights, **moments}
 
 

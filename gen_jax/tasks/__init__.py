@@ -1,1 +1,1 @@
-"""What is learned: a Task turns parameters and a batch into a loss."""
+"""Tasks: a Task turns parameters and a batch into a loss."""

@@ -1,4 +1,4 @@
-"""Which pixels look at which words: the cross-attention of a UNet, made visible."""
+"""Cross-attention maps of a UNet: how much each pixel attends to each word."""
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,15 @@ def attention_maps(
   eps: Array,
   t: Array,
 ) -> Array:
-  """How much each pixel of z looks at each token, while z with noise is denoised.
+  """How much each pixel of z attends to each token while noisy z is denoised.
 
-  The mean over all heads and cross-attentions, of whatever resolution, at time t. Taken
-  from the queries and keys that the modules compute anyway: the network is not changed.
+  The mean over all heads and all cross-attentions, at every resolution, at time t. It
+  is computed from the queries and keys that the modules record; the network is
+  unchanged.
 
   Args:
     caption: tokens and mask [B, S].
-    z, eps: float32 [B, H, W, C], what the diffusion is of, and its noise.
+    z, eps: float32 [B, H, W, C], clean latents (or pixels) and the noise added.
     t: float32 [B].
 
   Returns:
@@ -33,7 +34,7 @@ def attention_maps(
     LookupError: the network has no cross-attention to a text.
     InputError: its attention is not softmax(q k^T) of queries and keys.
 
-  Source: Tang et al. 2022 (arXiv:2210.04885) section 2.2, who sum where we average.
+  Source: Tang et al. 2022 (arXiv:2210.04885) section 2.2. They sum; we average.
   """
   config = task.network.config
   if "caption" not in task.reads:
@@ -66,7 +67,7 @@ def attention_maps(
 
 
 def _cross_attentions(tree):
-  """(query [B, T, N, Dh], key [B, S, N, Dh]) of each."""
+  """(query [B, T, N, Dh], key [B, S, N, Dh]) of each cross-attention."""
   for name, child in tree.items():
     if name == "cross_attention":
       yield tuple(child[k]["__call__"][0] for k in ("query", "key"))
@@ -78,7 +79,7 @@ def _probabilities(layer, mask: Array | None, shape: tuple[int, ...]) -> Array:
   """Mean over heads of softmax(q k^T / sqrt(Dh)), spread to [B, H, W, S]."""
   query, key = (x.astype(jnp.float32) for x in layer)
   scores = jnp.einsum("btnd,bsnd->bnts", query, key) * query.shape[-1] ** -0.5
-  if mask is not None:  # Stable Diffusion's UNet sees the padding as well
+  if mask is not None:  # Stable Diffusion's UNet attends to padding too
     scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
   probs = jax.nn.softmax(scores, -1).mean(1)  # [B, T, S]
   batch, height, width, _ = shape

@@ -1,12 +1,12 @@
-"""Learning to make images small: reconstruction, a prior on the code, and a critic.
+"""Training an autoencoder: reconstruction, a prior on the code, and a discriminator.
 
     loss = |x - y| + kl_weight KL(q(z|x) | N(0, I))
            + feature_weight |phi(x) - phi(y)| - adversarial_weight D(y)
            + max(0, 1 - D(x)) + max(0, 1 + D(y))
 
-with y the decoded z. phi are the layers of the discriminator D, the perceptual features
-that need no other network (Larsen et al. 2016, arXiv:1512.09300). The second line does
-not move D and the third moves nothing else, so that one backward pass trains both.
+with y the decoded z. phi are the features of the discriminator D, a perceptual loss
+that needs no other network (Larsen et al. 2016, arXiv:1512.09300). The second line has
+no gradient to D and the third only to D, so one backward pass trains both.
 
 Source: Esser et al. 2021 (arXiv:2012.09841) section 3.1; Rombach et al. 2022
 (2112.10752) appendix G.
@@ -27,12 +27,12 @@ from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Autoencode:
-  """Reconstruction of images by way of a Gaussian code.
+  """Reconstruction of images from a Gaussian code.
 
   Attributes:
-    autoencoder: with the methods encode and decode; `is_stochastic` where the code is
-      drawn, and has a KL divergence.
-    kl_weight: of the KL divergence, a mean over the numbers of the code.
+    autoencoder: with the methods encode and decode; `is_stochastic` if the code is
+      sampled and has a KL divergence.
+    kl_weight: weight of the KL divergence, a mean over the elements of the code.
     discriminator: x -> (scores [B, h, w], features), or None.
     feature_weight, adversarial_weight: see the module's docstring.
   """
@@ -69,8 +69,8 @@ class Autoencode:
     """See `base.Task`.
 
     batch has image float32 [B, H, W, C] in [-1, 1] and weights [B]. In evaluation the
-    code is the posterior's mean and the loss has no part of the discriminator.
-    'mse' makes the PSNR: 10 log10(4 / mse) dB.
+    code is the posterior's mean and the loss has no term of the discriminator. The PSNR
+    is 10 log10(4 / mse) dB.
     """
     del frozen
     x = batch["image"]
@@ -92,7 +92,7 @@ class Autoencode:
     )
 
   def _critic(self, params: Params, x: Array, y: Array):
-    """What the discriminator adds to the loss, [B], and what there is to watch."""
+    """The discriminator's terms of the loss, [B], and metrics."""
 
     def scorer(params, x):
       return self.discriminator.apply({"params": params}, x)
@@ -111,10 +111,10 @@ class Autoencode:
 
 
 def codec(autoencoder: nn.Module, workdir: str | None = None) -> codecs.Codec:
-  """The space of an autoencoder's latents, for diffusion to work in.
+  """The codec of an autoencoder's latents, for latent diffusion.
 
   Args:
-    workdir: where its weights come from; whoever has them puts them into `frozen`.
+    workdir: where its weights come from; the caller loads them into `frozen`.
   """
   del workdir
   cfg = autoencoder.config
@@ -133,5 +133,5 @@ def codec(autoencoder: nn.Module, workdir: str | None = None) -> codecs.Codec:
 
 
 def _mean(x: Array) -> Array:
-  """Over all but the batch, float32 [B]."""
+  """Mean over all axes but the batch, float32 [B]."""
   return jnp.mean(x.astype(jnp.float32), tuple(range(1, x.ndim)))

@@ -1,4 +1,4 @@
-"""The contract between the trainer and everything it can train."""
+"""The interface between the trainer and everything that it trains."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,7 +6,7 @@ from gen_jax.types import Array, Batch, Mean, Params, PyTree
 
 
 class LossOut(NamedTuple):
-  """What to minimise (loss.total / loss.count) and what to watch, all as sums."""
+  """The loss to minimise (loss.total / loss.count) and metrics, all as sums."""
 
   loss: Mean
   metrics: dict[str, Mean]
@@ -16,7 +16,7 @@ class Task(Protocol):
   """Two methods, so that the trainer needs no `if`.
 
   Attributes:
-    reads: what data must give besides images or tokens: 'caption', 'label'.
+    reads: what it needs of the data besides images or tokens: 'caption', 'label'.
   """
 
   reads: tuple[str, ...]
@@ -32,9 +32,10 @@ class Task(Protocol):
 
     Args:
       params: what is trained.
-      frozen: what is needed but not trained: sharded, not donated, not optimised.
-      batch: arrays [B, ...]; 'weights' says what counts.
-      keys: [B], one per example: microbatches, hosts and devices change nothing.
+      frozen: needed but not trained: sharded, not donated, not optimised.
+      batch: arrays [B, ...]; 'weights' are the weights of examples or tokens.
+      keys: [B], one per example, so that the result does not depend on the number of
+        microbatches, hosts and devices.
       train: whether dropout and the like are on.
     """
     ...

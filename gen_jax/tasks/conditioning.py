@@ -1,7 +1,7 @@
 """What a diffusion model is conditioned on: nothing, a class, or a caption.
 
-A prompt is a tree of arrays [B, ...] that says what is wanted; `encode` makes of it the
-`States` that the network takes. The null prompt stands for the unconditional model of
+A prompt is a tree of arrays [B, ...]; `encode` turns it into the `States` that the
+network takes. Under the null prompt the network is the unconditional model of
 classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
@@ -25,12 +25,12 @@ class Caption(NamedTuple):
 
 
 class Conditioning(Protocol):
-  """What a task needs to know of prompts."""
+  """How a task conditions its network."""
 
-  reads: tuple[str, ...]  # what data must give: 'caption', 'label'
+  reads: tuple[str, ...]  # what it needs of the data: 'caption', 'label'
 
   def init(self, key: Array, batch: Batch) -> Mapping[str, Params]:
-    """Fresh parameters, by the names that they have among the task's."""
+    """Fresh parameters, by their names among the task's."""
     ...
 
   def encode(self, params: Params, prompt: PyTree, *, train: bool, key) -> States:
@@ -44,7 +44,7 @@ class Conditioning(Protocol):
     ...
 
   def null(self, batch_size: int) -> PyTree:
-    """The prompt that asks for nothing, batch_size times."""
+    """The null prompt, batch_size times."""
     ...
 
   def of(self, batch: Batch) -> PyTree:
@@ -106,7 +106,7 @@ class ClassLabels:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-  """A `Caption`, read by a text encoder that is trained with the network.
+  """A `Caption`, encoded by a text encoder that is trained with the network.
 
   Attributes:
     text_encoder: (tokens [B, S], mask [B, S]) -> States with tokens.

@@ -1,9 +1,9 @@
-"""Diffusion: learn to tell data from noise, given a prompt or none.
+"""Diffusion: a network learns to denoise, with or without a prompt.
 
 One `denoiser` serves the loss and every sampler, so that training and sampling cannot
 drift apart. The unconditional model of classifier-free guidance is the same network
-under the null prompt (the empty caption, the null class), which training shows it with
-probability `drop_prob` (Ho & Salimans 2022, arXiv:2207.12598).
+under the null prompt (the empty caption, the null class), which replaces the prompt in
+training with probability `drop_prob` (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from gen_jax.types import Array, Batch, InputError, Mean, Params, PyTree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
-  """Denoising under a prompt.
+  """Denoising, conditioned on a prompt.
 
   Attributes:
     network: (x [B, H, W, C + extra], t [B], `types.States`) -> out [B, H, W, C]. Its
-      config says `params_name`, `stem`, image_channels,
-      extra_channels, vector_width and `check_side`.
-    conditioning: what prompts are, see `tasks.conditioning`.
+      config has params_name, stem, image_channels, extra_channels, vector_width and
+      check_side.
+    conditioning: the kind of prompt, see `tasks.conditioning`.
     schedule, target, weighting, time_sampler, codec: see `gen_jax.diffusion`.
     drop_prob: probability of training an example under the null prompt.
     condition: what the network's extra channels hold.
-    condition_drop_prob: probability of training with zeros there. One number decides
-      on both: half of the dropped prompts lose their condition too, so that 0.1 and 0.1
-      are 5 % without prompt, 5 % without condition and 5 % without either (Brooks et
-      al. 2023, arXiv:2211.09800, section 3.2.1).
+    condition_drop_prob: probability of training with zeros there. One random number
+      decides on both, and half of the dropped prompts lose their condition too: 0.1 and
+      0.1 are 5 % without prompt, 5 % without condition and 5 % without either (Brooks
+      et al. 2023, arXiv:2211.09800, section 3.2.1).
   """
 
   network: nn.Module
@@ -67,7 +67,7 @@ class Diffusion:
 
   @property
   def t_first(self) -> float:
-    """The quietest time that training shows the network."""
+    """The smallest time (the least noise) that training draws."""
     return max(self.schedule.t_first, getattr(self.time_sampler, "t_min", 0.0))
 
   def init(self, key: Array, batch: Batch) -> Params:
@@ -138,8 +138,8 @@ class Diffusion:
 
     batch has image float32 [B, H, W, C] in [-1, 1], or latent float32 [B, h, w, 2 Z]
     (the moments of its code); what the conditioning reads; weights [B]. The loss is
-    w(t) |out - target|^2, averaged over pixels; 'mse_eps' is the
-    unweighted error in eps, comparable across targets.
+    w(t) |out - target|^2, averaged over pixels; 'mse_eps' is the unweighted error in
+    eps, comparable across targets.
     """
     time_keys, noise_keys, drop_keys, codec_keys = rng.split(keys, 4)
     if "latent" in batch:
@@ -173,7 +173,7 @@ class Diffusion:
     )
 
   def _dropped(self, prompt: PyTree, extra: Array | None, u: Array):
-    """Prompt and extra, nothing in place of either where the uniform u [B] says so."""
+    """Prompt and extra, each dropped where the uniform u [B] is small enough."""
     is_dropped = u < self.drop_prob
     prompt = jax.tree.map(
       lambda null, given: jnp.where(schedules.expand(is_dropped, given), null, given),
@@ -196,12 +196,12 @@ class Sampling:
     grid: (schedule, num_steps) -> times.
     num_steps: steps from noise to image.
     guidance_scale: 1 is no guidance.
-    image_guidance_scale: the same of the image that an instruction is about; models
-      that were trained without it now and then have it.
+    image_guidance_scale: the same for the image that an instruction edits; only of
+      models that were trained with `condition_drop_prob`.
     guidance_interval: guide only while t is in it.
     guidance_rescale: share in [0, 1] of rescaling the guided prediction.
     size: height and width of images; None: those of training.
-    tile: side, in latents, of the pieces in which they are decoded; None: at once.
+    tile: side, in latents, of the tiles in which images are decoded; None: no tiles.
   """
 
   sampler: Callable[[schedules.Schedule], samplers.Sampler] = samplers.ddim
@@ -224,7 +224,7 @@ class Sampling:
 
 
 def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
-  """{field: why it changes nothing}, of fields that another one switches off."""
+  """{field: why it has no effect}, of fields that another one switches off."""
   scales = [sampling.guidance_scale]
   scales += [sampling.image_guidance_scale] if task.condition_drop_prob else []
   names = ("negative", "guidance_interval", "guidance_rescale")
@@ -237,12 +237,12 @@ def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
 
 
 def times(task: Diffusion, sampling: Sampling) -> Array:
-  """The sampler's times, float32 [num_steps + 1]; none but the last below t_first."""
+  """The sampler's times, float32 [num_steps + 1]; only the last is below t_first."""
   return sampling.grid(schedules.known(task.schedule, task.t_first), sampling.num_steps)
 
 
 def check_times(task: Diffusion, sampling: Sampling) -> None:
-  """Raises InputError unless times fall and the first answer tells what is drawn."""
+  """Raises InputError unless times fall and the first prediction determines x0."""
   found = times(task, sampling)
   if not bool(jnp.all(found[:-1] > found[1:]) & (found[0] <= 1) & (found[-1] >= 0)):
     listed = ", ".join(f"{t:.4g}" for t in (*found[:3].tolist(), *found[-3:].tolist()))
@@ -281,7 +281,7 @@ def guided(
     extras.insert(0, jnp.zeros_like(extra))
     scales.insert(0, sampling.image_guidance_scale)
   while scales and isinstance(scales[0], float | int) and scales[0] == 1:
-    del prompts[0], extras[0], scales[0]  # the rung below cancels
+    del prompts[0], extras[0], scales[0]  # a scale of 1 cancels the prediction below
   network = task.denoiser(
     params,
     frozen,
@@ -301,7 +301,7 @@ def guided(
 
 
 def decode(task: Diffusion, sampling: Sampling, frozen: PyTree, z: Array) -> Array:
-  """Images of latents, in the pieces that `sampling` asks for."""
+  """Decodes latents into images, in tiles if `sampling` asks for them."""
   codec = codecs.tiled(task.codec, sampling.tile) if sampling.tile else task.codec
   return codec.decode(frozen, z)
 
@@ -322,7 +322,7 @@ def draw(
     prompt: arrays [B, ...], see `tasks.conditioning`.
     keys: [B].
     shape: of one latent, [H, W, C].
-    negative: what guidance leads away from, as `prompt`; None: the null prompt.
+    negative: the negative prompt, as `prompt`; None: the null prompt.
 
   Returns:
     Images float32 [B, ...] from the codec's decoder, about [-1, 1].

@@ -1,8 +1,4 @@
-"""What else a trained diffusion is good for, along its ODE.
-
-Inversion with another prompt or other noise at the top, images between two, and the
-likelihood of images.
-"""
+"""Inversion, interpolation and likelihood by the ODE of a trained diffusion model."""
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +23,16 @@ def redraw(
   vary: Array,
   negative: PyTree | None = None,
 ) -> Array:
-  """Inverts images under what they show and draws them again under another prompt.
+  """Inverts images under their own captions and draws them again under other prompts.
 
-  Up and down go by `belm` at the same guidance, so that under the same prompt a
-  image comes back exactly, but for the codec's own error.
+  Both directions use `belm` at the same guidance: under the same prompt an image comes
+  back exactly, up to the codec's own error.
 
   Args:
-    source: what the images show, [B, S].
+    source: captions of the images, [B, S].
     image: float32 [B, H, W, C] in [-1, 1].
-    strength: float32 [] in [0, 1], how far up they are inverted; traced.
-    vary: float32 [] in [0, 1], how far the noise found is turned towards fresh noise;
+    strength: float32 [] in [0, 1], how far they are inverted, 1 is to noise; traced.
+    vary: float32 [] in [0, 1], how far the noise found is rotated towards new noise;
       traced.
   """
   z = task.codec.encode(frozen, image, rng.fold_in(keys, 1))
@@ -69,14 +65,14 @@ def interpolate(
   shape: tuple[int, ...],
   negative: PyTree | None = None,
 ) -> Array:
-  """Draws images between the two that `diffusion.draw` makes of prompts and keys.
+  """Draws images between the two that `diffusion.draw` makes from prompts and keys.
 
-  Predictions are mixed, not the text encoder's states, which mean nothing where one of
-  two prompts is padding; noise goes along the arc.
+  Interpolates predictions, not the text encoder's states, which mean nothing where one
+  of the prompts is padding. Noise is interpolated on the sphere.
 
   Args:
     prompts: two, each [B, S].
-    keys: two, each [B]; the first one's serve steps that draw noise.
+    keys: two, each [B]; steps that draw noise use the first.
     share: float32 [B] in [0, 1]: 0 is the first image, 1 the second.
   """
   first, second = (
@@ -100,11 +96,11 @@ def bits_per_dim(
   keys: Array,
   num_steps: int,
 ) -> likelihood.Path:
-  """Bits that the model needs for each number of an image of bytes.
+  """Bits per dimension of images of bytes.
 
-  An upper bound: noise spread evenly over each byte's width makes a density of the
-  probability. For codecs that scale each number by itself. Source: Theis et al. 2016
-  (arXiv:1511.01844) section 3.1.
+  An upper bound: uniform noise of one byte's width (dequantisation) turns probability
+  into density. For codecs that scale each dimension by itself. Source: Theis et al.
+  2016 (arXiv:1511.01844) section 3.1.
 
   Args:
     batch: image float32 [B, H, W, C], bytes / 127.5 - 1, and its prompt.

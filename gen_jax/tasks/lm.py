@@ -1,4 +1,4 @@
-"""Language modelling: every token predicted from those before it."""
+"""Language modelling: each token is predicted from those before it."""
 
 import dataclasses
 import math
@@ -17,11 +17,10 @@ class LanguageModel:
   """Cross-entropy of the next token.
 
   Attributes:
-    model: (tokens [B, T], read, also) -> (read(logits [B, T, V], *also), cache).
-    token_bytes: int [V], bytes of text each token stands for, 0 for special tokens:
-      makes losses comparable across tokenizers as bits per byte (of the text as the
-      tokenizer's normaliser has it).
-    z_loss: weight of (log Z)^2 in what is minimised; the metrics leave it out.
+    model: a `transformer.Transformer`, or what is called like it.
+    token_bytes: int [V], bytes of text of each token, 0 for special tokens. Gives bits
+      per byte, comparable across tokenizers (of the text after normalisation).
+    z_loss: weight of (log Z)^2 in the loss; metrics leave it out.
   """
 
   model: nn.Module

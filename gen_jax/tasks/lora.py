@@ -1,16 +1,16 @@
-"""Low-rank adapters: train a few numbers next to the weights of any model.
+"""Low-rank adapters (LoRA) for any model: a small update of frozen weights.
 
 A kernel W [*in, *out] is used as W + scale * (a b), with a [*in, r] and b [r, *out].
-b starts at zero, so that training starts from the base exactly. Kernels are named by
-their paths, so one mechanism serves every model; its own code knows nothing of it.
+b starts at zero, so that training starts exactly from the base. Kernels are chosen by
+their paths, so this works for every model without a change to its code.
 
 Which axes are inputs follows from the axes' names: a kernel that ends in `head_dim`
 has two output axes (heads and head_dim), any other has one, its last; a convolution's
 window counts as input. Stacked layers [L, ...] get an adapter each: a [L, *in, r].
 
 The base weights are part of `frozen`: sharded like any parameters, not donated, not
-optimised, saved once. The product is added to the kernel, not to its output: that
-is what makes it one mechanism, and costs the gradient of a whole kernel in memory.
+optimised, saved once. The product is added to the kernel, not to its output: this works
+for every layer, but needs memory for the gradient of the whole kernel.
 
 Source: Hu et al. 2021 (arXiv:2106.09685) section 4.1, which likewise scales by alpha/r.
 """
@@ -31,7 +31,7 @@ from gen_jax.types import Array, Batch, InputError, Params, PyTree
 
 
 class Frozen(NamedTuple):
-  """The weights that are adapted, and what their task itself holds fixed."""
+  """The base weights, and what the inner task itself needs frozen."""
 
   base: Params
   inner: PyTree
@@ -44,7 +44,7 @@ class LoRA:
   Attributes:
     rank: r.
     alpha: the scale is alpha / rank.
-    pattern: regex; kernels in whose path it occurs are adapted.
+    pattern: regex; kernels whose path contains a match are adapted.
   """
 
   rank: ranges.Size = 8
@@ -84,7 +84,7 @@ def init(config: LoRA, boxed: Params, key: Array) -> Params:
     boxed: the model's parameters, abstract or not, with their axis names.
 
   Raises:
-    InputError: the pattern names no parameter, or one that is no matrix.
+    InputError: the pattern matches no parameter, or one that is not a matrix.
   """
   leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=nn.meta.is_axis_metadata)
   params = {tree.path_str(path): leaf for path, leaf in leaves}
@@ -169,7 +169,7 @@ class Adapted:
     return init(self.config, boxed, key)
 
   def merged(self, adapters: Params, frozen: Frozen) -> Params:
-    """The weights that the inner task is to use."""
+    """The weights for the inner task."""
     return merge(frozen.base, adapters, self.config.scale)
 
   def loss(

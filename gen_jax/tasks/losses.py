@@ -1,4 +1,4 @@
-"""Losses per item, as float32; what they are averaged over is the task's to say."""
+"""Losses per item, float32; the task averages them."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from gen_jax.types import Array
 
 
 class Scores(NamedTuple):
-  """What a language model's loss and metrics need of logits; [B, T] each.
+  """What a language model's loss and metrics need from logits; [B, T] each.
 
   Attributes:
     nats: float32, negative log-likelihood of the target.
     log_z: float32, logarithm of the softmax's denominator Z. Its square is the z-loss,
       which keeps logits from drifting: Chowdhery et al. 2022 (arXiv:2204.02311) section
-      5, who weigh it by 1e-4.
+      5, with weight 1e-4.
     is_hit: bool, whether the target has the highest score.
   """
 
@@ -25,7 +25,7 @@ class Scores(NamedTuple):
 
 
 def score(logits: Array, targets: Array) -> Scores:
-  """Cross-entropy and what comes with it.
+  """Cross-entropy, log Z and hits.
 
   Args:
     logits: float32 [B, T, V], unnormalised log-probabilities.

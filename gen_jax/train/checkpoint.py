@@ -143,7 +143,10 @@ def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   Raises:
     InputError: no such step, or it is damaged.
   """
-  read = lambda s: items.shapes(_folder(manager, s))  # noqa: E731
+
+  def read(step):
+    return items.shapes(_folder(manager, step))
+
   return _newest(manager, read, step, None, _no_warning)
 
 

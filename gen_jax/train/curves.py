@@ -9,9 +9,9 @@ def png(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> byte
 
   Args:
     rows: of metrics.jsonl.
-    frames: {title: {label: key of a row}}, a frame each.
+    frames: {title: {label: key of a row}}; one plot each.
   """
-  from matplotlib import figure as figures  # not pyplot: it is the caller's
+  from matplotlib import figure as figures  # not pyplot, whose state is the caller's
 
   columns = min(len(frames), 3)
   shape = (-(-len(frames) // columns), columns)
@@ -39,10 +39,10 @@ def png(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> byte
 def frames(
   rows: list[dict[str, float]], config: dict[str, Any]
 ) -> dict[str, dict[str, str]]:
-  """What `curves` shows: training and validation together where they are comparable.
+  """The plots of `curves`: training and validation together if they are comparable.
 
-  With a discriminator the training loss has a part that validation leaves out, so the
-  two stand in frames of their own.
+  With a discriminator the training loss has a term that validation leaves out; the two
+  then have plots of their own.
   """
   keys = {key for row in rows for key, value in row.items() if value is not None}
   hidden = {"step", "learning_rate", "grad_norm", "data_wait"}

@@ -28,7 +28,7 @@ class Health:
     expected_loss: of a uniform predictor, ln V for tokens; None if unknown.
     padding: share of padding in the batch, in [0, 1].
     masked_fraction: share of positions without loss, in [0, 1]: padding and prompts.
-    microbatch_error: |g - g'| / |g|, g the run's gradient and g' that with twice as
+    microbatch_error: |g - g'| / |g|, g the run's gradient and g' the one with twice as
       many microbatches; None if the batch cannot be split further.
     grad_norm: by block.
     num_arrays: of parameters.
@@ -101,7 +101,7 @@ def examine(
 
   Args:
     batch: the first global batch, in its layout.
-    num_microbatches: the run's, so that it needs no more memory than the run.
+    num_microbatches: the run's; more memory than the run is never needed.
     num_items: tokens or images of the whole run.
     tolerance: of the two gradients' difference; 2e-2 was seen in bfloat16.
   """

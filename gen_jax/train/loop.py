@@ -109,7 +109,7 @@ def _interrupts(first: int) -> Iterator[Callable[[int], bool]]:
   """Yields a function of the step: whether to stop because of a signal.
 
   Several processes stop at the same step if any of them gets a signal: from the second
-  step on JAX agrees on that step. Before, a process that ends ends them all.
+  step on JAX agrees on that step. Before that, one process that ends ends all.
   """
   told = []
 

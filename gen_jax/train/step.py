@@ -4,7 +4,7 @@
     gradients of loss.total, summed over microbatches, divided once by loss.count
     -> optax (clipping, learning rate, ...) -> moving average -> new state
 
-As sums are exchanged and every example has its own key, the result does not depend on
+Sums are exchanged and every example has its own key, so the result does not depend on
 the number of microbatches, hosts and devices, for any example weights.
 """
 
@@ -27,7 +27,7 @@ Step = Callable[[states.TrainState, PyTree, Batch], tuple[states.TrainState, Met
 def ema_decay(decay: float, step: Array) -> Array:
   """Decay with warm-up: min(decay, (1 + step) / (10 + step)).
 
-  So early averages forget the initial weights. Source: TensorFlow's
+  Early averages then forget the initial weights. Source: TensorFlow's
   ExponentialMovingAverage(num_updates).
   """
   step = step.astype(jnp.float32)

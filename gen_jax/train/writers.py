@@ -169,7 +169,7 @@ class TensorBoard:
       self._writer.add_scalar(name, value, step)
 
   def close(self) -> None:
-    with contextlib.suppress(OSError):  # its thread may have died of a full disk
+    with contextlib.suppress(OSError):  # its thread may have ended on a full disk
       self._writer.close()
 
 

@@ -274,19 +274,19 @@ def test_configs_never_import_the_library():
 BUDGETS = {
   "build": 1_010,  # with config files, overrides, defaults; upgrade.py goes
   "cli": 3_490,  # tokenize
-  "convert": 3_560,
+  "convert": 3_400,
   "cost": 1_360,
   "data": 7_820,  # token stores: 2,050 lines in tokens/
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
   "diffusion": 2_250,
-  "evaluation": 1_380,
+  "evaluation": 1_450,  # batches of a command that was cut off; room for an evaluator
   "inference": 1_390,
   "models": 1_570,
   "nn": 1_600,
   "runs": 1_730,  # workdir, lease, weights, training
   "sweeps": 1_200,
-  "system": 870,
+  "system": 880,  # kept batches
   "tasks": 1_200,
   "train": 2_430,  # items, which were workdirs in workdirs; waiting for data
   "loose files": 1_630,
@@ -314,6 +314,7 @@ def test_files_and_functions_are_short():
   files, functions = set(), set()
   for path in FILES:
     name, text = str(path.relative_to(ROOT / "gen_jax")), path.read_text()
+    assert "noqa: E731" not in text, name  # a function with a name is a def
     if len(text.splitlines()) > 400:
       files.add(name)
     for node in ast.walk(ast.parse(text)):

@@ -165,7 +165,7 @@ def test_a_default_that_changes_later_changes_no_run(
   config = config_files.load(f"{conftest.ROOT}/configs/diffusion/digits.py:smoke")
   assert "clip_norm" not in config["optimizer"]
   before = workdir.read_config(copy)
-  later = tables._plain(changed)
+  later = tables._scheduled(changed)
   monkeypatch.setitem(build.TABLES["optimizer"], "adamw", later)
   assert build.resolved(config)["optimizer"]["clip_norm"] == 7.0
   assert workdir.read_config(copy) == before

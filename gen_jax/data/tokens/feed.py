@@ -82,8 +82,11 @@ class Feed:
           " they are of another tokenizer"
         )
       found.append(window)
-    generators = lambda i: np.random.default_rng((self.seed, first + i))  # noqa: E731
-    return self.rows(found, self.length, generators)
+
+    def generator(row):
+      return np.random.default_rng((self.seed, first + row))
+
+    return self.rows(found, self.length, generator)
 
   def indices(self, step: int) -> list[int]:
     """Which of `examples` are in the step's global batch, row by row."""
