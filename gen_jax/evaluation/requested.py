@@ -224,7 +224,10 @@ def _in_folder(reference, folder: str) -> tuple[Made, dict[str, Any]]:
   paths = [path for path in found if path.name not in folders.SHEETS]
   if len(paths) < 2:
     raise InputError(f"--folder {folder} needs two images at least")
-  read = lambda path: {"image": image_files.open_image(path)}  # noqa: E731
+
+  def read(path: pathlib.Path) -> sources.Example:
+    return {"image": image_files.open_image(path)}
+
   made = dataclasses.replace(reference, examples=sources.Mapped(paths, read))
   batches = lambda params, frozen, begin: itertools.islice(made.batches(), begin, None)  # noqa: E731
   return batches, {"num": len(paths)}
