@@ -280,16 +280,16 @@ BUDGETS = {
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
   "diffusion": 2_250,
-  "evaluation": 1_380,
+  "evaluation": 1_420,  # drawn batches are kept
   "inference": 1_390,
   "models": 1_570,
   "nn": 1_600,
-  "runs": 1_730,  # workdir, lease, weights, training
+  "runs": 1_680,  # workdir, lease, weights, training
   "sweeps": 1_200,
-  "system": 870,
+  "system": 890,
   "tasks": 1_200,
   "train": 2_430,  # items, which were workdirs in workdirs; waiting for data
-  "loose files": 1_630,
+  "loose files": 1_610,
 }
 
 
