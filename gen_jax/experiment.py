@@ -73,8 +73,8 @@ class Experiment:
 
   def batch(self) -> Batch:
     """An abstract global batch in this run's layout."""
-    batch = self.data.abstract_batch()
-    return jax.tree.map(lambda x: _placed(x, self.layout.batched(x)), batch)
+    shapes = self.data.abstract_batch()
+    return jax.tree.map(lambda x: _placed(x, self.layout.batched(x)), shapes)
 
   def abstract_state(self, optimizer: optax.GradientTransformation):
     """Shapes and shardings of the training state."""
@@ -96,12 +96,8 @@ class Experiment:
 
   def checkpoint_layouts(self) -> list[init_from.CheckpointLayout]:
     """How the task's weights may be stored, as here first."""
-
-    def abstract(task):
-      return _abstract(self.layout, task.init, self.batch())
-
-    own = init_from.CheckpointLayout(abstract(self.task), lambda params: params)
-    return [own, *self.family.layouts(self.task, abstract)]
+    own = init_from.CheckpointLayout(self.abstract_params(), lambda params: params)
+    return [own, *self.family.layouts(self)]
 
   def flops_per_step(self) -> dict[str, float]:
     """FLOPs that a training step asks of the model, as `flops.with_gradient` counts.
@@ -201,5 +197,4 @@ def make(
     class_names=names,
     source=start,
     adapter=adapter,
-    frozen=_abstract(layout, functools.partial(family.init_frozen, task)),
-  )
+  ).around(task)

@@ -21,7 +21,6 @@ Task, Data = base.Task, datasets.Data
 Experiment = Run = Weights = Any  # they stand above
 Flags = Mapping[str, Mapping[str, Any]]  # {name: keywords of argparse}
 Generator = text_generator.TextGenerator | image_generator.ImageGenerator
-AbstractParams = Callable[[Task], Params]  # shapes and shardings of a task's weights
 CountFlops = Callable[..., float]  # `flops.with_gradient` of a step; takes `unless`
 
 
@@ -69,8 +68,7 @@ class Family:
       with its weights; None without.
     encoder: (task, params, data, flip) -> see `inference.codes`; None: the model is no
       autoencoder.
-    layouts: (task, abstract) -> layouts, next to its own, in which checkpoints hold the
-      task's weights.
+    layouts: experiment -> other layouts in which checkpoints hold the task's weights.
     baseline_loss: task -> loss of a uniform predictor; None if unknown.
     init_frozen: (task, key) -> what the task needs besides its parameters.
     class_names: (task, data, workdir) -> names of the labels that the task reads.
@@ -101,8 +99,8 @@ class Family:
   model_flops: Callable[[Task, Data, CountFlops], dict[str, float]] = (
     lambda task, data, count: {"mfu": count()}
   )
-  layouts: Callable[[Task, AbstractParams], list[init_from.CheckpointLayout]] = (
-    lambda task, abstract: []
+  layouts: Callable[[Experiment], list[init_from.CheckpointLayout]] = (
+    lambda experiment: []
   )
   baseline_loss: Callable[[Task], float | None] = lambda task: None
   init_frozen: Callable[[Task, Array], PyTree] = lambda task, key: {}

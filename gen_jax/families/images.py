@@ -103,8 +103,9 @@ def _class_names(task: diffusion.Diffusion, data: Data, workdir: pathlib.Path):
   return names
 
 
-def _layouts(task: diffusion.Diffusion, abstract: base.AbstractParams):
+def _layouts(experiment: base.Experiment) -> list[init_from.CheckpointLayout]:
   """A network with a condition may be one without, which ignores it to begin with."""
+  task = experiment.task
   if task.condition is None:
     return []
   config = task.network.config
@@ -117,7 +118,8 @@ def _layouts(task: diffusion.Diffusion, abstract: base.AbstractParams):
     name, extra = config.params_name, config.extra_channels
     return {**params, name: linear.widen(params[name], config.stem, extra)}
 
-  return [init_from.CheckpointLayout(abstract(task), convert)]
+  abstract = experiment.around(task).abstract_params()
+  return [init_from.CheckpointLayout(abstract, convert)]
 
 
 def _read_prompts(experiment: base.Experiment) -> prompts.Read:

@@ -39,13 +39,14 @@ def _check(task: lm.LanguageModel, data: datasets.TextData, sampling) -> None:
   base.check_length("data.length", data.length, "task.model", task.model)
 
 
-def _layouts(task: lm.LanguageModel, abstract: base.AbstractParams):
+def _layouts(experiment: base.Experiment) -> list[init_from.CheckpointLayout]:
   """The layers may be scanned otherwise."""
-  config = task.model.config
+  task, config = experiment.task, experiment.task.model.config
   other = dataclasses.replace(config, scan_layers=not config.scan_layers)
   task = dataclasses.replace(task, model=transformer.Transformer(other))
   convert = transformer.stack if config.scan_layers else transformer.unstack
-  return [init_from.CheckpointLayout(abstract(task), convert)]
+  abstract = experiment.around(task).abstract_params()
+  return [init_from.CheckpointLayout(abstract, convert)]
 
 
 def _model_flops(task: lm.LanguageModel, data: datasets.TextData, count):
@@ -145,7 +146,7 @@ def _program(experiment: base.Experiment) -> base.Program:
   layout, how = experiment.layout, experiment.sampling
   model = transformer.unscanned(experiment.task.model)
   task = dataclasses.replace(experiment.task, model=model)
-  params = dataclasses.replace(experiment, task=task).abstract_params()
+  params = experiment.around(task).abstract_params()
   num, length = layout.num_batch_shards, model.config.max_length
 
   def decoder(params):

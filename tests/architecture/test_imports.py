@@ -284,12 +284,12 @@ BUDGETS = {
   "inference": 1_390,
   "models": 1_570,
   "nn": 1_600,
-  "runs": 1_730,  # workdir, lease, weights, training
+  "runs": 1_680,  # workdir, lease, weights, training
   "sweeps": 1_200,
-  "system": 880,  # kept batches
+  "system": 890,  # kept batches
   "tasks": 1_200,
   "train": 2_430,  # items, which were workdirs in workdirs; waiting for data
-  "loose files": 1_630,
+  "loose files": 1_610,
 }
 
 
