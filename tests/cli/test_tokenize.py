@@ -93,8 +93,9 @@ def test_flags_that_cannot_be(refuse, tokenize, flag, says):
 
 def test_stores_that_do_not_fit_are_refused(refuse, tmp_path):
   path = made.of_shards(tmp_path / "s", {"train": [[np.arange(200)]]})
-  given = train(path, "--workdir", tmp_path / "run")
-  refuse(*given, "--config.data.length=250", says=["200 tokens", "data.length=250"])
+  short = made.of_shards(tmp_path / "short", {"train": [[np.arange(10)]]})
+  given = train(short, "--workdir", tmp_path / "a")
+  refuse(*given, says=["10 tokens, fewer than", "data.length=16"])
   other = "--config.data.tokenizer={'name': 'bpe', 'vocab_size': 300}"
   refuse(*train(path, other, "--workdir", tmp_path / "b"), says=["another tokenizer"])
   for weights in ("(1, -1)", "(0, 0)"):
