@@ -9,8 +9,8 @@ from gen_jax import tree
 from gen_jax.cli import flags
 from gen_jax.data import latents, sources
 from gen_jax.inference import codes
-from gen_jax.runs import lease, workdir
 from gen_jax.runs import run as runs
+from gen_jax.runs import workdir
 from gen_jax.system import files, folders, progress
 from gen_jax.types import InputError
 
@@ -70,7 +70,7 @@ def run(args) -> dict:
   home = home.with_name(f"{home.name}.partial")
   sizes = {split: len(examples) for split, examples in found.items()}
   about = {**notes, "data": opened.config["data"], "flip": args.flip, "sizes": sizes}
-  with lease.hold(directory, "latents.lease"), folders.unfinished(home, about):
+  with opened.alone("latents"), folders.unfinished(home, about):
     given = (experiment.task, chosen.params, experiment.data, args.flip)
     encode = opened.family.encoder(*given)
     moments = _pieces(home, "train", encode, found["train"], keep=target is not None)

@@ -56,7 +56,7 @@ class OfImages:
 
 
 def text(
-  experiment, every: ranges.Whole, pattern: str, stride: int | None = None
+  experiment, every: ranges.Whole, pattern: str, stride: ranges.Size | None = None
 ) -> evaluators.Measured:
   """Perplexity and bits per byte of the files that match a pattern.
 

@@ -1,5 +1,6 @@
 """A run: a workdir opened, or one that is about to begin; the library's front door."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -15,7 +16,7 @@ from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.data import kept
 from gen_jax.inference import drawing
-from gen_jax.runs import training
+from gen_jax.runs import lease, training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files, signals
@@ -109,6 +110,10 @@ class Run:
       self._sampled.clear()  # the last one stays compiled
       self._sampled[key] = made
     return self._sampled[key]
+
+  def alone(self, what: str) -> contextlib.AbstractContextManager[None]:
+    """Holds a lease on the work named so in this workdir, see `lease.hold`."""
+    return lease.hold(self.workdir, f"{what}.lease")
 
   def check_idle(self, given: Iterable[str]) -> None:
     """Raises InputError for a setting that the config switches off."""

@@ -38,15 +38,24 @@ def test_every_number_has_a_range():
     assert all(allowed for _, allowed in ranges.of(parameter.annotation)), path
 
 
+def tuples(hint):
+  """How many tuples deep the numbers of a hint are."""
+  for option in ranges.options(hint):
+    if typing.get_origin(option) is tuple:
+      return 1 + tuples(typing.get_args(option)[0])
+  return 0
+
+
 @pytest.mark.parametrize("path", NUMBERS)
 def test_values_beyond_a_range_are_refused_by_path_value_and_rule(path):
   kind, name, key, parameter = NUMBERS[path]
-  kinds = map(typing.get_origin, ranges.options(parameter.annotation))
-  is_tuple = tuple in kinds
+  depth = tuples(parameter.annotation)
   for number, allowed in ranges.of(parameter.annotation):
     for value in outside(number, allowed):
-      block = {"name": name, key: (value,) * 2 if is_tuple else value}
-      where = f"here.{key}[0]" if is_tuple else f"here.{key}"
+      given = value
+      for _ in range(depth):
+        given = (given,) * 2
+      block, where = {"name": name, key: given}, f"here.{key}" + "[0]" * depth
       with pytest.raises(InputError) as caught:
         build.check(kind, block, "here")
       message = str(caught.value)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from gen_jax import build, ranges
 from gen_jax.build import config_files
-from gen_jax.cli import evaluate_images, export, report
+from gen_jax.cli import evaluate_images, report
+from gen_jax.convert import to_transformers
 from gen_jax.data import cache, conversations, edits, latents, sources, tokenizers
 from gen_jax.evaluation import features, scoring
 from gen_jax.runs import run as runs
@@ -122,13 +123,16 @@ READERS = {
     lambda p: latents.read_statistics(p.parent),
     {"mean": [0.5], "std": [1.5], "sha256": "a" * 64},
   ),
-  "against.json": (evaluate_images._read, {"fid": 1.5, "protocol": {"num": 3}}),
+  "against.json": (evaluate_images.read, {"fid": 1.5, "protocol": {"num": 3}}),
   "evaluation.json": (_page, {"fid": 1.5, "protocol": {"num": 3}}),
   "samples/text.jsonl": (_page, [{"prompt": "a", "text": "b"}]),
   "samples/prompts.json": (_page, {"prompts": ["a", "b"], "seed": 3}),
   "edits/prompts.json": (_page, {"prompts": ["a", "b"], "seed": 3}),
   "init_from.json": (_base, _NOTES),
-  "tokenizer_config.json": (lambda p: export._name_tokenizer(p.parent), {"a": 1}),
+  "tokenizer_config.json": (
+    lambda p: to_transformers._name_tokenizer(p.parent),
+    {"a": 1},
+  ),
   "tokenizer.json": (tokenizers.load, json.loads(_BYTES.encoding.source)),
   "tokens/index.json": (
     lambda p: cache._read(p.parent),
