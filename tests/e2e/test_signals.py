@@ -61,13 +61,14 @@ def wait(*args):  # a callback in the main thread
 experiment.Experiment.pipeline = wait
 {PROGRAM}"""
 IN_STEP = f"""
+import time
 from gen_jax.system import signals
 from gen_jax.train import writers
 write = writers.Terminal.write
 def wait(self, step, values):
   write(self, step, values)
   while step == 5 and not signals.asked():
-    pass
+    time.sleep(0.01)
 writers.Terminal.write = wait
 {PROGRAM}"""
 IN_IMPORTS = (
@@ -92,6 +93,12 @@ WORDS = (
 )
 
 
+def hear():
+  """Signals do what they usually do, also under nohup."""
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(*words, program=PROGRAM, **pipes):
   env = {**os.environ, "JAX_PLATFORMS": "cpu"}
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **pipes}
@@ -100,7 +107,7 @@ def start(*words, program=PROGRAM, **pipes):
     cwd=ROOT,
     env=env,
     restore_signals=True,
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    preexec_fn=hear,
     **pipes,
   )
 
@@ -118,7 +125,10 @@ def stop(process, line, number):
     raise AssertionError(process.communicate())
   process.send_signal(number)
   sent = time.monotonic()
-  _, stderr = process.communicate(timeout=60)
+  try:
+    _, stderr = process.communicate(timeout=60)
+  finally:
+    process.kill()
   assert time.monotonic() - sent < 10
   return process.returncode, stderr
 
@@ -140,7 +150,7 @@ def whole(tmp_path_factory):
   """A run that nothing interrupts."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
   process = train(workdir)
-  assert process.wait(timeout=60) == 0, process.communicate()
+  assert process.wait(timeout=300) == 0, process.communicate()
   return workdir
 
 
@@ -161,7 +171,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
   if program == IN_EVALUATION:  # of step 3, which is saved all the same
     assert (workdir / "checkpoints" / "3").exists()
   process = train(workdir)
-  out, err = process.communicate(timeout=60)
+  out, err = process.communicate(timeout=300)
   assert process.returncode == 0, err
   assert program == IN_COMPILATION or "from step 0" not in out
   assert hashes(workdir) == hashes(whole)
@@ -190,7 +200,7 @@ def test_the_second_signal_ends_at_once(tmp_path):
   time.sleep(0.5)
   sent = time.monotonic()
   process.send_signal(signal.SIGINT)
-  _, stderr = process.communicate(timeout=60)
+  _, stderr = process.communicate(timeout=300)
   assert time.monotonic() - sent < 2
   assert (process.returncode, stderr) == (130, "gen-jax: stopped at once\n")
 
@@ -202,7 +212,7 @@ def test_what_is_ignored_stays_ignored(tmp_path):
   for said in process.stdout:
     if said.startswith("step 2/"):
       process.send_signal(signal.SIGHUP)
-  assert process.wait(timeout=60) == 0
+  assert process.wait(timeout=300) == 0
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_talk(whole):
@@ -268,7 +278,7 @@ def join(*args):
 hosts.join = join
 {PROGRAM}"""
   process = train(tmp_path / "run", program=program)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=300)
   assert process.returncode == os.EX_SOFTWARE
   (line,) = err.splitlines()
   assert "internal error: RuntimeError: two lines; please send" in line
