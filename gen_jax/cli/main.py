@@ -30,7 +30,7 @@ COMMANDS = {
   "sample": "draw text or images from a trained model",
   "plan": "compile a config for chips that are not here; say what it costs",
   "edit": "edit an image, or a part of it, for a prompt",
-  "tokenize": "write a corpus as a token store, for training on text of any size",
+  "tokenize": "write text of any size as a token store to train on",
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",

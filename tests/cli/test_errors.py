@@ -30,7 +30,7 @@ TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
   "compare, doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
-  "launch, plan, report, repro, sample, sweep, train"
+  "launch, plan, report, repro, sample, sweep, tokenize, train"
 )
 
 
@@ -125,8 +125,8 @@ OVERRIDES = [
   (TEXT, "seed.value=1", ["seed is 0, it has no keys"]),
   (
     TEXT,
-    "optimizer.name=lion",
-    ["optimizer 'lion'", "'eps'", "'adamw' and 'muon' have"],
+    "optimizer.name=adafactor",
+    ["optimizer 'adafactor'", "'b2'", "'adamw' and 'muon' and 'lion' have"],
   ),
   # Wrong types.
   (

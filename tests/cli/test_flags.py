@@ -9,6 +9,7 @@ from gen_jax import types
 from gen_jax.build import config_files
 from gen_jax.cli import compare, flags, main
 from gen_jax.convert import hub
+from gen_jax.data.tokens import documents
 
 ADDRESS = "gs://bucket/x"
 NOT_PATHS = set(
@@ -16,10 +17,16 @@ NOT_PATHS = set(
   " top_k top_p min_p repetition_penalty order stop sampler grid num_steps"
   " guidance_scale guidance_interval guidance_rescale size tile topology invert"
   " outpaint samplers image_guidance_scale features split revision dtype title"
-  " metric".split()
+  " metric field subset drop".split()
 )
 OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
-ELSEWHERE = {"config", "compare", "from"}  # a path and more; see below
+ELSEWHERE = {
+  "config",
+  "compare",
+  "from",
+  "source",
+  "tokenizer",
+}  # a path and more; see below
 
 
 def _flags(command: str) -> dict[str, argparse.Action]:
@@ -58,6 +65,7 @@ def test_a_repeated_path_does_not_change_the_default():
   [
     (config_files.load, "--config"),
     (hub.locate, "--from"),
+    (lambda text: documents.listed(text, None, "train"), "--source"),
     (lambda text: compare._row(text, "validation/loss"), "A or B"),
     (lambda text: compare._row(f"{text}#seed=0", "validation/loss"), "A or B"),
   ],
@@ -78,3 +86,5 @@ def test_the_command_says_it_in_one_line(refuse):
   for command in ("inspect", "sample", "train"):
     words = ("--config", "configs/lm/pydoc.py") if command == "train" else ()
     refuse(command, *words, f"--workdir={ADDRESS}", says=["--workdir", "is an address"])
+  words = ("--source=README.md", f"--tokenizer={ADDRESS}", "--to=x")
+  refuse("tokenize", *words, says=["--tokenizer", "is an address"])
