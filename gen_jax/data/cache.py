@@ -295,10 +295,10 @@ def _write(folder: pathlib.Path, name: str, chunks: Callable[[At], Chunks]) -> N
 
 @contextlib.contextmanager
 def _partial(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder beside `folder` in which to build it, alone.
+  """A folder next to `folder`, in which only this process builds it.
 
-  It is that of an earlier process that was stopped; another one while a process is at
-  work there.
+  An earlier process that was stopped has left it, with its work. If another process is
+  at work there, it is a new folder.
   """
   path = folder.with_name(f"partial_{folder.name}")
   path.mkdir(parents=True, exist_ok=True)

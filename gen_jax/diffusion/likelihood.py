@@ -59,20 +59,6 @@ def _sum(x: Array) -> Array:
   return x.sum(tuple(range(1, x.ndim)))
 
 
-def _runge_kutta(slope, tau, state, width):
-  """One step of the classical fourth-order method on d state / d tau = slope."""
-
-  def ahead(k, share):
-    return jax.tree.map(lambda a, b: a + share * width * b, state, k)
-
-  k1 = slope(tau, state)
-  k2 = slope(tau + 0.5 * width, ahead(k1, 0.5))
-  k3 = slope(tau + 0.5 * width, ahead(k2, 0.5))
-  k4 = slope(tau + width, ahead(k3, 1.0))
-  mean = jax.tree.map(lambda a, b, c, d: (a + 2.0 * (b + c) + d) / 6.0, k1, k2, k3, k4)
-  return ahead(mean, 1.0)
-
-
 class Path(NamedTuple):
   """An integral in `num_steps` steps, so that a caller can stop or report in between.
 

@@ -1,6 +1,8 @@
 """Folders that commands write, and unfinished ones that an equal command finds."""
 
 import contextlib
+import hashlib
+import io
 import itertools
 import json
 import pathlib
@@ -85,8 +87,8 @@ def kept(
       break
     yield np.load(path)
   for j, array in enumerate(pieces(i), i):
-    partial = home / "partial"
-    with partial.open("wb") as file:
-      np.save(file, array)
-    partial.rename(home / f"{j:06}.{files.sha256(partial)[:16]}.npy")
+    np.save(file := io.BytesIO(), array)
+    content = file.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    files.write_bytes(home / f"{j:06}.{digest[:16]}.npy", content)
     yield array

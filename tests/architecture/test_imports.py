@@ -325,6 +325,16 @@ def test_files_and_functions_are_short():
   assert functions == LONG_FUNCTIONS.keys()
 
 
+def test_no_name_is_defined_twice():
+  """The second of two functions hides the first; linters pass over private ones."""
+  for path in FILES:
+    module = ast.parse(path.read_text())
+    names = [
+      n.name for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef)
+    ]
+    assert len(names) == len(set(names)), (path, sorted(names))
+
+
 def test_public_names_are_documented():
   for path in FILES:
     module = ast.parse(path.read_text())

@@ -1,6 +1,6 @@
 """Makes a token store: several processes, killed at any moment, the same bytes.
 
-    about.json, tokenizer/   what is to be done; written first
+    about.json, tokenizer/   the job; written first
     keys of all documents    only if copies are dropped
     shards, piece by piece   see `worker`
     manifest.json            written last: the store is whole

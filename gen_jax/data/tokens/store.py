@@ -66,7 +66,7 @@ class Shard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-  """The tokens of shards as one long array, of which nothing is held.
+  """The tokens of shards as one long array that is never in memory.
 
   Attributes:
     start, stop: the part of all shards' tokens that this is.

@@ -1,6 +1,6 @@
 """A process that tokenises its pieces of a corpus: python -m ... STORE PHASE I N.
 
-STORE/about.json says what is to be done. Finished pieces stand on their own: a shard of
+STORE/about.json describes the job. Finished pieces stand on their own: a shard of
 each split, then PIECE.json with their sizes and hashes. A piece with that file is never
 made again, so a process that is killed loses at most one piece. Pieces do not depend on
 the number of processes.
