@@ -21,6 +21,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "num_layers": 2,
       "width": 64,
       "num_heads": 4,
+      "position": None,
+      "rotary": {"name": "rotary"},
       "use_bias": False,
       "tied_head": False,
     },
@@ -35,10 +37,10 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "b2": 0.99,
       "weight_decay": 0.01,
     },
-    train={"num_steps": 2000, "save_every": 1000},
+    train={"num_steps": 1000, "save_every": 500},
     evaluators={
-      "validation": {"name": "loss", "every": 100},
-      "position": {"name": "by_position", "every": 100, "num": 2},
+      "validation": {"name": "loss", "every": 50},
+      "position": {"name": "by_position", "every": 50, "num": 2},
     },
     sampling={"max_tokens": 32, "temperature": 0.0},
   )

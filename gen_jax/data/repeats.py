@@ -37,8 +37,8 @@ class Repeats:
   num_validation: ranges.Count = 256
   length: ranges.Size = 65
   num_letters: Annotated[int, ranges.Range(2, len(LETTERS))] = len(LETTERS)
-  shortest: ranges.Size = 16
-  longest: ranges.Size = 32
+  shortest: ranges.Size = 8
+  longest: ranges.Size = 24
   seed: ranges.Seed = 0
 
   __post_init__ = ranges.rising("shortest", "longest")

@@ -1,4 +1,4 @@
-"""The picture of a ledger: means over seeds as lines, Student's t intervals as bands.
+"""The picture of a ledger: means over seeds, Student's t intervals as bands, the seeds.
 
 It holds the hash of its ledger, so that a picture of other results is noticed.
 """
@@ -23,11 +23,19 @@ class Line(NamedTuple):
 
   Attributes:
     x: steps, or values of a config's key as text.
-    intervals: of the metric over seeds, for each x; a single seed has no width.
+    values: of the metric, for each x those of all seeds.
   """
 
   x: list[Any]
-  intervals: list[statistics.Interval]
+  values: list[list[float]]
+
+  @property
+  def intervals(self) -> list[statistics.Interval]:
+    """Over seeds, for each x; that of a single seed has no width."""
+    return [
+      statistics.over_seeds(v) if len(v) > 1 else statistics.Interval(*v * 3, 1)
+      for v in self.values
+    ]
 
 
 def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
@@ -51,15 +59,8 @@ def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
     for x, y in curve if x_axis == STEP else [(at, arm["value"])]:
       values.setdefault(x, []).append(y)
   return {
-    name: Line(list(values), list(map(_interval, values.values())))
-    for name, values in found.items()
+    name: Line(list(values), list(values.values())) for name, values in found.items()
   }
-
-
-def _interval(values: list[float]) -> statistics.Interval:
-  if len(values) > 1:
-    return statistics.over_seeds(values)
-  return statistics.Interval(*values * 3, 1)
 
 
 def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
@@ -73,13 +74,16 @@ def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
   for name, line in found.items():
     x = line.x if x_axis == STEP else [ticks.index(at) for at in line.x]
     mean, low, high = np.array([i[:3] for i in line.intervals]).T
-    (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4)
-    axis.fill_between(x, low, high, alpha=0.2, color=drawn.get_color(), linewidth=0)
+    (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
+    how = {"color": drawn.get_color(), "linewidth": 0.6}
+    axis.fill_between(x, low, high, alpha=0.15, **how | {"linewidth": 0})
+    if len({len(values) for values in line.values}) == 1:  # each has all seeds
+      axis.plot(x, line.values, **how)
   if x_axis != STEP:
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
-  means = [i.mean for line in found.values() for i in line.intervals]
-  if min(means) > 0 and max(means) > 20 * min(means):
-    axis.set_yscale("log")
+  seen = [v for line in found.values() for values in line.values for v in values]
+  room = 0.2 * (max(seen) - min(seen)) or 1.0  # bands may be far wider
+  axis.set_ylim(min(seen) - room, max(seen) + room)
   axis.set_xlabel(x_axis)
   axis.set_ylabel(ledger["metric"])
   axis.set_title(ledger["question"], fontsize=10)
