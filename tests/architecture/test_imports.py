@@ -280,7 +280,7 @@ BUDGETS = {
   "decoding": 350,
   "families": 700,  # from experiment, cli, cost
   "diffusion": 2_250,
-  "evaluation": 1_450,  # batches of a command that was cut off; room for an evaluator
+  "evaluation": 1_490,  # batches of a command that was cut off; loss by position
   "inference": 1_450,  # images that say how they were made
   "models": 1_570,
   "nn": 1_600,
