@@ -34,6 +34,7 @@ MAY_CHANGE = (
   "train.keep",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
+  "imports",  # modules may move
 )
 FORMAT = 1  # of a workdir, in run.json; those of before have none
 # What a model has learned to draw, and a run that starts from it takes over.
@@ -146,9 +147,7 @@ def latest_step(workdir: pathlib.Path) -> int | None:
   return max(steps(workdir), default=None)
 
 
-def _check_shared(
-  workdir: pathlib.Path, config: dict[str, Any], secs: float = 10.0
-) -> None:
+def _check_shared(workdir: pathlib.Path, config: dict, secs: float = 10.0) -> None:
   """Raises InputError unless the config that process 0 wrote appears within `secs`."""
   deadline = time.monotonic() + secs  # network file systems show a file late
   while True:
@@ -281,6 +280,7 @@ def read_config(
         f"config key {key!r} belongs to the trained model; what may change is"
         f" {', '.join(MAY_CHANGE)}, and exact kernels of attention"
       )
+  moved = overriding.apply({}, [(k, v) for k, v in overrides if k == "imports"])
   path = workdir / "config.json"
   _check_whole(workdir)
   try:
@@ -290,7 +290,7 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
-  config = build.resolved(upgrade.config(written))
+  config = build.resolved({**upgrade.config(written), **moved})
   try:
     build.check_config(config)
   except InputError as error:

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
 

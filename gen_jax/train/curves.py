@@ -3,6 +3,8 @@
 import io
 from typing import Any
 
+from gen_jax import errors
+
 
 def png(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> bytes:
   """PNG of metrics over steps.
@@ -11,7 +13,8 @@ def png(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> byte
     rows: of metrics.jsonl.
     frames: {title: {label: key of a row}}; one plot each.
   """
-  from matplotlib import figure as figures  # not pyplot, whose state is the caller's
+  with errors.extra("report"):
+    from matplotlib import figure as figures  # not pyplot, whose state is the caller's
 
   columns = min(len(frames), 3)
   shape = (-(-len(frames) // columns), columns)

@@ -98,7 +98,7 @@ def test_config_file(refuse, tmp_path, source, says):
   "spec, says",
   [
     ("configs/lm/pydo.py", ["'configs/lm/pydo.py'", "did you mean 'configs/lm/pydoc"]),
-    ("configs", ["unknown config file 'configs'", "configs/diffusion/digits.py"]),
+    ("configs", ["unknown config 'configs'", "diffusion/digits"]),
     ("configs/lm/pydoc.py:smok", ["'smok'", "did you mean 'smoke'?"]),
     ("configs/lm/pydoc.py:smoke,tiny", ["unknown variant 'tiny'", "smoke"]),
   ],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from gen_jax import errors
 from gen_jax.data import image_files, sources
 from gen_jax.data.digits import digits_dataset_builder
 from gen_jax.types import InputError
@@ -28,7 +29,8 @@ def train(source: sources.ImageSource, image_size: int) -> tuple[Scorer, float]:
     The classifier, uint8 [N, image_size, image_size, 1] -> labels int [N], and its
     accuracy on the held-out split.
   """
-  from sklearn import svm  # imported here: it costs a second
+  with errors.extra("data"):
+    from sklearn import svm  # imported here: it costs a second
 
   def split(name):
     examples = source.examples(name)
@@ -48,7 +50,8 @@ def hidden(source: sources.ImageSource) -> tuple[Scorer, list[np.ndarray]]:
   Returns:
     uint8 [N, H, W, 1] -> float [N, 64], its hidden layer; and that layer's weights.
   """
-  from sklearn import neural_network  # imported here: it costs a second
+  with errors.extra("data"):
+    from sklearn import neural_network  # imported here: it costs a second
 
   examples = source.examples("train")
   rows = [examples[i] for i in range(len(examples))]

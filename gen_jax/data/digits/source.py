@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from gen_jax import errors
 from gen_jax.data import sources, tfds
 
 
@@ -13,7 +14,10 @@ class Digits:
   data_dir: str | None = None
 
   def examples(self, split: str) -> Sequence[sources.Example]:
-    from gen_jax.data.digits import digits_dataset_builder
+    with errors.extra("data"):
+      import sklearn  # noqa: F401 (the builder's images)
+
+      from gen_jax.data.digits import digits_dataset_builder
 
     builder = digits_dataset_builder.Builder(
       data_dir=tfds.home(self.data_dir), file_format="array_record"
