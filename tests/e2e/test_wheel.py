@@ -36,6 +36,18 @@ def get_config(arg=None):
 """
 
 
+# Run by Python at its start: what extras bring is not there.
+WITHOUT_EXTRAS = """
+import sys
+for name in (
+  *("tensorflow_datasets", "importlib_resources", "sklearn", "pyarrow", "pandas"),
+  *("zstandard", "datasets", "datasketch", "sentencepiece", "tiktoken"),
+  *("rouge_score", "sacrebleu", "matplotlib"),
+):
+  sys.modules[name] = None
+"""
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
   """The folder of a wheel and an sdist."""
@@ -76,6 +88,7 @@ def test_from_a_wheel_in_an_empty_folder(built, tmp_path):
   site.mkdir()
   work.mkdir()
   install(wheel, site)
+  (site / "sitecustomize.py").write_text(WITHOUT_EXTRAS)
   env = {**os.environ, "PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
 
   def call(*words):
@@ -92,6 +105,10 @@ def test_from_a_wheel_in_an_empty_folder(built, tmp_path):
   done = call("train", "--config", "lm/pydoc:smoke", "--workdir", "text", "--json")
   result = json.loads(done.stdout.splitlines()[-1])
   assert (result["reason"], result["step"]) == ("finished", 2)
+  command = (sys.executable, str(site / "bin" / "gen-jax"), "train", "--workdir=d")
+  command += ("--config=diffusion/digits:smoke",)
+  done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+  assert done.returncode == 2 and "pip install 'gen_jax[data]'" in done.stderr
   # A config of one's own, with an attention of one's own, in every phase.
   (work / "own_attention.py").write_text(ATTENTION)
   (work / "mine.py").write_text(CONFIG)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from gen_jax import errors
 from gen_jax.data import image_files, sources
-from gen_jax.data.digits import digits_dataset_builder
+from gen_jax.data.digits import NAMES
 from gen_jax.types import InputError
 
 Scorer = Callable[[np.ndarray], np.ndarray]
@@ -74,11 +74,10 @@ def prompt_benchmark(
   source: sources.ImageSource, num: int, image_size: int
 ) -> sources.PromptBenchmark:
   """`num` prompts, each digit in turn, scored by the share classified as prompted."""
-  names = digits_dataset_builder.NAMES
-  labels = np.arange(num) % len(names)
+  labels = np.arange(num) % len(NAMES)
   read, real_accuracy = train(source, image_size)
   return sources.PromptBenchmark(
-    [f"a handwritten {names[label]}" for label in labels],
+    [f"a handwritten {NAMES[label]}" for label in labels],
     lambda images: {"prompt_accuracy": float(np.mean(read(images) == labels))},
     real_accuracy,
   )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from gen_jax import errors
 from gen_jax.data import sources, tfds
+from gen_jax.data.digits import NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +29,7 @@ class Digits:
 
   def class_names(self) -> tuple[str, ...]:
     """ "zero" to "nine"."""
-    from gen_jax.data.digits import digits_dataset_builder
-
-    return digits_dataset_builder.NAMES
+    return NAMES
 
   def prompt_benchmark(self, num: int, image_size: int) -> sources.PromptBenchmark:
     """ "a handwritten zero" to "... nine", in turn; see `data.digits.scorer`."""
