@@ -157,7 +157,7 @@ def run(argv: list[str]) -> dict:
     lazy.load()
   if "jax" in sys.modules:  # `launch` does without
     _pass_over_absent_tpus()
-    with compilation.kept():
+    with compilation.kept(), compilation.shown():
       return module.run(args)
   return module.run(args)
 

@@ -290,7 +290,8 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
-  config = build.resolved({**upgrade.config(written), **moved})
+  config = upgrade.config(written)
+  config = build.resolved({**config, **moved} if isinstance(config, dict) else config)
   try:
     build.check_config(config)
   except InputError as error:

@@ -23,6 +23,7 @@ from gen_jax.system import files
 
 MAX_BYTES = 2 * 2**30  # of all entries; at the start of a command the oldest go
 _SAID_AFTER_SECS = 3.0
+_COMPILING = "/jax/core/compile/backend_compile_duration"  # JAX's event
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -42,19 +43,16 @@ def kept() -> Iterator[None]:
   except OSError:  # a full or read-only disk, another user's folder
     yield
     return
-  clock = _Clock()
   before = compilation_cache.get_file_cache
   compilation_cache.reset_cache()
-  compilation_cache.get_file_cache = lambda path: (Cache(folder, clock), path)
+  compilation_cache.get_file_cache = lambda path: (Cache(folder), path)
   secs = jax.config.jax_persistent_cache_min_compile_time_secs
   jax.config.update("jax_compilation_cache_dir", str(folder))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.monitoring.register_event_duration_secs_listener(clock.heard)
   try:
     yield
   finally:
-    jax.monitoring.unregister_event_duration_listener(clock.heard)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", secs)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.get_file_cache = before
@@ -106,8 +104,8 @@ def _trim(folder: pathlib.Path) -> None:
 class Cache:
   """Programs by JAX's key, each in a file that begins with its hash."""
 
-  def __init__(self, folder: pathlib.Path, clock: "_Clock"):
-    self._path, self._clock = folder, clock
+  def __init__(self, folder: pathlib.Path):
+    self._path = folder
 
   def get(self, key: str) -> bytes | None:
     """The program; None: it must be compiled."""
@@ -118,7 +116,6 @@ class Cache:
         os.utime(path)
         return content[_DIGEST:]
       path.unlink()  # damaged
-    self._clock.began = time.monotonic()
     return None
 
   def put(self, key: str, value: bytes) -> None:
@@ -134,31 +131,56 @@ class Cache:
         raise
 
 
-class _Clock:
-  """Says on a terminal how long a program has been compiled.
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+  """Within this context a terminal shows how long a program has been compiled."""
+  import jax
+
+  if not sys.stderr.isatty():
+    yield
+    return
+  clock = Clock()
+  jax.monitoring.register_scalar_listener(clock.begin)
+  jax.monitoring.register_event_duration_secs_listener(clock.end)
+  threading.Thread(target=clock.run, daemon=True).start()
+  try:
+    yield
+  finally:
+    clock.is_over.set()
+    jax.monitoring.unregister_scalar_listener(clock.begin)
+    jax.monitoring.unregister_event_duration_listener(clock.end)
+
+
+class Clock:
+  """Shows how long a program has been compiled.
 
   Attributes:
-    began: when it was; None: nothing is compiled.
+    began: when the last one was; None: nothing is compiled.
+    is_over: set to end `run`.
   """
 
   def __init__(self):
     self.began: float | None = None
-    if sys.stderr.isatty():
-      threading.Thread(target=self._say, daemon=True).start()
+    self.is_over = threading.Event()
 
-  def heard(self, event: str, secs: float, **_) -> None:
+  def begin(self, event: str, value: float, **_) -> None:
+    """JAX begins something."""
+    if event == _COMPILING:
+      self.began = time.monotonic()
+
+  def end(self, event: str, secs: float, **_) -> None:
     """JAX has done something."""
-    if event == "/jax/core/compile/backend_compile_duration":
+    if event == _COMPILING:
       self.began = None
 
-  def _say(self) -> None:
+  def run(self, pause: float = 0.5) -> None:
+    """Writes a line over and over, and wipes it."""
     is_shown = False
-    while True:
-      time.sleep(0.5)
+    while not self.is_over.wait(pause) or is_shown:
       began = self.began
       secs = 0.0 if began is None else time.monotonic() - began
       with contextlib.suppress(OSError):
-        if secs > _SAID_AFTER_SECS:
+        if secs > _SAID_AFTER_SECS and not self.is_over.is_set():
           print(f"\rcompiling ... {secs:.0f} s", end="", file=sys.stderr, flush=True)
           is_shown = True
         elif is_shown:

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import stat
 import subprocess
 import sys
@@ -79,7 +78,7 @@ def test_a_folder_that_others_may_write_to_is_not_believed(tmp_path):
 
 
 def test_a_full_disk_keeps_nothing_and_breaks_nothing(tmp_path, monkeypatch):
-  cache = compilation.Cache(tmp_path, compilation._Clock())
+  cache = compilation.Cache(tmp_path)
 
   def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
@@ -93,7 +92,7 @@ def test_a_full_disk_keeps_nothing_and_breaks_nothing(tmp_path, monkeypatch):
 
 
 def test_readers_never_see_half_of_an_entry(tmp_path):
-  cache, value = compilation.Cache(tmp_path, compilation._Clock()), b"p" * 2**20
+  cache, value = compilation.Cache(tmp_path), b"p" * 2**20
   writers = [threading.Thread(target=cache.put, args=("key", value)) for _ in range(8)]
   for writer in writers:
     writer.start()
@@ -134,27 +133,52 @@ def test_afterwards_jax_is_as_it_was(monkeypatch, tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_terminal_shows_how_long_it_compiles(monkeypatch):
-  shown = []
-  monkeypatch.setattr(compilation, "_SAID_AFTER_SECS", 0.0)
+def test_a_terminal_shows_how_long_it_compiles(monkeypatch, capsys):
+  """From JAX's own events: one program that takes long, then nothing."""
+  monkeypatch.setattr(compilation, "_SAID_AFTER_SECS", 12.0)
+  now = [100.0]
+  monkeypatch.setattr(compilation.time, "monotonic", lambda: now[0])
+  clock, event = compilation.Clock(), compilation._COMPILING
+
+  class Steps:
+    """In place of the event that ends the loop."""
+
+    def __init__(self):
+      self.left = [
+        lambda: clock.begin(event, 0.0, fun_name="f"),  # 0 s
+        lambda: now.append(now.pop() + 11.0),  # too early to say so
+        lambda: now.append(now.pop() + 2.0),
+        lambda: clock.end("/jax/core/compile/jaxpr_trace_duration", 1.0),  # another
+        lambda: clock.end(event, 13.0, fun_name="f"),
+        lambda: None,
+      ]
+
+    def is_set(self):
+      return not self.left
+
+    def wait(self, pause):
+      if self.left:
+        self.left.pop(0)()
+      return not self.left
+
+  clock.is_over = Steps()
+  clock.run()
+  line, wipe = "\rcompiling ... 13 s", "\r\x1b[K"
+  assert capsys.readouterr().err == line + line + wipe
+
+
+def test_jax_says_when_it_compiles(monkeypatch):
+  """The names of its events are those that we listen to."""
+  heard = []
   monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-  said = threading.Event()
-
-  def hear(*words, **_):
-    shown.append(words[0])
-    if words[0].startswith("\r\x1b"):
-      said.set()
-
-  monkeypatch.setattr(compilation, "print", hear, raising=False)
-  clock = compilation._Clock()
-  clock.began = compilation.time.monotonic() - 12.0
-  while not shown:
-    compilation.time.sleep(0.01)
-  assert int(re.fullmatch(r"\rcompiling ... (\d+) s", shown[0])[1]) >= 12
-  clock.heard("/jax/core/compile/jaxpr_trace_duration", 1.0)
-  assert clock.began is not None
-  clock.heard("/jax/core/compile/backend_compile_duration", 1.0)
-  assert said.wait(10.0)  # the line is wiped
+  monkeypatch.setattr(compilation.Clock, "begin", lambda _, e, v, **k: heard.append(e))
+  monkeypatch.setattr(compilation.Clock, "end", lambda _, e, v, **k: heard.append(e))
+  with compilation.shown():
+    jax.jit(lambda x: x * 11 - 2)(3.0)
+  assert heard.count(compilation._COMPILING) >= 2
+  heard.clear()
+  jax.jit(lambda x: x * 13 - 2)(3.0)
+  assert not heard
 
 
 def test_the_cache_folder_is_a_folder_of_the_users(monkeypatch):
