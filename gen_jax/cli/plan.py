@@ -7,8 +7,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax
-
 from gen_jax import errors, tree
 from gen_jax import experiment as experiments
 from gen_jax.cli import flags
@@ -75,6 +73,8 @@ def run(args) -> dict:
       raise InputError(f"--{name}={value} must be a number above 0")
   if not args.search and args.figure:
     raise InputError("--figure is of what --search finds; give both")
+  import jax  # here: see `lazy`
+
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.
   jax.config.update("jax_platforms", "cpu")
   topology = chips.topology(args.topology)
@@ -102,6 +102,8 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
   Raises:
     InputError: also where the compiler runs out of the chip's memory.
   """
+  import jax
+
   experiment = experiments.make(config, None, devices=topology.devices)
   steps = _num_steps(experiment, args)
   try:

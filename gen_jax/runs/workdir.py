@@ -38,8 +38,7 @@ MAY_CHANGE = (
   "imports",  # modules may move
 )
 FORMAT = 1  # of a workdir, in run.json; those of before have none
-# What a model has learned to draw, and a run that starts from it takes over.
-OF_IMAGES = ("image_size", "channels", "caption_length")
+OF_IMAGES = ("image_size", "channels", "caption_length")  # those of a run's start
 ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
 AUTOENCODER = "autoencoder"  # the item that makes the latents; once a workdir in here
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
@@ -281,7 +280,6 @@ def read_config(
         f"config key {key!r} belongs to the trained model; what may change is"
         f" {', '.join(MAY_CHANGE)}, and exact kernels of attention"
       )
-  moved = overriding.apply({}, [(k, v) for k, v in overrides if k == "imports"])
   path = workdir / "config.json"
   _check_whole(workdir)
   try:
@@ -291,6 +289,7 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
+  moved = overriding.apply({}, [(k, v) for k, v in overrides if k == "imports"])
   config = upgrade.config(written)
   config = build.resolved({**config, **moved} if isinstance(config, dict) else config)
   try:

@@ -293,9 +293,9 @@ BUDGETS = {
   "inference": 1_480,  # images that say how they were made; flags, once in families
   "models": 1_570,
   "nn": 1_600,
-  "runs": 1_680,  # workdir, lease, weights, training
+  "runs": 1_690,  # workdir, lease, weights, training
   "sweeps": 1_200,
-  "system": 1_120,  # compiled programs between commands; imports put off
+  "system": 1_150,  # compiled programs between commands; imports put off
   "tasks": 1_200,
   "train": 2_600,  # items, waiting for data, a profile
   "loose files": 1_680,  # errors without jax; register
