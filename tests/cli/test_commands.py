@@ -101,3 +101,23 @@ def test_a_trained_model_opens_on_another_mesh(call, text_workdir):
   other = call(*words, "--config.mesh.data=1", "--config.mesh.fsdp=8")
   assert other.code == 0, other.err
   assert json.loads(other.out.splitlines()[-1])["sha256"] == here["sha256"]
+
+
+def test_list_counts_what_configs_have(call, refuse, monkeypatch, tmp_path):
+  outcome = call("list", "lm/shakespeare", "lm/pydoc", "--json")
+  assert outcome.code == 0, outcome.err
+  found = json.loads(outcome.out.splitlines()[-1])["configs"]
+  assert [*found] == ["lm/pydoc", "lm/shakespeare"]
+  variants = found["lm/shakespeare"]["variants"]
+  assert {name: one["parameters"] for name, one in variants.items()} == {
+    "cpu": 804_096,
+    "gpu": 10_745_088,
+    "best": 804_096 - 64 * 128,
+  }
+  assert found["lm/pydoc"]["variants"][""]["needs"] == ["data: pydoc"]
+  outcome = call("list", "lm/finetune")
+  start = "init_from.workdir=runs/quickstart/text"
+  assert outcome.out.count(f"parameters of its start  data: docstrings, {start}") == 1
+  refuse(
+    "list", "lm/pydo", says=["unknown config 'lm/pydo'", "did you mean 'lm/pydoc'"]
+  )
