@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from gen_jax import build, tree
 from gen_jax.errors import unknown
 from gen_jax.runs import run as runs
@@ -63,7 +65,9 @@ def _size(config: dict[str, Any]) -> int | None:
   """Trained parameters; None: those of the model that the config starts from."""
   if config["task"] is None:
     return None
-  made = runs.Run(None, build.resolved({**config, "mesh": {"name": "mesh"}}))
+  rows = jax.device_count() * config["train"].get("num_microbatches", 1)
+  data = {**config["data"], "batch_size": rows}  # whatever devices are here
+  made = runs.Run(None, build.resolved({**config, "data": data, "mesh": "mesh"}))
   return tree.size(made.experiment.abstract_params())
 
 
