@@ -21,6 +21,7 @@ from gen_jax.data import (
   embedded,
   latents,
   pipeline,
+  repeats,
   sources,
   tokenizers,
 )
@@ -319,6 +320,7 @@ TABLES: Mapping[str, dict[str, Entry]] = {
     tfds_text=sources.TfdsText,
     tokens=tokens.Tokens,
     mixture=tokens.Mixture,
+    repeats=repeats.Repeats,
     tfds_images=sources.TfdsImages,
     digits=digits.Digits,
     emoji=emoji.Emoji,

@@ -289,7 +289,7 @@ BUDGETS = {
   "decoding": 350,
   "families": 675,  # from experiment, cli, cost
   "diffusion": 2_250,
-  "evaluation": 1_450,  # batches of a command that was cut off; room for an evaluator
+  "evaluation": 1_490,  # batches of a command that was cut off; loss by position
   "inference": 1_480,  # images that say how they were made; flags, once in families
   "models": 1_570,
   "nn": 1_600,
