@@ -1,5 +1,6 @@
 """The commands' surface: help, machine-readable results, a dry run of a giant."""
 
+import contextlib
 import json
 import resource
 
@@ -121,3 +122,15 @@ def test_list_counts_what_configs_have(call, refuse, monkeypatch, tmp_path):
   refuse(
     "list", "lm/pydo", says=["unknown config 'lm/pydo'", "did you mean 'lm/pydoc'"]
   )
+
+
+def test_programs_for_chips_that_are_not_here_are_not_kept(call, monkeypatch):
+  """They cannot be read back: JAX would warn."""
+  kept = []
+  monkeypatch.setattr(
+    main.compilation, "kept", lambda: kept.append(1) or contextlib.nullcontext()
+  )
+  call("plan", "--config", "nowhere", "--topology", "v5e:2x2")
+  assert not kept
+  call("inspect", "--workdir", "nowhere")
+  assert kept
