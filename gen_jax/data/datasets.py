@@ -280,7 +280,7 @@ class ImageData(_Prompted):
 
   def pipeline(self, split, tokenizer, seed):
     return pipeline.images(
-      sources.Remembered(self.examples(split)),
+      pipeline.Remembered(self.examples(split)),
       pipeline.Prompts(self.prompts, tokenizer, self.caption_length),
       image_keys=self.image_keys,
       image_size=self.image_size,

@@ -13,12 +13,12 @@ import bisect
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from gen_jax.data import cache, image_files, tokenizers
+from gen_jax.data import cache, image_files, sources, tokenizers
 from gen_jax.data import rows as row_batches
 from gen_jax.types import InputError
 
@@ -92,6 +92,27 @@ class Pipeline:
           feature = {**feature, "weights": np.zeros_like(feature["weights"])}
         features.append(feature)
       yield {k: np.stack([f[k] for f in features]) for k in features[0]}
+
+
+class Remembered(sources.Mapped):
+  """Decoded examples, kept in memory until their arrays fill `most_bytes`.
+
+  A small data set is decoded once, not again in each epoch.
+  """
+
+  def __init__(self, source: Sequence, most_bytes: int = 2**28):
+    super().__init__(source, dict)
+    self._left, self._kept = most_bytes, {}
+
+  def __getitem__(self, i: int) -> Any:
+    found = self._kept.get(int(i))
+    if found is None:
+      found = super().__getitem__(i)
+      size = sum(getattr(value, "nbytes", 64) for value in found.values())
+      if size <= self._left:  # threads that meet here keep a few more
+        self._left -= size
+        self._kept[int(i)] = found
+    return found
 
 
 class Piece(NamedTuple):

@@ -89,35 +89,10 @@ class Mapped(Sequence):
     return self.fn(self.source[int(i if self.indices is None else self.indices[i])])
 
 
-class Remembered(Sequence):
-  """Decoded examples, kept in memory until their arrays fill `most_bytes`.
-
-  A small data set is decoded once, not again in each epoch.
-  """
-
-  def __init__(self, source: Sequence, most_bytes: int = 2**28):
-    self.source, self._left = source, most_bytes
-    self._kept: dict[int, Any] = {}
-
-  def __len__(self) -> int:
-    return len(self.source)
-
-  def __getitem__(self, i: int) -> Any:
-    found = self._kept.get(int(i))
-    if found is None:
-      found = self.source[i]
-      size = sum(getattr(value, "nbytes", 64) for value in found.values())
-      if size <= self._left:  # threads that meet here keep a few more
-        self._left -= size
-        self._kept[int(i)] = found
-    return found
-
-
 def file_of(examples: Sequence, i: int) -> str | None:
   """The file of an example, if each example has its own."""
-  while isinstance(examples, Mapped | Remembered):
-    if isinstance(examples, Mapped) and examples.indices is not None:
-      i = int(examples.indices[i])
+  while isinstance(examples, Mapped):
+    i = int(i if examples.indices is None else examples.indices[i])
     examples = examples.source
   item = examples[i] if isinstance(examples, list) else None
   return str(item) if isinstance(item, str | pathlib.Path) else None

@@ -69,7 +69,7 @@ def test_small_sets_are_decoded_once_and_large_ones_not_kept():
     calls.append(i)
     return {"image": np.full((8, 8, 1), i, np.uint8), "caption": "a"}
 
-  examples = sources.Remembered(sources.Mapped(range(5), decode), 3 * (64 + 64))
+  examples = pipeline.Remembered(sources.Mapped(range(5), decode), 3 * (64 + 64))
   for _ in range(3):
     for i in range(5):
       assert (examples[i]["image"] == i).all()
@@ -78,7 +78,7 @@ def test_small_sets_are_decoded_once_and_large_ones_not_kept():
   with pytest.raises(IndexError):
     examples[5]
   named = sources.Mapped(["a.png", "b.png"], str, np.array([1, 0]))
-  assert sources.file_of(sources.Remembered(named), 0) == "b.png"
+  assert sources.file_of(pipeline.Remembered(named), 0) == "b.png"
 
 
 def test_text_files(tmp_path):
