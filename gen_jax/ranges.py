@@ -19,7 +19,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -3,20 +3,20 @@
 A model that was trained on instructions (task.condition=instruction) needs no mask.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 
 import numpy as np
 
 from gen_jax.cli import flags
-from gen_jax.families import images
-from gen_jax.inference import drawing, sheets
+from gen_jax.inference import drawing, settings, sheets
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files, folders
 
-IMAGE = tuple(name for name in images.SETTINGS if name != "size")  # that of the image
-EDIT = dataclasses.fields(drawing.Edit)
+IMAGE = tuple(n for n in settings.IMAGE_SETTINGS if n != "size")  # that of the image
 
 
 def add_arguments(parser) -> None:
@@ -91,7 +91,8 @@ def run(args) -> dict:
   drawing.check(args.num, args.seed)
   opened = runs.open_run(args.workdir, args.overrides)
   given = flags.given(args, (*IMAGE, "image_guidance_scale"))
-  edit = drawing.Edit(**{f.name: getattr(args, f.name) for f in EDIT})
+  names = (field.name for field in dataclasses.fields(drawing.Edit))
+  edit = drawing.Edit(**{name: getattr(args, name) for name in names})
   opened.check_edit(edit, given)
   opened = opened.configured({f"sampling.{k}": v for k, v in given.items()})
   opened = dataclasses.replace(opened, autoencoder=args.autoencoder)

@@ -3,6 +3,8 @@
 They are of the config's evaluators, or of those that the flags stand for.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -10,11 +12,11 @@ import pathlib
 from collections.abc import Mapping
 
 from gen_jax.cli import evaluate_images, flags, hosts
+from gen_jax.errors import InputError
 from gen_jax.inference import sheets
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders
-from gen_jax.types import InputError
 
 _PARTIAL = "evaluation.partial"  # folder of what an interrupted command has done
 

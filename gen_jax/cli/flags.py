@@ -36,6 +36,16 @@ def add(parser, named: Mapping[str, Mapping[str, Any]]) -> None:
     parser.add_argument(f"--{name}", **path, **how)
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+  """The flag of every command that takes a config."""
+  parser.add_argument(
+    "--config",
+    required=True,
+    metavar="CONFIG[:ARG]",
+    help="a name of `gen-jax list`, a file, a module, or the workdir of another run",
+  )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
   """Flags of every command that opens a trained model."""
   parser.add_argument(

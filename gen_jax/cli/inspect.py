@@ -1,14 +1,16 @@
 """`gen-jax inspect`: what a workdir holds, with hashes; how an image was made."""
 
+from __future__ import annotations
+
 import jax
 
 from gen_jax import tree
 from gen_jax.cli import config_args, flags
 from gen_jax.cost import plan
 from gen_jax.data import batches
+from gen_jax.errors import InputError
 from gen_jax.inference import sheets
 from gen_jax.runs import run as runs
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:

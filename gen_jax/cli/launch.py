@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 
 from gen_jax.cli import engines
+from gen_jax.errors import InputError, unknown
 from gen_jax.system import files
-from gen_jax.types import InputError, unknown
 
 COMMANDS = ("train", "evaluate", "sample")  # those that run as several processes
 ENGINES = {

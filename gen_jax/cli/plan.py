@@ -1,20 +1,18 @@
 """`gen-jax plan`: the real program for the real chips, compiled without them."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import pathlib
 from typing import Any
 
-import jax
-
+from gen_jax import errors, tree
 from gen_jax import experiment as experiments
-from gen_jax import tree
-from gen_jax.build import config_files
-from gen_jax.build import overrides as overriding
 from gen_jax.cli import flags
 from gen_jax.cost import chips, plan
-from gen_jax.cost.chips import GIB
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
+from gen_jax.runs import run as runs
 
 ASSUMED = (
   "bounds, not forecasts: peaks as their makers print them, everything overlapped,"
@@ -24,7 +22,7 @@ ASSUMED = (
 
 def add_arguments(parser) -> None:
   """See `gen-jax plan --help`."""
-  parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+  flags.add_config(parser)
   parser.add_argument(
     "--topology",
     required=True,
@@ -47,7 +45,7 @@ def add_arguments(parser) -> None:
     "--figure", action=flags.Path, metavar="PNG", help="where --search draws its plans"
   )
   parser.add_argument(
-    "--compare", metavar="FILE[:ARG]", help="a second config to compare with"
+    "--compare", metavar="CONFIG[:ARG]", help="a second config to compare with"
   )
   parser.add_argument(
     "--price",
@@ -75,15 +73,15 @@ def run(args) -> dict:
       raise InputError(f"--{name}={value} must be a number above 0")
   if not args.search and args.figure:
     raise InputError("--figure is of what --search finds; give both")
+  import jax  # here: see `lazy`
+
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.
   jax.config.update("jax_platforms", "cpu")
   topology = chips.topology(args.topology)
   if args.price is None:
     args.price = topology.chip.usd_per_hour
   specs = [args.config] + ([args.compare] if args.compare else [])
-  configs = [
-    overriding.apply(config_files.load(spec), args.overrides) for spec in specs
-  ]
+  configs = [runs.fresh(spec, None, args.overrides).config for spec in specs]
   if not topology.devices:
     return _by_formula(configs[0], topology, args)
   if args.search:
@@ -104,6 +102,8 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
   Raises:
     InputError: also where the compiler runs out of the chip's memory.
   """
+  import jax
+
   experiment = experiments.make(config, None, devices=topology.devices)
   steps = _num_steps(experiment, args)
   try:
@@ -175,7 +175,7 @@ def _expense(cost: dict[str, Any]) -> str:
 def _chip_lines(result: dict[str, Any]) -> list[str]:
   """What the program means on the chips."""
   capacity, peak = result["hbm_capacity_bytes"], result["peak_hbm_bytes"]
-  spare = (capacity - peak) / GIB
+  spare = (capacity - peak) / chips.GIB
   fits = f"fits, {spare:.2f} GiB to spare" if result["fits"] else "does NOT fit"
   bounds = ", ".join(f"{k} {v * 1e3:.4g} ms" for k, v in result["bounds_secs"].items())
   causal = result.get("mfu_causal_bound")
@@ -183,7 +183,7 @@ def _chip_lines(result: dict[str, Any]) -> list[str]:
   return [
     "",
     f"{result['num_chips']} chips of {result['topology']}:"
-    f" {peak / GIB:.2f} of {capacity / GIB:.2f} GiB a device, {fits}",
+    f" {peak / chips.GIB:.2f} of {capacity / chips.GIB:.2f} GiB a device, {fits}",
     f"at least: {bounds}",
     f"step: {result['step_secs_bound'] * 1e3:.4g} ms at best, bound by"
     f" {result['bound_by']}; {result['step_secs_serial'] * 1e3:.4g} ms if nothing"
@@ -212,15 +212,15 @@ def _beside(names: list[str], results: list[dict[str, Any]]) -> list[str]:
       [
         name,
         f"{r['params']:,}",
-        f"{r['peak_hbm_bytes'] / GIB:.2f}",
+        f"{r['peak_hbm_bytes'] / chips.GIB:.2f}",
         f"{r['model_flops']:.4g}",
         f"{r['hardware_flops']:.4g}",
-        f"{r['hbm_bytes'] / GIB:.1f}",
+        f"{r['hbm_bytes'] / chips.GIB:.1f}",
         f"{r['step_secs_bound'] * 1e3:.4g}",
         f"{r['step_secs_serial'] * 1e3:.4g}",
         f"{r['mfu_bound']:.1%}",
         r["bound_by"],
-        *(f"{size / GIB:.2f}" for size in exchanged.values()),
+        *(f"{size / chips.GIB:.2f}" for size in exchanged.values()),
       ]
     )
   if len(results) <= 2:
@@ -263,6 +263,8 @@ def _arms(config: dict, num_devices: int) -> list[dict[str, Any]]:
 
 def _search(config: dict, topology: chips.Topology, args) -> dict:
   """Compiles up to --limit arms; prints those that fit, best first, and draws them."""
+  from gen_jax.build import overrides as overriding  # see `lazy`
+
   arms, rows, refused = _arms(config, len(topology.devices)), [], {}
   for arm in arms:
     tried = len(rows) + len(refused)
@@ -294,18 +296,19 @@ def _search(config: dict, topology: chips.Topology, args) -> dict:
 
 def _draw(rows: list[dict], path: pathlib.Path, topology: chips.Topology) -> None:
   """Memory against time of every plan that fits, by what binds it."""
-  import matplotlib
+  with errors.extra("report"):
+    import matplotlib
 
   matplotlib.use("Agg")
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
   for i, row in enumerate(rows, 1):
-    at = (row["step_secs_bound"] * 1e3, row["peak_hbm_bytes"] / GIB)
+    at = (row["step_secs_bound"] * 1e3, row["peak_hbm_bytes"] / chips.GIB)
     color = f"C{sorted(row['bounds_secs']).index(row['bound_by'])}"
     axes.scatter(*at, color=color, label=f"bound by {row['bound_by']}")
     axes.annotate(str(i), at, xytext=(4, 4), textcoords="offset points")
-  axes.axhline(rows[0]["hbm_capacity_bytes"] / GIB, color="0.5", linestyle="--")
+  axes.axhline(rows[0]["hbm_capacity_bytes"] / chips.GIB, color="0.5", linestyle="--")
   axes.set(xlabel="step at best, ms", ylabel="peak memory, GiB", ylim=(0, None))
   axes.set_title(f"Plans that fit {topology.name}; numbers are places in the table")
   handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 TOKEN = "GEN_JAX_TOKEN"
 _FILE = ".rendezvous"  # in the workdir, while process 0 waits for the others

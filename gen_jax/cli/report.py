@@ -1,5 +1,7 @@
 """`gen-jax report`: one self-contained HTML page about workdirs, or about a sweep."""
 
+from __future__ import annotations
+
 import base64
 import json
 import pathlib
@@ -9,10 +11,10 @@ from typing import Any, NamedTuple
 import jinja2
 
 from gen_jax.cli import flags, sweep_page
+from gen_jax.errors import InputError
 from gen_jax.runs import run as runs
 from gen_jax.system import files
 from gen_jax.train import curves, writers
-from gen_jax.types import InputError
 
 
 class Figure(NamedTuple):

@@ -1,11 +1,13 @@
 """`gen-jax repro EXPERIMENT`: runs a recorded sweep again; is it inside its band?"""
 
+from __future__ import annotations
+
 import pathlib
 
 from gen_jax.cli import flags
 from gen_jax.cli import sweep as sweep_command
+from gen_jax.errors import InputError
 from gen_jax.sweeps import ledger, sweep
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:

@@ -1,12 +1,14 @@
 """`gen-jax sweep EXPERIMENT`: runs the arms that are missing and prints the table."""
 
+from __future__ import annotations
+
 import collections
 import pathlib
 import sys
 
 from gen_jax.cli import flags
+from gen_jax.errors import InputError
 from gen_jax.sweeps import ledger, sweep
-from gen_jax.types import InputError
 
 TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
 

@@ -31,6 +31,7 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
     sheets = list(_sheets(loaded, home))
   if not any(arm["status"] == "finished" for arm in found["arms"]):
     raise InputError(f"no run of {path} has finished: run gen-jax sweep {path} first")
+  script = curves.script()  # says what is missing
   plots = [
     plot._replace(figure=curves.html(plot.figure, f"plot-{i}"))
     for i, plot in enumerate(page.plots(found))
@@ -38,7 +39,7 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
   software = {k: found[k] for k in ("packages", "python", "cores")}
   text = template.render(
     title=args.title or found["question"],
-    script=curves.script(),
+    script=script,
     ledger=found,
     sentences=page.sentences(found),
     table=page.table(found),

@@ -1,5 +1,7 @@
 """`gen-jax tokenize`: a corpus of any size as a token store to train from."""
 
+from __future__ import annotations
+
 import os
 
 from gen_jax import ranges

@@ -4,9 +4,7 @@ import dataclasses
 import pathlib
 import re
 
-import huggingface_hub
-
-from gen_jax import safetensors
+from gen_jax import errors, safetensors
 from gen_jax.system import files
 from gen_jax.types import InputError, first_line
 
@@ -87,6 +85,8 @@ def locate(name: str, revision: str | None = None) -> Source:
     raise InputError(f"--from {name} is {what}")
   if folder.exists() or not _ID.fullmatch(name):
     raise InputError(f"--from {name} is neither a folder nor org/name of a hub's model")
+  with errors.extra("hub"):
+    import huggingface_hub
   try:
     info = huggingface_hub.HfApi().model_info(name, revision=revision)
     commit = info.sha

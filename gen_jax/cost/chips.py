@@ -3,6 +3,8 @@
 Numbers are peaks, so times computed from them are lower bounds.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import fnmatch
 import importlib.metadata
@@ -14,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from gen_jax.types import InputError, unknown
+from gen_jax.errors import InputError, unknown
 
 GIB = 2**30
 

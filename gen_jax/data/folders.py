@@ -16,6 +16,7 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from gen_jax import errors
 from gen_jax.data import image_files
 from gen_jax.system import files
 from gen_jax.types import InputError, first_line
@@ -251,7 +252,8 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  from pyarrow import parquet  # imported here: it costs a second
+  with errors.extra("data"):
+    from pyarrow import parquet  # imported here: it costs a second
 
   try:
     rows = parquet.read_table(path).to_pylist()

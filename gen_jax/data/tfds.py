@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gen_jax import errors
 from gen_jax.system import files
 from gen_jax.types import InputError, first_line, unknown
 
@@ -27,7 +28,8 @@ def builder(dataset: str, data_dir: str | None):
   Raises:
     InputError: no such data set, or its features.json names a class not of TFDS.
   """
-  import tensorflow_datasets as tfds  # imported here: most runs do not need it
+  with errors.extra("data"):
+    import tensorflow_datasets as tfds  # imported here: most runs do not need it
 
   directory = files.path(dataset, "data.source.dataset")
   data_dir = home(data_dir)

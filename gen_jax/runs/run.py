@@ -321,7 +321,7 @@ def fresh(
   """The run of a config, which its folder, if there is one already, may not be of.
 
   Args:
-    config: `FILE[:ARG]`, a ConfigDict or a dict.
+    config: `NAME[:ARG]`, another run's workdir, a ConfigDict or a dict.
     workdir: None: nothing is kept.
 
   Raises:
@@ -329,7 +329,7 @@ def fresh(
   """
   home = None if workdir is None else files.path(os.fspath(workdir), "workdir")
   pairs = _pairs(overrides)
-  config = workdirs.inherit_task(config_files.plain(config), pairs, home)
+  config = workdirs.inherit_task(_plain(config), pairs, home)
   return Run(home, build.resolved(overriding.apply(config, pairs)))
 
 
@@ -343,6 +343,15 @@ def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> R
   build.check_config(run.config)
   workdirs.check_owner(run.workdir, run.config)
   return run
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  """A config as a plain dict: that of a workdir, or see `config_files.plain`."""
+  if isinstance(config, str | os.PathLike):
+    other = files.path(config, "--config")
+    if (other / "config.json").is_file():
+      return workdirs.read_config(other)
+  return config_files.plain(config)
 
 
 def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:

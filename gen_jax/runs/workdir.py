@@ -35,10 +35,10 @@ MAY_CHANGE = (
   "train.profile_steps",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
+  "imports",  # modules may move
 )
 FORMAT = 1  # of a workdir, in run.json; those of before have none
-# What a model has learned to draw, and a run that starts from it takes over.
-OF_IMAGES = ("image_size", "channels", "caption_length")
+OF_IMAGES = ("image_size", "channels", "caption_length")  # those of a run's start
 ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
 AUTOENCODER = "autoencoder"  # the item that makes the latents; once a workdir in here
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
@@ -147,9 +147,7 @@ def latest_step(workdir: pathlib.Path) -> int | None:
   return max(steps(workdir), default=None)
 
 
-def _check_shared(
-  workdir: pathlib.Path, config: dict[str, Any], secs: float = 10.0
-) -> None:
+def _check_shared(workdir: pathlib.Path, config: dict, secs: float = 10.0) -> None:
   """Raises InputError unless the config that process 0 wrote appears within `secs`."""
   deadline = time.monotonic() + secs  # network file systems show a file late
   while True:
@@ -291,7 +289,9 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
-  config = build.resolved(upgrade.config(written))
+  moved = overriding.apply({}, [(k, v) for k, v in overrides if k == "imports"])
+  config = upgrade.config(written)
+  config = build.resolved({**config, **moved} if isinstance(config, dict) else config)
   try:
     build.check_config(config)
   except InputError as error:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen_jax.types import InputError, unknown
+from gen_jax.errors import InputError, unknown
 
 SEAL = "file_sha256"
 HASHES = "hashes.json"
@@ -46,6 +46,17 @@ def path(text: str | os.PathLike, name: str) -> pathlib.Path:
   if "\0" in text:
     raise InputError(f"{name} {text!r} is not a path; give a file or folder")
   return pathlib.Path(os.path.expanduser(text))
+
+
+def cache_folder(name: str) -> pathlib.Path:
+  """A folder of files that may be deleted at any time.
+
+  It is in GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else ~/.cache/gen_jax.
+  """
+  if own := os.environ.get("GEN_JAX_CACHE"):
+    return path(own, "GEN_JAX_CACHE") / name
+  shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return path(shared, "XDG_CACHE_HOME") / "gen_jax" / name
 
 
 def _below(folder: str, parts: Sequence[str]) -> Iterator[str]:

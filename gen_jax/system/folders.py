@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 # Pieces of work in order: i -> the arrays from number i on; `Keep` makes or finds all.
 Pieces = Callable[[int], Iterator[np.ndarray]]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gen_jax import errors
+
 
 def figure(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> Any:
   """A plotly figure of metrics over steps.
@@ -10,7 +12,8 @@ def figure(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> A
     rows: of metrics.jsonl.
     frames: {title: {label: key of a row}}; one plot each.
   """
-  from plotly import subplots
+  with errors.extra("report"):
+    from plotly import subplots
 
   columns = min(len(frames), 2)
   lines = -(-len(frames) // columns)
@@ -78,7 +81,8 @@ def html(drawn: Any, name: str) -> str:
 
 def script() -> str:
   """Plotly's script, for a page that stands alone (5 MB)."""
-  from plotly import offline
+  with errors.extra("report"):
+    from plotly import offline
 
   return offline.get_plotlyjs()
 

@@ -30,7 +30,7 @@ TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
   "compare, doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
-  "launch, plan, report, repro, sample, sweep, tokenize, train"
+  "launch, list, plan, report, repro, sample, sweep, tokenize, train"
 )
 
 
@@ -100,7 +100,7 @@ def test_config_file(refuse, tmp_path, source, says):
   "spec, says",
   [
     ("configs/lm/pydo.py", ["'configs/lm/pydo.py'", "did you mean 'configs/lm/pydoc"]),
-    ("configs", ["unknown config file 'configs'", "configs/diffusion/digits.py"]),
+    ("configs", ["unknown config 'configs'", "diffusion/digits"]),
     ("configs/lm/pydoc.py:smok", ["'smok'", "did you mean 'smoke'?"]),
     ("configs/lm/pydoc.py:smoke,tiny", ["unknown variant 'tiny'", "smoke"]),
   ],

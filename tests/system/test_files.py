@@ -290,4 +290,4 @@ def test_the_cache_is_no_address(name, monkeypatch):
   monkeypatch.delenv("GEN_JAX_CACHE", raising=False)
   monkeypatch.setenv(name, _ADDRESS)
   with pytest.raises(InputError, match=f"{name} '{_ADDRESS}' is an address"):
-    cache._home()
+    files.cache_folder("tokens")
