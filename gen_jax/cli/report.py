@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from gen_jax.cli import flags, sweep_page
+from gen_jax.cli import flags
 from gen_jax.errors import InputError
 from gen_jax.runs import run as runs
 from gen_jax.system import files
@@ -56,6 +56,8 @@ def run(args) -> dict:
   if bool(args.workdir) == bool(args.sweep):
     raise InputError("give --workdir of runs, or --sweep EXPERIMENT; not both")
   if args.sweep:
+    from gen_jax.cli import sweep_page  # a second import loads what was put off
+
     out, page = sweep_page.render(args, _template("sweep.html.j2"))
   else:
     out, page = args.workdir[0] / "report.html", _of_runs(args)
