@@ -4,7 +4,8 @@ A block of a config is {'name': ..., keyword arguments of what the name stands f
 Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built first, to
 any depth; a bare string is short for {'name': string}. Unknown names and keys raise
 `InputError` with the nearest right ones. Values are checked against the annotations of
-the arguments, numbers against their ranges. ConfigDict stops here.
+the arguments, numbers against their ranges; numbers that programs may take as arguments
+are named after their place in the config (`gen_jax.numbers`). ConfigDict stops here.
 
 Defaults are in the signatures only: a config file leaves out what it does not change,
 `resolved` writes all of them, and config.json keeps them, so that a later change of a
@@ -19,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gen_jax import ranges
+from gen_jax import numbers, ranges
 from gen_jax.build import registry
 from gen_jax.build.tables import TABLES, Entry
 from gen_jax.types import InputError, unknown
@@ -77,6 +78,8 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
       raise unknown(f"dtype (of {path})", value, DTYPES)
     if not is_block(key, hint):
       value = ranges.typed(value, hint, f"{path}.{key}")
+      if ranges.is_argument(value, hint):
+        value = numbers.named(value, f"{path}.{key}")
     elif value is None and type(None) not in ranges.options(hint):
       raise InputError(f"{path}.{key}=None must be a name or a block")
     values[key] = value

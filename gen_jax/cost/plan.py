@@ -92,9 +92,10 @@ def training(experiment: Any) -> Draft:
     decay=train.ema_decay,
   )
   frozen = experiment.abstract_frozen()
+  numbers = steps.numbers(step, state, frozen, batch)
   return Draft(
     steps.compile_step(step, state, experiment.layout),
-    (state, frozen, batch),
+    (state, frozen, batch, numbers),
     held={
       "parameters": state.params,
       "optimizer": state.opt_state,
@@ -274,24 +275,19 @@ def out_of_memory(text: str) -> tuple[float, float] | None:
   return float(needed) * _UNITS[unit], float(there) * _UNITS[unit_there]
 
 
-def check_fits(experiment: Any, state: PyTree, step: Any = None) -> None:
+def check_fits(experiment: Any, state: PyTree, compiled: Any = None) -> None:
   """Refuses a run that does not fit this machine, before anything is allocated.
 
   Args:
     state: of training, abstract.
-    step: the jitted training step, compiled here once for all; None: checks only the
-      state.
+    compiled: the training step; None: checks only the state.
 
   Raises:
     InputError: see `too_large`.
   """
   held = (state, experiment.abstract_frozen(), experiment.batch())
   there = memory.available(experiment.layout.replicated)
-  needed = (
-    memory.bytes_per_device(held)
-    if step is None
-    else memory.peak(step.lower(*held).compile())
-  )
+  needed = memory.bytes_per_device(held) if compiled is None else memory.peak(compiled)
   if needed > there:
     raise too_large(experiment, needed, there)
 

@@ -37,7 +37,7 @@ class ResBlock(nn.Module):
 
   channels: int
   num_groups: int = 32
-  eps: ranges.Positive = 1e-5
+  eps: ranges.PositiveConstant = 1e-5
   dropout: float = 0.0
   train: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
   num_heads: int = 1
   num_groups: int = 32
   dtype: jnp.dtype = jnp.float32
-  eps: ranges.Positive = 1e-6
+  eps: ranges.PositiveConstant = 1e-6
   attention_impl: attention.Attend = attention.attend
 
   @nn.compact

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from gen_jax import experiment as experiments
+from gen_jax import numbers as numbering
 from gen_jax import sharding, tree
 from gen_jax.cost import flops, plan
 from gen_jax.data import batches
@@ -68,12 +69,12 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     _check_length(experiment, before, num_steps, len(examples.examples), directory)
     optimizer, rate = experiment.optimizer(num_steps)
-    rate = jax.jit(rate)
+    rate = numbering.jit(rate)
     rate(0)  # compiled before anything is timed
     abstract = experiment.abstract_state(optimizer)
     plan.check_fits(experiment, abstract)
     work = experiment.flops_per_step()
-    step = _fitting_step(experiment, optimizer, abstract)
+    step, numbers = _fitting_step(experiment, optimizer, abstract)
     base = None
     if experiment.source and (
       experiment.adapter or workdir.latest_step(directory) is None
@@ -118,7 +119,7 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
 
     if restored is None and experiment.train.health_check:
       first = layout.put(examples.batch(0, rows), data.batch_size)
-      _health(experiment, state, base, first, num_steps, directory)
+      _health(experiment, state, base, first, numbers, num_steps, directory)
     sinks = []
     if group.process_id == 0:
       kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
@@ -136,6 +137,7 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         progress=progress,
         resumed=evaluated,
         step=step,
+        numbers=numbers,
         frozen=experiment.learner_frozen(base),
         stream=stream,
         evals=evals,
@@ -175,7 +177,7 @@ def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
 
 
 def _health(
-  experiment, state, base, batch, num_steps: int, directory: pathlib.Path
+  experiment, state, base, batch, numbers, num_steps: int, directory: pathlib.Path
 ) -> None:
   """Prints what the first batch shows; also written to health.json."""
   data = experiment.data
@@ -185,6 +187,7 @@ def _health(
     state,
     experiment.learner_frozen(base),
     batch,
+    numbers,
     experiment.layout,
     num_microbatches=experiment.train.num_microbatches,
     expected_loss=experiment.expected_loss,
@@ -241,7 +244,7 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
 
 
 def _fitting_step(experiment, optimizer, abstract):
-  """The jitted training step, which this machine can hold; it is compiled here."""
+  """The training step, compiled, which this machine can hold; and its numbers."""
   step = steps.make_step(
     experiment.learner,
     optimizer,
@@ -249,9 +252,12 @@ def _fitting_step(experiment, optimizer, abstract):
     num_microbatches=experiment.train.num_microbatches,
     decay=experiment.train.ema_decay,
   )
+  held = (abstract, experiment.abstract_frozen(), experiment.batch())
+  numbers = steps.numbers(step, *held)
+  numbers = jax.device_put(numbers, experiment.layout.replicated)
   step = steps.compile_step(step, abstract, experiment.layout)
-  plan.check_fits(experiment, abstract, step)
-  return step
+  plan.check_fits(experiment, abstract, step.lower(*held, numbers).compile())
+  return step, numbers
 
 
 def _fresh_state(experiment, optimizer, abstract, base) -> states.TrainState:
@@ -270,7 +276,7 @@ def _fresh_state(experiment, optimizer, abstract, base) -> states.TrainState:
 
 def _merged(experiment):
   """(adapters, frozen) -> (weights, frozen) of the task itself."""
-  merge = jax.jit(experiment.learner.merged)
+  merge = numbering.jit(experiment.learner.merged)
   return lambda weights, frozen: (merge(weights, frozen), frozen.inner)
 
 

@@ -28,6 +28,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from gen_jax import ranges
+from gen_jax.numbers import Numbers
 from gen_jax.system import signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
@@ -276,6 +277,7 @@ def run(
   progress: checkpoint.Progress,
   resumed: bool,
   step: steps.Step,
+  numbers: Numbers,
   frozen: PyTree,
   stream: Callable[[int], Iterator[Batch]],
   evals: Sequence[evaluators.Evaluator],
@@ -365,7 +367,7 @@ def run(
             batch = next(batches)
           waited = time.monotonic() - asked
           heartbeat()
-          state, metrics = step(state, frozen, batch)
+          state, metrics = step(state, frozen, batch, numbers)
         if pending is not None:
           fetch(*pending)
         pending = (i, metrics, window.end(metrics), waited)

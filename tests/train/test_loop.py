@@ -39,7 +39,7 @@ class Spy:
       self.events.append(f"batch {i}")
       yield i
 
-  def step(self, state, frozen, batch):
+  def step(self, state, frozen, batch, numbers):
     self.events.append(f"step {batch}")
     if batch == self.signal_at:
       os.kill(os.getpid(), signal.SIGINT)
@@ -64,6 +64,7 @@ class Spy:
       progress=progress or checkpoint.Progress(),
       resumed=state is not None,
       step=self.step,
+      numbers={},
       frozen={},
       stream=self.stream,
       evals=[self],
@@ -140,12 +141,12 @@ def test_speed_is_that_of_training_alone(
       now[0] += 100
       return super().__call__(weights, frozen)
 
-    def step(self, state, frozen, batch):
+    def step(self, state, frozen, batch, numbers):
       now[0] += 0 if batch else 1000  # compiles
       busy_until[0] = max(now[0], busy_until[0]) + 1
       if not is_async:
         now[0] += 1
-      state, metrics = super().step(state, frozen, batch)
+      state, metrics = super().step(state, frozen, batch, numbers)
       done = types.Mean(np.float64(busy_until[0]), np.float64(busy_until[0]))
       return state, {**metrics, "loss": done}
 
@@ -176,9 +177,9 @@ def test_the_share_of_waiting_for_data_is_that_of_training_alone(manager, monkey
         now[0] += 3
         yield batch
 
-    def step(self, state, frozen, batch):
+    def step(self, state, frozen, batch, numbers):
       now[0] += 1
-      return super().step(state, frozen, batch)
+      return super().step(state, frozen, batch, numbers)
 
     def write(self, step, values):
       shares.extend(v for k, v in values.items() if k == "data_wait")
@@ -279,10 +280,10 @@ def test_second_signal_stops_at_once(manager, saves):
   spy = saves(Spy(signal_at=1))
   saved_step = spy.step
 
-  def step(state, frozen, batch):
+  def step(state, frozen, batch, numbers):
     if batch == 1:
       os.kill(os.getpid(), signal.SIGINT)
-    return saved_step(state, frozen, batch)
+    return saved_step(state, frozen, batch, numbers)
 
   spy.step = step
   with pytest.raises(KeyboardInterrupt):
