@@ -19,7 +19,7 @@ def module(path: str) -> types.ModuleType:
   Raises:
     InputError: no such file.
   """
-  file = files.path(path, "--config").absolute()
+  file = files.local(path, "--config").absolute()
   if not file.is_file():
     known = map(str, pathlib.Path("configs").glob("*/*.py"))
     raise unknown("config file", path, (f for f in known if "__" not in f))
@@ -35,7 +35,7 @@ def module(path: str) -> types.ModuleType:
 
 def failure(path: str, error: Exception) -> str:
   """The error of a config file: the file, the line that raised, the error."""
-  file = str(files.path(path, "--config").absolute())
+  file = str(files.local(path, "--config").absolute())
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == file]
   where = f", line {lines[-1]}" if lines else ""

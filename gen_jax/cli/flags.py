@@ -8,10 +8,17 @@ from gen_jax.system import files
 
 
 class Path(argparse.Action):
-  """A flag that becomes a `pathlib.Path`; `files.path` says which are refused."""
+  """A flag that becomes a path; `files.path` says which are refused."""
 
   def __call__(self, parser, namespace, value, option_string=None) -> None:
     setattr(namespace, self.dest, files.path(value, option_string))
+
+
+class LocalPath(Path):
+  """A flag that becomes a `pathlib.Path` of this disk; `files.local` refuses others."""
+
+  def __call__(self, parser, namespace, value, option_string=None) -> None:
+    setattr(namespace, self.dest, files.local(value, option_string or self.dest))
 
 
 class Paths(argparse.Action):

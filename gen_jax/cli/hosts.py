@@ -33,7 +33,7 @@ from jax._src import clusters  # the detection behind jax.distributed.initialize
 from gen_jax.cli import rendezvous
 from gen_jax.runs import workdir
 from gen_jax.system import files, signals
-from gen_jax.types import InputError
+from gen_jax.types import InputError, Unavailable
 
 _BAD_INPUT = 2
 _PATIENCE = 6.0  # times --host_timeout, until a stalled process is named
@@ -377,7 +377,7 @@ def join(args, config: dict[str, Any]) -> Iterator[ProcessGroup]:
   try:
     yield group
   except BaseException as error:
-    if isinstance(error, signals.Interrupted) or signals.was_raised():
+    if isinstance(error, signals.Interrupted | Unavailable) or signals.was_raised():
       group.stop()
       raise
     if late := _late(str(error)):

@@ -266,6 +266,8 @@ def _explain(error: Exception, argv: list[str]) -> NoReturn:
     raise error
   except types.Diverged as error:
     _fail(str(error), os.EX_DATAERR)
+  except types.Unavailable as error:
+    _fail(str(error), os.EX_TEMPFAIL)
   except types.InputError as error:
     _fail(str(error))
   except BrokenPipeError:  # `gen-jax ... | head` has seen enough

@@ -186,9 +186,9 @@ def _watched(chunks: Chunks) -> Chunks:
 
 def _home() -> pathlib.Path:
   if own := os.environ.get("GEN_JAX_CACHE"):
-    return files.path(own, "GEN_JAX_CACHE") / "tokens"
+    return files.local(own, "GEN_JAX_CACHE") / "tokens"
   shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return files.path(shared, "XDG_CACHE_HOME") / "gen_jax" / "tokens"
+  return files.local(shared, "XDG_CACHE_HOME") / "gen_jax" / "tokens"
 
 
 def key(

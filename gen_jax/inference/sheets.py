@@ -1,6 +1,7 @@
 """Image files: one per image, sheets of many, and a record of how they were made."""
 
 import contextlib
+import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable
@@ -50,7 +51,8 @@ def save_image(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
   image = Image.fromarray(pixels)
   size = (image.width * zoom, image.height * zoom)
   with files.replacing(path) as partial:
-    image.resize(size, Image.Resampling.NEAREST).save(partial, format="png")
+    with partial.open("wb") as file:
+      image.resize(size, Image.Resampling.NEAREST).save(file, format="png")
 
 
 def _paths(folder, captions: list[str], seed: int, index: list[int]):
@@ -124,6 +126,6 @@ def write_images(
 
 def open_own(path: pathlib.Path) -> np.ndarray:
   """Reads uint8 [H, W, C] of an image written by `save_image`."""
-  with Image.open(path) as image:
+  with Image.open(io.BytesIO(path.read_bytes())) as image:
     pixels = np.asarray(image)
   return pixels[..., None] if pixels.ndim == 2 else pixels
