@@ -1,7 +1,8 @@
 """Who serves gs:// and s3://: gcsfs and s3fs, which wait for their stores.
 
 A store that does not answer is asked again for `patience()` seconds, and a line says
-so; one that has been given up is asked once. What no waiting helps is an `InputError`.
+so; one that has been away for longer is asked once. What waiting does not cure is an
+`InputError`.
 """
 
 import asyncio
@@ -66,7 +67,7 @@ def code(error: BaseException) -> str:
 
 
 def _refuse(error: BaseException, where: str, what: str) -> None:
-  """Raises InputError for what no waiting helps."""
+  """Raises InputError for what waiting does not cure."""
   scheme, said = where.split(":")[0], one_line(error)
   if _names(error) & _NO_CREDENTIALS:
     raise InputError(f"no credentials for {where}: {_HOW[scheme]}") from None
@@ -80,41 +81,42 @@ def _refuse(error: BaseException, where: str, what: str) -> None:
     ) from None
 
 
-_told: set[str] = set()  # stores that are being waited for, or are given up
-_gone: set[str] = set()  # given up
+_since: dict[str, float] = {}  # when stores that are being waited for went away
 
 
 async def _waited(call: Callable[[], Awaitable], where: str, what: str) -> Any:
   """What a request to a store returns, once it answers."""
-  began, pause = time.monotonic(), 0.5
+  pause = 0.5
   while True:
     try:
       found = await call()
-      break
+      _answers(where)
+      return found
     except Exception as error:
-      _refuse(error, where, what)
       if not _is_away(error):
+        _answers(where)
+        _refuse(error, where, what)
         raise
-      reason, waited = one_line(error)[:200], time.monotonic() - began
-      if where in _gone or waited > patience():
-        _gone.add(where)
-        raise Unavailable(
-          f"{where} has not answered for {waited:.0f} s ({reason}): the same command"
-          " goes on when it does"
-        ) from None
-      if where not in _told:
-        _told.add(where)
+      reason, now = one_line(error)[:200], time.monotonic()
+      if where not in _since:
+        _since[where] = now
         signals.say(
           f"gen-jax: {where} does not answer ({reason}); waiting for it, up to"
           f" {patience():g} s"
         )
+      waited = now - _since[where]
+      if waited > patience():
+        raise Unavailable(
+          f"{where} has not answered for {waited:.0f} s ({reason}): the same command"
+          " goes on when it does"
+        ) from None
       await asyncio.sleep(pause)
       pause = min(2 * pause, 5.0)
-  if where in _told:
-    _told.discard(where)
-    _gone.discard(where)
+
+
+def _answers(where: str) -> None:
+  if _since.pop(where, None) is not None:
     signals.say(f"gen-jax: {where} answers again")
-  return found
 
 
 _OPTIONS = {
@@ -205,5 +207,4 @@ def driver(scheme: str) -> dict[str, Any]:
 
 def forget() -> None:
   """Every store is waited for again."""
-  _told.clear()
-  _gone.clear()
+  _since.clear()
