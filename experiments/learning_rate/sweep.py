@@ -3,6 +3,7 @@
 from gen_jax.sweeps import fixed, product, values, zip_
 
 CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"
+X_AXIS = "optimizer.learning_rate.peak"
 
 
 def get_sweep():

@@ -20,6 +20,7 @@ from gen_jax.data import (
   embedded,
   latents,
   pipeline,
+  repeats,
   sources,
   tokenizers,
 )
@@ -293,6 +294,7 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "tfds_text": _plain(sources.TfdsText),
     "tokens": _plain(tokens.Tokens),
     "mixture": _plain(tokens.Mixture),
+    "repeats": _plain(repeats.Repeats),
     "tfds_images": _plain(sources.TfdsImages),
     "digits": _plain(digits.Digits),
     "emoji": _plain(emoji.Emoji),

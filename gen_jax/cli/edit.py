@@ -54,6 +54,12 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw"
   )
+  parser.add_argument(
+    "--resize",
+    type=int,
+    metavar="PIXELS",
+    help="cut the centre of image and mask and scale it to this side, as training does",
+  )
   parser.add_argument("--num", type=int, default=1, help="how many, each by its seed")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
@@ -65,6 +71,11 @@ def add_arguments(parser) -> None:
     metavar="DIR",
     help="another one for the same latents",
   )
+  parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
+  _add_sampling(parser)
+
+
+def _add_sampling(parser) -> None:
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
@@ -73,7 +84,6 @@ def add_arguments(parser) -> None:
   group.add_argument(
     "--image_guidance_scale", help="to hold on to the image; 1 is none"
   )
-  parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
 
 
 def run(args) -> dict:
@@ -108,6 +118,7 @@ def _how(args, opened: runs.Run, weights: weighing.Weights, strength: float) -> 
     "mask": args.mask and str(args.mask),
     "mask_sha256": args.mask and files.sha256(args.mask),
     "outpaint": args.outpaint,
+    "resize": args.resize,
     "strength": strength,
     "invert": args.invert,
     "vary": args.vary,

@@ -11,7 +11,8 @@ class Path(argparse.Action):
   """A flag that becomes a path; `files.path` says which are refused."""
 
   def __call__(self, parser, namespace, value, option_string=None) -> None:
-    setattr(namespace, self.dest, files.path(value, option_string))
+    name = option_string or self.metavar
+    setattr(namespace, self.dest, None if value is None else files.path(value, name))
 
 
 class LocalPath(Path):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from gen_jax import experiment as experiments
+from gen_jax import tree
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.cli import flags
@@ -25,7 +26,10 @@ def add_arguments(parser) -> None:
   """See `gen-jax plan --help`."""
   parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
   parser.add_argument(
-    "--topology", required=True, help="chips to compile for, as v5e:2x4 or v5p:4x4x4"
+    "--topology",
+    required=True,
+    help="chips to compile for: v5e:2x4, v5p:4x4x4 or Cloud's v5litepod-8; with --mfu"
+    " also a100:256 or h100:8, by formula",
   )
   parser.add_argument(
     "--sample", action="store_true", help="the loop that draws, not the training step"
@@ -48,7 +52,14 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--compare", metavar="FILE[:ARG]", help="a second config to compare with"
   )
-  parser.add_argument("--price", type=float, help="USD for a chip-hour")
+  parser.add_argument(
+    "--price",
+    type=float,
+    help=f"USD for a chip-hour (TPUs: list prices of {chips.PRICES_OF})",
+  )
+  parser.add_argument(
+    "--mfu", type=float, help="expected share of the peak, in (0, 1]: adds a forecast"
+  )
   budget = parser.add_mutually_exclusive_group()
   budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")
   budget.add_argument("--images", type=float, help="the same for images")
@@ -60,6 +71,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Compiles and prints; see `--help`."""
+  if args.mfu is not None and not 0 < args.mfu <= 1:
+    raise InputError(f"--mfu={args.mfu} must be in (0, 1]: 0.4 for 40 %")
   for name in ("limit", "price", "tokens", "images"):
     if (value := getattr(args, name)) is not None and not value > 0:
       raise InputError(f"--{name}={value} must be a number above 0")
@@ -68,10 +81,14 @@ def run(args) -> dict:
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.
   jax.config.update("jax_platforms", "cpu")
   topology = chips.topology(args.topology)
+  if args.price is None:
+    args.price = topology.chip.usd_per_hour
   specs = [args.config] + ([args.compare] if args.compare else [])
   configs = [
     overriding.apply(config_files.load(spec), args.overrides) for spec in specs
   ]
+  if not topology.devices:
+    return _by_formula(configs[0], topology, args)
   if args.search:
     return _search(configs[0], topology, args)
   results = [_plan(config, topology, args) for config in configs]
@@ -91,13 +108,7 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
     InputError: also where the compiler runs out of the chip's memory.
   """
   experiment = experiments.make(config, None, devices=topology.devices)
-  data = experiment.data
-  budget, unit = args.tokens or args.images, "tokens" if args.tokens else "images"
-  if budget and unit != data.unit:
-    raise InputError(f"this config counts {data.unit}: use --{data.unit}")
-  steps = experiment.train.num_steps
-  if budget:
-    steps = math.ceil(budget / data.items_per_step)
+  steps = _num_steps(experiment, args)
   try:
     draft = (plan.sampling if args.sample else plan.training)(experiment)
     program = plan.compile(draft, plan.QUICK if args.quick else None)
@@ -106,11 +117,62 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
     if found is None:
       raise
     raise plan.too_large(experiment, *found) from None
+  whole = (topology, 1 if args.sample else steps, args.price)
   return {
-    "unit": data.unit,
+    "unit": experiment.data.unit,
     **plan.describe(experiment, program),
-    **plan.price(program, topology, 1 if args.sample else steps, args.price),
+    **plan.price(program, *whole),
+    **({"forecast": plan.forecast(program, *whole, args.mfu)} if args.mfu else {}),
   }
+
+
+def _num_steps(experiment, args) -> int:
+  """Steps of the budget: the config's, or as many as --tokens or --images take."""
+  data = experiment.data
+  budget, unit = args.tokens or args.images, "tokens" if args.tokens else "images"
+  if not budget:
+    return experiment.train.num_steps
+  if unit != data.unit:
+    raise InputError(f"this config counts {data.unit}: use --{data.unit}")
+  return math.ceil(budget / data.items_per_step)
+
+
+def _by_formula(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
+  """A forecast for chips without a compiler here, from the model's FLOPs alone."""
+  if not args.mfu or args.sample or args.search or args.compare or args.figure:
+    raise InputError(
+      f"--topology {topology.name} is computed by formula, from the FLOPs of a training"
+      " step: give --mfu, and neither --sample, --search nor --compare"
+    )
+  experiment = experiments.make({**config, "mesh": {}}, None)  # FLOPs know no mesh
+  draft, steps = plan.training(experiment), _num_steps(experiment, args)
+  result = {
+    "unit": experiment.data.unit,
+    "params": tree.size(draft.held["parameters"]),
+    "model_flops": draft.model_flops["mfu"],
+    "topology": topology.name,
+    "num_chips": topology.num_chips,
+    "forecast": plan.forecast(draft, topology, steps, args.price, args.mfu),
+  }
+  print(f"{result['params']:,} parameters, {result['model_flops']:.4g} FLOPs a step")
+  print(_forecast_line(result))
+  return result
+
+
+def _forecast_line(result: dict[str, Any]) -> str:
+  found, unit = result["forecast"], result["unit"]
+  return (
+    f"at MFU {found['mfu']:.1%}: {found['step_secs'] * 1e3:.4g} ms a step,"
+    f" {found['items_per_sec']:,.0f} {unit}/s; {_expense(found['cost'])}"
+  )
+
+
+def _expense(cost: dict[str, Any]) -> str:
+  usd = "" if cost["usd"] is None else f", {cost['usd']:,.0f} USD"
+  return (
+    f"{cost['num_steps']:,} steps: {cost['days']:,.2f} days,"
+    f" {cost['chip_hours']:,.0f} chip-hours{usd}"
+  )
 
 
 def _chip_lines(result: dict[str, Any]) -> list[str]:
@@ -120,8 +182,6 @@ def _chip_lines(result: dict[str, Any]) -> list[str]:
   fits = f"fits, {spare:.2f} GiB to spare" if result["fits"] else "does NOT fit"
   bounds = ", ".join(f"{k} {v * 1e3:.4g} ms" for k, v in result["bounds_secs"].items())
   causal = result.get("mfu_causal_bound")
-  cost = result["cost"]
-  usd = "" if cost["usd"] is None else f", {cost['usd']:,.0f} USD"
   unit, rate = result["unit"], result["items_per_sec_bound"]
   return [
     "",
@@ -133,9 +193,9 @@ def _chip_lines(result: dict[str, Any]) -> list[str]:
     " overlapped",
     f"at best: {rate:,.0f} {unit}/s, MFU {result['mfu_bound']:.1%}"
     + (f" ({causal:.1%} with causal attention halved)" if causal else ""),
-    f"{cost['num_steps']:,} steps at best: {cost['days']:,.2f} days,"
-    f" {cost['chip_hours']:,.0f} chip-hours{usd}",
+    f"at best: {_expense(result['cost'])}",
     f"({ASSUMED})",
+    *([_forecast_line(result)] if "forecast" in result else []),
   ]
 
 

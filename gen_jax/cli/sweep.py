@@ -6,7 +6,6 @@ import sys
 
 from gen_jax.cli import flags
 from gen_jax.sweeps import ledger, sweep
-from gen_jax.system import files
 from gen_jax.types import InputError
 
 TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
@@ -22,7 +21,7 @@ def add_arguments(parser) -> None:
   add(
     "--record",
     action="store_true",
-    help="write results.json and the README's table (every arm must be done)",
+    help="write results.json, its table and figure (every arm must be done)",
   )
   parser.epilog = (
     "The same command resumes: an arm that has finished or diverged is never run\n"
@@ -56,7 +55,11 @@ def run(args) -> dict:
   if any(arm["status"] == "finished" for arm in found["arms"]):
     print(f"\n{ledger.table(found)}")
   if args.record:
-    _record(loaded, found, len(states) - done)
+    if done < len(states):
+      left = len(states) - done
+      raise InputError(f"{left} arms are not done; run the sweep before --record")
+    loaded.record(found)
+    print(f"\nrecorded in {loaded.folder / sweep.RESULTS}")
   reason = "finished" if done == len(states) or args.list else "interrupted"
   return {"experiment": str(loaded.folder), "arms": counts, "reason": reason}
 
@@ -66,14 +69,3 @@ def _words(state) -> str:
   if "secs" in state:
     words += f" after {state['secs']:.0f} s"
   return f"{words} ({state['line']})" if state.get("line") else words
-
-
-def _record(loaded: sweep.Sweep, found: dict, num_left: int) -> None:
-  """Writes results.json and the table of README.md."""
-  if num_left:
-    raise InputError(f"{num_left} arms are not done; run the sweep before --record")
-  ledger.write(loaded.folder / sweep.RESULTS, found)
-  readme = loaded.folder / "README.md"
-  if readme.exists():
-    files.write(readme, ledger.render(files.read(readme), found))
-  print(f"\nrecorded in {loaded.folder / sweep.RESULTS}")

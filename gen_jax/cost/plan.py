@@ -205,6 +205,28 @@ def lines(result: dict[str, Any]) -> list[str]:
   return out
 
 
+def forecast(
+  draft: Draft,
+  topology: Topology,
+  num_steps: int,
+  usd_per_chip_hour: float | None,
+  mfu: float,
+) -> dict[str, Any]:
+  """What a run takes at an expected MFU, from the model's FLOPs; nothing is compiled.
+
+  Args:
+    num_steps: of the whole run.
+    mfu: share of the chips' peak that the model's FLOPs reach, in (0, 1].
+  """
+  secs = roofline.forecast(draft.model_flops["mfu"], mfu, topology)
+  return {
+    "mfu": mfu,
+    "step_secs": secs,
+    "items_per_sec": draft.items / secs,
+    "cost": roofline.expense(num_steps, secs, topology.num_chips, usd_per_chip_hour),
+  }
+
+
 def price(
   program: Program, topology: Topology, num_steps: int, usd_per_chip_hour: float | None
 ) -> dict[str, Any]:

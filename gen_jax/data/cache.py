@@ -52,6 +52,16 @@ class Tokens:
   starts: np.ndarray
   is_answer: np.ndarray | None = None
 
+  def part(self, start: int, stop: int) -> "Tokens":
+    """Tokens start to stop, cut off at the end, as documents of their own.
+
+    `starts` count from `start`; the first is 0: the rest of a document that begins
+    before it is one.
+    """
+    inside = slice(*np.searchsorted(self.starts, (start + 1, stop)))
+    starts = np.concatenate([np.zeros(1, np.int64), self.starts[inside] - start])
+    return Tokens(self.ids[start:stop], starts)
+
   def pieces(self) -> Iterator[slice]:
     """The slice of `ids` of each document."""
     ends = [*self.starts[1:].tolist(), len(self.ids)]

@@ -4,6 +4,9 @@ Each function takes the experiment and the block's keys, prepares data and compi
 functions, and returns one of `train.evaluators`.
 """
 
+import dataclasses
+import functools
+import operator
 from typing import Annotated
 
 import jax
@@ -16,7 +19,7 @@ from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, metrics
 from gen_jax.inference import text_generator
 from gen_jax.system import progress
-from gen_jax.tasks import flow
+from gen_jax.tasks import base, flow
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
 
@@ -48,6 +51,43 @@ def loss(
       return task.loss(weights, frozen, batch, keys, train=False)
 
   return evaluators.LossEvaluator(every, split, batches, jax.jit(sums))
+
+
+def by_position(
+  experiment,
+  every: ranges.Whole,
+  num: ranges.Size = 8,
+  split: str = "validation",
+  max_batches: ranges.Count | None = None,
+) -> evaluators.LossEvaluator:
+  """The loss on each of `num` equal parts of a row's targets, counted from 1.
+
+  That it falls along the row is what a model learns from the context alone.
+  """
+  whole = loss(experiment, every, split, max_batches)
+  length, *_ = *experiment.data.abstract_batch()["weights"].shape[1:], 0
+  if length < num or length % num:
+    raise InputError(
+      f"evaluator by_position: num={num} must divide the tokens of a row, which are"
+      f" {length}"
+    )
+  size = length // num
+  names = [f"{i * size + 1}-{(i + 1) * size}/loss" for i in range(num)]
+  parts = np.repeat(np.eye(num, dtype=np.float32), size, axis=1)
+
+  def sums(weights, frozen, batch, keys):
+    def of(part):
+      some = {**batch, "weights": batch["weights"] * part}
+      return whole.loss(weights, frozen, some, keys).loss
+
+    found = jax.vmap(of)(
+      parts[:, None]
+    )  # one forward pass: only the masks are mapped over
+    means = [jax.tree.map(operator.itemgetter(i), found) for i in range(num)]
+    total = functools.reduce(operator.add, means)
+    return base.LossOut(total, dict(zip(names, means, strict=True)))
+
+  return dataclasses.replace(whole, prefix="by_position", loss=jax.jit(sums))
 
 
 def likelihood(
@@ -258,4 +298,14 @@ def edits(
   return evaluators.Measured(every, measure)
 
 
-ALL = (likelihood, loss, gzip, answers, prompt_accuracy, fidelity, samples, edits)
+ALL = (
+  likelihood,
+  loss,
+  by_position,
+  gzip,
+  answers,
+  prompt_accuracy,
+  fidelity,
+  samples,
+  edits,
+)

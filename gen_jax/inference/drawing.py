@@ -17,6 +17,8 @@ from gen_jax.system import copies, files
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, Params, PyTree
 
+_MOST_PIXELS = 2**14  # of a side
+
 
 class Weights(Protocol):
   """The part of a run's weights that is needed here."""
@@ -123,6 +125,8 @@ class Edit:
     invert: a caption of the image; draws from the noise found by inversion under it.
     vary: with `invert`, in [0, 1]: 0 keeps the noise found, 1 takes new noise.
     negative: the negative prompt.
+    resize: side in pixels: cuts the centre of image and mask and scales it, as training
+      does; None: as they are.
   """
 
   image: np.ndarray | pathlib.Path
@@ -133,6 +137,7 @@ class Edit:
   invert: str | None = None
   vary: float = 0.0
   negative: str = ""
+  resize: int | None = None
 
   @property
   def is_partial(self) -> bool:
@@ -157,6 +162,8 @@ class Edit:
     Args:
       sampling: the keys of the sampling block that are given.
     """
+    if self.resize is not None and not 1 <= self.resize <= _MOST_PIXELS:
+      raise InputError(f"--resize {self.resize} must be in [1, {_MOST_PIXELS}] pixels")
     if self.invert is None and self.vary:
       raise InputError(f"--vary {self.vary} is for --invert: say what the image shows")
     if self.invert is not None and self.is_partial:
@@ -204,6 +211,10 @@ class Edit:
         f"--mask{named} is {columns}x{rows} pixels, the image {width}x{height}: give a"
         " mask of the same size"
       )
+    if self.resize:
+      image = image_files.to_square(image, self.resize, channels)
+      white = np.uint8(255) * change[..., None]
+      change = image_files.to_square(white, self.resize, 1)[..., 0] > 127
     if self.outpaint:
       left, top, right, bottom = self._sides()
       around = ((top, bottom), (left, right))

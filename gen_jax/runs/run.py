@@ -265,6 +265,7 @@ class Run:
     invert: str | None = None,
     vary: float = 0.0,
     negative: str = "",
+    resize: int | None = None,
     which: str | int = "best",
     kind: str | None = None,
     **sampling: Any,
@@ -272,14 +273,15 @@ class Run:
     """uint8 [num, H, W, C]: an image edited for a prompt, as `gen-jax edit` does.
 
     Args:
-      image, ..., negative: see `drawing.Edit`.
+      image, ..., resize: see `drawing.Edit`.
       which, kind: see `weights`.
       sampling: values of the config's sampling block.
 
     Raises:
       InputError: a model that draws no images, or an image that does not fit.
     """
-    how = drawing.Edit(image, prompt, mask, outpaint, strength, invert, vary, negative)
+    given = (prompt, mask, outpaint, strength, invert, vary, negative, resize)
+    how = drawing.Edit(image, *given)
     drawing.check(num, seed)
     self.check_edit(how, sampling)
     pixels = how.pixels(self.config["data"]["channels"])

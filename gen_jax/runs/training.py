@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -14,7 +15,7 @@ from gen_jax.data import batches
 from gen_jax.inference import sheets
 from gen_jax.runs import lease, weights, workdir
 from gen_jax.system import copies, files
-from gen_jax.train import checkpoint, evaluators, health, loop, writers
+from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import Diverged, InputError
@@ -84,7 +85,10 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   if experiment.adapter:
     evals = [evaluators.WithWeights(e, _merged(experiment)) for e in evals]
 
-  with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
+  with (
+    checkpoint.open_manager(directory, keep=experiment.train.keep) as manager,
+    contextlib.ExitStack() as profiling,
+  ):
     restored = checkpoint.restore(manager, abstract)
     evaluated = restored is not None and restored[1].evaluated
     if restored is None:
@@ -103,6 +107,11 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       flush=True,
     )
     rows = layout.local_rows(data.batch_size)
+    if between := experiment.train.profile_steps:
+      say = functools.partial(print, flush=True) if not group.process_id else len
+      step = profiling.enter_context(
+        profile.traced(step, between, start, directory / "profile", say)
+      )
 
     def stream(first):
       for batch in examples.stream(first, rows):

@@ -31,6 +31,7 @@ MAY_CHANGE = (
   "sampling",
   "train.log_every",
   "train.keep",
+  "train.profile_steps",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
 )

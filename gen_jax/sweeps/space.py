@@ -116,6 +116,7 @@ def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
     texts = [(key, text(value)) for key, value in overrides.items()]
     try:
       resolved = build.resolved(overriding.apply(config, texts))
+      build.check_config(resolved)
     except InputError as error:
       raise InputError(f"arm {name}: {error}") from None
     useless -= {key for key in overrides if _at(resolved, key) != _at(usual, key)}

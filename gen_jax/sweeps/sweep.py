@@ -7,6 +7,8 @@ An experiment is a folder with a sweep.py:
     CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"
     def get_sweep():
       return product(values("task.model.width", (64, 128)), values("seed", range(3)))
+
+X_AXIS, if there, is the key along which its figure shows the metric, see `figure`.
 """
 
 import dataclasses
@@ -15,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_jax.build import config_files
-from gen_jax.sweeps import engine, ledger, space
+from gen_jax.sweeps import engine, figure, ledger, space
+from gen_jax.system import files
 from gen_jax.train import evaluators
-from gen_jax.types import InputError
+from gen_jax.types import InputError, unknown
 
 FILE, RESULTS = "sweep.py", "results.json"
 
@@ -32,6 +35,7 @@ class Sweep:
     config: file and argument of the base config.
     metric: that decides, as it stands in metrics.jsonl.
     arms: all, checked.
+    x_axis: of the figure.
   """
 
   folder: pathlib.Path
@@ -39,6 +43,7 @@ class Sweep:
   config: str
   metric: str
   arms: Sequence[space.Arm]
+  x_axis: str = figure.STEP
 
   def command(self, words: Sequence[str]) -> engine.Command:
     """The processes of arms: `words`, then the flags of `gen-jax train`."""
@@ -77,6 +82,15 @@ class Sweep:
     workdirs = {arm.sha256: engine.workdir(home, arm) for arm in self.arms}
     return ledger.collect(about, self.arms, engine.states(home), workdirs)
 
+  def record(self, found: Mapping[str, Any]) -> None:
+    """Writes a ledger to results.json; from that file the README's table and figure."""
+    ledger.write(self.folder / RESULTS, found)
+    found = ledger.read(self.folder / RESULTS)
+    readme = self.folder / "README.md"
+    if readme.exists():
+      files.write(readme, ledger.render(files.read(readme), found))
+    files.write_bytes(self.folder / figure.FILE, figure.png(found, self.x_axis))
+
 
 def load(path: pathlib.Path) -> Sweep:
   """Runs sweep.py of an experiment's folder and checks all of its arms.
@@ -103,4 +117,8 @@ def load(path: pathlib.Path) -> Sweep:
   evaluators.cost(module.METRIC, 0.0)
   arms = space.arms(config_files.load(module.CONFIG), made)
   question = (module.__doc__ or file.parent.name).strip().partition("\n")[0]
-  return Sweep(file.parent, question, module.CONFIG, module.METRIC, arms)
+  x_axis = getattr(module, "X_AXIS", figure.STEP)
+  varied = space.varied([arm.overrides for arm in arms])
+  if x_axis not in (figure.STEP, *varied):
+    raise unknown(f"X_AXIS (of {file})", x_axis, (figure.STEP, *varied))
+  return Sweep(file.parent, question, module.CONFIG, module.METRIC, arms, x_axis)

@@ -15,6 +15,10 @@ import numpy as np
 from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
+# Pieces of work in order: i -> the arrays from number i on; `Keep` makes or finds all.
+Pieces = Callable[[int], Iterator[np.ndarray]]
+Keep = Callable[[Pieces], Iterator[np.ndarray]]
+
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
 
 
@@ -75,16 +79,17 @@ def _tidy(folder: pathlib.Path) -> None:
     copies.remove(folder)
 
 
-def kept(
-  home: pathlib.Path, pieces: Callable[[int], Iterator[np.ndarray]]
-) -> Iterator[np.ndarray]:
+def nothing_kept(pieces: Pieces) -> Iterator[np.ndarray]:
+  """A `Keep` without files: all pieces are made."""
+  return pieces(0)
+
+
+def kept(home: pathlib.Path, pieces: Pieces) -> Iterator[np.ndarray]:
   """Yields the arrays of `pieces(0)`; each is in a file of `home` before it is needed.
 
-  An equal command finds them there and continues behind the last one.
-
-  Args:
-    pieces: i -> the arrays from number i on.
+  An equal command finds them there and continues after the last one.
   """
+  home.mkdir(exist_ok=True)
   for i in itertools.count():
     (*_, path) = (None, *home.glob(f"{i:06}.*.npy"))
     if path is None or files.sha256(path)[:16] != path.name.split(".")[1]:

@@ -61,6 +61,8 @@ class Config:
     num_microbatches: microbatches per batch, to save memory.
     ema_decay: decay of the moving average of the weights; None: no average.
     health_check: check the first batch before the first step, see `health`.
+    profile_steps: (first, last): profile the steps from first to before last, see
+      `profile`.
   """
 
   num_steps: ranges.Count
@@ -73,8 +75,14 @@ class Config:
   num_microbatches: ranges.Size = 1
   ema_decay: ranges.ProperFraction | None = None
   health_check: bool = True
+  profile_steps: tuple[ranges.Whole, ranges.Whole] | None = None
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
+    if self.profile_steps and not self.profile_steps[0] < self.profile_steps[1]:
+      raise InputError(
+        f"train.profile_steps={self.profile_steps} must be (first, last), first < last"
+      )
 
   def total_steps(self, examples_per_epoch: int, batch_size: int) -> int:
     """The number of steps, by `num_steps` and `num_epochs`."""

@@ -1,10 +1,10 @@
-"""Every committed ledger makes the table of its README, byte for byte, and loads."""
+"""Every committed ledger makes its README's table, byte for byte, and its figure."""
 
 import pathlib
 
 import pytest
 
-from gen_jax.sweeps import ledger, sweep
+from gen_jax.sweeps import figure, ledger, sweep
 from gen_jax.system import files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -20,6 +20,13 @@ def test_a_table_is_that_of_its_ledger(folder):
   results, readme = folder / sweep.RESULTS, files.read(folder / "README.md")
   recorded = ledger.read(results)
   assert ledger.render(readme, recorded) == readme
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)
+def test_a_figure_is_that_of_its_ledger_and_shown(folder):
+  recorded = ledger.read(folder / sweep.RESULTS)
+  assert figure.source(folder / figure.FILE) == files.value_sha256(recorded)
+  assert f"]({figure.FILE})" in files.read(folder / "README.md")
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.name)

@@ -56,6 +56,7 @@ def test_names_are_folders():
     (values("seed", (0, 0)), "have one config"),
     (values("optimizer.lerning_rate.peak", (1.0,)), "learning_rate"),
     (values(RATE, (1e-3, -1.0)), "arm peak=-1.0"),
+    (fixed({"optimizer.learning_rate.name": "constant"}), "final_fraction"),
     (product(values("seed", (1, 2)), fixed({"train.save_every": 2})), "save_every"),
     (product(values("seed", (1, 2)), fixed({"train.keep": 2})), "keep=2 changes"),
     (chain(fixed(), fixed({"train.keep": 2})), "arms base and .* have one config"),

@@ -217,10 +217,12 @@ def _run(home: pathlib.Path, phase: str, job: Job, num_workers: int, lock: int) 
     "JAX_PLATFORMS": "cpu",
   }
   command = [sys.executable, "-m", "gen_jax.data.tokens.worker", str(home), phase]
+  for claim in home.glob(f"*{worker.CLAIM}"):  # of a command that was killed
+    claim.unlink()
   with contextlib.ExitStack() as stack:
     processes = []
-    for i in range(num_workers):
-      words = [*command, str(i), str(num_workers), str(os.getpid())]
+    for _ in range(num_workers):
+      words = [*command, str(num_workers), str(os.getpid())]
       process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,

@@ -1,0 +1,103 @@
+"""The picture of a ledger: means over seeds, Student's t intervals as bands, the seeds.
+
+It holds the hash of its ledger, so that a picture of other results is noticed.
+"""
+
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from gen_jax.sweeps import space, statistics
+from gen_jax.system import files
+
+FILE, STEP = "figure.png", "step"
+_SOURCE = "Source"  # a key that PNG knows
+
+
+class Line(NamedTuple):
+  """What one line shows.
+
+  Attributes:
+    x: steps, or values of a config's key as text.
+    values: of the metric, for each x those of all seeds.
+  """
+
+  x: list[Any]
+  values: list[list[float]]
+
+  @property
+  def intervals(self) -> list[statistics.Interval]:
+    """Over seeds, for each x; that of a single seed has no width."""
+    return [
+      statistics.over_seeds(v) if len(v) > 1 else statistics.Interval(*v * 3, 1)
+      for v in self.values
+    ]
+
+
+def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
+  """{what sets a line apart: its points}.
+
+  Args:
+    x_axis: STEP, for the metric during training, without the untrained weights; or a
+      key that the sweep varies, for the metric at the end. Runs that diverged have
+      none.
+  """
+  arms = [arm for arm in ledger["arms"] if arm["status"] == "finished"]
+  rest = [{k: v for k, v in a["overrides"].items() if k != x_axis} for a in arms]
+  every = list(dict.fromkeys(key for arm in arms for key in arm["overrides"]))
+  varied = [key for key in space.varied(rest) if key != "seed"]
+  found: dict[str, dict[Any, list[float]]] = {}
+  for arm, others in zip(arms, rest, strict=True):
+    name = space.label({k: others[k] for k in varied if k in others}, every)
+    values = found.setdefault(name, {})
+    at = space.text(arm["overrides"].get(x_axis, ""))
+    curve = [(step, value) for step, value in arm["curve"] if step]
+    for x, y in curve if x_axis == STEP else [(at, arm["value"])]:
+      values.setdefault(x, []).append(y)
+  return {
+    name: Line(list(values), list(values.values())) for name, values in found.items()
+  }
+
+
+def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
+  """Draws `lines`; values of a key stand at equal distances, in the sweep's order."""
+  from matplotlib import figure as figures  # not pyplot, whose state is the caller's
+
+  found = lines(ledger, x_axis)
+  figure = figures.Figure(figsize=(7.0, 4.2))
+  axis = figure.subplots()
+  ticks = list(dict.fromkeys(x for line in found.values() for x in line.x))
+  for name, line in found.items():
+    x = line.x if x_axis == STEP else [ticks.index(at) for at in line.x]
+    mean, low, high = np.array([i[:3] for i in line.intervals]).T
+    (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
+    how = {"color": drawn.get_color(), "linewidth": 0.6}
+    axis.fill_between(x, low, high, alpha=0.15, **how | {"linewidth": 0})
+    if len({len(values) for values in line.values}) == 1:  # each has all seeds
+      axis.plot(x, line.values, **how)
+  if x_axis != STEP:
+    axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+  seen = [v for line in found.values() for values in line.values for v in values]
+  room = 0.2 * (max(seen) - min(seen)) or 1.0  # bands may be far wider
+  axis.set_ylim(min(seen) - room, max(seen) + room)
+  axis.set_xlabel(x_axis)
+  axis.set_ylabel(ledger["metric"])
+  axis.set_title(ledger["question"], fontsize=10)
+  axis.grid(alpha=0.3)
+  if len(found) > 1:
+    axis.legend(fontsize=8)
+  figure.tight_layout()
+  out = io.BytesIO()
+  metadata = {_SOURCE: files.value_sha256(ledger), "Software": None}
+  figure.savefig(out, format="png", dpi=110, metadata=metadata)
+  return out.getvalue()
+
+
+def source(path: pathlib.Path) -> str | None:
+  """Hash of the ledger that a picture was made of."""
+  with Image.open(path) as image:
+    return image.text.get(_SOURCE)

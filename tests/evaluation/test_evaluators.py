@@ -1,0 +1,58 @@
+"""Loss by position: parts of one whole, each of its own targets alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax import build, sharding
+from gen_jax import experiment as experiments
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.types import InputError
+
+
+def experiment(tmp_path, config="configs/lm/repeats.py:smoke", **changes):
+  blocks = overriding.apply(config_files.load(config), list(changes.items()))
+  return experiments.make(blocks, tmp_path, jax.local_devices()[:1])
+
+
+def measured(made, num):
+  block = {"name": "by_position", "every": 0, "num": num}
+  evaluator = build.build("evaluator", block, "evaluators.x", experiment=made)
+  params = sharding.unbox(made.task.init(jax.random.key(0), _batch(made)))
+  return dict(evaluator(params, {})), params
+
+
+def _batch(made):
+  return made.pipeline("validation").batch(0)
+
+
+def test_parts_add_up_and_each_is_of_its_targets(tmp_path):
+  made = experiment(tmp_path)
+  length = made.data.length
+  halves, params = measured(made, 2)
+  each, _ = measured(made, length)
+  parts = ("", "1-8/", "9-16/")
+  assert set(halves) == {f"by_position/{part}loss" for part in parts}
+  alone = [each[f"by_position/{i}-{i}/loss"] for i in range(1, length + 1)]
+  first, second = np.mean(alone[: length // 2]), np.mean(alone[length // 2 :])
+  assert halves["by_position/1-8/loss"] == pytest.approx(first, rel=1e-5)
+  assert halves["by_position/9-16/loss"] == pytest.approx(second, rel=1e-5)
+  assert halves["by_position/loss"] == pytest.approx(np.mean(alone), rel=1e-5)
+  nats, count = np.zeros(length), 0.0
+  for batch in made.pipeline("validation").once():
+    logits, _ = made.task.model.apply({"params": params}, batch["inputs"])
+    logs = jax.nn.log_softmax(logits)
+    own = np.take_along_axis(logs, batch["targets"][..., None], -1)[..., 0]
+    nats -= (own * batch["weights"]).sum(0)
+    count += batch["weights"].sum(0)
+  np.testing.assert_allclose(alone, nats / count, rtol=1e-5)
+
+
+def test_parts_that_do_not_divide_a_row_and_images_are_refused(tmp_path):
+  with pytest.raises(InputError, match=r"num=3 must divide .* 16"):
+    measured(experiment(tmp_path), 3)
+  images = experiment(tmp_path / "images", "configs/diffusion/digits.py:smoke")
+  block = {"name": "by_position", "every": 0}
+  with pytest.raises(InputError, match="which are 0"):
+    build.build("evaluator", block, "evaluators.x", experiment=images)
