@@ -9,11 +9,7 @@ from PIL import Image
 from gen_jax import build
 from gen_jax.data.tokens import documents, store
 from gen_jax.system import copies, files
-from tests import gcs, s3
 from tests.data.tokens import made, test_documents
-
-s3_port, bucket = s3.s3_port, s3.bucket
-gs_port, gs_bucket = gcs.gs_port, gcs.gs_bucket
 
 
 @pytest.fixture(params=["bucket", "gs_bucket"])

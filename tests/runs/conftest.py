@@ -9,11 +9,8 @@ from gen_jax.data import latents
 from gen_jax.runs import workdir
 from gen_jax.train import checkpoint, items
 from gen_jax.train import state as states
-from tests import gcs, s3
 from tests.cli import conftest
 
-s3_port, bucket = s3.s3_port, s3.bucket
-gs_port, gs_bucket = gcs.gs_port, gcs.gs_bucket
 call, refuse = conftest.call, conftest.refuse
 _text_workdir, text_workdir = conftest._text_workdir, conftest.text_workdir
 digits_workdir, image_workdir = conftest.digits_workdir, conftest.image_workdir

@@ -9,10 +9,7 @@ from gen_jax.system import copies, files
 from gen_jax.train import checkpoint, items, proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError
-from tests import gcs, s3
 
-s3_port, bucket = s3.s3_port, s3.bucket
-gs_port, gs_bucket = gcs.gs_port, gcs.gs_bucket
 PARAMS = {"a": jnp.arange(600.0).reshape(20, 30), "b": {"c": jnp.ones(3)}}
 
 
