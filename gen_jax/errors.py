@@ -9,6 +9,10 @@ class InputError(ValueError):
   """Bad input from the user: one line that names the value, the rule and the fix."""
 
 
+class Unavailable(InputError):
+  """A store did not answer for long: the same command goes on when it does."""
+
+
 class Diverged(InputError):
   """Training diverged: its loss is not finite, and a retry would repeat that."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gen_jax.errors import (
   Diverged,
   InputError,
+  Unavailable,
   first_line,
   one_line,
   unknown,
@@ -26,6 +27,7 @@ __all__ = (
   "Params",
   "PyTree",
   "States",
+  "Unavailable",
   "first_line",
   "one_line",
   "unknown",

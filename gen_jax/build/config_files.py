@@ -49,7 +49,7 @@ def find(name: str) -> pathlib.Path:
   Raises:
     InputError: there is none.
   """
-  file = files.path(name, "--config").absolute()
+  file = files.local(name, "--config").absolute()
   if file.is_file():
     return file
   own = name.removeprefix(f"{_SHARED}/").removesuffix(".py")

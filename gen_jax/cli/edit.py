@@ -130,7 +130,7 @@ def _how(args, opened: runs.Run, weights: weighing.Weights, strength: float) -> 
 
 def _compare(folder: pathlib.Path, image: np.ndarray, result: dict) -> None:
   """Writes the image and its edits side by side; says how many pixels are as before."""
-  paths = [pathlib.Path(one["path"]) for one in result["samples"]]
+  paths = [files.path(one["path"], "path") for one in result["samples"]]
   shown, path = np.stack([image, *map(sheets.open_own, paths)]), "before_after.png"
   sheets.save_sheet(folder / path, shown[None])
   kept, total = int((shown[1:] == image).all((0, -1)).sum()), image[..., 0].size

@@ -25,7 +25,7 @@ def add_arguments(parser) -> None:
   flags.add_model(parser)
   parser.add_argument(
     "--to",
-    action=flags.Path,
+    action=flags.LocalPath,
     metavar="DIR",
     help="new folder for the codes of all data",
   )

@@ -8,11 +8,18 @@ from gen_jax.system import files
 
 
 class Path(argparse.Action):
-  """A flag that becomes a `pathlib.Path`; `files.path` says which are refused."""
+  """A flag that becomes a path; `files.path` says which are refused."""
 
   def __call__(self, parser, namespace, value, option_string=None) -> None:
     name = option_string or self.metavar
     setattr(namespace, self.dest, None if value is None else files.path(value, name))
+
+
+class LocalPath(Path):
+  """A flag that becomes a `pathlib.Path` of this disk; `files.local` refuses others."""
+
+  def __call__(self, parser, namespace, value, option_string=None) -> None:
+    setattr(namespace, self.dest, files.local(value, option_string or self.dest))
 
 
 class Paths(argparse.Action):

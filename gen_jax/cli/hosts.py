@@ -30,7 +30,7 @@ import jax
 from absl import flags
 
 from gen_jax.cli import rendezvous
-from gen_jax.errors import InputError
+from gen_jax.errors import InputError, Unavailable
 from gen_jax.runs import workdir
 from gen_jax.system import files, signals
 
@@ -377,7 +377,7 @@ def join(args, config: dict[str, Any]) -> Iterator[ProcessGroup]:
   try:
     yield group
   except BaseException as error:
-    if isinstance(error, signals.Interrupted) or signals.was_raised():
+    if isinstance(error, signals.Interrupted | Unavailable) or signals.was_raised():
       group.stop()
       raise
     if late := _late(str(error)):

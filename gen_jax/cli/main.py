@@ -267,6 +267,8 @@ def _explain(error: Exception, argv: list[str]) -> NoReturn:
     raise error
   except errors.Diverged as error:
     _fail(str(error), os.EX_DATAERR)
+  except errors.Unavailable as error:
+    _fail(str(error), os.EX_TEMPFAIL)
   except errors.InputError as error:
     _fail(str(error))
   except BrokenPipeError:  # `gen-jax ... | head` has seen enough

@@ -42,7 +42,10 @@ def add_arguments(parser) -> None:
     "--limit", type=int, default=12, help="programs that --search compiles (12)"
   )
   parser.add_argument(
-    "--figure", action=flags.Path, metavar="PNG", help="where --search draws its plans"
+    "--figure",
+    action=flags.LocalPath,
+    metavar="PNG",
+    help="where --search draws its plans",
   )
   parser.add_argument(
     "--compare", metavar="CONFIG[:ARG]", help="a second config to compare with"

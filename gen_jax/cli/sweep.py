@@ -16,10 +16,10 @@ TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
 def add_arguments(parser) -> None:
   """See `gen-jax sweep --help`."""
   add = parser.add_argument
-  add("experiment", action=flags.Path, help="a folder with a sweep.py")
+  add("experiment", action=flags.LocalPath, help="a folder with a sweep.py")
   add("--list", action="store_true", help="show the arms and what has come of them")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
-  add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME by default")
+  add("--to", action=flags.LocalPath, help="the arms' workdirs; runs/NAME by default")
   add(
     "--record",
     action="store_true",

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from gen_jax import errors, safetensors
-from gen_jax.system import files
+from gen_jax.system import copies
 from gen_jax.types import InputError, first_line
 
 # One of these is needed for a tokenizer.
@@ -70,7 +70,7 @@ def locate(name: str, revision: str | None = None) -> Source:
   Raises:
     InputError: neither, or it cannot be downloaded.
   """
-  folder = files.path(name, "--from")
+  folder = copies.here(name, "--from")
   if folder.is_dir():
     if revision is not None:
       raise InputError(

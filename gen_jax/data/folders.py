@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from gen_jax import errors
 from gen_jax.data import image_files
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError, first_line
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -69,7 +69,7 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
     InputError: it is not set, not a folder, without images, or has images of an
       unsupported format.
   """
-  root = files.path(directory, name)
+  root = copies.here(directory, name)
   if not root.is_dir():
     raise InputError(f"{name} {directory!r} is not a folder")
   found = list(_walk(root))

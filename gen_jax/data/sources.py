@@ -18,7 +18,7 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import folders, image_files, tfds
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
@@ -289,7 +289,7 @@ class ImageFolder:
 
   @property
   def _root(self) -> pathlib.Path:
-    return files.path(self.directory, "data.source.directory")
+    return copies.here(self.directory, "data.source.directory")
 
   def _splits(self) -> folders.Splits:
     found = folders.images_in(self.directory, "data.source.directory")
@@ -355,7 +355,7 @@ class Npz:
   __post_init__ = ranges.check
 
   def examples(self, split: str) -> Sequence[Example]:
-    path = files.path(self.path, "data.source.path")
+    path = copies.here(self.path, "data.source.path")
     keys = self.image_key, self.caption_key
     try:
       with zipfile.ZipFile(path):  # np.load would accept other formats

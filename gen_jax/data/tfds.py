@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen_jax import errors
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError, first_line, unknown
 
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
@@ -19,7 +19,7 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 def home(data_dir: str | None) -> str | None:
   """The folder of prepared data sets; None is TFDS's default."""
-  return data_dir and str(files.path(data_dir, "data.source.data_dir"))
+  return data_dir and str(copies.here(data_dir, "data.source.data_dir"))
 
 
 def builder(dataset: str, data_dir: str | None):
@@ -31,7 +31,7 @@ def builder(dataset: str, data_dir: str | None):
   with errors.extra("data"):
     import tensorflow_datasets as tfds  # imported here: most runs do not need it
 
-  directory = files.path(dataset, "data.source.dataset")
+  directory = copies.here(dataset, "data.source.dataset")
   data_dir = home(data_dir)
   is_there = directory.is_dir()
   for folder in [directory] if is_there else _homes(dataset, data_dir):

@@ -13,6 +13,7 @@ import numpy as np
 from gen_jax import rng
 from gen_jax.data import image_files
 from gen_jax.inference import image_generator, inversion, sheets
+from gen_jax.system import copies, files
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, Params, PyTree
 
@@ -191,14 +192,14 @@ class Edit:
     """
     image, change = self.image, self.mask
     if not isinstance(image, np.ndarray):
-      image = image_files.open_image(pathlib.Path(image))
+      image = image_files.open_image(_fetched(image, "image"))
     if image.dtype != np.uint8:
       raise InputError(f"the image is of {image.dtype}; it must be uint8, 0 to 255")
     image = image_files.in_channels(image, channels)
     if change is None:
       change = np.full(image.shape[:2], not self.outpaint)
     elif not isinstance(change, np.ndarray):
-      change = image_files.open_mask(pathlib.Path(change))
+      change = image_files.open_mask(_fetched(change, "mask"))
     if change.dtype != np.bool_ or change.ndim != 2:
       raise InputError(
         f"the mask is {change.dtype} {list(change.shape)}; it must be bool [H, W]"
@@ -264,3 +265,7 @@ class Edit:
         yield inversion.edit_by_inversion(generator, *given, *how)
 
     return Images(captions, list(range(num)), num, draw)
+
+
+def _fetched(file: str | pathlib.Path, name: str) -> pathlib.Path:
+  return copies.fetched(files.path(file, name))

@@ -1,6 +1,7 @@
 """Image files: one per image, sheets of many, and a record of how they were made."""
 
 import contextlib
+import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 import gen_jax
 from gen_jax.data import image_files
-from gen_jax.system import files, progress
+from gen_jax.system import copies, files, progress
 from gen_jax.types import InputError
 
 _ABOUT = "gen_jax"  # the text chunk of a PNG with JSON
@@ -69,7 +70,8 @@ def save_image(
     chunks.add_itxt(_ABOUT, json.dumps(about))
   with files.replacing(path) as partial:
     image = image.resize(size, Image.Resampling.NEAREST)
-    image.save(partial, format="png", pnginfo=chunks)
+    with partial.open("wb") as file:
+      image.save(file, format="png", pnginfo=chunks)
 
 
 def about_image(path: pathlib.Path) -> dict[str, Any]:
@@ -78,8 +80,9 @@ def about_image(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: no image, or one that does not say.
   """
-  image_files.open_image(path)  # refuses what is none
-  with Image.open(path) as image:
+  here = copies.fetched(path)
+  image_files.open_image(here)  # refuses what is none
+  with Image.open(here) as image:
     text = image.info.get(_ABOUT)
   about = files.parse_json(text.encode(), str(path)) if isinstance(text, str) else None
   if not isinstance(about, dict):
@@ -186,6 +189,6 @@ def _clear(paths: list[pathlib.Path], before: Any, record: dict) -> None:
 
 def open_own(path: pathlib.Path) -> np.ndarray:
   """Reads uint8 [H, W, C] of an image written by `save_image`."""
-  with Image.open(path) as image:
+  with Image.open(io.BytesIO(path.read_bytes())) as image:
     pixels = np.asarray(image)
   return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -19,7 +19,7 @@ from gen_jax.inference import drawing
 from gen_jax.runs import lease, training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
-from gen_jax.system import files, signals
+from gen_jax.system import copies, files, signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.types import InputError
@@ -72,7 +72,7 @@ class Run:
   def tokenizer_folder(self) -> pathlib.Path | None:
     """Where the tokenizer's files are; None before training or without one."""
     folder = self.workdir and self.workdir / "tokenizer"
-    return folder if folder and folder.exists() else None
+    return folder if folder and copies.is_whole(folder) else None
 
   @property
   def is_imported(self) -> bool:

@@ -15,6 +15,7 @@ from gen_jax.cost import flops, plan
 from gen_jax.data import batches
 from gen_jax.inference import sheets
 from gen_jax.runs import lease, weights, workdir
+from gen_jax.system import copies, files
 from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
@@ -125,12 +126,7 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
-      sinks = [
-        writers.JsonLines(directory, kept),
-        writers.TensorBoard(directory, kept),
-        writers.ImageFiles(directory, kept, sheets.save_sheet),
-        writers.Terminal(start, num_steps, directory.name),
-      ]
+      sinks = _sinks(directory, kept, start, num_steps)
     try:
       result = loop.run(
         state,
@@ -160,6 +156,25 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   step = int(result.state.step)
   print(f"{result.reason} at step {step}", flush=True)
   return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+
+
+def _sinks(directory: pathlib.Path, kept: int, start: int, num_steps: int):
+  """Where metrics and images go; rows and sheets up to step `kept` stay."""
+  here, more = directory, []
+  if not files.is_local(directory):  # nothing can be appended there
+    here, name = copies.scratch("metrics"), "metrics.jsonl"
+    copies.remove(here)
+    here.mkdir()
+    if (directory / name).exists():
+      copies.copy(directory / name, here / name)
+    more = [writers.Upload(here, directory)]
+  return [
+    writers.JsonLines(here, kept),
+    writers.TensorBoard(here, kept),
+    writers.ImageFiles(directory, kept, sheets.save_sheet),
+    writers.Terminal(start, num_steps, directory.name),
+    *more,
+  ]
 
 
 def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 
 from gen_jax.errors import InputError
-from gen_jax.system import files
+from gen_jax.system import copies, files
 
 # Pieces of work in order: i -> the arrays from number i on; `Keep` makes or finds all.
 Pieces = Callable[[int], Iterator[np.ndarray]]
@@ -37,7 +36,7 @@ def out(given: pathlib.Path | None, usual: pathlib.Path) -> Iterator[pathlib.Pat
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      f"cannot write to {folder}: {error.strerror}; give another --out"
+      f"cannot write to {folder}: {error.strerror or error}; give another --out"
     ) from None
   try:
     yield folder
@@ -60,9 +59,9 @@ def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
   about = json.loads(json.dumps(about))
   with contextlib.suppress(InputError):
     if files.read_json(home / ABOUT) != about:
-      shutil.rmtree(home)
+      copies.remove(home)
   if not (home / ABOUT).exists():
-    shutil.rmtree(home, ignore_errors=True)
+    copies.remove(home)
     home.mkdir(parents=True)
     if jax.process_index() == 0:
       files.write_json(home / ABOUT, about)
@@ -70,9 +69,14 @@ def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
     yield
   except BaseException:
     if [path.name for path in home.iterdir()] == [ABOUT]:
-      shutil.rmtree(home, ignore_errors=True)
+      _tidy(home)
     raise
-  shutil.rmtree(home, ignore_errors=True)
+  _tidy(home)
+
+
+def _tidy(folder: pathlib.Path) -> None:
+  with contextlib.suppress(OSError):
+    copies.remove(folder)
 
 
 def nothing_kept(pieces: Pieces) -> Iterator[np.ndarray]:
@@ -90,7 +94,7 @@ def kept(home: pathlib.Path, pieces: Pieces) -> Iterator[np.ndarray]:
     (*_, path) = (None, *home.glob(f"{i:06}.*.npy"))
     if path is None or files.sha256(path)[:16] != path.name.split(".")[1]:
       break
-    yield np.load(path)
+    yield np.load(io.BytesIO(path.read_bytes()))
   for j, array in enumerate(pieces(i), i):
     np.save(file := io.BytesIO(), array)
     content = file.getvalue()

@@ -17,6 +17,7 @@ import jax
 
 from gen_jax.cost import chips, flops
 from gen_jax.cost.hlo import cost as costs
+from gen_jax.system import copies, files
 from gen_jax.train import step as steps
 
 _SHOWN = 12  # operations in the table
@@ -147,6 +148,7 @@ def traced(
     directory: where the trace is written, under plugins/profile.
     say: gets the report, a line each.
   """
+  home = directory if files.is_local(directory) else copies.scratch("profile")
   first, last = between
   count, secs, text = at, 0.0, None
 
@@ -155,7 +157,7 @@ def traced(
     nonlocal count, secs, text
     if count == first:
       text = step.lower(*args).compile().as_text()
-      jax.profiler.start_trace(str(directory))
+      jax.profiler.start_trace(str(home))
     if text is None:
       count += 1
       return step(*args)
@@ -172,7 +174,9 @@ def traced(
     nonlocal text
     program, text = text, None
     jax.profiler.stop_trace()
-    newest = max(directory.glob("plugins/profile/*/*.xplane.pb"), key=str)
+    newest = max(home.glob("plugins/profile/*/*.xplane.pb"), key=str)
+    if home != directory:
+      copies.copy(home, directory)
     say(f"profile of steps {first} to {first + num - 1}, in {directory}")
     threads = read(newest, re.match(r"HloModule ([\w.-]+)", program)[1])
     for line in lines(threads, program, jax.local_devices()[0], num, secs / num):

@@ -240,7 +240,7 @@ def test_what_is_damaged_is_refused_in_one_line_or_read(name, place, capsys):
       read(path)
 
 
-_ADDRESS = "gs://bucket/x"
+_ADDRESS = "ftp://host/x"
 _PATHS = set(
   "pattern path directory prior_directory data_dir dataset source target".split()
 )

@@ -97,6 +97,11 @@ def listed(source: str, subset: str | None, split: str) -> list[str]:
   return [str(p) for p in found if not p.name.startswith((".", "_"))]
 
 
+def file(path: str) -> pathlib.Path:
+  """A file that `find` found, on a disk or in a bucket."""
+  return files.path(path, "--source")
+
+
 def kind(path: str) -> str:
   """'lines', 'text', '.parquet', '.tar', or the scheme of a data set."""
   if path.startswith(foreign.SCHEMES):
@@ -166,7 +171,7 @@ def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
 
 def _size(path: str) -> int:
   try:
-    return pathlib.Path(path).stat().st_size
+    return file(path).stat().st_size
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
 
@@ -260,7 +265,7 @@ def _texts(part: Part, field: str) -> Iterator[str]:
 
 def _opened(path: str) -> BinaryIO:
   try:
-    return open(path, "rb")
+    return file(path).open("rb")
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
 
