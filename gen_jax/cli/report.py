@@ -31,12 +31,12 @@ def add_arguments(parser) -> None:
   parser.add_argument("--workdir", action=flags.Paths, help="may be repeated")
   parser.add_argument(
     "--sweep",
-    action=flags.Path,
+    action=flags.LocalPath,
     metavar="EXPERIMENT",
     help="instead: a folder with a sweep.py, or its results.json",
   )
   parser.add_argument(
-    "--to", action=flags.Path, help="the workdirs of --sweep; runs/NAME by default"
+    "--to", action=flags.LocalPath, help="workdirs of --sweep; runs/NAME by default"
   )
   parser.add_argument(
     "--out",

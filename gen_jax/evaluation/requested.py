@@ -22,7 +22,7 @@ from gen_jax.data import image_files, sources
 from gen_jax.evaluation import evaluators as own
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, scoring
-from gen_jax.system import files, folders, progress
+from gen_jax.system import files, folders, globs, progress
 from gen_jax.types import InputError, Params, PyTree
 
 Made = Callable[[Params, PyTree, int], Iterator[np.ndarray]]
@@ -61,7 +61,7 @@ def text(
   context = scorer.model.config.max_length
   stride = max(1, context // 2) if stride is None else stride
   scoring.windows([], context, stride)  # refuses a stride that cannot be
-  paths = files.matching(pattern)
+  paths = globs.matching(pattern)
   texts = list(map(files.read, paths))
   if not any(texts):
     raise InputError(f"--text {pattern} is empty; give a file with text")
@@ -79,7 +79,7 @@ def text(
 def choices(experiment, every: ranges.Whole, pattern: str) -> Lasting:
   """Accuracy of the likeliest choice, over the questions of JSONL files."""
   scorer, tokenizer = experiment.family.scorer(experiment), experiment.tokenizer
-  paths = files.matching(pattern)
+  paths = globs.matching(pattern)
   questions = [
     question
     for path in paths

@@ -1,4 +1,4 @@
-"""Files: paths, globs, UTF-8 text, JSON, hashes and atomic writes.
+"""Files: paths, UTF-8 text, JSON, hashes and atomic writes.
 
 A path is a `pathlib.Path`, or the `buckets.Address` of something in a bucket, which has
 the same methods: signatures name the first for both.
@@ -8,7 +8,6 @@ deep nesting are handled alike. Errors are `InputError`s of one line.
 
 import concurrent.futures
 import contextlib
-import glob
 import hashlib
 import json
 import math
@@ -73,52 +72,6 @@ def local(text: str | os.PathLike, name: str) -> pathlib.Path:
       " here; copy the files, or mount the bucket (gcsfuse, mount-s3)"
     )
   return path(text, name)
-
-
-def _below(folder: str, parts: Sequence[str]) -> Iterator[str]:
-  """Paths in a folder that match the parts of a pattern."""
-  if not parts:
-    yield folder
-    return
-  first, *rest = parts
-  found = [os.path.join(folder, first)]
-  if not os.path.lexists(found[0]):
-    pattern = os.path.join(glob.escape(folder), first, *([""] if rest else []))
-    found = glob.glob(pattern, recursive=True)
-  for name in found:
-    yield from _below(name, rest)
-
-
-def _in_bucket(folder: pathlib.Path, parts: Sequence[str]) -> Iterator[pathlib.Path]:
-  """`_below`, of a bucket."""
-  if not parts or parts[0] == "**":
-    yield from folder.glob("/".join(parts)) if parts else [folder]
-    return
-  child = folder / parts[0]
-  for found in [child] if child.exists() else folder.glob(parts[0]):
-    yield from _in_bucket(found, parts[1:])
-
-
-def matching(pattern: str) -> list[pathlib.Path]:
-  """The files that match a path or glob, sorted by name.
-
-  An existing file or folder of exactly a pattern's name is not a glob: with a folder
-  "data [2023]", "data [2023]/*.txt" matches its files.
-
-  Raises:
-    InputError: there are none.
-  """
-  expanded = path(pattern, "the pattern")
-  if not is_local(expanded):
-    paths = set(_in_bucket(expanded.parents[-1], expanded.parts[3:]))
-  else:
-    paths = {pathlib.Path(name) for name in _below("", expanded.parts)}
-  files = sorted(path for path in paths if path.is_file())
-  if not files:
-    raise InputError(
-      f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
-    )
-  return files
 
 
 def stamps(paths: Sequence[pathlib.Path]) -> str:

@@ -17,6 +17,8 @@ _OF_A_DISK = {
 }
 # Who does so, and why no address comes there.
 LOCAL = {
+  "build/overrides.py": "where a user's module is: `files.local`",
+  "build/registry.py": "where a user's module is",
   "build/config_files.py": "--config is a local file: `files.local`",
   "cli/doctor.py": "this machine",
   "cli/engines.py": "files of this machine",
@@ -25,6 +27,7 @@ LOCAL = {
   "cli/main.py": "streams, and a report of an error in a temporary file",
   "cli/repro.py": "--to is of this disk: `files.local`",
   "cli/sweep.py": "--to is of this disk: `files.local`",
+  "cli/sweep_page.py": "workdirs of a sweep are of this disk: `files.local`",
   "convert/hub.py": "the hub's own cache",
   "convert/target.py": "a temporary folder, copied into the bucket",
   "data/cache.py": "the cache is of this disk: `files.local`",

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gen_jax.system import buckets, copies, exclusive, files, folders, stores
+from gen_jax.system import buckets, copies, exclusive, files, folders, globs, stores
 from gen_jax.types import InputError, Unavailable
 from tests import s3
 
@@ -100,11 +100,11 @@ def test_a_user_finds_files_by_a_glob(root):
     "*/deep/*": ["c.json"],
     "**/*": ["*.txt", "a.txt", "b.txt", "c.json"],
   }.items():
-    found = files.matching(str(root / pattern))
+    found = globs.matching(str(root / pattern))
     assert sorted(p.name for p in found) == names
-  assert files.matching(str(root / "a.txt")) == [root / "a.txt"]
+  assert globs.matching(str(root / "a.txt")) == [root / "a.txt"]
   with pytest.raises(InputError, match="no file matches"):
-    files.matching(str(root / "*.png"))
+    globs.matching(str(root / "*.png"))
   before = files.stamps([root / "a.txt"])
   time.sleep(1.1)  # S3 has whole seconds
   files.write(root / "a.txt", "other")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from gen_jax.data.tokens import foreign
-from gen_jax.system import files
+from gen_jax.system import files, globs
 from gen_jax.types import InputError, first_line
 
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -93,7 +93,7 @@ def listed(source: str, subset: str | None, split: str) -> list[str]:
   if source.startswith(foreign.SCHEMES):
     return [foreign.named(source, subset, split)]
   path = files.path(source, "--source")
-  found = files.matching(str(path / "**" / "*") if path.is_dir() else source)
+  found = globs.matching(str(path / "**" / "*") if path.is_dir() else source)
   return [str(p) for p in found if not p.name.startswith((".", "_"))]
 
 
