@@ -145,6 +145,11 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         per_step=_per_step(experiment, work),
         heartbeat=group.heartbeat,
       )
+    except states.NotFiniteError as error:
+      raise Diverged(
+        f"{error}, though its loss and gradient were; they are not saved,"
+        f" earlier checkpoints of {directory} stay: begin again with a lower rate"
+      ) from error
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, experiment, examples, directory)) from error
     finally:

@@ -300,6 +300,7 @@ def run(
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
+    states.NotFiniteError: instead of saving; earlier checkpoints stay.
   """
   first = int(state.step)
   window = _Window(per_step)
@@ -330,6 +331,7 @@ def run(
     if saved_at != i:
       heartbeat()
       with window.paused(state):
+        states.check_finite(state)
         checkpoint.save(manager, i, state, progress, value)
       saved_at = i
 

@@ -135,6 +135,7 @@ OWN_READERS = {
   "data/tfds.py": "JSON inside the JSON that `files` read",
   "data/tokenizer_json.py": "what the tokenizers library wrote",
   "system/buckets.py": "the methods by which `files` reads",
+  "system/globs.py": "globs themselves",
   "system/memory.py": "/proc and control groups",
   "cost/hlo/program.py": "text that the compiler wrote",
   "train/proof.py": "heads of arrays, whose hashes are right",

@@ -308,6 +308,26 @@ def test_a_loss_that_is_not_finite_stops_at_the_state_before_it(
   assert spy.events.count(f"save {bad_at}") == 1
 
 
+@pytest.mark.parametrize("bad_at", [1, 3])
+def test_weights_that_are_not_finite_are_never_saved(manager, saves, bad_at):
+  """After any step, the last one as well, whose loss and gradient were finite."""
+  spy = saves(Spy(every=100))
+  plain = spy.step
+
+  def step(state, frozen, batch, numbers):
+    state, metrics = plain(state, frozen, batch, numbers)
+    if batch == bad_at:
+      state = dataclasses.replace(state, params={"w": jnp.array([0.0, np.inf])})
+    return state, metrics
+
+  spy.step = step
+  with pytest.raises(states.NotFiniteError, match=f"after step {bad_at}"):
+    spy.run(manager, num_steps=4, save_every=1)
+  assert [e for e in spy.events if "save" in e] == [
+    f"save {i}" for i in range(bad_at + 1)
+  ]
+
+
 def test_what_is_not_trained_is_not_the_best(manager, saves):
   """Step 0 is better than all that follow; a validation of NaN is never the best."""
   spy = saves(Spy(values=[1.0, 5.0, 4.0, math.nan, 6.0], every=1))
