@@ -14,6 +14,7 @@ _TIMED = (
   "_per_sec",
   "mfu",
   "data_wait",
+  "time",
   "secs",
   "crc32",
 )  # and what is computed of them

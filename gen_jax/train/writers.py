@@ -19,6 +19,7 @@ from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 _CRC = "crc32"  # of the rest of a row of metrics.jsonl
+_TIME = "time"  # when it was written: seconds since 1970
 
 
 class Writer(Protocol):
@@ -84,10 +85,13 @@ def _rows(path: pathlib.Path) -> list[dict[str, float | None]]:
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
   """All rows of a workdir's metrics.jsonl, in order; each has its step.
 
-  Values that were not finite are NaN; damaged lines are skipped.
+  Values that were not finite are NaN, `time` is left out; damaged lines are skipped.
   """
   rows = _rows(files.path(workdir, "workdir") / "metrics.jsonl")
-  return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+  return [
+    {k: math.nan if v is None else v for k, v in row.items() if k != _TIME}
+    for row in rows
+  ]
 
 
 def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
@@ -134,6 +138,8 @@ def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
 class JsonLines:
   """metrics.jsonl: one object per line, {"step": i, name: value, ..., "crc32": n}.
 
+  "time" is when the row was written, in seconds since 1970.
+
   On resuming after step i it deletes later rows, which the run writes again. Values
   that are not finite are null.
 
@@ -149,7 +155,8 @@ class JsonLines:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     with self._path.open("a", encoding="utf-8") as file:  # recreated if deleted
-      file.write(_line({"step": step, **numbers(values)}))
+      row = {"step": step, **numbers(values), _TIME: round(time.time(), 3)}
+      file.write(_line(row))
 
   def close(self) -> None:
     """Does nothing."""

@@ -136,7 +136,7 @@ def stop(process, line, number):
 def rows(workdir):
   """Rows of metrics without what depends on time."""
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  timed = ("tokens_per_sec", "mfu", "mfu_causal", "data_wait", "crc32")
+  timed = ("tokens_per_sec", "mfu", "mfu_causal", "data_wait", "time", "crc32")
   kept = [{k: v for k, v in json.loads(r).items() if k not in timed} for r in lines]
   return sorted(kept, key=lambda row: (row["step"], *row))  # not by what came first
 
