@@ -1,4 +1,4 @@
-"""Which peak rate suits AdamW with a cosine, AdamW with WSD, and Muon on 1,000 steps?"""
+"""Which peak rate suits AdamW with a cosine, AdamW with WSD, and Muon?"""
 
 from gen_jax.sweeps import chain, fixed, product, values
 
