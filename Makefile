@@ -37,7 +37,8 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@# Debian's python3 may lack venv; virtualenv needs only pip.
 	$(PYTHON) -m venv $(VENV) || \
 	  ($(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV))
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable .
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	  --requirement requirements.txt --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
@@ -48,5 +49,6 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 .venv-bench/installed: requirements.txt experiments/benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet \
+	  --requirement requirements.txt \
 	  --requirement experiments/benchmarks/requirements.txt --editable .
 	touch $@

@@ -34,6 +34,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax  # noqa: E402 (the flags must be set first)
 import pytest  # noqa: E402
 
+# Buckets: one server of each kind in a session, whoever asks for one.
+pytest_plugins = ["tests.s3", "tests.gcs"]
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -33,7 +33,8 @@ def new(config, workdir, overrides=()):
   """The run of a config in a folder, a `gen_jax.Run`; `train` begins or resumes it.
 
   Args:
-    config: "FILE[:ARG]" of a config file, a ConfigDict or a dict.
+    config: as `gen-jax train` takes it: "NAME[:ARG]" of a config, its file or module
+      (`gen-jax list` names ours), or another run's workdir; a ConfigDict or a dict.
     workdir: where all goes; one of the same config is gone on with.
     overrides: {dotted key: value}.
 
@@ -43,6 +44,28 @@ def new(config, workdir, overrides=()):
   from gen_jax.runs import run
 
   return run.new(config, workdir, overrides)
+
+
+def register(kind, made, name=None):
+  """Gives a function or class a name in configs, as if it were one of gen_jax.
+
+  A run's config records the module that calls this, and imports it again when the run
+  is opened; of a script or notebook it cannot. See `gen_jax.build.registry`.
+
+  Args:
+    kind: the block of a config that may name it: "attention_impl", "norm", "sampler",
+      "optimizer", ... ; what it must be stands in the files that CONTRIBUTING.md names.
+    made: the function or class. Its keyword arguments are the block's keys.
+    name: in configs; None: its own.
+
+  Raises:
+    InputError: no such kind, or a name that is taken.
+  """
+  import sys
+
+  from gen_jax.build import registry
+
+  registry.register(kind, made, name, sys._getframe(1).f_globals)
 
 
 def __getattr__(name):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from gen_jax import build, families, rng, sharding
+from gen_jax import build, families, numbers, rng, sharding
 from gen_jax.cost import flops
 from gen_jax.data import datasets, kept, pipeline, tokenizers
 from gen_jax.evaluation import image_sets
@@ -69,6 +69,7 @@ class Experiment:
     self, num_steps: int
   ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate for a run of num_steps."""
+    num_steps = numbers.named(num_steps, "num_steps")
     return build.build("optimizer", self.config["optimizer"], num_steps=num_steps)
 
   def batch(self) -> Batch:

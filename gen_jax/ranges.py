@@ -19,7 +19,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +33,10 @@ class Range:
   A float must also lie in it when rounded to float32, the dtype that computes: a decay
   of 1 - 1e-9 becomes 1.
 
+  Attributes:
+    is_argument: whether programs take the number as an argument, see
+      `gen_jax.numbers`; None: floats yes, whole numbers no.
+
   >>> str(Range(0.0, 1.0, without=(1.0,))), str(Range(1, 512)), str(Range(0.0))
   ('in [0, 1)', 'at least 1 and at most 512', 'at least 0 and finite')
   >>> 0.5 in Range(0.0, 1.0), 2 in Range(0.0, 1.0), float("nan") in Range()
@@ -42,11 +46,12 @@ class Range:
   low: float = -_LARGEST
   high: float = _LARGEST
   without: tuple[float, ...] = ()
+  is_argument: bool | None = None
 
   def __contains__(self, value: float) -> bool:
     if not self.low <= value <= self.high or value in self.without:
       return False
-    return type(value) is not float or self._holds(_float32(value))
+    return not isinstance(value, float) or self._holds(_float32(value))
 
   def _holds(self, value: float) -> bool:
     low, high = _float32(self.low), _float32(self.high)
@@ -74,6 +79,8 @@ def _float32(value: float) -> float:
 # Whole numbers. Array sizes have bounds far above real use, so that a typo gives an
 # error at once, not hours of tracing.
 Whole = Annotated[int, Range(0, 2**31 - 1)]
+Steps = Annotated[int, Range(0, 2**31 - 1, is_argument=True)]
+PositiveSteps = Annotated[int, Range(1, 2**31 - 1, is_argument=True)]
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Size = Annotated[int, Range(1, 2**20)]
 Layers = Annotated[int, Range(1, 2**10)]
@@ -90,6 +97,9 @@ Fraction = Annotated[float, Range(0.0, 1.0)]
 ProperFraction = Annotated[float, Range(0.0, 1.0, without=(1.0,))]
 PositiveFraction = Annotated[float, Range(0.0, 1.0, without=(0.0,))]
 OpenFraction = Annotated[float, Range(0.0, 1.0, without=(0.0, 1.0))]
+# Of an architecture: tables are made of them when a program is compiled.
+Constant = Annotated[float, Range(is_argument=False)]
+PositiveConstant = Annotated[float, Range(0.0, without=(0.0,), is_argument=False)]
 
 _PLAIN = {
   int: "a whole number",
@@ -140,6 +150,13 @@ def of(hint: Any) -> list[tuple[type, Range | None]]:
     elif kind in (int, float):
       found.append((kind, allowed))
   return found
+
+
+def is_argument(value: Any, hint: Any) -> bool:
+  """Whether a value of this hint is a number that programs take as an argument."""
+  chosen = {kind: a.is_argument for kind, a in of(hint) if a and kind is type(value)}
+  is_float = type(value) is float
+  return is_float if chosen.get(type(value)) is None else chosen[type(value)]
 
 
 def text(hint: Any) -> str:
@@ -224,7 +241,7 @@ def _check(value: Any, hint: Any, path: str) -> None:
       inner = typing.get_args(kind)[0]
       for i, item in enumerate(value):
         _check(item, inner, f"{path}[{i}]")
-    elif type(value) in (int, float):  # a traced array has no value yet
+    elif isinstance(value, int | float):  # a traced array has no value yet
       _within(value, allowed, path)
 
 
@@ -232,7 +249,7 @@ def _within(value: Any, allowed: Range | None, path: str) -> Any:
   if allowed is None or value in allowed:
     return value
   note = ""
-  if type(value) is float and allowed.low <= value <= allowed.high:
+  if isinstance(value, float) and allowed.low <= value <= allowed.high:
     if value not in allowed.without:
       note = f" (as float32 it is {_float32(value):g})"
   raise InputError(f"{path}={shown(value)} must be {allowed}{note}")

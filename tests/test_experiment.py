@@ -60,7 +60,7 @@ def test_model_flops_of_images_are_those_of_the_step(spec, overrides):
   step = steps.make_step(learner, optimizer, layout=layout, decay=0.9)
   state = experiment.abstract_state(optimizer)
   assert work == {
-    "mfu": flops.count(step, state, experiment.frozen, experiment.batch())
+    "mfu": flops.count(step, state, experiment.frozen, experiment.batch(), {})
   }
   if "network" in experiment.config["task"]:
     assert make(spec, *overrides, "task.network.remat=full").flops_per_step() == work

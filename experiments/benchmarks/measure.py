@@ -53,13 +53,13 @@ def trainer(task, batch, batch_size: int):
   optimizer = optim.adamw(optim.constant(1e-4, 1000))
   state = states.create(task, optimizer, batch, layout, 0, with_ema=False)
   step = steps.make_step(task, optimizer, layout=layout)
-  work = flops.count(step, state, {}, batch)
+  work = flops.count(step, state, {}, batch, {})
   step = steps.compile_step(step, state, layout)
   batch = layout.put(batch, batch_size)
 
   def train() -> float:
     nonlocal state
-    state, metrics = step(state, {}, batch)
+    state, metrics = step(state, {}, batch, {})
     return float(metrics["loss"].value)
 
   return train, work

@@ -205,7 +205,8 @@ def _anonymous_mib() -> float:
 
 def read(to: pathlib.Path, kind: str, secs: float = 10.0) -> None:
   """Reads for some seconds; prints what a training process would see."""
-  from gen_jax.data.tokens import feed, order, rows
+  from gen_jax.data import rows
+  from gen_jax.data.tokens import feed, order
 
   before, began = _anonymous_mib(), time.perf_counter()
   stream = store.open_store(to, None).stream("train", 0.0)

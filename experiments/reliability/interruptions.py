@@ -16,8 +16,6 @@ from experiments.reliability.engine import Outcome, Trial
 
 KILLED = ("lm", "lora", "autoencoder", "diffusion")
 KILLED += ("sampling text", "sampling images", "encoding")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SIGNALS += (signal.SIGUSR1, signal.SIGUSR2)
 _NAMES = ("kills", "signals", "disks", "pairs")
 
 
@@ -62,7 +60,7 @@ def signals(place, bases, draw: random.Random) -> Iterator[Trial]:
   cycle = (*KILLED, "imports", *(["two processes"] if "two processes" in bases else []))
   while True:
     for name in cycle:
-      number, moment = draw.choice(_SIGNALS), draw.uniform(0.0, 1.0)
+      number, moment = draw.choice(processes.SIGNALS), draw.uniform(0.0, 1.0)
       which = draw.randrange(2)
       run = {"imports": _in_imports, "two processes": _in_two}.get(name, _in_one)
 
@@ -99,9 +97,6 @@ def _in_imports(place, bases, story, folder, number, moment, which) -> Outcome:
   words = [sys.executable, "-X", "importtime", "-m", "gen_jax.cli.main"]
   words += map(str, story.words(folder))
 
-  def reset():
-    return signal.signal(signal.SIGINT, signal.default_int_handler)
-
   process = subprocess.Popen(
     words,
     cwd=processes.ROOT,
@@ -109,7 +104,7 @@ def _in_imports(place, bases, story, folder, number, moment, which) -> Outcome:
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
-    preexec_fn=reset,
+    preexec_fn=processes.hear_signals,
   )
   for line in process.stderr:
     if line.rstrip().endswith(" gen_jax.system.signals"):

@@ -78,9 +78,19 @@ class Process:
     return Ended(code, out, err, time.monotonic() - self._began)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS += (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def hear_signals() -> None:
+  """In a new process: those that nohup or a shell has it ignore, too."""
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _child(body, env, out: pathlib.Path, err: pathlib.Path) -> int:
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
+  hear_signals()
   for path, number in ((out, 1), (err, 2)):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -4,7 +4,8 @@ A block of a config is {'name': ..., keyword arguments of what the name stands f
 Keys that are kinds themselves ('model', 'schedule', 'norm', ...) are built first, to
 any depth; a bare string is short for {'name': string}. Unknown names and keys raise
 `InputError` with the nearest right ones. Values are checked against the annotations of
-the arguments, numbers against their ranges. ConfigDict stops here.
+the arguments, numbers against their ranges; numbers that programs may take as arguments
+are named after their place in the config (`gen_jax.numbers`). ConfigDict stops here.
 
 Defaults are in the signatures only: a config file leaves out what it does not change,
 `resolved` writes all of them, and config.json keeps them, so that a later change of a
@@ -13,20 +14,21 @@ default changes no run.
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gen_jax import ranges
+from gen_jax import numbers, ranges
+from gen_jax.build import registry
 from gen_jax.build.tables import TABLES, Entry
 from gen_jax.types import InputError, unknown
 
 Config = Mapping[str, Any]
 BLOCKS = ("task", "data", "optimizer", "train", "mesh", "sampling")
 OPTIONAL = ("init_from", "adapter")
+IMPORTS = tuple[str, ...]  # modules or files with `gen_jax.register`
 DTYPES = ("bfloat16", "float16", "float32")
 _DEEPEST = 16  # blocks in blocks; a schedule is four deep
 _NONE = inspect.Parameter.empty  # no default
@@ -76,6 +78,8 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
       raise unknown(f"dtype (of {path})", value, DTYPES)
     if not is_block(key, hint):
       value = ranges.typed(value, hint, f"{path}.{key}")
+      if ranges.is_argument(value, hint):
+        value = numbers.named(value, f"{path}.{key}")
     elif value is None and type(None) not in ranges.options(hint):
       raise InputError(f"{path}.{key}=None must be a name or a block")
     values[key] = value
@@ -105,7 +109,7 @@ def check_config(config: Config) -> None:
     InputError: says where and what.
   """
   needed = (*BLOCKS, "seed", "evaluators")
-  known = (*needed, *OPTIONAL)
+  known = (*needed, *OPTIONAL, "imports")
   if not isinstance(config, Mapping):
     raise InputError(
       f"a config has the keys {', '.join(known)}; this is {ranges.shown(config)}"
@@ -118,6 +122,8 @@ def check_config(config: Config) -> None:
     if missing:
       raise InputError(f"the config needs {', '.join(missing)}")
     ranges.typed(config["seed"], ranges.Seed, "seed")
+    ranges.typed(config.get("imports", ()), IMPORTS, "imports")
+    registry.load(config)
     if not isinstance(config["evaluators"], Mapping):
       shown = ranges.shown(config["evaluators"])
       raise InputError(f"evaluators={shown} must be blocks by name")
@@ -178,8 +184,15 @@ def resolved(config: Config) -> dict[str, Any]:
 
   >>> resolved({"mesh": {"fsdp": 8}, "seed": 0})["mesh"]["tensor"]
   1
+
+  Raises:
+    InputError: a module of `imports` that cannot be imported.
   """
-  return _written(config, lambda value, default: True)
+  registry.load(config)
+  written = _written(config, lambda value, default: True)
+  if isinstance(config, Mapping) and (found := registry.used(config, _kind)):
+    written["imports"] = found
+  return written
 
 
 def explicit(config: Config) -> dict[str, Any]:
@@ -248,7 +261,6 @@ def default(path: str, block: Config, key: str) -> Any:
   return _default(key, p.default) if is_block(key, p.annotation) else p.default
 
 
-@functools.cache
 def _default(kind: str, made: Any) -> Any:
   """The name in configs of a default that is a constructor or function."""
   for name, entry in TABLES[kind].items() if callable(made) else ():
@@ -261,7 +273,7 @@ def hints(path: str, block: Config) -> dict[str, Any]:
   """{key: annotation} of the block at a dotted path."""
   if not path:
     blocks = dict.fromkeys((*BLOCKS, *OPTIONAL, "evaluators"), Any)
-    return {**blocks, "seed": ranges.Seed}
+    return {**blocks, "seed": ranges.Seed, "imports": IMPORTS}
   table, name = _table(path, block)
   if not table:
     return dict.fromkeys(block, Any)

@@ -1,16 +1,92 @@
-"""Config files: `path.py:arg`, a program whose get_config returns a ConfigDict."""
+"""Config files: `NAME[:ARG]`, a program whose get_config returns a ConfigDict.
 
+A name is that of a config that comes with gen_jax (`lm/pydoc`), the path of a file
+anywhere, or a module (`my_package.configs.small`). In every config `configs` is the
+package of those that come with gen_jax: `from configs import common` works anywhere. A
+config in a folder of that name finds its neighbours first, as in a clone. Modules next
+to a config can be imported as well.
+"""
+
+import contextlib
 import copy
+import importlib
 import importlib.util
+import os
 import pathlib
 import sys
 import traceback
 import types
 from typing import Any
 
+import gen_jax
 from gen_jax.build import upgrade
 from gen_jax.system import files
 from gen_jax.types import InputError, unknown
+
+_SHARED = "configs"  # the package's name in configs, and the folder's
+
+
+def home() -> pathlib.Path:
+  """The folder of the configs that come with gen_jax: in it, or, in a clone, beside."""
+  package = pathlib.Path(gen_jax.__file__).parent
+  inside = package / _SHARED
+  return inside if inside.is_dir() else package.parent / _SHARED
+
+
+def names() -> list[str]:
+  """Names of the configs that come with gen_jax, in order: 'lm/pydoc', ..."""
+  found = (p.relative_to(home()).with_suffix("") for p in home().glob("*/*.py"))
+  return sorted(name.as_posix() for name in found if name.name != "__init__")
+
+
+def find(name: str) -> pathlib.Path:
+  """The file of a config, absolute.
+
+  Args:
+    name: of one that comes with gen_jax (as `lm/pydoc` or `configs/lm/pydoc.py`), of a
+      file or of a module.
+
+  Raises:
+    InputError: there is none.
+  """
+  file = files.local(name, "--config").absolute()
+  if file.is_file():
+    return file
+  own = name.removeprefix(f"{_SHARED}/").removesuffix(".py")
+  if own in names():
+    return home() / f"{own}.py"
+  if _is_module(name):
+    with contextlib.suppress(ImportError, ValueError):  # of a package above, a script
+      spec = importlib.util.find_spec(name)
+      if spec is not None and spec.has_location:
+        return pathlib.Path(spec.origin).absolute()
+  is_path = name.endswith(".py")
+  known = (f"{_SHARED}/{own}.py" if is_path else own for own in names())
+  raise unknown("config", name, known)
+
+
+def _is_module(name: str) -> bool:
+  """Whether a name can only be that of a module."""
+  return all(map(str.isidentifier, name.split("."))) and not os.path.exists(name)
+
+
+def _importable(folder: str) -> None:
+  if folder not in sys.path:
+    sys.path.append(folder)  # last: it hides nothing
+
+
+def _share(file: pathlib.Path) -> None:
+  """Makes `configs`, and modules next to a config file, importable."""
+  own = [str(parent) for parent in file.parents if parent.name == _SHARED][:1]
+  path = [*dict.fromkeys([*own, str(home())])]
+  if [*getattr(sys.modules.get(_SHARED), "__path__", ())] != path:
+    for name in [n for n in sys.modules if n.split(".")[0] == _SHARED]:
+      del sys.modules[name]
+    package = types.ModuleType(_SHARED, "The configs that come with gen_jax.")
+    package.__path__ = path
+    sys.modules[_SHARED] = package
+  if home() not in file.parents:
+    _importable(str(file.parent))
 
 
 def module(path: str) -> types.ModuleType:
@@ -19,23 +95,20 @@ def module(path: str) -> types.ModuleType:
   Raises:
     InputError: no such file.
   """
-  file = files.path(path, "--config").absolute()
-  if not file.is_file():
-    known = map(str, pathlib.Path("configs").glob("*/*.py"))
-    raise unknown("config file", path, (f for f in known if "__" not in f))
-  # Configs import `configs.common`: make the folder above `configs` importable.
-  for parent in file.parents:
-    if parent.name == "configs" and str(parent.parent) not in sys.path:
-      sys.path.insert(0, str(parent.parent))
-  loader = importlib.util.spec_from_file_location("gen_jax_config", file)
-  loaded = importlib.util.module_from_spec(loader)
-  loader.loader.exec_module(loaded)
+  file = find(path)
+  _share(file)
+  if _is_module(path):
+    return importlib.import_module(path)
+  spec = importlib.util.spec_from_file_location(f"gen_jax_config_{file.stem}", file)
+  loaded = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = loaded  # classes look up their module
+  spec.loader.exec_module(loaded)
   return loaded
 
 
 def failure(path: str, error: Exception) -> str:
   """The error of a config file: the file, the line that raised, the error."""
-  file = str(files.path(path, "--config").absolute())
+  file = str(find(path))
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if frame.filename == file]
   where = f", line {lines[-1]}" if lines else ""
@@ -46,12 +119,13 @@ def load(spec: str) -> dict[str, Any]:
   """Runs `get_config` of a config file.
 
   Args:
-    spec: path of a Python file, and after a colon the argument of its get_config.
+    spec: see `find`, and after a colon the argument of its get_config.
 
   Raises:
     InputError: no such file, not a config, or an argument it refuses.
   """
   path, _, arg = (spec, "", "") if "://" in spec else spec.partition(":")
+  _importable(os.getcwd())  # for the name of a module
   try:
     loaded = module(path)
     if not hasattr(loaded, "get_config"):
@@ -71,7 +145,7 @@ def load(spec: str) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-  """A config as a plain dict: given as one, as a ConfigDict or as `FILE[:ARG]`.
+  """A config as a plain dict: given as one, as a ConfigDict or as `NAME[:ARG]`.
 
   Raises:
     InputError: see `load`; or none of these.
@@ -81,7 +155,7 @@ def plain(config: Any) -> dict[str, Any]:
   config = config.to_dict() if hasattr(config, "to_dict") else copy.deepcopy(config)
   if not isinstance(config, dict):
     raise InputError(
-      f"a config is 'FILE[:ARG]', a ConfigDict or a dict; this is {config!r:.40}"
+      f"a config is 'NAME[:ARG]', a ConfigDict or a dict; this is {config!r:.40}"
     )
   return _renamed(config, "given")
 

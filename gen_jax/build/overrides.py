@@ -1,6 +1,7 @@
 """Values set in a config by dotted keys, each checked for name, type and range."""
 
 import ast
+import os
 import sys
 import typing
 import warnings
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gen_jax import build, ranges
-from gen_jax.build import upgrade
+from gen_jax.build import registry, upgrade
 from gen_jax.system import files
 from gen_jax.types import InputError
 
@@ -21,6 +22,7 @@ def apply(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
   Args:
     overrides: {dotted key: value}, in order; text is read as on the command line.
   """
+  registry.load(config)
   for old, value in overrides:
     plain = value.item() if hasattr(value, "item") else value  # a NumPy number
     key, text = upgrade.key(old), value if isinstance(value, str) else repr(plain)
@@ -28,6 +30,11 @@ def apply(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
       print(f"config key {old} is now {key}; the old name goes with the next release")
     with build.pointing(config, "--config."):
       config = _set(config, key.split("."), text, key)
+    if key == "imports":  # files as seen from here
+      names = registry.named(config)
+      found = (os.path.abspath(n) if n.endswith(".py") else n for n in names)
+      config = {**config, "imports": tuple(found)}
+      registry.load(config)
   return config
 
 
@@ -64,11 +71,12 @@ def _parse_block(text: str, current: Any, path: str) -> Any:
 def _parse(text: str, current: Any, path: str, hint: Any) -> Any:
   """Reads `text` as the type of the key's annotation."""
   value, options = literal(text, path), ranges.options(hint)
+  tuples = [typing.get_args(o) for o in options if typing.get_origin(o) is tuple]
   if str in options and not (value is None and type(None) in options):
     value = text
-  elif isinstance(value, int | float) and any(
-    typing.get_origin(option) is tuple for option in options
-  ):
+  elif isinstance(value, str):
+    value = (value,) if any(str in inner for inner in tuples) else value
+  elif isinstance(value, int | float) and tuples:
     value = (value,)
   try:
     return ranges.typed(value, hint, path)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,7 +89,9 @@ def _later(fn, *injected):
   return Entry(lambda **keys: functools.partial(fn, **keys), fn, injected)
 
 
-def _model(module, config):
+def _model(module):
+  """A linen module with one field, `config`, whose keys are the block's."""
+  config = typing.get_type_hints(module)["config"]
   return Entry(lambda **keys: module(config(**keys)), config)
 
 
@@ -101,6 +104,11 @@ def _scheduled(make):
 
 def _value(value):
   return Entry(lambda: value, lambda: value)
+
+
+def _given(how, *injected):
+  """`how` for what takes arguments that no config sets."""
+  return lambda made: how(made, *injected)
 
 
 def _language_model(model, tokenizer, z_loss: ranges.NotNegative = 0.0):
@@ -161,118 +169,135 @@ def _diffusion(conditioning, **keys):
   return diffusion.Diffusion(conditioning=conditioning(vector_width=width), **keys)
 
 
-TABLES: Mapping[str, Mapping[str, Entry]] = {
+# How what a kind's name stands for becomes an entry, for what users register as well.
+HOW: Mapping[str, Callable[[Any], Entry]] = {
+  **dict.fromkeys(("model", "network", "text_encoder"), _model),
+  **dict.fromkeys(("autoencoder", "discriminator"), _model),
+  **dict.fromkeys(("activation", "remat", "scale", "template"), _value),
+  **dict.fromkeys(("rotary", "scaling", "schedule", "target", "weighting"), _plain),
+  **dict.fromkeys(("time_sampler", "codec", "condition", "source", "features"), _plain),
+  "attention": _given(_later, "num_heads", "num_groups", "dtype"),
+  "attention_impl": _given(_later, *kernels.GIVEN),
+  "norm": _later,
+  "mlp": _given(_later, "hidden", "use_bias", "init", "out_init", "dtype"),
+  "position": _given(_later, "max_length", "width"),
+  "sampler": _given(_later, "schedule"),
+  "grid": _given(_later, "schedule", "num_steps"),
+  "learning_rate": _given(_plain, "num_steps"),
+  "optimizer": _scheduled,
+  "tokenizer": _given(_later, "texts"),
+  "evaluator": _given(_plain, "experiment"),
+}
+
+
+def _all(kind, *made, **named):
+  """Entries of a kind, by the names of what they stand for, or by other names."""
+  named = {one.__name__: one for one in made} | named
+  return {name: HOW[kind](one) for name, one in named.items()}
+
+
+TABLES: Mapping[str, dict[str, Entry]] = {
   "task": {
     "language_model": _plain(_language_model, "tokenizer"),
     "diffusion": Entry(_diffusion, diffusion.Diffusion),
     "autoencoder": _plain(autoencoding.Autoencode),
   },
-  "model": {"transformer": _model(transformer.Transformer, transformer.Config)},
-  "network": {
-    "unet": _model(unet.UNet, unet.Config),
-    "dit": _model(dit.DiT, dit.Config),
-  },
+  "model": _all("model", transformer=transformer.Transformer),
+  "network": _all("network", unet=unet.UNet, dit=dit.DiT),
   "conditioning": {  # called with the network's vector width
     "none": _later(_unconditional, "vector_width"),
     "labels": _later(_labels, "vector_width"),
     "text": _later(_text, "tokenizer", "caption_length", "vector_width"),
   },
-  "attention": {
-    "transformer": _later(
-      spatial.SpatialTransformer, "num_heads", "num_groups", "dtype"
-    ),
-    "self_attention": _later(spatial.SelfAttention, "num_heads", "num_groups", "dtype"),
-  },
+  "attention": _all(
+    "attention",
+    transformer=spatial.SpatialTransformer,
+    self_attention=spatial.SelfAttention,
+  ),
   "attention_impl": {
     "xla": _value(attention.attend),
-    **{fn.__name__: _later(fn, *kernels.GIVEN) for fn in kernels.ALL},
+    **_all("attention_impl", *kernels.ALL),
   },
-  "text_encoder": {
-    "text_encoder": _model(text_encoders.TextEncoder, text_encoders.Config)
-  },
-  "norm": {"layer_norm": _later(norms.LayerNorm), "rms_norm": _later(norms.RMSNorm)},
-  "mlp": {
-    name: _later(module, "hidden", "use_bias", "init", "out_init", "dtype")
-    for name, module in (("mlp", mlp.MLP), ("gated_mlp", mlp.GatedMLP))
-  },
-  "activation": {
-    "gelu": _value(mlp.gelu),
-    "gelu_exact": _value(functools.partial(jax.nn.gelu, approximate=False)),
-    "quick_gelu": _value(mlp.quick_gelu),
-    "relu": _value(jax.nn.relu),
-    "relu_squared": _value(mlp.relu_squared),
-    "silu": _value(jax.nn.silu),
-  },
-  "position": {
-    "learned": _later(embed.LearnedPositions, "max_length", "width"),
-    "sinusoidal": _later(embed.SinusoidalPositions, "max_length", "width"),
-  },
-  "rotary": {"rotary": _plain(embed.Rotary)},
-  "scaling": {
-    "llama3": _plain(embed.Llama3Scaling),
-    "linear": _plain(embed.LinearScaling),
-  },
-  "remat": {
-    "full": _value(jax.checkpoint_policies.nothing_saveable),
-    "dots": _value(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
-  },
-  "schedule": {
-    "vp_linear": _plain(schedule.VPLinear),
-    "linear": _plain(schedule.Linear),
-    "scaled_linear": _plain(schedule.ScaledLinear),
-    "zero_terminal": _plain(schedule.ZeroTerminal),
-    "cosine": _plain(schedule.Cosine),
-    "karras": _plain(schedule.Karras),
-    "rectified_flow": _plain(schedule.RectifiedFlow),
-    "shift": _plain(schedule.Shift),
-  },
-  "target": {
-    "x0": _plain(parameterisation.X0),
-    "eps": _plain(parameterisation.Eps),
-    "v": _plain(parameterisation.V),
-    "velocity": _plain(parameterisation.Velocity),
-    "score": _plain(parameterisation.Score),
-    "edm": _plain(parameterisation.EDM),
-  },
-  "weighting": {
-    "unit": _plain(weighting.Unit),
-    "min_snr": _plain(weighting.MinSNR),
-    "edm": _plain(weighting.EDMWeight),
-    "sigmoid": _plain(weighting.Sigmoid),
-  },
-  "time_sampler": {
-    "uniform": _plain(corrupt.UniformTime),
-    "stratified": _plain(corrupt.StratifiedTime),
-    "logit_normal": _plain(corrupt.LogitNormalTime),
-    "lognormal_sigma": _plain(corrupt.LogNormalSigma),
-  },
-  "codec": {
-    "identity": _plain(codec.identity),
-    "affine": _plain(codec.affine),
-    "patches": _plain(codec.patches),
-    "latent": _plain(autoencoding.codec),
-  },
-  "condition": {make.__name__: _plain(make) for make in condition.ALL},
-  "autoencoder": {
-    "autoencoder": _model(autoencoder.Autoencoder, autoencoder.Config),
-    "tiny": _model(tiny_autoencoder.TinyAutoencoder, tiny_autoencoder.Config),
-  },
-  "discriminator": {
-    "discriminator": _model(discriminator.Discriminator, discriminator.Config)
-  },
-  "sampler": {make.__name__: _later(make, "schedule") for make in multistep.ALL},
-  "scale": {"by_alpha": _value(samplers.by_alpha), "by_sum": _value(samplers.by_sum)},
-  "grid": {grid.__name__: _later(grid, "schedule", "num_steps") for grid in grids.ALL}
-  | {"exponential": _later(grids.uniform_logsnr, "schedule", "num_steps")},
+  "text_encoder": _all("text_encoder", text_encoder=text_encoders.TextEncoder),
+  "norm": _all("norm", layer_norm=norms.LayerNorm, rms_norm=norms.RMSNorm),
+  "mlp": _all("mlp", mlp=mlp.MLP, gated_mlp=mlp.GatedMLP),
+  "activation": _all(
+    "activation",
+    gelu=mlp.gelu,
+    gelu_exact=functools.partial(jax.nn.gelu, approximate=False),
+    quick_gelu=mlp.quick_gelu,
+    relu=jax.nn.relu,
+    relu_squared=mlp.relu_squared,
+    silu=jax.nn.silu,
+  ),
+  "position": _all(
+    "position", learned=embed.LearnedPositions, sinusoidal=embed.SinusoidalPositions
+  ),
+  "rotary": _all("rotary", rotary=embed.Rotary),
+  "scaling": _all("scaling", llama3=embed.Llama3Scaling, linear=embed.LinearScaling),
+  "remat": _all(
+    "remat",
+    full=jax.checkpoint_policies.nothing_saveable,
+    dots=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  ),
+  "schedule": _all(
+    "schedule",
+    vp_linear=schedule.VPLinear,
+    linear=schedule.Linear,
+    scaled_linear=schedule.ScaledLinear,
+    zero_terminal=schedule.ZeroTerminal,
+    cosine=schedule.Cosine,
+    karras=schedule.Karras,
+    rectified_flow=schedule.RectifiedFlow,
+    shift=schedule.Shift,
+  ),
+  "target": _all(
+    "target",
+    x0=parameterisation.X0,
+    eps=parameterisation.Eps,
+    v=parameterisation.V,
+    velocity=parameterisation.Velocity,
+    score=parameterisation.Score,
+    edm=parameterisation.EDM,
+  ),
+  "weighting": _all(
+    "weighting",
+    unit=weighting.Unit,
+    min_snr=weighting.MinSNR,
+    edm=weighting.EDMWeight,
+    sigmoid=weighting.Sigmoid,
+  ),
+  "time_sampler": _all(
+    "time_sampler",
+    uniform=corrupt.UniformTime,
+    stratified=corrupt.StratifiedTime,
+    logit_normal=corrupt.LogitNormalTime,
+    lognormal_sigma=corrupt.LogNormalSigma,
+  ),
+  "codec": _all(
+    "codec",
+    identity=codec.identity,
+    affine=codec.affine,
+    patches=codec.patches,
+    latent=autoencoding.codec,
+  ),
+  "condition": _all("condition", *condition.ALL),
+  "autoencoder": _all(
+    "autoencoder",
+    autoencoder=autoencoder.Autoencoder,
+    tiny=tiny_autoencoder.TinyAutoencoder,
+  ),
+  "discriminator": _all("discriminator", discriminator=discriminator.Discriminator),
+  "sampler": _all("sampler", *multistep.ALL),
+  "scale": _all("scale", samplers.by_alpha, samplers.by_sum),
+  "grid": _all("grid", *grids.ALL, exponential=grids.uniform_logsnr),
   "sampling": {"text": _plain(generate.Sampling), "image": _plain(diffusion.Sampling)},
-  "learning_rate": {
-    make.__name__: _plain(make, "num_steps")
-    for make in (optim.constant, optim.cosine, optim.linear, optim.wsd)
-  },
-  "optimizer": {
-    make.__name__: _scheduled(make)
-    for make in (optim.adamw, optim.muon, optim.lion, optim.adafactor, optim.sgd)
-  },
+  "learning_rate": _all(
+    "learning_rate", optim.constant, optim.cosine, optim.linear, optim.wsd
+  ),
+  "optimizer": _all(
+    "optimizer", optim.adamw, optim.muon, optim.lion, optim.adafactor, optim.sgd
+  ),
   "dataset": {
     "text": _plain(datasets.TextData),
     "packed_text": _plain(datasets.PackedText),
@@ -282,41 +307,40 @@ TABLES: Mapping[str, Mapping[str, Entry]] = {
     "edits": _plain(datasets.EditData, "prompts"),
     "latents": _plain(datasets.LatentData, "prompts"),
   },
-  "source": {
-    "pydoc": _plain(embedded.Pydoc),
-    "stdlib": _plain(embedded.Stdlib),
-    "docstrings": _plain(embedded.Docstrings),
-    "files": _plain(sources.TextFiles),
-    "jsonl": _plain(sources.JsonLines),
-    "alpaca": _plain(conversations.Alpaca),
-    "chats": _plain(conversations.Chats),
-    "parallel": _plain(conversations.Parallel),
-    "tfds_text": _plain(sources.TfdsText),
-    "tokens": _plain(tokens.Tokens),
-    "mixture": _plain(tokens.Mixture),
-    "repeats": _plain(repeats.Repeats),
-    "tfds_images": _plain(sources.TfdsImages),
-    "digits": _plain(digits.Digits),
-    "emoji": _plain(emoji.Emoji),
-    "dreambooth": _plain(dreambooth.DreamBooth),
-    "shapes": _plain(shapes.Shapes),
-    "image_folder": _plain(sources.ImageFolder),
-    "npz": _plain(sources.Npz),
-    "latents": _plain(latents.Latents),
-    "edits": _plain(edits.EditFolder),
-  },
-  "template": {"alpaca": _value(chat.ALPACA), "plain": _value(chat.PLAIN)},
-  "tokenizer": {
-    "bytes": _later(tokenizers.plain_bytes, "texts"),
-    "characters": _later(tokenizers.characters, "texts"),
-    "bpe": _later(tokenizers.train_bpe, "texts"),
-    "file": _later(tokenizers.from_file, "texts"),
-  },
-  "evaluator": {
-    make.__name__: _plain(make, "experiment")
-    for make in (*evaluators.ALL, *requested.ALL)
-  },
-  "features": {make.__name__: _plain(make) for make in features.ALL},
+  "source": _all(
+    "source",
+    pydoc=embedded.Pydoc,
+    stdlib=embedded.Stdlib,
+    docstrings=embedded.Docstrings,
+    files=sources.TextFiles,
+    jsonl=sources.JsonLines,
+    alpaca=conversations.Alpaca,
+    chats=conversations.Chats,
+    parallel=conversations.Parallel,
+    tfds_text=sources.TfdsText,
+    tokens=tokens.Tokens,
+    mixture=tokens.Mixture,
+    repeats=repeats.Repeats,
+    tfds_images=sources.TfdsImages,
+    digits=digits.Digits,
+    emoji=emoji.Emoji,
+    dreambooth=dreambooth.DreamBooth,
+    shapes=shapes.Shapes,
+    image_folder=sources.ImageFolder,
+    npz=sources.Npz,
+    latents=latents.Latents,
+    edits=edits.EditFolder,
+  ),
+  "template": _all("template", alpaca=chat.ALPACA, plain=chat.PLAIN),
+  "tokenizer": _all(
+    "tokenizer",
+    tokenizers.characters,
+    bytes=tokenizers.plain_bytes,
+    bpe=tokenizers.train_bpe,
+    file=tokenizers.from_file,
+  ),
+  "evaluator": _all("evaluator", *evaluators.ALL, *requested.ALL),
+  "features": _all("features", *features.ALL),
   "train": {"train": _plain(loop.Config)},
   "init_from": {"init_from": _plain(init_from.InitFrom)},
   "adapter": {"lora": _plain(lora.LoRA)},

@@ -4,13 +4,15 @@ A and B are workdirs, several of one config separated by commas (its seeds), or 
 a recorded sweep: results.json#overrides.
 """
 
+from __future__ import annotations
+
 import pathlib
 
+from gen_jax.errors import InputError, unknown
 from gen_jax.runs import workdir
 from gen_jax.sweeps import ledger, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators
-from gen_jax.types import InputError, unknown
 
 
 def add_arguments(parser) -> None:

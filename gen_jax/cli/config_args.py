@@ -5,7 +5,7 @@ import importlib
 import os
 from typing import Any
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 # Where these stand now; the names here go with the next release.
 _MOVED = {"load": "config_files", "module": "config_files", "apply": "overrides"}

@@ -1,5 +1,7 @@
 """`gen-jax doctor`: is this machine ready, and how fast is it?"""
 
+from __future__ import annotations
+
 import importlib.metadata
 import os
 import platform
@@ -8,7 +10,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 PACKAGES = (
@@ -31,7 +32,7 @@ def add_arguments(parser) -> None:
 
 def _gemm_gflops(size: int = 1024, repeats: int = 10) -> float:
   """Median GFLOP/s of a float32 matrix product on one device."""
-  x = jnp.ones((size, size))
+  x = jax.numpy.ones((size, size))
   multiply = jax.jit(lambda a: a @ a)
   multiply(x).block_until_ready()
   secs = []

@@ -3,20 +3,20 @@
 A model that was trained on instructions (task.condition=instruction) needs no mask.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 
 import numpy as np
 
 from gen_jax.cli import flags
-from gen_jax.families import images
-from gen_jax.inference import drawing, sheets
+from gen_jax.inference import drawing, settings, sheets
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files, folders
 
-IMAGE = tuple(name for name in images.SETTINGS if name != "size")  # that of the image
-EDIT = dataclasses.fields(drawing.Edit)
+IMAGE = tuple(n for n in settings.IMAGE_SETTINGS if n != "size")  # that of the image
 
 
 def add_arguments(parser) -> None:
@@ -54,6 +54,12 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw"
   )
+  parser.add_argument(
+    "--resize",
+    type=int,
+    metavar="PIXELS",
+    help="cut the centre of image and mask and scale it to this side, as training does",
+  )
   parser.add_argument("--num", type=int, default=1, help="how many, each by its seed")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
@@ -65,6 +71,11 @@ def add_arguments(parser) -> None:
     metavar="DIR",
     help="another one for the same latents",
   )
+  parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
+  _add_sampling(parser)
+
+
+def _add_sampling(parser) -> None:
   group = parser.add_argument_group(
     "how to draw (default: the config's sampling block)"
   )
@@ -73,7 +84,6 @@ def add_arguments(parser) -> None:
   group.add_argument(
     "--image_guidance_scale", help="to hold on to the image; 1 is none"
   )
-  parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
 
 
 def run(args) -> dict:
@@ -81,7 +91,8 @@ def run(args) -> dict:
   drawing.check(args.num, args.seed)
   opened = runs.open_run(args.workdir, args.overrides)
   given = flags.given(args, (*IMAGE, "image_guidance_scale"))
-  edit = drawing.Edit(**{f.name: getattr(args, f.name) for f in EDIT})
+  names = (field.name for field in dataclasses.fields(drawing.Edit))
+  edit = drawing.Edit(**{name: getattr(args, name) for name in names})
   opened.check_edit(edit, given)
   opened = opened.configured({f"sampling.{k}": v for k, v in given.items()})
   opened = dataclasses.replace(opened, autoencoder=args.autoencoder)
@@ -108,6 +119,7 @@ def _how(args, opened: runs.Run, weights: weighing.Weights, strength: float) -> 
     "mask": args.mask and str(args.mask),
     "mask_sha256": args.mask and files.sha256(args.mask),
     "outpaint": args.outpaint,
+    "resize": args.resize,
     "strength": strength,
     "invert": args.invert,
     "vary": args.vary,
@@ -118,7 +130,7 @@ def _how(args, opened: runs.Run, weights: weighing.Weights, strength: float) -> 
 
 def _compare(folder: pathlib.Path, image: np.ndarray, result: dict) -> None:
   """Writes the image and its edits side by side; says how many pixels are as before."""
-  paths = [pathlib.Path(one["path"]) for one in result["samples"]]
+  paths = [files.path(one["path"], "path") for one in result["samples"]]
   shown, path = np.stack([image, *map(sheets.open_own, paths)]), "before_after.png"
   sheets.save_sheet(folder / path, shown[None])
   kept, total = int((shown[1:] == image).all((0, -1)).sum()), image[..., 0].size

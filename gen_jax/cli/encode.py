@@ -1,5 +1,7 @@
 """`gen-jax encode`: an autoencoder's latents, measured and kept on disk."""
 
+from __future__ import annotations
+
 import contextlib
 import pathlib
 from collections.abc import Sequence
@@ -8,14 +10,14 @@ from typing import Any
 from gen_jax import tree
 from gen_jax.cli import flags
 from gen_jax.data import latents, sources
+from gen_jax.errors import InputError
 from gen_jax.inference import codes
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders, progress
-from gen_jax.types import InputError
 
 SPLITS = ("train", "validation")
-PIECE = 16 * codes.BATCH_SIZE  # examples that are kept when the command is interrupted
+PIECE = 512  # examples that an interrupted command keeps: some batches of `codes`
 
 
 def add_arguments(parser) -> None:
@@ -23,7 +25,7 @@ def add_arguments(parser) -> None:
   flags.add_model(parser)
   parser.add_argument(
     "--to",
-    action=flags.Path,
+    action=flags.LocalPath,
     metavar="DIR",
     help="new folder for the codes of all data",
   )

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 Command = tuple[str, ...]
 # Words that commands and shells take for nothing but names.

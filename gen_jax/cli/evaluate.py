@@ -3,6 +3,8 @@
 They are of the config's evaluators, or of those that the flags stand for.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
@@ -10,11 +12,11 @@ import pathlib
 from collections.abc import Mapping
 
 from gen_jax.cli import evaluate_images, flags, hosts
+from gen_jax.errors import InputError
 from gen_jax.inference import sheets
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders
-from gen_jax.types import InputError
 
 _PARTIAL = "evaluation.partial"  # folder of what an interrupted command has done
 
@@ -111,13 +113,14 @@ def _requested(args, opened: runs.Run, other: dict) -> dict:
   else:
     result, about = {**result, "weights": weights.name, **about}, {}
     _show(result)
-  home, keep = args.workdir / _PARTIAL, {}
+  home, keep = args.workdir / _PARTIAL, [folders.nothing_kept] * len(evals)
   with contextlib.ExitStack() as stack:
-    if protocol and not folder and (made_by := weights.provenance())["sha256"]:
-      stack.enter_context(folders.unfinished(home, {**made_by, **protocol}))
-      keep["keep"] = functools.partial(folders.kept, home)
-    for evaluator in evals:
-      found = dict(evaluator(*given, **keep))
+    if not folder and (made_by := weights.provenance())["sha256"]:
+      known = {**made_by, **(protocol or result)}
+      stack.enter_context(folders.unfinished(home, known))
+      keep = [functools.partial(folders.kept, home / str(i)) for i in range(len(evals))]
+    for evaluator, kept in zip(evals, keep, strict=True):
+      found = dict(evaluator(*given, kept))
       if (sheet := found.pop("nearest", None)) is not None:
         of = "images, each with the nearest three of training"
         of += f", in {protocol['features']}"

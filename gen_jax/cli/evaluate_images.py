@@ -4,14 +4,16 @@ A figure holds for its protocol alone: how many images, against which, cut how, 
 which features, drawn how. Two files whose protocols differ are not compared.
 """
 
+from __future__ import annotations
+
 import argparse
 import pathlib
 from typing import Any
 
 from gen_jax import build
 from gen_jax.cli import flags
+from gen_jax.errors import InputError, unknown
 from gen_jax.system import files
-from gen_jax.types import InputError, unknown
 
 FLAGS = {
   "images": "N to draw for captions of the split; an autoencoder: to draw again",

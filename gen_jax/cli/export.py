@@ -1,9 +1,11 @@
 """`gen-jax export`: a workdir's model as transformers or diffusers load it."""
 
+from __future__ import annotations
+
 from gen_jax.cli import flags
 from gen_jax.convert import target
+from gen_jax.errors import InputError, unknown
 from gen_jax.runs import run as runs
-from gen_jax.types import InputError, unknown
 
 
 def add_arguments(parser) -> None:

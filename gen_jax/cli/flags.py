@@ -8,10 +8,18 @@ from gen_jax.system import files
 
 
 class Path(argparse.Action):
-  """A flag that becomes a `pathlib.Path`; `files.path` says which are refused."""
+  """A flag that becomes a path; `files.path` says which are refused."""
 
   def __call__(self, parser, namespace, value, option_string=None) -> None:
-    setattr(namespace, self.dest, files.path(value, option_string))
+    name = option_string or self.metavar
+    setattr(namespace, self.dest, None if value is None else files.path(value, name))
+
+
+class LocalPath(Path):
+  """A flag that becomes a `pathlib.Path` of this disk; `files.local` refuses others."""
+
+  def __call__(self, parser, namespace, value, option_string=None) -> None:
+    setattr(namespace, self.dest, files.local(value, option_string or self.dest))
 
 
 class Paths(argparse.Action):
@@ -33,6 +41,16 @@ def add(parser, named: Mapping[str, Mapping[str, Any]]) -> None:
   for name, how in named.items():
     path = {"action": Path} if how.get("metavar") == "DIR" else {}
     parser.add_argument(f"--{name}", **path, **how)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+  """The flag of every command that takes a config."""
+  parser.add_argument(
+    "--config",
+    required=True,
+    metavar="CONFIG[:ARG]",
+    help="a name of `gen-jax list`, a file, a module, or the workdir of another run",
+  )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

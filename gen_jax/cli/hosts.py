@@ -28,12 +28,11 @@ from typing import Any
 
 import jax
 from absl import flags
-from jax._src import clusters  # the detection behind jax.distributed.initialize
 
 from gen_jax.cli import rendezvous
+from gen_jax.errors import InputError, Unavailable
 from gen_jax.runs import workdir
 from gen_jax.system import files, signals
-from gen_jax.types import InputError
 
 _BAD_INPUT = 2
 _PATIENCE = 6.0  # times --host_timeout, until a stalled process is named
@@ -46,8 +45,7 @@ _NUMBERS = {  # Open MPI 5 no longer sets what JAX looks for
   "process_id": ("JAX_PROCESS_ID", "OMPI_COMM_WORLD_RANK"),
 }
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
-_MAX_PROCESSES = 2**16
-_MAX_SECS = 86_400.0
+_MAX_PROCESSES, _MAX_SECS = 2**16, 86_400.0
 
 
 def add_arguments(parser) -> None:
@@ -95,6 +93,8 @@ def find_place(args, environ: Mapping[str, str] = os.environ) -> Place | None:
   if number == 1:
     return None
   if None in (address, number, index):
+    from jax._src import clusters  # the detection behind jax.distributed.initialize
+
     try:
       detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
       secs = math.ceil(args.host_timeout)
@@ -377,7 +377,7 @@ def join(args, config: dict[str, Any]) -> Iterator[ProcessGroup]:
   try:
     yield group
   except BaseException as error:
-    if isinstance(error, signals.Interrupted) or signals.was_raised():
+    if isinstance(error, signals.Interrupted | Unavailable) or signals.was_raised():
       group.stop()
       raise
     if late := _late(str(error)):

@@ -1,10 +1,12 @@
 """`gen-jax illustrate`: figures about an image model, for its report."""
 
+from __future__ import annotations
+
 from gen_jax import build
 from gen_jax.cli import flags
+from gen_jax.errors import InputError
 from gen_jax.inference import figures, sheets
 from gen_jax.runs import run as runs
-from gen_jax.types import InputError
 
 _COMPARED = (
   ("scales", float, (1.0, 2.0, 4.0, 8.0)),

@@ -1,5 +1,7 @@
 """`gen-jax import`: released weights in, a workdir out that samples and evaluates."""
 
+from __future__ import annotations
+
 import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,7 +11,6 @@ import optax
 
 from gen_jax import experiment as experiments
 from gen_jax import safetensors, tree
-from gen_jax.build import overrides as overriding
 from gen_jax.cli import flags
 from gen_jax.convert import (
   architectures,
@@ -24,10 +25,10 @@ from gen_jax.convert import (
   taesd,
 )
 from gen_jax.data import kept, latents, tokenizers
+from gen_jax.errors import InputError
 from gen_jax.runs import importing, lease, workdir
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
@@ -69,6 +70,12 @@ def add_arguments(parser) -> None:
   )
 
 
+def _overridden(config: dict[str, Any], args) -> dict[str, Any]:
+  from gen_jax.build import overrides as overriding  # see `lazy`
+
+  return overriding.apply(config, args.overrides)
+
+
 def run(args) -> dict:
   """Checks everything, reads the weights, and only then writes."""
   directory = args.workdir
@@ -90,7 +97,7 @@ def run(args) -> dict:
   block = {**block, "scan_layers": args.scan_layers}
   tokenizer = _tokenizer(source.folder, block["vocab_size"], args.padded_vocab)
   config = _config(block, directory, args.text)
-  config = overriding.apply(config, args.overrides)
+  config = _overridden(config, args)
   experiment = experiments.make(config, None)
   abstract = experiment.abstract_state(optax.identity()).params
   places = huggingface.match(tensors, architecture, abstract, biasless)
@@ -146,7 +153,7 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
   )
   drawn = {"sampler": opened.sampler, "grid": opened.grid, "num_steps": 50}
   config["sampling"] |= drawn
-  config = overriding.apply(config, args.overrides)
+  config = _overridden(config, args)
   experiment = experiments.make(config, None)
   models = opened.models()
   abstract = {
@@ -200,7 +207,7 @@ def _dit(args, source: hub.Source, directory: pathlib.Path) -> dict:
   )
   drawn = {"sampler": opened.scheduler.sampler, "grid": opened.scheduler.grid}
   config["sampling"] |= {**drawn, "num_steps": 50, "guidance_scale": 4.0}
-  config = overriding.apply(config, args.overrides)
+  config = _overridden(config, args)
   experiment = experiments.make(config, None)
   abstract, frozen = experiment.abstract_params(), experiment.frozen["autoencoder"]
   places = dit.match(opened.model(), opened.tensors["transformer"], abstract)
@@ -242,7 +249,7 @@ def _autoencoder(args, source: hub.Source, directory: pathlib.Path) -> dict:
   block = taesd.block(tensors)
   task = {"name": "autoencoder", "autoencoder": block, "kl_weight": 0.0}
   config = _image_config(task, image_size=512, channels=3)
-  config = overriding.apply(config, args.overrides)
+  config = _overridden(config, args)
   abstract = experiments.make(config, None).abstract_params()["autoencoder"]
   weights = matching.load(taesd.match(tensors, abstract), abstract)
   origin = _origin(source, "TAESD", source.folder, tensors.values())

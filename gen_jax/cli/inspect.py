@@ -1,4 +1,6 @@
-"""`gen-jax inspect`: what a workdir holds, with a hash of each part of the state."""
+"""`gen-jax inspect`: what a workdir holds, with hashes; how an image was made."""
+
+from __future__ import annotations
 
 import jax
 
@@ -6,16 +8,21 @@ from gen_jax import tree
 from gen_jax.cli import config_args, flags
 from gen_jax.cost import plan
 from gen_jax.data import batches
+from gen_jax.errors import InputError
 from gen_jax.inference import sheets
 from gen_jax.runs import run as runs
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax inspect --help`."""
   parser.add_argument(
-    "--workdir", action=flags.Path, required=True, help="folder of a training run"
+    "image",
+    nargs="?",
+    action=flags.Path,
+    metavar="IMAGE",
+    help="a PNG that gen-jax has drawn: says how, instead",
   )
+  parser.add_argument("--workdir", action=flags.Path, help="folder of a training run")
   parser.add_argument(
     "--checkpoint", default="latest", help="latest (default), best, or a step"
   )
@@ -26,6 +33,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
+  if (args.workdir is None) == (args.image is None):
+    raise InputError("give --workdir of a run, or the path of an IMAGE; not both")
+  if args.image is not None:
+    about = sheets.about_image(args.image)
+    for name, value in about.items():
+      print(f"{name:24} {value}")
+    return about
   opened = runs.open_run(args.workdir, args.overrides)
   if args.step is not None:
     return _batch(opened, args.step)

@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 
 from gen_jax.cli import engines
+from gen_jax.errors import InputError, unknown
 from gen_jax.system import files
-from gen_jax.types import InputError, unknown
 
 COMMANDS = ("train", "evaluate", "sample")  # those that run as several processes
 ENGINES = {
@@ -23,6 +23,7 @@ ENGINES = {
   "slurm": engines.slurm,
   "sky": engines.sky,
 }
+_TRIED = ("ssh",)  # with real processes, on one machine
 _BAD_INPUT = 2  # the exit code of what starting again does not mend
 _MAX_RETRIES = 1000
 _GRACE_SECS = 120.0  # to save and stop, before the connections are cut
@@ -34,7 +35,14 @@ def add_arguments(parser) -> None:
     "gen-jax launch --on ENGINE [flags] -- train --config ... --workdir ..."
   )
   add, job = parser.add_argument, engines.Job
-  add("--on", required=True, metavar="ENGINE", help=", ".join(ENGINES))
+  untried = ", ".join(name for name in ENGINES if name not in _TRIED)
+  add(
+    "--on",
+    required=True,
+    metavar="ENGINE",
+    help=f"{', '.join(_TRIED)}; {untried} were written from their documentation and"
+    " never run",
+  )
   add("--hosts", metavar="A,B,...", help="ssh: the hosts; the first is process 0")
   add("--name", default=job.name, help="of the TPU VM or the job")
   add("--zone", help="tpu-vm: where it is")

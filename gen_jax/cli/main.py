@@ -3,7 +3,8 @@
 Bad input prints one line and exits with 2, what should not happen names a file to send
 and exits with 70. With --json the last line of stdout is one JSON object.
 
-What takes long to import is imported in functions: signals are heard before.
+What takes long to import is imported once a command's words are right, after signals
+are heard: `--help` and typing errors import no jax.
 """
 
 import argparse
@@ -23,9 +24,13 @@ import threading
 import traceback
 from typing import NoReturn
 
-from gen_jax.system import signals
+import gen_jax
+from gen_jax import errors
+from gen_jax.cli import config_args
+from gen_jax.system import compilation, lazy, signals
 
 COMMANDS = {
+  "list": "the configs that come with gen_jax: sizes, and what each needs",
   "train": "train a model from a config; the same command resumes",
   "sample": "draw text or images from a trained model",
   "plan": "compile a config for chips that are not here; say what it costs",
@@ -53,24 +58,19 @@ class _Parser(argparse.ArgumentParser):
   """Says what is wrong in one line."""
 
   def error(self, message: str):
-    from gen_jax import types
-
-    raise types.InputError(f"{message} (see {self.prog} --help)")
+    raise errors.InputError(f"{message} (see {self.prog} --help)")
 
 
 def _check_flags(words: list[str], parser: argparse.ArgumentParser) -> None:
   """Before argparse, which would first miss what a misspelt flag was meant to give."""
-  from gen_jax import types
-  from gen_jax.cli import config_args
-
   flags = [s for a in parser._actions for s in a.option_strings if s.startswith("--")]
   for word in words:
     name = word.split("=")[0]
     if name.startswith("--") and " " not in name and name not in flags:
       hint = config_args.flag_hint(word, words) if "--config" in flags else None
       if hint:
-        raise types.InputError(f"unknown flag {name!r}: did you mean {hint}?")
-      raise types.unknown("flag", name, flags)
+        raise errors.InputError(f"unknown flag {name!r}: did you mean {hint}?")
+      raise errors.unknown("flag", name, flags)
 
 
 def _renamed(argv: list[str]) -> list[str]:
@@ -90,6 +90,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     prog="gen-jax",
     description="Decoder-only transformers and text-conditioned diffusion in JAX.",
   )
+  version = f"gen-jax {gen_jax.__version__}"
+  parser.add_argument("--version", action="version", version=version)
   commands = parser.add_subparsers(dest="command", metavar="command", required=True)
   parsers = {}
   for name, summary in COMMANDS.items():
@@ -128,10 +130,6 @@ def run(argv: list[str]) -> dict:
   Raises:
     InputError: bad input.
   """
-  with signals.importing():
-    from gen_jax import types
-    from gen_jax.cli import config_args
-
   parser, parsers = _parser()
   if not argv:
     parser.print_help()
@@ -141,23 +139,28 @@ def run(argv: list[str]) -> dict:
     at = argv.index("--")
     argv, remote = argv[:at], argv[at + 1 :]
   if command not in parsers and not command.startswith("-"):
-    raise types.unknown("command", command, COMMANDS)
+    raise errors.unknown("command", command, COMMANDS)
   if command in parsers:
-    # The command's module imports jax; --help and typing errors need not wait for it.
-    with signals.importing():
+    with signals.importing(), lazy.imports():
       module = _add_arguments(command, parsers[command])
-    if "jax" in sys.modules:  # `launch` does without
-      _pass_over_absent_tpus()
   overrides, words = config_args.split_overrides(_renamed(argv))
   _check_flags(words, parsers.get(command, parser))
   args, extra = parser.parse_known_args(words)
   if extra:
-    raise types.InputError(
+    raise errors.InputError(
       f"unexpected argument {extra[0]!r} (see {parser.prog} {args.command} --help)"
     )
   if overrides and not {"config", "checkpoint", "from"} & vars(args).keys():
-    raise types.InputError(f"{args.command} takes no --config.* overrides")
+    raise errors.InputError(f"{args.command} takes no --config.* overrides")
   args.overrides, args.words = overrides, remote
+  with signals.importing():
+    lazy.load()
+  if "jax" in sys.modules:  # `launch` does without
+    _pass_over_absent_tpus()
+    # What is compiled for chips that are not here cannot be read back.
+    cached = contextlib.nullcontext() if command == "plan" else compilation.kept()
+    with cached, compilation.shown():
+      return module.run(args)
   return module.run(args)
 
 
@@ -226,7 +229,7 @@ def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
   except OSError:
     _silence(1)
-  jax = sys.modules.get("jax")
+  jax = lazy.loaded("jax")
   if jax is not None and jax.distributed.is_initialized():
     os._exit(code)
   sys.exit(code)
@@ -260,13 +263,13 @@ def _run(argv: list[str]) -> dict:
 
 
 def _explain(error: Exception, argv: list[str]) -> NoReturn:
-  from gen_jax import types  # imports jax: not before signals are heard
-
   try:
     raise error
-  except types.Diverged as error:
+  except errors.Diverged as error:
     _fail(str(error), os.EX_DATAERR)
-  except types.InputError as error:
+  except errors.Unavailable as error:
+    _fail(str(error), os.EX_TEMPFAIL)
+  except errors.InputError as error:
     _fail(str(error))
   except BrokenPipeError:  # `gen-jax ... | head` has seen enough
     _silence(1)

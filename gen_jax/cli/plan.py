@@ -1,19 +1,18 @@
 """`gen-jax plan`: the real program for the real chips, compiled without them."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import pathlib
 from typing import Any
 
-import jax
-
+from gen_jax import errors, tree
 from gen_jax import experiment as experiments
-from gen_jax.build import config_files
-from gen_jax.build import overrides as overriding
 from gen_jax.cli import flags
 from gen_jax.cost import chips, plan
-from gen_jax.cost.chips import GIB
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
+from gen_jax.runs import run as runs
 
 ASSUMED = (
   "bounds, not forecasts: peaks as their makers print them, everything overlapped,"
@@ -23,9 +22,12 @@ ASSUMED = (
 
 def add_arguments(parser) -> None:
   """See `gen-jax plan --help`."""
-  parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+  flags.add_config(parser)
   parser.add_argument(
-    "--topology", required=True, help="chips to compile for, as v5e:2x4 or v5p:4x4x4"
+    "--topology",
+    required=True,
+    help="chips to compile for: v5e:2x4, v5p:4x4x4 or Cloud's v5litepod-8; with --mfu"
+    " also a100:256 or h100:8, by formula",
   )
   parser.add_argument(
     "--sample", action="store_true", help="the loop that draws, not the training step"
@@ -40,12 +42,22 @@ def add_arguments(parser) -> None:
     "--limit", type=int, default=12, help="programs that --search compiles (12)"
   )
   parser.add_argument(
-    "--figure", action=flags.Path, metavar="PNG", help="where --search draws its plans"
+    "--figure",
+    action=flags.LocalPath,
+    metavar="PNG",
+    help="where --search draws its plans",
   )
   parser.add_argument(
-    "--compare", metavar="FILE[:ARG]", help="a second config to compare with"
+    "--compare", metavar="CONFIG[:ARG]", help="a second config to compare with"
   )
-  parser.add_argument("--price", type=float, help="USD for a chip-hour")
+  parser.add_argument(
+    "--price",
+    type=float,
+    help=f"USD for a chip-hour (TPUs: list prices of {chips.PRICES_OF})",
+  )
+  parser.add_argument(
+    "--mfu", type=float, help="expected share of the peak, in (0, 1]: adds a forecast"
+  )
   budget = parser.add_mutually_exclusive_group()
   budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")
   budget.add_argument("--images", type=float, help="the same for images")
@@ -57,18 +69,24 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Compiles and prints; see `--help`."""
+  if args.mfu is not None and not 0 < args.mfu <= 1:
+    raise InputError(f"--mfu={args.mfu} must be in (0, 1]: 0.4 for 40 %")
   for name in ("limit", "price", "tokens", "images"):
     if (value := getattr(args, name)) is not None and not value > 0:
       raise InputError(f"--{name}={value} must be a number above 0")
   if not args.search and args.figure:
     raise InputError("--figure is of what --search finds; give both")
+  import jax  # here: see `lazy`
+
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.
   jax.config.update("jax_platforms", "cpu")
   topology = chips.topology(args.topology)
+  if args.price is None:
+    args.price = topology.chip.usd_per_hour
   specs = [args.config] + ([args.compare] if args.compare else [])
-  configs = [
-    overriding.apply(config_files.load(spec), args.overrides) for spec in specs
-  ]
+  configs = [runs.fresh(spec, None, args.overrides).config for spec in specs]
+  if not topology.devices:
+    return _by_formula(configs[0], topology, args)
   if args.search:
     return _search(configs[0], topology, args)
   results = [_plan(config, topology, args) for config in configs]
@@ -87,14 +105,10 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
   Raises:
     InputError: also where the compiler runs out of the chip's memory.
   """
+  import jax
+
   experiment = experiments.make(config, None, devices=topology.devices)
-  data = experiment.data
-  budget, unit = args.tokens or args.images, "tokens" if args.tokens else "images"
-  if budget and unit != data.unit:
-    raise InputError(f"this config counts {data.unit}: use --{data.unit}")
-  steps = experiment.train.num_steps
-  if budget:
-    steps = math.ceil(budget / data.items_per_step)
+  steps = _num_steps(experiment, args)
   try:
     draft = (plan.sampling if args.sample else plan.training)(experiment)
     program = plan.compile(draft, plan.QUICK if args.quick else None)
@@ -103,36 +117,85 @@ def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
     if found is None:
       raise
     raise plan.too_large(experiment, *found) from None
+  whole = (topology, 1 if args.sample else steps, args.price)
   return {
-    "unit": data.unit,
+    "unit": experiment.data.unit,
     **plan.describe(experiment, program),
-    **plan.price(program, topology, 1 if args.sample else steps, args.price),
+    **plan.price(program, *whole),
+    **({"forecast": plan.forecast(program, *whole, args.mfu)} if args.mfu else {}),
   }
+
+
+def _num_steps(experiment, args) -> int:
+  """Steps of the budget: the config's, or as many as --tokens or --images take."""
+  data = experiment.data
+  budget, unit = args.tokens or args.images, "tokens" if args.tokens else "images"
+  if not budget:
+    return experiment.train.num_steps
+  if unit != data.unit:
+    raise InputError(f"this config counts {data.unit}: use --{data.unit}")
+  return math.ceil(budget / data.items_per_step)
+
+
+def _by_formula(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
+  """A forecast for chips without a compiler here, from the model's FLOPs alone."""
+  if not args.mfu or args.sample or args.search or args.compare or args.figure:
+    raise InputError(
+      f"--topology {topology.name} is computed by formula, from the FLOPs of a training"
+      " step: give --mfu, and neither --sample, --search nor --compare"
+    )
+  experiment = experiments.make({**config, "mesh": {}}, None)  # FLOPs know no mesh
+  draft, steps = plan.training(experiment), _num_steps(experiment, args)
+  result = {
+    "unit": experiment.data.unit,
+    "params": tree.size(draft.held["parameters"]),
+    "model_flops": draft.model_flops["mfu"],
+    "topology": topology.name,
+    "num_chips": topology.num_chips,
+    "forecast": plan.forecast(draft, topology, steps, args.price, args.mfu),
+  }
+  print(f"{result['params']:,} parameters, {result['model_flops']:.4g} FLOPs a step")
+  print(_forecast_line(result))
+  return result
+
+
+def _forecast_line(result: dict[str, Any]) -> str:
+  found, unit = result["forecast"], result["unit"]
+  return (
+    f"at MFU {found['mfu']:.1%}: {found['step_secs'] * 1e3:.4g} ms a step,"
+    f" {found['items_per_sec']:,.0f} {unit}/s; {_expense(found['cost'])}"
+  )
+
+
+def _expense(cost: dict[str, Any]) -> str:
+  usd = "" if cost["usd"] is None else f", {cost['usd']:,.0f} USD"
+  return (
+    f"{cost['num_steps']:,} steps: {cost['days']:,.2f} days,"
+    f" {cost['chip_hours']:,.0f} chip-hours{usd}"
+  )
 
 
 def _chip_lines(result: dict[str, Any]) -> list[str]:
   """What the program means on the chips."""
   capacity, peak = result["hbm_capacity_bytes"], result["peak_hbm_bytes"]
-  spare = (capacity - peak) / GIB
+  spare = (capacity - peak) / chips.GIB
   fits = f"fits, {spare:.2f} GiB to spare" if result["fits"] else "does NOT fit"
   bounds = ", ".join(f"{k} {v * 1e3:.4g} ms" for k, v in result["bounds_secs"].items())
   causal = result.get("mfu_causal_bound")
-  cost = result["cost"]
-  usd = "" if cost["usd"] is None else f", {cost['usd']:,.0f} USD"
   unit, rate = result["unit"], result["items_per_sec_bound"]
   return [
     "",
     f"{result['num_chips']} chips of {result['topology']}:"
-    f" {peak / GIB:.2f} of {capacity / GIB:.2f} GiB a device, {fits}",
+    f" {peak / chips.GIB:.2f} of {capacity / chips.GIB:.2f} GiB a device, {fits}",
     f"at least: {bounds}",
     f"step: {result['step_secs_bound'] * 1e3:.4g} ms at best, bound by"
     f" {result['bound_by']}; {result['step_secs_serial'] * 1e3:.4g} ms if nothing"
     " overlapped",
     f"at best: {rate:,.0f} {unit}/s, MFU {result['mfu_bound']:.1%}"
     + (f" ({causal:.1%} with causal attention halved)" if causal else ""),
-    f"{cost['num_steps']:,} steps at best: {cost['days']:,.2f} days,"
-    f" {cost['chip_hours']:,.0f} chip-hours{usd}",
+    f"at best: {_expense(result['cost'])}",
     f"({ASSUMED})",
+    *([_forecast_line(result)] if "forecast" in result else []),
   ]
 
 
@@ -152,15 +215,15 @@ def _beside(names: list[str], results: list[dict[str, Any]]) -> list[str]:
       [
         name,
         f"{r['params']:,}",
-        f"{r['peak_hbm_bytes'] / GIB:.2f}",
+        f"{r['peak_hbm_bytes'] / chips.GIB:.2f}",
         f"{r['model_flops']:.4g}",
         f"{r['hardware_flops']:.4g}",
-        f"{r['hbm_bytes'] / GIB:.1f}",
+        f"{r['hbm_bytes'] / chips.GIB:.1f}",
         f"{r['step_secs_bound'] * 1e3:.4g}",
         f"{r['step_secs_serial'] * 1e3:.4g}",
         f"{r['mfu_bound']:.1%}",
         r["bound_by"],
-        *(f"{size / GIB:.2f}" for size in exchanged.values()),
+        *(f"{size / chips.GIB:.2f}" for size in exchanged.values()),
       ]
     )
   if len(results) <= 2:
@@ -203,6 +266,8 @@ def _arms(config: dict, num_devices: int) -> list[dict[str, Any]]:
 
 def _search(config: dict, topology: chips.Topology, args) -> dict:
   """Compiles up to --limit arms; prints those that fit, best first, and draws them."""
+  from gen_jax.build import overrides as overriding  # see `lazy`
+
   arms, rows, refused = _arms(config, len(topology.devices)), [], {}
   for arm in arms:
     tried = len(rows) + len(refused)
@@ -234,18 +299,19 @@ def _search(config: dict, topology: chips.Topology, args) -> dict:
 
 def _draw(rows: list[dict], path: pathlib.Path, topology: chips.Topology) -> None:
   """Memory against time of every plan that fits, by what binds it."""
-  import matplotlib
+  with errors.extra("report"):
+    import matplotlib
 
   matplotlib.use("Agg")
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
   for i, row in enumerate(rows, 1):
-    at = (row["step_secs_bound"] * 1e3, row["peak_hbm_bytes"] / GIB)
+    at = (row["step_secs_bound"] * 1e3, row["peak_hbm_bytes"] / chips.GIB)
     color = f"C{sorted(row['bounds_secs']).index(row['bound_by'])}"
     axes.scatter(*at, color=color, label=f"bound by {row['bound_by']}")
     axes.annotate(str(i), at, xytext=(4, 4), textcoords="offset points")
-  axes.axhline(rows[0]["hbm_capacity_bytes"] / GIB, color="0.5", linestyle="--")
+  axes.axhline(rows[0]["hbm_capacity_bytes"] / chips.GIB, color="0.5", linestyle="--")
   axes.set(xlabel="step at best, ms", ylabel="peak memory, GiB", ylim=(0, None))
   axes.set_title(f"Plans that fit {topology.name}; numbers are places in the table")
   handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -27,7 +27,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
+from gen_jax.system import exclusive
 
 TOKEN = "GEN_JAX_TOKEN"
 _FILE = ".rendezvous"  # in the workdir, while process 0 waits for the others
@@ -112,13 +113,12 @@ def new_token(
   try:
     try:
       workdir.mkdir(parents=True, exist_ok=True)
-      file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-      with os.fdopen(file, "w") as stream:
-        stream.write(token)
+      exclusive.write_private(partial, token)
       partial.replace(path)
     except OSError as error:
       raise InputError(
-        f"cannot write to --workdir {workdir}: {error.strerror}; take another one"
+        f"cannot write to --workdir {workdir}: {error.strerror or error}; take another"
+        " one"
       ) from None
     yield token
   finally:
@@ -137,7 +137,7 @@ def find_token(
   if given := environ.get(TOKEN):
     return given
   with contextlib.suppress(OSError, ValueError):
-    os.listdir(workdir)  # network file systems look again
+    list(workdir.iterdir())  # network file systems look again
     return (workdir / _FILE).read_text()[:256] or None
   return None
 

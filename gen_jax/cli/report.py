@@ -1,4 +1,6 @@
-"""`gen-jax report`: one self-contained HTML page about one or more workdirs."""
+"""`gen-jax report`: one self-contained HTML page about workdirs, or about a sweep."""
+
+from __future__ import annotations
 
 import base64
 import json
@@ -9,10 +11,10 @@ from typing import Any, NamedTuple
 import jinja2
 
 from gen_jax.cli import flags
+from gen_jax.errors import InputError
 from gen_jax.runs import run as runs
 from gen_jax.system import files
 from gen_jax.train import curves, writers
-from gen_jax.types import InputError
 
 
 class Figure(NamedTuple):
@@ -26,13 +28,22 @@ class Figure(NamedTuple):
 
 def add_arguments(parser) -> None:
   """See `gen-jax report --help`."""
+  parser.add_argument("--workdir", action=flags.Paths, help="may be repeated")
   parser.add_argument(
-    "--workdir", action=flags.Paths, required=True, help="may be repeated"
+    "--sweep",
+    action=flags.LocalPath,
+    metavar="EXPERIMENT",
+    help="instead: a folder with a sweep.py, or its results.json",
   )
   parser.add_argument(
-    "--out", action=flags.Path, help="default: report.html in the first workdir"
+    "--to", action=flags.LocalPath, help="workdirs of --sweep; runs/NAME by default"
   )
-  parser.add_argument("--title", default="gen_jax")
+  parser.add_argument(
+    "--out",
+    action=flags.Path,
+    help="default: report.html in the first workdir, or in the sweep's",
+  )
+  parser.add_argument("--title", help="default: gen_jax, or the sweep's question")
   parser.add_argument(
     "--summary",
     action=flags.Path,
@@ -42,23 +53,39 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Writes the page and prints its path."""
-  summary = _flat(files.read_json(args.summary)) if args.summary else {}
-  sections = [_section(runs.open_run(workdir)) for workdir in args.workdir]
-  page = _template().render(title=args.title, summary=summary, runs=sections)
-  out = args.out or args.workdir[0] / "report.html"
+  if bool(args.workdir) == bool(args.sweep):
+    raise InputError("give --workdir of runs, or --sweep EXPERIMENT; not both")
+  if args.sweep:
+    from gen_jax.cli import sweep_page  # a second import loads what was put off
+
+    out, page = sweep_page.render(args, _template("sweep.html.j2"))
+  else:
+    out, page = args.workdir[0] / "report.html", _of_runs(args)
+  out = args.out or out
   out.parent.mkdir(parents=True, exist_ok=True)
   files.write(out, page)
   print(out)
   return {"report": str(out)}
 
 
-def _template() -> jinja2.Template:
-  """The page, in which every text is escaped."""
+def _of_runs(args) -> str:
+  summary = _flat(files.read_json(args.summary)) if args.summary else {}
+  sections = [_section(runs.open_run(workdir)) for workdir in args.workdir]
+  return _template("report.html.j2").render(
+    title=args.title or "gen_jax",
+    script=curves.script() if any(section["plots"] for section in sections) else None,
+    summary=summary,
+    runs=sections,
+  )
+
+
+def _template(name: str) -> jinja2.Template:
+  """A page, in which every text is escaped but for scripts and plots of ours."""
   env = jinja2.Environment(
     loader=jinja2.PackageLoader("gen_jax", "cli"), autoescape=True
   )
   env.filters |= {"base64": lambda png: base64.b64encode(png).decode(), "shown": _shown}
-  return env.get_template("report.html.j2")
+  return env.get_template(name)
 
 
 def _shown(value: Any) -> str:
@@ -88,10 +115,11 @@ def _section(run: runs.Run) -> dict[str, Any]:
   if (found := run.evaluation()) is not None:
     tables.append(("gen-jax evaluate", _flat(found)))
   frames, (texts, sampling) = curves.frames(rows, run.config), _texts(directory)
+  drawn = [curves.figure(rows, frames)] if frames else []
   return {
     "name": directory.name,
     "tables": tables,
-    "curves": curves.png(rows, frames) if frames else None,
+    "plots": [curves.html(plot, f"plot-{directory.name}") for plot in drawn],
     "texts": texts,
     "sampling": sampling,
     "figures": list(_figures(directory)),

@@ -1,20 +1,28 @@
 """`gen-jax repro EXPERIMENT`: runs a recorded sweep again; is it inside its band?"""
 
+from __future__ import annotations
+
 import pathlib
 
 from gen_jax.cli import flags
 from gen_jax.cli import sweep as sweep_command
+from gen_jax.errors import InputError
 from gen_jax.sweeps import ledger, sweep
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax repro --help`."""
   add = parser.add_argument
-  add("experiment", action=flags.Path, help="a folder with sweep.py and results.json")
+  add(
+    "experiment", action=flags.LocalPath, help="a folder with sweep.py and results.json"
+  )
   add("--smoke", action="store_true", help="the best row alone, all of its seeds")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
-  add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME-repro by default")
+  add(
+    "--to",
+    action=flags.LocalPath,
+    help="the arms' workdirs; runs/NAME-repro by default",
+  )
   parser.epilog = "Exit code 1 if any row lies outside the band of the recorded runs."
 
 

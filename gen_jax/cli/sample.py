@@ -1,12 +1,14 @@
 """`gen-jax sample`: prompts in; text to the terminal, or images into the workdir."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from gen_jax import families
 from gen_jax.cli import flags, hosts
-from gen_jax.inference import drawing
+from gen_jax.errors import InputError
+from gen_jax.inference import drawing, settings
 from gen_jax.runs import run as runs
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
@@ -23,14 +25,13 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--out", action=flags.Path, help="folder to write to; default WORKDIR/samples"
   )
-  kinds: dict[str, families.Family] = {}
-  for family in families.ALL:
-    kinds.setdefault(family.gives, family)
-  for family in kinds.values():
-    group = parser.add_argument_group(f"{family.gives} alone")
-    flags.add(group, family.flags)
-    title = f"how to draw {family.gives} (default: the config's sampling block)"
-    flags.add(parser.add_argument_group(title), family.settings)
+  for gives, own, drawing_keys in (
+    ("text", settings.TEXT_FLAGS, settings.TEXT_SETTINGS),
+    ("images", settings.IMAGE_FLAGS, settings.IMAGE_SETTINGS),
+  ):
+    flags.add(parser.add_argument_group(f"{gives} alone"), own)
+    title = f"how to draw {gives} (default: the config's sampling block)"
+    flags.add(parser.add_argument_group(title), drawing_keys)
 
 
 def run(args) -> dict:

@@ -1,12 +1,14 @@
 """`gen-jax sweep EXPERIMENT`: runs the arms that are missing and prints the table."""
 
+from __future__ import annotations
+
 import collections
 import pathlib
 import sys
 
 from gen_jax.cli import flags
+from gen_jax.errors import InputError
 from gen_jax.sweeps import ledger, sweep
-from gen_jax.types import InputError
 
 TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
 
@@ -14,10 +16,10 @@ TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
 def add_arguments(parser) -> None:
   """See `gen-jax sweep --help`."""
   add = parser.add_argument
-  add("experiment", action=flags.Path, help="a folder with a sweep.py")
+  add("experiment", action=flags.LocalPath, help="a folder with a sweep.py")
   add("--list", action="store_true", help="show the arms and what has come of them")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
-  add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME by default")
+  add("--to", action=flags.LocalPath, help="the arms' workdirs; runs/NAME by default")
   add(
     "--record",
     action="store_true",

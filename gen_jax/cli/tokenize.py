@@ -1,5 +1,7 @@
 """`gen-jax tokenize`: a corpus of any size as a token store to train from."""
 
+from __future__ import annotations
+
 import os
 
 from gen_jax import ranges
@@ -24,7 +26,11 @@ def add_arguments(parser) -> None:
     help="folder or file of a tokenizer (WORKDIR/tokenizer is one), or bytes",
   )
   parser.add_argument(
-    "--to", action=flags.Path, required=True, metavar="DIR", help="folder of the store"
+    "--to",
+    action=flags.LocalPath,
+    required=True,
+    metavar="DIR",
+    help="folder of the store",
   )
   parser.add_argument(
     "--field", default="text", help="of JSON, Parquet and data sets (default text)"

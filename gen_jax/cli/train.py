@@ -1,16 +1,18 @@
 """`gen-jax train`: a config and a workdir in, checkpoints and metrics out."""
 
+from __future__ import annotations
+
 from gen_jax.cli import config_args, flags, hosts
 from gen_jax.cost import plan
+from gen_jax.errors import InputError
 from gen_jax.runs import run as runs
 from gen_jax.runs import training
 from gen_jax.system import memory
-from gen_jax.types import InputError
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax train --help`."""
-  parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+  flags.add_config(parser)
   parser.add_argument(
     "--workdir", action=flags.Path, help="where all goes; the same one resumes"
   )

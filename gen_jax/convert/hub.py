@@ -4,10 +4,8 @@ import dataclasses
 import pathlib
 import re
 
-import huggingface_hub
-
-from gen_jax import safetensors
-from gen_jax.system import files
+from gen_jax import errors, safetensors
+from gen_jax.system import copies
 from gen_jax.types import InputError, first_line
 
 # One of these is needed for a tokenizer.
@@ -72,7 +70,7 @@ def locate(name: str, revision: str | None = None) -> Source:
   Raises:
     InputError: neither, or it cannot be downloaded.
   """
-  folder = files.path(name, "--from")
+  folder = copies.here(name, "--from")
   if folder.is_dir():
     if revision is not None:
       raise InputError(
@@ -87,6 +85,8 @@ def locate(name: str, revision: str | None = None) -> Source:
     raise InputError(f"--from {name} is {what}")
   if folder.exists() or not _ID.fullmatch(name):
     raise InputError(f"--from {name} is neither a folder nor org/name of a hub's model")
+  with errors.extra("hub"):
+    import huggingface_hub
   try:
     info = huggingface_hub.HfApi().model_info(name, revision=revision)
     commit = info.sha

@@ -2,32 +2,37 @@
 
 import contextlib
 import pathlib
-import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from gen_jax.system import files
+from gen_jax.system import copies, files
 
-NOT_FOREIGN = shutil.ignore_patterns(files.HASHES)
+NOT_FOREIGN = (files.HASHES,)
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @contextlib.contextmanager
 def whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields where to write a folder or file; it is named `target` when all is there."""
+  """Yields where to write a folder or file; it is named `target` when all is there.
+
+  It is on a disk: what goes into a bucket is copied there.
+  """
+  if not files.is_local(target):
+    with tempfile.TemporaryDirectory(prefix="gen-jax-") as scratch:
+      yield pathlib.Path(scratch) / target.name
+      copies.copy(pathlib.Path(scratch) / target.name, target)
+    return
   partial = target.with_name(f"{target.name}.partial")
   target.parent.mkdir(parents=True, exist_ok=True)
-  _remove(partial)
+  copies.remove(partial)
   try:
     yield partial
     partial.rename(target)
   except BaseException:
-    _remove(partial)
+    with contextlib.suppress(OSError):
+      copies.remove(partial)
     raise
-
-
-def _remove(path: pathlib.Path) -> None:
-  shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
 
 
 def told(args, weights, name: str, params: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A run's latent diffusion as diffusers, or Stable Diffusion's one file, holds it."""
 
-import shutil
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from gen_jax.convert import (
   stable_diffusion,
   target,
 )
-from gen_jax.system import progress
+from gen_jax.system import copies, progress
 from gen_jax.types import InputError
 
 
@@ -65,7 +64,7 @@ def export(args, opened) -> dict[str, Any]:
     else:
       partial.mkdir()
       if home := opened.tokenizer_folder:
-        shutil.copytree(home, partial / "tokenizer", ignore=target.NOT_FOREIGN)
+        copies.copy(home, partial / "tokenizer", target.NOT_FOREIGN)
       diffusers.write_folder(partial, described, plans, dtype)
   params = {name: tree.size(weights[name]) for name in models}
   return target.told(args, chosen, "Stable Diffusion", params)

@@ -2,13 +2,12 @@
 
 import json
 import pathlib
-import shutil
 from typing import Any
 
 from gen_jax import safetensors, tree
 from gen_jax.convert import architectures, huggingface, target
 from gen_jax.data import tokenizers
-from gen_jax.system import files
+from gen_jax.system import copies, files
 
 
 def export(args, opened) -> dict[str, Any]:
@@ -27,7 +26,7 @@ def export(args, opened) -> dict[str, Any]:
     if tokenizer is None:
       partial.mkdir()
     else:
-      shutil.copytree(home, partial, ignore=target.NOT_FOREIGN)
+      copies.copy(home, partial, target.NOT_FOREIGN)
       _name_tokenizer(partial)
     safetensors.write_folder(partial, plan, target.DTYPES[args.dtype])
     ids = _ids(tokenizer)

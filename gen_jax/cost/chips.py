@@ -3,6 +3,8 @@
 Numbers are peaks, so times computed from them are lower bounds.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import fnmatch
 import importlib.metadata
@@ -14,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from gen_jax.types import InputError, unknown
+from gen_jax.errors import InputError, unknown
 
 GIB = 2**30
 
@@ -31,6 +33,7 @@ class Chip:
     links: to other chips; for TPUs two per dimension of the torus.
     link_bandwidth: bytes/s of one link in one direction.
     source: of these numbers.
+    usd_per_hour: its list price at `PRICES_OF`; None: differs too much by provider.
   """
 
   kind: str
@@ -40,6 +43,7 @@ class Chip:
   links: int
   link_bandwidth: float
   source: str
+  usd_per_hour: float | None = None
 
   def links_in(self, dims: Sequence[int]) -> int:
     """Links of a chip that are connected in a slice of these dimensions."""
@@ -47,16 +51,26 @@ class Chip:
 
 
 _DOCS = "cloud.google.com/tpu/docs"
+# On demand, in the USA: cloud.google.com/tpu/pricing.
+PRICES_OF = "mid-2025"
 # The first matching kind is used: "TPU v5 lite" precedes "TPU v5".
 CHIPS: Mapping[str, Chip] = {
-  "v4": Chip("TPU v4", 275e12, 30.5 * GIB, 1228e9, 6, 50e9, f"{_DOCS}/v4"),
-  "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 4, 50e9, f"{_DOCS}/v5e"),
-  "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 6, 100e9, f"{_DOCS}/v5p"),
-  "v6e": Chip("TPU v6", 918e12, 31.25 * GIB, 1640e9, 4, 112e9, f"{_DOCS}/v6e"),
+  "v4": Chip("TPU v4", 275e12, 30.5 * GIB, 1228e9, 6, 50e9, f"{_DOCS}/v4", 3.22),
+  "v5e": Chip("TPU v5 lite", 197e12, 15.75 * GIB, 819e9, 4, 50e9, f"{_DOCS}/v5e", 1.20),
+  "v5p": Chip("TPU v5", 459e12, 95.74 * GIB, 2765e9, 6, 100e9, f"{_DOCS}/v5p", 4.20),
+  "v6e": Chip("TPU v6", 918e12, 31.25 * GIB, 1640e9, 4, 112e9, f"{_DOCS}/v6e", 2.70),
   "tpu7x": Chip("TPU7x", 2307e12, 189.5 * GIB, 7380e9, 6, 100e9, f"{_DOCS}/tpu7x"),
   "a100": Chip("NVIDIA A100", 312e12, 80e9, 2039e9, 12, 25e9, "data sheet, SXM 80 GB"),
   "h100": Chip("NVIDIA H100", 989e12, 80e9, 3350e9, 18, 25e9, "data sheet, SXM"),
 }
+
+
+def of(device: jax.Device) -> Chip | None:
+  """The data sheet of a device; None for one that has none here, such as a CPU."""
+  kind = device.device_kind
+  return next((c for c in CHIPS.values() if kind.startswith(c.kind)), None)
+
+
 # Slices for sale; others that the compiler knows are accepted too.
 SLICES: Mapping[str, tuple[str, ...]] = {
   "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
@@ -67,15 +81,21 @@ SLICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# Cloud's names of slices: v5litepod-16 and v6e-16 count chips, v5p-32 and v4-32 count
+# TensorCores, two a chip.
+_ACCELERATOR = re.compile(r"(v4|v5litepod|v5p|v6e)-(\d+)")
+_CORES_PER_CHIP = {"v4": 2, "v5p": 2}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Topology:
-  """A TPU slice as a compilation target; no TPU is needed.
+  """A TPU slice as a compilation target, or GPUs without a compiler; none is needed.
 
   Attributes:
-    name: 'v5e:2x4'.
+    name: 'v5e:2x4', 'a100:256'.
     chip: of the slice.
-    dims: chips along each dimension of the torus.
-    devices: jax's; one or two per chip.
+    dims: chips along each dimension of the torus; of GPUs: their number.
+    devices: jax's; one or two per chip, none for GPUs.
   """
 
   name: str
@@ -109,17 +129,44 @@ def _check_libtpu() -> None:
     )
 
 
+def slice_of(accelerator: str) -> str:
+  """The slice that Cloud sells under a name; other names as they are.
+
+  >>> slice_of("v5litepod-16"), slice_of("v5p-128"), slice_of("v6e:2x4")
+  ('v5e:4x4', 'v5p:4x4x4', 'v6e:2x4')
+
+  Raises:
+    InputError: no slice for sale has so many chips.
+  """
+  match = _ACCELERATOR.fullmatch(accelerator)
+  if match is None:
+    return accelerator
+  kind = match[1].replace("litepod", "e")
+  cores = _CORES_PER_CHIP.get(kind, 1)
+  sizes = {math.prod(map(int, dims.split("x"))): dims for dims in SLICES[kind]}
+  chips = int(match[2]) / cores
+  if chips not in sizes:
+    known = [f"{match[1]}-{cores * size}" for size in sizes]
+    raise unknown("accelerator type", accelerator, known)
+  return f"{kind}:{sizes[chips]}"
+
+
 def topology(name: str) -> Topology:
-  """The slice of a chip and dimensions, as 'v5p:4x4x4'.
+  """The slice of a chip and dimensions, as 'v5p:4x4x4' or 'v5litepod-16'; or GPUs.
 
   libtpu's compiler runs on any machine; no TPU is used.
 
   Raises:
     InputError: no such chip or slice, or no libtpu for this jax.
   """
+  name = slice_of(name)
   kind, _, size = name.partition(":")
+  if kind not in CHIPS:
+    raise unknown("chip (of --topology)", kind, CHIPS)
   if kind not in SLICES:
-    raise unknown("chip (of --topology)", kind, SLICES)
+    if not re.fullmatch(r"[1-9]\d{0,6}", size):
+      raise InputError(f"--topology {name!r:.80}: give the number of GPUs, as {kind}:8")
+    return Topology(name, CHIPS[kind], (int(size),), ())
   known = [f"{kind}:{dims}" for dims in SLICES[kind]]
   if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
     raise unknown("topology", name, known)

@@ -25,9 +25,8 @@ def peak(device: jax.Device) -> tuple[float, str]:
   From `chips.CHIPS`, or measured: the best of five float32 matrix products of side
   1,024 on this device (for a CPU, on all cores).
   """
-  for chip in chips.CHIPS.values():
-    if device.device_kind.startswith(chip.kind):
-      return chip.flops, f"{chip.kind}, dense bf16, as printed by its maker"
+  if chip := chips.of(device):
+    return chip.flops, f"{chip.kind}, dense bf16, as printed by its maker"
   size = 1024
   x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
   product = jax.jit(jnp.matmul)

@@ -92,9 +92,10 @@ def training(experiment: Any) -> Draft:
     decay=train.ema_decay,
   )
   frozen = experiment.abstract_frozen()
+  numbers = steps.numbers(step, state, frozen, batch)
   return Draft(
     steps.compile_step(step, state, experiment.layout),
-    (state, frozen, batch),
+    (state, frozen, batch, numbers),
     held={
       "parameters": state.params,
       "optimizer": state.opt_state,
@@ -205,6 +206,28 @@ def lines(result: dict[str, Any]) -> list[str]:
   return out
 
 
+def forecast(
+  draft: Draft,
+  topology: Topology,
+  num_steps: int,
+  usd_per_chip_hour: float | None,
+  mfu: float,
+) -> dict[str, Any]:
+  """What a run takes at an expected MFU, from the model's FLOPs; nothing is compiled.
+
+  Args:
+    num_steps: of the whole run.
+    mfu: share of the chips' peak that the model's FLOPs reach, in (0, 1].
+  """
+  secs = roofline.forecast(draft.model_flops["mfu"], mfu, topology)
+  return {
+    "mfu": mfu,
+    "step_secs": secs,
+    "items_per_sec": draft.items / secs,
+    "cost": roofline.expense(num_steps, secs, topology.num_chips, usd_per_chip_hour),
+  }
+
+
 def price(
   program: Program, topology: Topology, num_steps: int, usd_per_chip_hour: float | None
 ) -> dict[str, Any]:
@@ -252,24 +275,19 @@ def out_of_memory(text: str) -> tuple[float, float] | None:
   return float(needed) * _UNITS[unit], float(there) * _UNITS[unit_there]
 
 
-def check_fits(experiment: Any, state: PyTree, step: Any = None) -> None:
+def check_fits(experiment: Any, state: PyTree, compiled: Any = None) -> None:
   """Refuses a run that does not fit this machine, before anything is allocated.
 
   Args:
     state: of training, abstract.
-    step: the jitted training step, compiled here once for all; None: checks only the
-      state.
+    compiled: the training step; None: checks only the state.
 
   Raises:
     InputError: see `too_large`.
   """
   held = (state, experiment.abstract_frozen(), experiment.batch())
   there = memory.available(experiment.layout.replicated)
-  needed = (
-    memory.bytes_per_device(held)
-    if step is None
-    else memory.peak(step.lower(*held).compile())
-  )
+  needed = memory.bytes_per_device(held) if compiled is None else memory.peak(compiled)
   if needed > there:
     raise too_large(experiment, needed, there)
 

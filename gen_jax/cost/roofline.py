@@ -77,6 +77,11 @@ def utilisation(model_flops: float, secs: float, topology: Topology) -> float:
   return model_flops / (secs * topology.num_chips * topology.chip.flops)
 
 
+def forecast(model_flops: float, mfu: float, topology: Topology) -> float:
+  """Seconds of a step at an expected MFU; see `utilisation`."""
+  return model_flops / (mfu * topology.num_chips * topology.chip.flops)
+
+
 def expense(
   num_steps: int, secs: float, num_chips: int, price: float | None
 ) -> Mapping:

@@ -5,8 +5,7 @@ cache's folder holds the arrays and index.json with their hashes: damage is foun
 opening, and the cache is rebuilt. A process that is killed leaves a folder with what it
 has tokenised; the next one continues there.
 
-Caches are in GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else ~/.cache/gen_jax; they
-may be deleted at any time.
+Caches are in `tokens` of the cache folder; they may be deleted at any time.
 """
 
 import contextlib
@@ -51,6 +50,16 @@ class Tokens:
   ids: np.ndarray
   starts: np.ndarray
   is_answer: np.ndarray | None = None
+
+  def part(self, start: int, stop: int) -> "Tokens":
+    """Tokens start to stop, cut off at the end, as documents of their own.
+
+    `starts` count from `start`; the first is 0: the rest of a document that begins
+    before it is one.
+    """
+    inside = slice(*np.searchsorted(self.starts, (start + 1, stop)))
+    starts = np.concatenate([np.zeros(1, np.int64), self.starts[inside] - start])
+    return Tokens(self.ids[start:stop], starts)
 
   def pieces(self) -> Iterator[slice]:
     """The slice of `ids` of each document."""
@@ -182,13 +191,6 @@ def _watched(chunks: Chunks) -> Chunks:
     if now - said > _PATIENCE_SECS:
       said, rate = now, num / (now - began)
       print(f"tokenising: {num:,} tokens, {rate:,.0f} a second", file=sys.stderr)
-
-
-def _home() -> pathlib.Path:
-  if own := os.environ.get("GEN_JAX_CACHE"):
-    return files.path(own, "GEN_JAX_CACHE") / "tokens"
-  shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return files.path(shared, "XDG_CACHE_HOME") / "gen_jax" / "tokens"
 
 
 def key(
@@ -325,7 +327,7 @@ def _stored(name: str, chunks: Callable[[At], Chunks]) -> Tokens:
 
   If the folder is not writable, they are made in memory each time.
   """
-  folder, found = _home() / name, None
+  folder, found = files.cache_folder("tokens") / name, None
   try:
     found = _read(folder)
   except InputError as error:

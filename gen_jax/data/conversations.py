@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from gen_jax import ranges
 from gen_jax.data import chat, sources
-from gen_jax.system import files
+from gen_jax.system import files, globs
 from gen_jax.types import InputError
 
 Messages = list[chat.Message]
@@ -65,13 +65,13 @@ class Alpaca:
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
       _alpaca(row, where)
-      for path in files.matching(self.pattern)
+      for path in globs.matching(self.pattern)
       for where, row in files.records(path)
     )
     return _chosen(found, split, self.validation_fraction, self.pattern)
 
   def identity(self) -> str:
-    return files.stamps(files.matching(self.pattern))
+    return files.stamps(globs.matching(self.pattern))
 
 
 def _alpaca(row: dict[str, Any], where: str) -> Messages:
@@ -96,13 +96,13 @@ class Chats:
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
       _chat(row, self.field, where)
-      for path in files.matching(self.pattern)
+      for path in globs.matching(self.pattern)
       for where, row in files.records(path)
     )
     return _chosen(found, split, self.validation_fraction, self.pattern)
 
   def identity(self) -> str:
-    return files.stamps(files.matching(self.pattern))
+    return files.stamps(globs.matching(self.pattern))
 
 
 # Fields of chat services that would change the text or the loss.
@@ -157,7 +157,7 @@ class Parallel:
   __post_init__ = ranges.check
 
   def _paths(self) -> tuple[pathlib.Path, pathlib.Path]:
-    found = [files.matching(pattern) for pattern in (self.source, self.target)]
+    found = [globs.matching(pattern) for pattern in (self.source, self.target)]
     for pattern, paths in zip((self.source, self.target), found, strict=True):
       if len(paths) > 1:
         raise InputError(f"{pattern!r} names {len(paths)} files; one is needed")

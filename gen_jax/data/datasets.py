@@ -21,10 +21,10 @@ from gen_jax.data import (
   infill,
   latents,
   pipeline,
+  rows,
   sources,
   tokenizers,
 )
-from gen_jax.data.tokens import rows
 from gen_jax.types import Batch, InputError
 
 TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
@@ -96,22 +96,17 @@ class TextData(Data):
     weights = jax.ShapeDtypeStruct(shape, np.float32)
     return {"inputs": ints, "targets": ints, "weights": weights}
 
-  def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
-    """What becomes of a window."""
-    del tokenizer
-    return pipeline.window
-
-  def cut_rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
+  def rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
     """What becomes of the windows of a batch."""
     del tokenizer
     return rows.windows
 
   def pipeline(self, split, tokenizer, seed):
     how = {"length": self.length, "batch_size": self.batch_size, "seed": seed}
+    how["rows"] = self.rows(tokenizer)
     if "feed" in sources.gives(self.source):
-      return self.source.feed(split, tokenizer, rows=self.cut_rows(tokenizer), **how)
+      return self.source.feed(split, tokenizer, **how)
     stream = cache.tokens(self.source, split, tokenizer)
-    how["cut"] = self.cut(tokenizer)
     return pipeline.text(stream, train=split == "train", **how)
 
 
@@ -119,19 +114,14 @@ class TextData(Data):
 class PackedText(TextData):
   """`TextData` that knows its documents: attention and positions restart at each.
 
-  Batches also have segments and positions, see `pipeline.packed_window`.
+  Batches also have segments and positions, see `rows.packed`.
   """
 
   def abstract_batch(self) -> Batch:
     batch = super().abstract_batch()
     return {**batch, "segments": batch["inputs"], "positions": batch["inputs"]}
 
-  def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
-    """What becomes of a window."""
-    shared = tokenizer.shares_marks
-    return functools.partial(pipeline.packed_window, shared_marks=shared)
-
-  def cut_rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
+  def rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
     """What becomes of the windows of a batch."""
     return functools.partial(rows.packed, shared_marks=tokenizer.shares_marks)
 
@@ -155,14 +145,10 @@ class Infill(PackedText):
     """How text is rearranged."""
     return infill.Infill(self.rate, self.marks)
 
-  def cut(self, tokenizer: tokenizers.Tokenizer) -> pipeline.Cut:
-    """What becomes of a window."""
-    tokenizers.check_eos(tokenizer, "data.name=infill needs")
-    return functools.partial(self.how.window, tokenizer=tokenizer)
-
-  def cut_rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
+  def rows(self, tokenizer: tokenizers.Tokenizer) -> rows.Rows:
     """What becomes of the windows of a batch."""
-    return rows.each(self.cut(tokenizer))
+    tokenizers.check_eos(tokenizer, "data.name=infill needs")
+    return rows.each(functools.partial(self.how.row, tokenizer=tokenizer))
 
   def questions(
     self, split: str, tokenizer: tokenizers.Tokenizer, num: int, room: int
@@ -294,7 +280,7 @@ class ImageData(_Prompted):
 
   def pipeline(self, split, tokenizer, seed):
     return pipeline.images(
-      self.examples(split),
+      pipeline.Remembered(self.examples(split)),
       pipeline.Prompts(self.prompts, tokenizer, self.caption_length),
       image_keys=self.image_keys,
       image_size=self.image_size,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from gen_jax import ranges
 from gen_jax.data import folders, image_files, sources
-from gen_jax.system import files
+from gen_jax.system import copies
 from gen_jax.types import InputError
 
 
@@ -75,7 +75,7 @@ class DreamBooth:
 
 def _paths(directory: str, key: str) -> list[pathlib.Path]:
   """The images directly in a folder."""
-  root, name = files.path(directory, f"data.source.{key}"), f"data.source.{key}"
+  root, name = copies.here(directory, f"data.source.{key}"), f"data.source.{key}"
   found = [p for p in folders.images_in(directory, name) if p.parent == root]
   if not found:
     raise InputError(

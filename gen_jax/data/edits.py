@@ -13,7 +13,7 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import image_files, sources
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 Scorer = Callable[[np.ndarray], dict[str, float]]
@@ -40,7 +40,7 @@ class EditFolder:
 
   def _rows(self) -> tuple[pathlib.Path, list[list[str]]]:
     """The folder, and (before, instruction, after) of each edit."""
-    root = files.path(self.directory, "data.source.directory")
+    root = copies.here(self.directory, "data.source.directory")
     fields = (self.before, self.instruction, self.after)
     rows = list(files.text_fields(root / self.table, *fields))
     names = [name for before, _, after in rows for name in (before, after)]

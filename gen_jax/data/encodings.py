@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import sentencepiece
 import tokenizers
 
+from gen_jax import errors
 from gen_jax.data import encoding, ranks, tokenizer_json
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -140,9 +140,9 @@ class SentencePiece(encoding.Plain):
   """
 
   source: bytes
-  backend: sentencepiece.SentencePieceProcessor
-  inner: sentencepiece.SentencePieceProcessor
-  rest: sentencepiece.SentencePieceProcessor
+  backend: Any  # sentencepiece.SentencePieceProcessor
+  inner: Any
+  rest: Any
   pieces: Sequence[bytes]
   specials: Mapping[str, int]
   given: Settings
@@ -183,6 +183,8 @@ def sentence_piece(source: bytes, settings: Settings) -> SentencePiece:
   """
   if not source:
     raise ValueError("it is empty")
+  with errors.extra("hub"):
+    import sentencepiece
   make = sentencepiece.SentencePieceProcessor
   theirs = make(model_proto=source)
   rest = make(model_proto=source + _NO_DUMMY_PREFIX)

@@ -16,8 +16,9 @@ import re
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from gen_jax import errors
 from gen_jax.data import image_files
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError, first_line
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -68,7 +69,7 @@ def images_in(directory: str, name: str) -> list[pathlib.Path]:
     InputError: it is not set, not a folder, without images, or has images of an
       unsupported format.
   """
-  root = files.path(directory, name)
+  root = copies.here(directory, name)
   if not root.is_dir():
     raise InputError(f"{name} {directory!r} is not a folder")
   found = list(_walk(root))
@@ -251,7 +252,8 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  from pyarrow import parquet  # imported here: it costs a second
+  with errors.extra("data"):
+    from pyarrow import parquet  # imported here: it costs a second
 
   try:
     rows = parquet.read_table(path).to_pylist()

@@ -70,22 +70,20 @@ class Infill:
       return None
     return [*self.prompt(prefix, suffix[: len(suffix) - max(over, 0)], tokenizer), *end]
 
-  def window(
+  def row(
     self,
-    tokens: cache.Tokens,
-    start: int,
+    window: cache.Tokens,
     length: int,
     generator: np.random.Generator,
     *,
     tokenizer: tokenizers.Tokenizer,
   ) -> pipeline.Features:
     """The documents in a window as a `pipeline.packed_row`, some rearranged."""
-    stop = min(start + length + 1, len(tokens.ids))
-    inside = (tokens.starts > start) & (tokens.starts < stop)
-    bounds = [start, *tokens.starts[inside].tolist(), stop]
+    stop = len(window.ids)
+    bounds = [*window.starts.tolist(), stop]
     pieces = []
     for first, last in itertools.pairwise(bounds):
-      ids = tokens.ids[first:last].tolist()
+      ids = window.ids[first:last].tolist()
       if last < stop and tokenizer.shares_marks:
         ids.append(tokenizer.eos)  # it also opens the next document
       if generator.random() < self.rate:

@@ -2,12 +2,11 @@
 
 import itertools
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 from gen_jax import ranges
 from gen_jax.data import datasets, tokenizers
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 CLASS_NAMES = "classes.json"
@@ -53,14 +52,14 @@ def tokenizer_for(
   if data.tokenizer is None:
     return None
   folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
-  if not folder.exists():
+  if not copies.is_whole(folder):
     if source and (source / "tokenizer").is_dir():
       files.check_hashes(source / "tokenizer")
-      shutil.copytree(source / "tokenizer", partial, dirs_exist_ok=True)
+      copies.copy(source / "tokenizer", partial)
     else:
       data.tokenizer(data.texts()).save(partial)
     if data.template is not None:
       files.write(partial / "chat_template.jinja", data.template)
     files.write_hashes(partial)
-    partial.replace(folder)
+    copies.rename(partial, folder)
   return tokenizers.load(folder)

@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 from flax import serialization
 
 from gen_jax.data import sources
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"
@@ -151,7 +151,7 @@ class Latents:
 
   @property
   def folder(self) -> pathlib.Path:
-    return files.path(self.directory, "data.source.directory")
+    return copies.here(self.directory, "data.source.directory")
 
   def statistics(self) -> dict[str, Any]:
     """latents.json of the folder.

@@ -13,18 +13,19 @@ import bisect
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from gen_jax.data import cache, image_files, tokenizers
+from gen_jax.data import cache, image_files, sources, tokenizers
+from gen_jax.data import rows as row_batches
 from gen_jax.types import InputError
 
 # Decoding and resizing of images run in parallel, the rest of Python does not.
 _THREADS = min(max(os.cpu_count() or 1, 2), 8)
 
-Features = dict[str, np.ndarray]
+Features = row_batches.Features
 Transform = Callable[[object, np.random.Generator], Features]
 
 
@@ -93,59 +94,25 @@ class Pipeline:
       yield {k: np.stack([f[k] for f in features]) for k in features[0]}
 
 
-def next_token(window: np.ndarray, length: int) -> Features:
-  """inputs, targets int32 [T] and weights [T]; a short window is padded, weight 0."""
-  missing = length + 1 - len(window)
-  padded = np.pad(window, (0, max(missing, 0))).astype(np.int32)
-  weights = (np.arange(length) < len(window) - 1).astype(np.float32)
-  return {"inputs": padded[:-1], "targets": padded[1:], "weights": weights}
+class Remembered(sources.Mapped):
+  """Decoded examples, kept in memory until their arrays fill `most_bytes`.
 
-
-# (stream, start, length, generator) -> features of a row of that length.
-Cut = Callable[[cache.Tokens, int, int, np.random.Generator], Features]
-
-
-def window(
-  stream: cache.Tokens, start: int, length: int, generator: np.random.Generator
-) -> Features:
-  """`next_token` of the stream's tokens from `start` on."""
-  del generator
-  return next_token(stream.ids[start : start + length + 1], length)
-
-
-def packed_window(
-  stream: cache.Tokens,
-  start: int,
-  length: int,
-  generator: np.random.Generator,
-  *,
-  shared_marks: bool,
-) -> Features:
-  """`window`, and which document each input belongs to.
-
-  A target of another document than its input has weight 0, unless it ends the input's
-  own.
-
-  Args:
-    shared_marks: the token that opens a document also ends the one before it.
-
-  Returns:
-    Besides inputs, targets and weights: segments int32 [T], documents of the window
-    numbered from 1, 0 for padding; positions int32 [T], counted from the document's
-    start, or the window's if that comes later.
+  A small data set is decoded once, not again in each epoch.
   """
-  features = window(stream, start, length, generator)
-  places = np.arange(start, start + length + 1)
-  document = np.searchsorted(stream.starts, places, side="right")
-  begins = np.maximum(stream.starts[document - 1], start)
-  present = (places < len(stream.ids))[:-1]
-  same = document[1:] == document[:-1]
-  return {
-    **features,
-    "weights": features["weights"] * (same | shared_marks),
-    "segments": np.where(present, document[:-1] - document[0] + 1, 0).astype(np.int32),
-    "positions": np.where(present, (places - begins)[:-1], 0).astype(np.int32),
-  }
+
+  def __init__(self, source: Sequence, most_bytes: int = 2**28):
+    super().__init__(source, dict)
+    self._left, self._kept = most_bytes, {}
+
+  def __getitem__(self, i: int) -> Any:
+    found = self._kept.get(int(i))
+    if found is None:
+      found = super().__getitem__(i)
+      size = sum(getattr(value, "nbytes", 64) for value in found.values())
+      if size <= self._left:  # threads that meet here keep a few more
+        self._left -= size
+        self._kept[int(i)] = found
+    return found
 
 
 class Piece(NamedTuple):
@@ -246,7 +213,7 @@ def text(
   batch_size: int,
   seed: int,
   train: bool,
-  cut: Cut = window,
+  rows: row_batches.Rows = row_batches.windows,
 ) -> Pipeline:
   """Windows of text: each token but the first is a target once.
 
@@ -254,7 +221,7 @@ def text(
   in every epoch.
 
   Args:
-    cut: what becomes of a window: `window`, `packed_window`, `infill.window`.
+    rows: what becomes of windows.
 
   Raises:
     InputError: a text shorter than one window.
@@ -271,7 +238,9 @@ def text(
     if train:
       room = min(max(num - start - length - 1, 0), length - 1)
       start = start + int(generator.integers(room + 1))
-    return cut(stream, int(start), length, generator)
+    window = stream.part(int(start), int(start) + length + 1)
+    features = rows([window], length, lambda _: generator)
+    return {name: array[0] for name, array in features.items()}
 
   return Pipeline(range(0, num - 1, length), transform, batch_size, seed)
 

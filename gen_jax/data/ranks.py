@@ -8,9 +8,9 @@ import base64
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import tiktoken
-
+from gen_jax import errors
 from gen_jax.data import encoding
 from gen_jax.types import InputError, unknown
 
@@ -121,7 +121,7 @@ class Ranks(encoding.Plain):
 
   source: bytes
   layout: str
-  backend: tiktoken.Encoding
+  backend: Any  # tiktoken.Encoding
   pieces: Sequence[bytes]
   specials: Mapping[str, int]
   opening: tuple[int, ...]
@@ -182,6 +182,8 @@ def read(source: bytes, layout: str | None = None) -> Ranks:
   encoding.check_ids(ranks)
   if ranks != [i for i in range(ranks[-1] + 1) if i not in taken]:
     raise ValueError(f"its ranks are not 0, 1, 2, ... as in layout {layout}")
+  with errors.extra("hub"):
+    import tiktoken
   backend = tiktoken.Encoding(
     layout, pat_str=chosen.words, mergeable_ranks=table, special_tokens=specials
   )

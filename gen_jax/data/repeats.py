@@ -15,8 +15,7 @@ from typing import Annotated
 import numpy as np
 
 from gen_jax import ranges
-from gen_jax.data import cache, pipeline, sources, tokenizers
-from gen_jax.data.tokens import rows
+from gen_jax.data import cache, pipeline, rows, sources, tokenizers
 
 LETTERS = string.ascii_letters + string.digits
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import folders, image_files, tfds
-from gen_jax.system import files
+from gen_jax.system import copies, files, globs
 from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
@@ -144,11 +144,11 @@ class TextFiles:
   __post_init__ = ranges.check
 
   def documents(self, split: str) -> Sequence[str]:
-    texts = [files.read(path) for path in files.matching(self.pattern)]
+    texts = [files.read(path) for path in globs.matching(self.pattern)]
     return _split(texts, split, self.pattern, self.validation_fraction)
 
   def identity(self) -> str:
-    return files.stamps(files.matching(self.pattern))
+    return files.stamps(globs.matching(self.pattern))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +162,12 @@ class JsonLines:
   __post_init__ = ranges.check
 
   def documents(self, split: str) -> Sequence[str]:
-    paths = files.matching(self.pattern)
+    paths = globs.matching(self.pattern)
     texts = [text for path in paths for (text,) in files.text_fields(path, self.field)]
     return _split(texts, split, self.pattern, self.validation_fraction)
 
   def identity(self) -> str:
-    return files.stamps(files.matching(self.pattern))
+    return files.stamps(globs.matching(self.pattern))
 
 
 def _tfds_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
@@ -289,7 +289,7 @@ class ImageFolder:
 
   @property
   def _root(self) -> pathlib.Path:
-    return files.path(self.directory, "data.source.directory")
+    return copies.here(self.directory, "data.source.directory")
 
   def _splits(self) -> folders.Splits:
     found = folders.images_in(self.directory, "data.source.directory")
@@ -355,7 +355,7 @@ class Npz:
   __post_init__ = ranges.check
 
   def examples(self, split: str) -> Sequence[Example]:
-    path = files.path(self.path, "data.source.path")
+    path = copies.here(self.path, "data.source.path")
     keys = self.image_key, self.caption_key
     try:
       with zipfile.ZipFile(path):  # np.load would accept other formats

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gen_jax.system import files
+from gen_jax import errors
+from gen_jax.system import copies, files
 from gen_jax.types import InputError, first_line, unknown
 
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
@@ -18,7 +19,7 @@ _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 
 def home(data_dir: str | None) -> str | None:
   """The folder of prepared data sets; None is TFDS's default."""
-  return data_dir and str(files.path(data_dir, "data.source.data_dir"))
+  return data_dir and str(copies.here(data_dir, "data.source.data_dir"))
 
 
 def builder(dataset: str, data_dir: str | None):
@@ -27,9 +28,10 @@ def builder(dataset: str, data_dir: str | None):
   Raises:
     InputError: no such data set, or its features.json names a class not of TFDS.
   """
-  import tensorflow_datasets as tfds  # imported here: most runs do not need it
+  with errors.extra("data"):
+    import tensorflow_datasets as tfds  # imported here: most runs do not need it
 
-  directory = files.path(dataset, "data.source.dataset")
+  directory = copies.here(dataset, "data.source.dataset")
   data_dir = home(data_dir)
   is_there = directory.is_dir()
   for folder in [directory] if is_there else _homes(dataset, data_dir):

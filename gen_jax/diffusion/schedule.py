@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_jax import ranges
+from gen_jax import numbers, ranges
 from gen_jax.types import Array, InputError
 
 Timesteps = Annotated[int, ranges.Range(2, 2**20)]
@@ -279,10 +279,8 @@ class Cosine(VariancePreserving):
   def log_alpha(self, t: Array) -> Array:
     # alpha by its form at t = 1, 1 - alpha^2 by that at t = 0: neither cancels.
     start, span = self._start, 0.5 * math.pi - self._start
-    alpha = jnp.sin(span * (1.0 - t)) / math.cos(start)
-    variance = (
-      jnp.sin(span * t) * jnp.sin(span * t + 2.0 * start) / math.cos(start) ** 2
-    )
+    alpha = jnp.sin(span * (1.0 - t)) / np.cos(start)
+    variance = jnp.sin(span * t) * jnp.sin(span * t + 2.0 * start) / np.cos(start) ** 2
     return jnp.where(
       variance < 0.5,
       0.5 * jnp.log1p(-jnp.minimum(variance, 0.5)),
@@ -291,7 +289,7 @@ class Cosine(VariancePreserving):
 
   def t_of_log_alpha(self, log_alpha: Array) -> Array:
     # u - u(0) from its sine and cosine: arccos(alpha cos u(0)) would cancel near 0.
-    sin_0, cos_0 = math.sin(self._start), math.cos(self._start)
+    sin_0, cos_0 = np.sin(self._start), np.cos(self._start)
     cos = jnp.exp(log_alpha) * cos_0
     above = -jnp.expm1(2.0 * log_alpha) * cos_0**2  # sin(u)^2 - sin(u(0))^2
     sin = jnp.sqrt(sin_0**2 + above)
@@ -358,7 +356,7 @@ class Shift(Schedule):
   def t_first(self) -> float:
     """The larger of both schedules' lowest trained times."""
     inner = self.schedule.t_first
-    with jax.ensure_compile_time_eval():
+    with numbers.constant(), jax.ensure_compile_time_eval():
       outer = float(self.t_of(self.schedule.logsnr(jnp.float32(inner))))
     return max(inner, outer, self.t_known)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import jax
 import numpy as np
 
-from gen_jax import ranges, rng, sharding
+from gen_jax import numbers, ranges, rng, sharding
 from gen_jax.data import image_files, sources
 from gen_jax.decoding import generate
 from gen_jax.evaluation import features as features_
@@ -50,7 +50,7 @@ def loss(
     with sharding.use(layout):
       return task.loss(weights, frozen, batch, keys, train=False)
 
-  return evaluators.LossEvaluator(every, split, batches, jax.jit(sums))
+  return evaluators.LossEvaluator(every, split, batches, numbers.jit(sums))
 
 
 def by_position(
@@ -87,7 +87,7 @@ def by_position(
     total = functools.reduce(operator.add, means)
     return base.LossOut(total, dict(zip(names, means, strict=True)))
 
-  return dataclasses.replace(whole, prefix="by_position", loss=jax.jit(sums))
+  return dataclasses.replace(whole, prefix="by_position", loss=numbers.jit(sums))
 
 
 def likelihood(
@@ -122,9 +122,11 @@ def likelihood(
 
   # A step at a time: XLA's CPU backend runs gradients of convolutions many times
   # slower inside a loop, and one call for all would be silent for minutes.
-  start = jax.jit(lambda *given: path(*given).start)
-  step = jax.jit(lambda state, i, *given: path(*given).step(state, i), donate_argnums=0)
-  end = jax.jit(
+  start = numbers.jit(lambda *given: path(*given).start)
+  step = numbers.jit(
+    lambda state, i, *given: path(*given).step(state, i), donate_argnums=0
+  )
+  end = numbers.jit(
     lambda state, *given: path(*given).end(state), out_shardings=layout.replicated
   )
 

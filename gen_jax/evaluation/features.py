@@ -16,7 +16,7 @@ from gen_jax.data import image_files
 from gen_jax.data.digits import scorer, source
 from gen_jax.models import efficientnet
 from gen_jax.models import inception as inception_
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 _BATCH = 16  # images that a network sees at once; changes no feature
@@ -87,7 +87,7 @@ def _network(name: str, rows, weights: str) -> Features:
   Raises:
     InputError: no such file, or one of another network.
   """
-  file = files.path(weights, f"features {name}: weights")
+  file = copies.here(weights, f"features {name}: weights")
   if not file.is_file():
     raise InputError(
       f"features {name}: there is no file {weights}; tools/convert_features.py makes"

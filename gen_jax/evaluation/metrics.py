@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gen_jax import errors
+
 
 def answers(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
   """How near answers come to references, one each.
@@ -14,8 +16,9 @@ def answers(answers: Sequence[str], references: Sequence[str]) -> dict[str, floa
     Latin letters and digits alone); bleu (Papineni et al. 2002) and chrf (Popovic
     2015) in [0, 100], over the whole corpus, as sacrebleu has them.
   """
-  import sacrebleu  # imported here, with what follows: half a second
-  from rouge_score import rouge_scorer
+  with errors.extra("metrics"):
+    import sacrebleu  # imported here, with what follows: half a second
+    from rouge_score import rouge_scorer
 
   pairs = [(a.strip(), r.strip()) for a, r in zip(answers, references, strict=True)]
   names = ("rouge1", "rouge2", "rougeL")

@@ -17,12 +17,12 @@ import numpy as np
 
 import gen_jax
 from gen_jax import ranges
-from gen_jax.data import folders, image_files, sources
+from gen_jax.data import folders as image_folders
+from gen_jax.data import image_files, sources
 from gen_jax.evaluation import evaluators as own
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, scoring
-from gen_jax.system import files, progress
-from gen_jax.train import evaluators
+from gen_jax.system import files, folders, globs, progress
 from gen_jax.types import InputError, Params, PyTree
 
 Made = Callable[[Params, PyTree, int], Iterator[np.ndarray]]
@@ -30,34 +30,28 @@ _SHOWN = 8  # images on the sheet of nearest neighbours
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OfImages:
-  """Numbers of images that take long to make.
+class Lasting:
+  """Numbers that take long: a command that was interrupted continues.
 
   Attributes:
     every, about: see `evaluators.Measured`.
-    made: (weights, frozen, i) -> batches uint8 [n, H, W, C], from number i on.
-    measure: (weights, frozen, batches) -> {name: number or images}.
+    measure: (weights, frozen, keep) -> {name: number or images}.
   """
 
   every: int
-  made: Made
-  measure: Callable[[Params, PyTree, Iterator[np.ndarray]], dict[str, Any]]
+  measure: Callable[[Params, PyTree, folders.Keep], dict[str, Any]]
   about: dict[str, Any]
 
   def __call__(
-    self,
-    weights: Params,
-    frozen: PyTree,
-    keep: Callable[[Callable], Iterator[np.ndarray]] = lambda made: made(0),
+    self, weights: Params, frozen: PyTree, keep: folders.Keep = folders.nothing_kept
   ) -> Iterator[tuple[str, float | np.ndarray]]:
-    """Measures; `keep` is `folders.kept` of a folder, or makes all images."""
-    made = keep(functools.partial(self.made, weights, frozen))
-    yield from self.measure(weights, frozen, made).items()
+    """Measures; `keep` stores the pieces of work that are done."""
+    yield from self.measure(weights, frozen, keep).items()
 
 
 def text(
   experiment, every: ranges.Whole, pattern: str, stride: ranges.Size | None = None
-) -> evaluators.Measured:
+) -> Lasting:
   """Perplexity and bits per byte of the files that match a pattern.
 
   Args:
@@ -67,39 +61,37 @@ def text(
   context = scorer.model.config.max_length
   stride = max(1, context // 2) if stride is None else stride
   scoring.windows([], context, stride)  # refuses a stride that cannot be
-  paths = files.matching(pattern)
+  paths = globs.matching(pattern)
   texts = list(map(files.read, paths))
   if not any(texts):
     raise InputError(f"--text {pattern} is empty; give a file with text")
 
-  def measure(params, frozen):
+  def measure(params, frozen, keep):
     del frozen
-    score = scoring.score_texts(scorer, params, tokenizer, texts, stride)
+    score = scoring.score_texts(scorer, params, tokenizer, texts, stride, keep)
     names = ("perplexity", "bits_per_byte", "num_tokens", "num_bytes")
     return {f"text/{name}": getattr(score, name) for name in names}
 
   about = _about("text", scorer, tokenizer, paths) | {"text/stride": stride}
-  return evaluators.Measured(every, measure, about)
+  return Lasting(every, measure, about)
 
 
-def choices(experiment, every: ranges.Whole, pattern: str) -> evaluators.Measured:
+def choices(experiment, every: ranges.Whole, pattern: str) -> Lasting:
   """Accuracy of the likeliest choice, over the questions of JSONL files."""
   scorer, tokenizer = experiment.family.scorer(experiment), experiment.tokenizer
-  paths = files.matching(pattern)
+  paths = globs.matching(pattern)
   questions = [
     question
     for path in paths
     for question in scoring.read_questions(files.read(path), str(path))
   ]
 
-  def measure(params, frozen):
+  def measure(params, frozen, keep):
     del frozen
-    found = scoring.score_questions(scorer, params, tokenizer, questions)
+    found = scoring.score_questions(scorer, params, tokenizer, questions, keep)
     return {f"choices/{name}": value for name, value in found.items()}
 
-  return evaluators.Measured(
-    every, measure, _about("choices", scorer, tokenizer, paths)
-  )
+  return Lasting(every, measure, _about("choices", scorer, tokenizer, paths))
 
 
 def _about(
@@ -138,7 +130,7 @@ def images(
   split: str | None = None,
   seed: ranges.Seed = 0,
   baseline: bool = False,
-) -> OfImages:
+) -> Lasting:
   """How near images come to real ones of a split, in `features`.
 
   Args:
@@ -172,7 +164,8 @@ def images(
   protocol = json.loads(json.dumps(protocol))  # as it will be read
   held_out = experiment.reference_images("validation") if split == "train" else None
 
-  def measure(params, frozen, drawn):
+  def measure(params, frozen, keep):
+    drawn = keep(functools.partial(made, params, frozen))
     if again:
       return image_sets.pairs(drawn, features, reference, protocol["num"])
     real = features.of(reference.batches())
@@ -185,7 +178,7 @@ def images(
     return found
 
   about = {"gen_jax": gen_jax.__version__, "protocol": protocol}
-  return OfImages(every, made, measure, about)
+  return Lasting(every, measure, about)
 
 
 def _drawn(experiment, reference, num: int, seed: int) -> tuple[Made, dict[str, Any]]:
@@ -220,8 +213,8 @@ def _again(experiment, reference, num: int, seed: int) -> tuple[Made, dict[str, 
 
 def _in_folder(reference, folder: str) -> tuple[Made, dict[str, Any]]:
   """All images of a folder but the sheets that commands add."""
-  found = folders.images_in(folder, "--folder")
-  paths = [path for path in found if path.name not in folders.SHEETS]
+  found = image_folders.images_in(folder, "--folder")
+  paths = [path for path in found if path.name not in image_folders.SHEETS]
   if len(paths) < 2:
     raise InputError(f"--folder {folder} needs two images at least")
   found = sources.Mapped(paths, lambda path: {"image": image_files.open_image(path)})

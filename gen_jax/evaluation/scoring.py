@@ -8,7 +8,7 @@ is summed in float64 on the host.
 import collections
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from gen_jax import tree
 from gen_jax.data import slicing
 from gen_jax.data import tokenizer as tokenizers
 from gen_jax.models import transformer
-from gen_jax.system import files, progress
+from gen_jax.system import files, folders, progress
 from gen_jax.types import InputError, Params
 
 
@@ -84,8 +84,14 @@ class Scorer:
   def _width(self, length: int) -> int:
     return min(1 << max(4, (length - 1).bit_length()), self.model.config.max_length)
 
-  def log_likelihoods(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
-    """Natural log-likelihoods float32 of each row's scored tokens."""
+  def log_likelihoods(
+    self, params: Params, rows: Sequence[Row], keep: folders.Keep = folders.nothing_kept
+  ) -> list[np.ndarray]:
+    """Natural log-likelihoods float32 of each row's scored tokens.
+
+    Args:
+      keep: stores the batches that are scored.
+    """
     buckets = collections.defaultdict(list)
     for i, row in enumerate(rows):
       buckets[self._width(len(row.tokens) - 1)].append(i)
@@ -95,13 +101,19 @@ class Scorer:
       size = min(most, 1 << (len(members) - 1).bit_length())
       firsts = range(0, len(members), size)
       batches += [(width, size, members[first : first + size]) for first in firsts]
+
+    def scores(begin: int) -> Iterator[np.ndarray]:
+      for width, size, chosen in progress.lines(
+        batches[begin:], len(batches), "batches scored", begin
+      ):
+        batch = np.zeros((size, width + 1), np.int32)  # what follows a row, it ignores
+        for line, i in zip(batch, chosen, strict=False):
+          line[: len(rows[i].tokens)] = rows[i].tokens
+        yield tree.fetch(self._score(params, batch))
+
     results: list[Any] = [None] * len(rows)
-    for width, size, chosen in progress.lines(batches, len(batches), "batches scored"):
-      batch = np.zeros((size, width + 1), np.int32)  # what follows a row, it ignores
-      for line, i in zip(batch, chosen, strict=False):
-        line[: len(rows[i].tokens)] = rows[i].tokens
-      scores = tree.fetch(self._score(params, batch))
-      for line, i in zip(scores, chosen, strict=False):
+    for (_, _, chosen), found in zip(batches, keep(scores), strict=True):
+      for line, i in zip(found, chosen, strict=False):
         results[i] = line[rows[i].first - 1 : len(rows[i].tokens) - 1]
     return results
 
@@ -137,6 +149,7 @@ def score_texts(
   tokenizer: tokenizers.Tokenizer,
   texts: Iterable[str],
   stride: int,
+  keep: folders.Keep = folders.nothing_kept,
 ) -> TextScore:
   """Scores texts, each on its own, see `windows`.
 
@@ -161,7 +174,7 @@ def score_texts(
     raise InputError(
       f"the text has no token to score; give it at least {2 - len(opening)}"
     )
-  scores = scorer.log_likelihoods(params, rows)
+  scores = scorer.log_likelihoods(params, rows, keep)
   nats = -sum(float(np.sum(score, dtype=np.float64)) for score in scores)
   return TextScore(nats, sum(map(len, scores)), num_bytes)
 
@@ -278,6 +291,7 @@ def score_questions(
   params: Params,
   tokenizer: tokenizers.Tokenizer,
   questions: Sequence[Question],
+  keep: folders.Keep = folders.nothing_kept,
 ) -> dict[str, float | int | None]:
   """Accuracy of the likeliest choice, the first one where several are.
 
@@ -293,7 +307,7 @@ def score_questions(
     of_choices, cut = choice_rows(question, tokenizer, scorer.model.config.max_length)
     rows += of_choices
     num_truncated += cut
-  scores = iter(scorer.log_likelihoods(params, rows))
+  scores = iter(scorer.log_likelihoods(params, rows, keep))
   hits, hits_norm = [], []
   for question in questions:
     total = np.array([np.sum(next(scores), dtype=np.float64) for _ in question.choices])

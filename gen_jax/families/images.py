@@ -11,7 +11,7 @@ from gen_jax.convert import to_diffusers
 from gen_jax.data import datasets, kept, sources
 from gen_jax.evaluation import image_sets
 from gen_jax.families import base
-from gen_jax.inference import drawing, image_generator, prompts
+from gen_jax.inference import drawing, image_generator, prompts, settings
 from gen_jax.nn import linear
 from gen_jax.system import folders
 from gen_jax.tasks import diffusion
@@ -19,19 +19,6 @@ from gen_jax.train import init_from
 from gen_jax.types import InputError
 
 Data = datasets.ImageData | datasets.LatentData
-SETTINGS = {
-  **{name: {} for name in ("sampler", "grid", "num_steps", "size", "tile")},
-  **{f"guidance_{name}": {} for name in ("scale", "interval", "rescale")},
-}
-FLAGS = {
-  "negative": {"help": "what to lead away from"},
-  "interpolate": {
-    "type": int,
-    "metavar": "N",
-    "help": "N images from the first --prompt to the second",
-  },
-  "autoencoder": {"metavar": "DIR", "help": "another one for the same latents"},
-}
 
 
 def _check(task: diffusion.Diffusion, data: Data, sampling: diffusion.Sampling) -> None:
@@ -217,8 +204,8 @@ FAMILY = base.Family(
   name="diffusion",
   kind="an image model",
   gives="images",
-  settings=SETTINGS,
-  flags=FLAGS,
+  settings=settings.IMAGE_SETTINGS,
+  flags=settings.IMAGE_FLAGS,
   draws=True,
   datasets=(datasets.ImageData, datasets.LatentData),
   sampling=diffusion.Sampling,

@@ -9,29 +9,16 @@ import numpy as np
 from gen_jax import rng, sharding
 from gen_jax.convert import to_transformers
 from gen_jax.cost import flops
-from gen_jax.data import datasets, infill
+from gen_jax.data import datasets
 from gen_jax.decoding import generate
 from gen_jax.evaluation import scoring
 from gen_jax.families import base
-from gen_jax.inference import drawing, text_generator, texts
+from gen_jax.inference import drawing, settings, text_generator, texts
 from gen_jax.models import transformer
 from gen_jax.system import folders
 from gen_jax.tasks import lm
 from gen_jax.train import init_from
 from gen_jax.types import InputError
-
-SETTINGS = {
-  **{name: {} for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p")},
-  "repetition_penalty": {},
-  "order": {"type": lambda words: tuple(words.split(","))},
-  "stop": {"action": "append", "help": "may be repeated"},
-}
-SWITCHES = {
-  "logprobs": "print the log-probability of every token",
-  "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
-  "infill": f"each --prompt holds {infill.HOLE}, which is written (data.name=infill)",
-  "interactive": "talk in the terminal: /reset, /exit",
-}
 
 
 def _check(task: lm.LanguageModel, data: datasets.TextData, sampling) -> None:
@@ -108,7 +95,7 @@ def _sample(args, run: base.Run, weights: base.Weights):
   how = {
     "seed": args.seed,
     "sampling": dataclasses.asdict(writer.sampling),
-    "flags": [name for name in SWITCHES if getattr(args, name)],
+    "flags": [name for name in settings.TEXT_FLAGS if getattr(args, name)],
     "model": weights.provenance(),
   }
   given = (writer, weights.params, args.prompt or [""], args.num, how)
@@ -177,8 +164,8 @@ FAMILY = base.Family(
   name="language_model",
   kind="a text model",
   gives="text",
-  settings=SETTINGS,
-  flags={n: {"action": "store_true", "help": what} for n, what in SWITCHES.items()},
+  settings=settings.TEXT_SETTINGS,
+  flags=settings.TEXT_FLAGS,
   datasets=(datasets.TextData,),
   sampling=generate.Sampling,
   check=_check,

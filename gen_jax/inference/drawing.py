@@ -13,8 +13,11 @@ import numpy as np
 from gen_jax import rng
 from gen_jax.data import image_files
 from gen_jax.inference import image_generator, inversion, sheets
+from gen_jax.system import copies, files
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, Params, PyTree
+
+_MOST_PIXELS = 2**14  # of a side
 
 
 class Weights(Protocol):
@@ -122,6 +125,8 @@ class Edit:
     invert: a caption of the image; draws from the noise found by inversion under it.
     vary: with `invert`, in [0, 1]: 0 keeps the noise found, 1 takes new noise.
     negative: the negative prompt.
+    resize: side in pixels: cuts the centre of image and mask and scales it, as training
+      does; None: as they are.
   """
 
   image: np.ndarray | pathlib.Path
@@ -132,6 +137,7 @@ class Edit:
   invert: str | None = None
   vary: float = 0.0
   negative: str = ""
+  resize: int | None = None
 
   @property
   def is_partial(self) -> bool:
@@ -156,6 +162,8 @@ class Edit:
     Args:
       sampling: the keys of the sampling block that are given.
     """
+    if self.resize is not None and not 1 <= self.resize <= _MOST_PIXELS:
+      raise InputError(f"--resize {self.resize} must be in [1, {_MOST_PIXELS}] pixels")
     if self.invert is None and self.vary:
       raise InputError(f"--vary {self.vary} is for --invert: say what the image shows")
     if self.invert is not None and self.is_partial:
@@ -184,14 +192,14 @@ class Edit:
     """
     image, change = self.image, self.mask
     if not isinstance(image, np.ndarray):
-      image = image_files.open_image(pathlib.Path(image))
+      image = image_files.open_image(_fetched(image, "image"))
     if image.dtype != np.uint8:
       raise InputError(f"the image is of {image.dtype}; it must be uint8, 0 to 255")
     image = image_files.in_channels(image, channels)
     if change is None:
       change = np.full(image.shape[:2], not self.outpaint)
     elif not isinstance(change, np.ndarray):
-      change = image_files.open_mask(pathlib.Path(change))
+      change = image_files.open_mask(_fetched(change, "mask"))
     if change.dtype != np.bool_ or change.ndim != 2:
       raise InputError(
         f"the mask is {change.dtype} {list(change.shape)}; it must be bool [H, W]"
@@ -203,6 +211,10 @@ class Edit:
         f"--mask{named} is {columns}x{rows} pixels, the image {width}x{height}: give a"
         " mask of the same size"
       )
+    if self.resize:
+      image = image_files.to_square(image, self.resize, channels)
+      white = np.uint8(255) * change[..., None]
+      change = image_files.to_square(white, self.resize, 1)[..., 0] > 127
     if self.outpaint:
       left, top, right, bottom = self._sides()
       around = ((top, bottom), (left, right))
@@ -253,3 +265,7 @@ class Edit:
         yield inversion.edit_by_inversion(generator, *given, *how)
 
     return Images(captions, list(range(num)), num, draw)
+
+
+def _fetched(file: str | pathlib.Path, name: str) -> pathlib.Path:
+  return copies.fetched(files.path(file, name))

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
-from gen_jax import rng
+from gen_jax import errors, rng
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.inference import image_generator
 from gen_jax.tasks import attribution, diffusion
@@ -145,6 +144,8 @@ def _colour(image: np.ndarray) -> np.ndarray:
 
 def _glow(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
   """A map [H, W] in [0, 1] over the image in grey."""
+  with errors.extra("report"):
+    import matplotlib
   colours = 255.0 * matplotlib.colormaps["inferno"](heat)[..., :3]
   return np.round(0.3 * image.mean(-1, keepdims=True) + 0.7 * colours).astype(np.uint8)
 

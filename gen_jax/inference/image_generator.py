@@ -4,10 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 
-from gen_jax import tree
+from gen_jax import numbers, tree
 from gen_jax.inference import prompts
 from gen_jax.tasks import diffusion
 from gen_jax.types import Array, InputError, Params, PyTree
@@ -57,8 +56,8 @@ class ImageGenerator:
   def __post_init__(self):
     draw = functools.partial(diffusion.draw, self.task, self.sampling)
     edit = functools.partial(diffusion.edit, self.task, self.sampling)
-    object.__setattr__(self, "_draw", jax.jit(draw, static_argnames="shape"))
-    object.__setattr__(self, "_edit", jax.jit(edit))
+    object.__setattr__(self, "_draw", numbers.jit(draw, static_argnames="shape"))
+    object.__setattr__(self, "_edit", numbers.jit(edit))
 
   def images(
     self,

@@ -1,16 +1,22 @@
 """Image files: one per image, sheets of many, and a record of how they were made."""
 
 import contextlib
+import io
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from gen_jax.system import files, progress
+import gen_jax
+from gen_jax.data import image_files
+from gen_jax.system import copies, files, progress
 from gen_jax.types import InputError
+
+_ABOUT = "gen_jax"  # the text chunk of a PNG with JSON
 
 
 def grid_image(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
@@ -44,13 +50,47 @@ def save_figure(
   return path
 
 
-def save_image(path: pathlib.Path, pixels: np.ndarray, zoom: int = 1) -> None:
-  """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide."""
+def save_image(
+  path: pathlib.Path,
+  pixels: np.ndarray,
+  zoom: int = 1,
+  about: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes uint8 [H, W, C] as PNG, each pixel `zoom` wide.
+
+  Args:
+    about: how it was made, words of JSON: text chunks that `about_image` reads.
+  """
   pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
   image = Image.fromarray(pixels)
   size = (image.width * zoom, image.height * zoom)
+  chunks = PngImagePlugin.PngInfo()
+  if about is not None:
+    chunks.add_itxt("Description", about.get("prompt", ""))
+    chunks.add_itxt(_ABOUT, json.dumps(about))
   with files.replacing(path) as partial:
-    image.resize(size, Image.Resampling.NEAREST).save(partial, format="png")
+    image = image.resize(size, Image.Resampling.NEAREST)
+    with partial.open("wb") as file:
+      image.save(file, format="png", pnginfo=chunks)
+
+
+def about_image(path: pathlib.Path) -> dict[str, Any]:
+  """How an image was made: prompt, seed, index, sampling, hash of the weights, version.
+
+  Raises:
+    InputError: no image, or one that does not say.
+  """
+  here = copies.fetched(path)
+  image_files.open_image(here)  # refuses what is none
+  with Image.open(here) as image:
+    text = image.info.get(_ABOUT)
+  about = files.parse_json(text.encode(), str(path)) if isinstance(text, str) else None
+  if not isinstance(about, dict):
+    raise InputError(
+      f"{path} does not say how it was made: no PNG written by gen_jax, or saved again"
+      " by another program"
+    )
+  return about
 
 
 def _paths(folder, captions: list[str], seed: int, index: list[int]):
@@ -79,7 +119,9 @@ def write_images(
   """Writes each image as it is drawn, then grid.png, and prompts.json at the start.
 
   An interrupted command resumes at the first incomplete batch: images are kept if
-  prompts.json says that they were drawn in the same way.
+  prompts.json says that they were drawn in the same way. What is drawn in another way
+  is replaced, with a line that says so. Each image says how it was made, see
+  `about_image`.
 
   Args:
     draw: number of an image -> batches uint8 [n, H, W, C] from it on.
@@ -91,24 +133,27 @@ def write_images(
   prompts = list(dict.fromkeys(captions))
   record = {"prompts": prompts, "seed": seed, **how, "images": [p.name for p in paths]}
   record = json.loads(json.dumps(record))  # as JSON reads it back
+  made = {k: v for k, v in how.items() if k not in _LOCAL}
+  made["gen_jax"] = gen_jax.__version__
   writes, about = jax.process_index() == 0, folder / "prompts.json"
-  done = 0
+  before, done = None, 0
   with contextlib.suppress(InputError):
-    if how.get("sha256") and files.read_json(about) == record:
-      done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
+    before = files.read_json(about)
+  if how.get("sha256") and before == record:
+    done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
   start = done // size * size if done < len(paths) else done
   is_begun = start > 0
   at, batches = start, draw(start) if start < len(paths) else ()
   left = -(-len(paths) // size)
   for images in progress.track(batches, left, "batches drawn", start // size):
     if writes and not is_begun:  # files of these names may show other images
-      for path in paths:
-        path.unlink(missing_ok=True)
+      _clear(paths, before, record)
       files.write_json(about, record)
     is_begun = True
-    for image, path in zip(images, paths[at:], strict=False):
+    for i, image in enumerate(images, at):
       if writes:
-        save_image(path, image)
+        told = {"prompt": captions[i], "seed": seed, "index": index[i], **made}
+        save_image(paths[i], image, about=told)
     at += len(images)
   if writes:
     images = np.stack([open_own(path) for path in paths])
@@ -122,8 +167,28 @@ def write_images(
   return {"samples": samples, "grid": str(folder / "grid.png")}
 
 
+_LOCAL = ("image", "mask")  # paths, that mean nothing elsewhere
+
+
+def _clear(paths: list[pathlib.Path], before: Any, record: dict) -> None:
+  """Removes images that were drawn in another way, and says what was different."""
+  replaced = [path for path in paths if path.exists()]
+  before = before if isinstance(before, dict) else {}
+  differ = [
+    f"{name} was {before.get(name)!r:.60}, is {value!r:.60}"
+    for name, value in record.items()
+    if name != "images" and before.get(name) != value
+  ]
+  why = f" ({'; '.join(differ[:3])})" if before and differ else ""
+  if replaced:
+    where = f"{len(replaced)} images in {paths[0].parent}"
+    print(f"replacing {where} that were drawn in another way{why}", flush=True)
+  for path in replaced:
+    path.unlink(missing_ok=True)
+
+
 def open_own(path: pathlib.Path) -> np.ndarray:
   """Reads uint8 [H, W, C] of an image written by `save_image`."""
-  with Image.open(path) as image:
+  with Image.open(io.BytesIO(path.read_bytes())) as image:
     pixels = np.asarray(image)
   return pixels[..., None] if pixels.ndim == 2 else pixels

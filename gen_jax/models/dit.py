@@ -66,8 +66,8 @@ class Config:
   mlp_width: ranges.Size | None = None
   learn_sigma: bool = False
   extra_channels: ranges.Whole = 0
-  max_period: ranges.Positive = 1e4
-  timestep_offset: ranges.Finite = 0.0
+  max_period: ranges.PositiveConstant = 1e4
+  timestep_offset: ranges.Constant = 0.0
   attention_impl: attention.Attend = attention.attend
   remat: Callable[..., bool] | None = None
   dtype: str = "float32"

@@ -54,10 +54,10 @@ class Config:
   head_dim: ranges.Size | None = None
   attention: Callable[..., nn.Module] = spatial.SpatialTransformer
   num_groups: ranges.Size = 32
-  eps: ranges.Positive = 1e-5
+  eps: ranges.PositiveConstant = 1e-5
   dropout: ranges.ProperFraction = 0.0
   extra_channels: ranges.Whole = 0
-  timestep_offset: ranges.Finite = 0.0
+  timestep_offset: ranges.Constant = 0.0
   remat: Callable[..., bool] | None = None
   dtype: str = "float32"
 

@@ -165,7 +165,7 @@ class SinusoidalPositions(nn.Module):
 
   max_length: int
   width: int
-  max_period: ranges.Positive = 1e4
+  max_period: ranges.PositiveConstant = 1e4
 
   def __call__(self, positions: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
@@ -196,9 +196,9 @@ class Llama3Scaling:
   Source: Grattafiori et al. 2024 (arXiv:2407.21783) section 3.4, as released.
   """
 
-  factor: ranges.Positive = 8.0
-  low_freq_factor: ranges.Positive = 1.0
-  high_freq_factor: ranges.Positive = 4.0
+  factor: ranges.PositiveConstant = 8.0
+  low_freq_factor: ranges.PositiveConstant = 1.0
+  high_freq_factor: ranges.PositiveConstant = 4.0
   original_length: ranges.Count = 8192
 
   def __post_init__(self):
@@ -221,7 +221,7 @@ class Llama3Scaling:
 class LinearScaling:
   """Divides all positions by `factor`. Chen et al. 2023 (arXiv:2306.15595)."""
 
-  factor: ranges.Positive
+  factor: ranges.PositiveConstant
 
   __post_init__ = ranges.check
 
@@ -238,7 +238,7 @@ class Rotary:
   with channels paired (i, i + Dh/2), as in released weights.
   """
 
-  base: ranges.Positive = 1e4
+  base: ranges.PositiveConstant = 1e4
   scaling: Callable[[Array], Array] | None = None
 
   __post_init__ = ranges.check

@@ -42,7 +42,7 @@ def over_groups(num_groups: int) -> Average:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def standardise(
-  x: Array, average: Average, eps: ranges.Positive, centre: bool
+  x: Array, average: Average, eps: ranges.PositiveConstant, centre: bool
 ) -> Array:
   """x / rms(x), with the mean subtracted first if `centre`; float32.
 
@@ -84,7 +84,7 @@ def _parameter(init):
 class LayerNorm(nn.Module):
   """(x - mean) / std over the last axis. Ba et al. 2016 (arXiv:1607.06450)."""
 
-  eps: ranges.Positive = 1e-5
+  eps: ranges.PositiveConstant = 1e-5
   use_bias: bool = True
 
   @nn.compact
@@ -102,7 +102,7 @@ class LayerNorm(nn.Module):
 class RMSNorm(nn.Module):
   """x / rms(x) over the last axis. Zhang & Sennrich 2019 (arXiv:1910.07467)."""
 
-  eps: ranges.Positive = 1e-6
+  eps: ranges.PositiveConstant = 1e-6
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -116,7 +116,7 @@ class GroupNorm(nn.Module):
   """LayerNorm over space and one group of channels. Wu & He 2018 (arXiv:1803.08494)."""
 
   num_groups: int = 32
-  eps: ranges.Positive = 1e-5
+  eps: ranges.PositiveConstant = 1e-5
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

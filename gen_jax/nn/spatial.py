@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gen_jax import ranges, sharding
 from gen_jax.nn import attention, linear, mlp, norms
-from gen_jax.types import Array
+from gen_jax.types import Array, InputError
 
 
 def constrain(x: Array) -> Array:
@@ -37,7 +37,7 @@ class ResBlock(nn.Module):
 
   channels: int
   num_groups: int = 32
-  eps: ranges.Positive = 1e-5
+  eps: ranges.PositiveConstant = 1e-5
   dropout: float = 0.0
   train: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -71,15 +71,24 @@ class SelfAttention(nn.Module):
   num_heads: int = 1
   num_groups: int = 32
   dtype: jnp.dtype = jnp.float32
-  eps: ranges.Positive = 1e-6
+  eps: ranges.PositiveConstant = 1e-6
   attention_impl: attention.Attend = attention.attend
 
   @nn.compact
   def __call__(
     self, x: Array, states: Array | None = None, mask: Array | None = None
   ) -> Array:
-    """[B, H, W, C] -> [B, H, W, C]; text states are ignored."""
-    del states, mask
+    """[B, H, W, C] -> [B, H, W, C].
+
+    Raises:
+      InputError: states, which nothing here attends to.
+    """
+    del mask
+    if states is not None:
+      raise InputError(
+        "network.attention=self_attention does not attend to text; take"
+        " conditioning=labels or none, or network.attention=transformer"
+      )
     batch_size, height, width, channels = x.shape
     h = norms.GroupNorm(self.num_groups, self.eps, name="norm")(x)
     h, _ = attention.Attention(

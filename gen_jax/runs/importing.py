@@ -1,7 +1,7 @@
 """Writes a workdir of imported weights, whole or not at all."""
 
+import contextlib
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 from gen_jax import tree
 from gen_jax.runs import lease, workdir
 from gen_jax.runs import weights as weighing
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.train import checkpoint, items
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params
@@ -43,7 +43,7 @@ def _write_held(
       if tokenizer:
         (directory / "tokenizer").mkdir()
         for name in tokenizer:
-          shutil.copyfile(folder / name, directory / "tokenizer" / name)
+          copies.copy(folder / name, directory / "tokenizer" / name)
         files.write_hashes(directory / "tokenizer")
       write_more()
       with checkpoint.open_manager(directory) as manager:
@@ -55,7 +55,8 @@ def _write_held(
       _check(directory, found, digest)
   except BaseException:
     for path in directory.glob("*"):
-      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(True)
+      with contextlib.suppress(OSError):
+        copies.remove(path)
     raise
 
 

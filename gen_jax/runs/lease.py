@@ -10,6 +10,9 @@ holds on network file systems too:
 - Who takes over first makes a file named after the old lease, with O_EXCL, so that of
   several only one does; then the new lease replaces the old one.
 - A holder that finds another lease in place of its own (it was suspended) ends at once.
+
+In a bucket a file is made by a request that fails where it is there already, and the
+counter goes into a file next to it, which only the holder writes.
 """
 
 import contextlib
@@ -24,6 +27,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from gen_jax.system import exclusive, files
 from gen_jax.types import InputError
 
 NAME = "lease.json"
@@ -52,7 +56,8 @@ def hold(folder: pathlib.Path, name: str = NAME) -> Iterator[None]:
       record, file = _acquire(folder / name)
     except OSError as error:
       raise InputError(
-        f"cannot write to --workdir {folder}: {error.strerror}; take another one"
+        f"cannot write to --workdir {folder}: {error.strerror or error}; take another"
+        " one"
       ) from None
     over = threading.Event()
     words = (folder / name, record, file, over)
@@ -63,17 +68,30 @@ def hold(folder: pathlib.Path, name: str = NAME) -> Iterator[None]:
     finally:
       over.set()
       renewing.join(_RENEW_SECS)
-      with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError, InputError):
         if _read(folder / name).get("id") == record["id"]:
           (folder / name).unlink()
-        os.close(file)
+        file.close()
   finally:
     for path in new:
       with contextlib.suppress(OSError):  # what holds something stays
         path.rmdir()
 
 
-def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+def _encoded(record: dict[str, Any]) -> bytes:
+  return json.dumps(record).encode().ljust(_WIDTH - 1) + b"\n"
+
+
+def _beside(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
+  """A name for the holder alone; in a bucket its counter goes there."""
+  return path.with_name(f"{path.name}.{record.get('id', 'unknown')}")
+
+
+def _create(path: pathlib.Path, record: dict[str, Any]) -> exclusive.Own:
+  return exclusive.make(path, _encoded(record), _beside(path, record))
+
+
+def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], exclusive.Own]:
   """This process's record, and the open file that holds it."""
   record = {
     "host": socket.gethostname(),
@@ -90,33 +108,29 @@ def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], int]:
       continue
     ticket = path.with_name(f"{path.name}.taken-{stale.get('id', 'unknown')}")
     try:
-      os.close(_create(ticket, record))
+      _create(ticket, record).close()
     except FileExistsError:  # somebody else is about to take it over
       _wait_until_gone(ticket)
       continue
     try:
       if _read(path) == stale:
-        own = path.with_name(f"{path.name}.{record['id']}")
-        file = _create(own, record)
-        os.replace(own, path)
+        file = exclusive.take(path, _encoded(record), _beside(path, record))
+        if not files.is_local(path):
+          _beside(path, stale).unlink(missing_ok=True)
         return record, file
     finally:
       ticket.unlink(missing_ok=True)
 
 
-def _create(path: pathlib.Path, record: dict[str, Any]) -> int:
-  file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-  _write(file, record)
-  return file
-
-
-def _write(file: int, record: dict[str, Any]) -> None:
-  os.pwrite(file, json.dumps(record).encode().ljust(_WIDTH - 1) + b"\n", 0)
-  os.fsync(file)  # other hosts see it
-
-
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """The record there; without names where it is half written or somebody's own."""
+  record = _parsed(path)
+  if files.is_local(path) or not record:
+    return record
+  return _parsed(_beside(path, record)) or record  # with its counter
+
+
+def _parsed(path: pathlib.Path) -> dict[str, Any]:
   with contextlib.suppress(OSError, ValueError, RecursionError):
     record = json.loads(path.read_bytes())
     return record if isinstance(record, dict) else {}
@@ -168,7 +182,7 @@ def _refuse(path: pathlib.Path, who: str) -> NoReturn:
 
 
 def _renew(
-  path: pathlib.Path, record: dict[str, Any], file: int, over: threading.Event
+  path: pathlib.Path, record: dict[str, Any], file: exclusive.Own, over: threading.Event
 ) -> None:
   """Raises the counter until `over`; ends the process when the lease is another's."""
   while not over.wait(_RENEW_SECS):
@@ -176,8 +190,8 @@ def _renew(
     other = found.get("id")
     if other == record["id"]:
       record["count"] += 1
-      with contextlib.suppress(OSError):  # a disk that is full for a while
-        _write(file, record)
+      with contextlib.suppress(OSError, InputError):  # full, or away, for a while
+        file.write(_encoded(record))
     elif other is not None and not over.is_set():
       print(
         f"gen-jax: error: another run (host {found.get('host')}, process"
@@ -187,11 +201,10 @@ def _renew(
         flush=True,
       )
       os._exit(_LOST)
-    elif not path.exists():  # deleted by hand
-      with contextlib.suppress(OSError):
-        new = _create(path, record)
-        os.dup2(new, file)
-        os.close(new)
+    else:
+      with contextlib.suppress(OSError, InputError):
+        if not path.exists():  # deleted by hand
+          file.again(_encoded(record))
 
 
 def _machine() -> str:

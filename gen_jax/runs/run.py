@@ -19,7 +19,7 @@ from gen_jax.inference import drawing
 from gen_jax.runs import lease, training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
-from gen_jax.system import files, signals
+from gen_jax.system import copies, files, signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
 from gen_jax.types import InputError
@@ -72,7 +72,7 @@ class Run:
   def tokenizer_folder(self) -> pathlib.Path | None:
     """Where the tokenizer's files are; None before training or without one."""
     folder = self.workdir and self.workdir / "tokenizer"
-    return folder if folder and folder.exists() else None
+    return folder if folder and copies.is_whole(folder) else None
 
   @property
   def is_imported(self) -> bool:
@@ -265,6 +265,7 @@ class Run:
     invert: str | None = None,
     vary: float = 0.0,
     negative: str = "",
+    resize: int | None = None,
     which: str | int = "best",
     kind: str | None = None,
     **sampling: Any,
@@ -272,14 +273,15 @@ class Run:
     """uint8 [num, H, W, C]: an image edited for a prompt, as `gen-jax edit` does.
 
     Args:
-      image, ..., negative: see `drawing.Edit`.
+      image, ..., resize: see `drawing.Edit`.
       which, kind: see `weights`.
       sampling: values of the config's sampling block.
 
     Raises:
       InputError: a model that draws no images, or an image that does not fit.
     """
-    how = drawing.Edit(image, prompt, mask, outpaint, strength, invert, vary, negative)
+    given = (prompt, mask, outpaint, strength, invert, vary, negative, resize)
+    how = drawing.Edit(image, *given)
     drawing.check(num, seed)
     self.check_edit(how, sampling)
     pixels = how.pixels(self.config["data"]["channels"])
@@ -319,7 +321,7 @@ def fresh(
   """The run of a config, which its folder, if there is one already, may not be of.
 
   Args:
-    config: `FILE[:ARG]`, a ConfigDict or a dict.
+    config: `NAME[:ARG]`, another run's workdir, a ConfigDict or a dict.
     workdir: None: nothing is kept.
 
   Raises:
@@ -327,7 +329,7 @@ def fresh(
   """
   home = None if workdir is None else files.path(os.fspath(workdir), "workdir")
   pairs = _pairs(overrides)
-  config = workdirs.inherit_task(config_files.plain(config), pairs, home)
+  config = workdirs.inherit_task(_plain(config), pairs, home)
   return Run(home, build.resolved(overriding.apply(config, pairs)))
 
 
@@ -341,6 +343,15 @@ def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> R
   build.check_config(run.config)
   workdirs.check_owner(run.workdir, run.config)
   return run
+
+
+def _plain(config: Any) -> dict[str, Any]:
+  """A config as a plain dict: that of a workdir, or see `config_files.plain`."""
+  if isinstance(config, str | os.PathLike):
+    other = files.path(config, "--config")
+    if (other / "config.json").is_file():
+      return workdirs.read_config(other)
+  return config_files.plain(config)
 
 
 def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:

@@ -2,18 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 
 import jax
 
 from gen_jax import experiment as experiments
+from gen_jax import numbers as numbering
 from gen_jax import sharding, tree
 from gen_jax.cost import flops, plan
 from gen_jax.data import batches
 from gen_jax.inference import sheets
 from gen_jax.runs import lease, weights, workdir
-from gen_jax.train import checkpoint, evaluators, health, loop, writers
+from gen_jax.system import copies, files
+from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import Diverged, InputError
@@ -67,12 +70,12 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
     num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
     _check_length(experiment, before, num_steps, len(examples.examples), directory)
     optimizer, rate = experiment.optimizer(num_steps)
-    rate = jax.jit(rate)
+    rate = numbering.jit(rate)
     rate(0)  # compiled before anything is timed
     abstract = experiment.abstract_state(optimizer)
     plan.check_fits(experiment, abstract)
     work = experiment.flops_per_step()
-    step = _fitting_step(experiment, optimizer, abstract)
+    step, numbers = _fitting_step(experiment, optimizer, abstract)
     base = None
     if experiment.source and (
       experiment.adapter or workdir.latest_step(directory) is None
@@ -83,7 +86,10 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   if experiment.adapter:
     evals = [evaluators.WithWeights(e, _merged(experiment)) for e in evals]
 
-  with checkpoint.open_manager(directory, keep=experiment.train.keep) as manager:
+  with (
+    checkpoint.open_manager(directory, keep=experiment.train.keep) as manager,
+    contextlib.ExitStack() as profiling,
+  ):
     restored = checkpoint.restore(manager, abstract)
     evaluated = restored is not None and restored[1].evaluated
     if restored is None:
@@ -102,6 +108,11 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       flush=True,
     )
     rows = layout.local_rows(data.batch_size)
+    if between := experiment.train.profile_steps:
+      say = functools.partial(print, flush=True) if not group.process_id else len
+      step = profiling.enter_context(
+        profile.traced(step, between, start, directory / "profile", say)
+      )
 
     def stream(first):
       for batch in examples.stream(first, rows):
@@ -109,24 +120,20 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
 
     if restored is None and experiment.train.health_check:
       first = layout.put(examples.batch(0, rows), data.batch_size)
-      _health(experiment, state, base, first, num_steps, directory)
+      _health(experiment, state, base, first, numbers, num_steps, directory)
     sinks = []
     if group.process_id == 0:
       kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
-      sinks = [
-        writers.JsonLines(directory, kept),
-        writers.TensorBoard(directory, kept),
-        writers.ImageFiles(directory, kept, sheets.save_sheet),
-        writers.Terminal(start, num_steps, directory.name),
-      ]
+      sinks = _sinks(directory, kept, start, num_steps)
     try:
       result = loop.run(
         state,
         progress=progress,
         resumed=evaluated,
         step=step,
+        numbers=numbers,
         frozen=experiment.learner_frozen(base),
         stream=stream,
         evals=evals,
@@ -138,6 +145,11 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         per_step=_per_step(experiment, work),
         heartbeat=group.heartbeat,
       )
+    except states.NotFiniteError as error:
+      raise Diverged(
+        f"{error}, though its loss and gradient were; they are not saved,"
+        f" earlier checkpoints of {directory} stay: begin again with a lower rate"
+      ) from error
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, experiment, examples, directory)) from error
     finally:
@@ -149,6 +161,25 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   step = int(result.state.step)
   print(f"{result.reason} at step {step}", flush=True)
   return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+
+
+def _sinks(directory: pathlib.Path, kept: int, start: int, num_steps: int):
+  """Where metrics and images go; rows and sheets up to step `kept` stay."""
+  here, more = directory, []
+  if not files.is_local(directory):  # nothing can be appended there
+    here, name = copies.scratch("metrics"), "metrics.jsonl"
+    copies.remove(here)
+    here.mkdir()
+    if (directory / name).exists():
+      copies.copy(directory / name, here / name)
+    more = [writers.Upload(here, directory)]
+  return [
+    writers.JsonLines(here, kept),
+    writers.TensorBoard(here, kept),
+    writers.ImageFiles(directory, kept, sheets.save_sheet),
+    writers.Terminal(start, num_steps, directory.name),
+    *more,
+  ]
 
 
 def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
@@ -166,7 +197,7 @@ def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
 
 
 def _health(
-  experiment, state, base, batch, num_steps: int, directory: pathlib.Path
+  experiment, state, base, batch, numbers, num_steps: int, directory: pathlib.Path
 ) -> None:
   """Prints what the first batch shows; also written to health.json."""
   data = experiment.data
@@ -176,6 +207,7 @@ def _health(
     state,
     experiment.learner_frozen(base),
     batch,
+    numbers,
     experiment.layout,
     num_microbatches=experiment.train.num_microbatches,
     expected_loss=experiment.expected_loss,
@@ -232,7 +264,7 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
 
 
 def _fitting_step(experiment, optimizer, abstract):
-  """The jitted training step, which this machine can hold; it is compiled here."""
+  """The training step, compiled, which this machine can hold; and its numbers."""
   step = steps.make_step(
     experiment.learner,
     optimizer,
@@ -240,9 +272,12 @@ def _fitting_step(experiment, optimizer, abstract):
     num_microbatches=experiment.train.num_microbatches,
     decay=experiment.train.ema_decay,
   )
+  held = (abstract, experiment.abstract_frozen(), experiment.batch())
+  numbers = steps.numbers(step, *held)
+  numbers = jax.device_put(numbers, experiment.layout.replicated)
   step = steps.compile_step(step, abstract, experiment.layout)
-  plan.check_fits(experiment, abstract, step)
-  return step
+  plan.check_fits(experiment, abstract, step.lower(*held, numbers).compile())
+  return step, numbers
 
 
 def _fresh_state(experiment, optimizer, abstract, base) -> states.TrainState:
@@ -261,7 +296,7 @@ def _fresh_state(experiment, optimizer, abstract, base) -> states.TrainState:
 
 def _merged(experiment):
   """(adapters, frozen) -> (weights, frozen) of the task itself."""
-  merge = jax.jit(experiment.learner.merged)
+  merge = numbering.jit(experiment.learner.merged)
   return lambda weights, frozen: (merge(weights, frozen), frozen.inner)
 
 

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import shutil
 import socket
 import subprocess
 import time
@@ -19,7 +18,7 @@ from gen_jax.build import overrides as overriding
 from gen_jax.build import upgrade
 from gen_jax.data import kept
 from gen_jax.nn import attention
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.train import items, proof
 from gen_jax.types import InputError
 
@@ -32,12 +31,13 @@ MAY_CHANGE = (
   "sampling",
   "train.log_every",
   "train.keep",
+  "train.profile_steps",
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
+  "imports",  # modules may move
 )
 FORMAT = 1  # of a workdir, in run.json; those of before have none
-# What a model has learned to draw, and a run that starts from it takes over.
-OF_IMAGES = ("image_size", "channels", "caption_length")
+OF_IMAGES = ("image_size", "channels", "caption_length")  # those of a run's start
 ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
 AUTOENCODER = "autoencoder"  # the item that makes the latents; once a workdir in here
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
@@ -103,8 +103,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
   history = _run(workdir).get("history", [])
   if before:
     history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
-  folders = ("tokenizer", "tokenizer.partial", "checkpoints")
-  names = ("config.json", "run.json", "init_from.json", kept.CLASS_NAMES, *folders)
+  whole = ("tokenizer", "tokenizer.partial", "checkpoints")
+  names = ("config.json", "run.json", "init_from.json", kept.CLASS_NAMES, *whole)
   paths = [workdir / name for name in names]
   new = [path for path in (*paths, workdir, *workdir.parents) if not path.exists()]
   old = {path: path.read_bytes() for path in paths[:2] if path.is_file()}
@@ -114,7 +114,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
       write_config(workdir, config, history)
     except OSError as error:
       raise InputError(
-        f"cannot write to --workdir {workdir}: {error.strerror}; take another one"
+        f"cannot write to --workdir {workdir}: {error.strerror or error}; take another"
+        " one"
       ) from None
     yield before
   except BaseException:
@@ -123,8 +124,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
         files.write_bytes(path, content)
     for path in new:
       with contextlib.suppress(OSError):  # a folder with something else in it stays
-        if path.name in folders and path.parent == workdir:
-          shutil.rmtree(path)
+        if path.name in whole and path.parent == workdir:
+          copies.remove(path)
         else:
           path.rmdir() if path.is_dir() else path.unlink()
     raise
@@ -133,7 +134,8 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
 def _checkpoints(workdir: pathlib.Path) -> list[str]:
   """Names in the folder of checkpoints: steps, and what is unfinished or set aside."""
   folder = workdir / "checkpoints"
-  return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+  found = folder.iterdir() if folder.is_dir() else ()
+  return [path.name for path in found if proof.is_complete(path)]
 
 
 def steps(workdir: pathlib.Path) -> tuple[int, ...]:
@@ -146,9 +148,7 @@ def latest_step(workdir: pathlib.Path) -> int | None:
   return max(steps(workdir), default=None)
 
 
-def _check_shared(
-  workdir: pathlib.Path, config: dict[str, Any], secs: float = 10.0
-) -> None:
+def _check_shared(workdir: pathlib.Path, config: dict, secs: float = 10.0) -> None:
   """Raises InputError unless the config that process 0 wrote appears within `secs`."""
   deadline = time.monotonic() + secs  # network file systems show a file late
   while True:
@@ -200,8 +200,7 @@ def _own(workdir: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
   if not all(map(_may_change, changed)):
     print(f"{workdir} holds an untrained run of another config; it is replaced")
     for name in _OF_AN_UNTRAINED_RUN:
-      path = workdir / name
-      shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+      copies.remove(workdir / name)
   return changed
 
 
@@ -290,7 +289,9 @@ def read_config(
       f"{path} is damaged ({error}); write it again from the config, or take another"
       " workdir"
     ) from None
-  config = build.resolved(upgrade.config(written))
+  moved = overriding.apply({}, [(k, v) for k, v in overrides if k == "imports"])
+  config = upgrade.config(written)
+  config = build.resolved({**config, **moved} if isinstance(config, dict) else config)
   try:
     build.check_config(config)
   except InputError as error:

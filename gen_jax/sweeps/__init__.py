@@ -4,6 +4,13 @@ An arm is a dict {dotted config key: value}, a space a list of arms. A sweep.py 
 its space from the five functions here.
 """
 
-from gen_jax.sweeps.space import chain, fixed, product, values, zip_
+_OF_SPACE = ("chain", "fixed", "product", "values", "zip_")
 
-__all__ = ("chain", "fixed", "product", "values", "zip_")
+
+def __getattr__(name):
+  """The functions of `space`, imported when they are asked for: see `system.lazy`."""
+  if name not in _OF_SPACE:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  from gen_jax.sweeps import space
+
+  return getattr(space, name)

@@ -191,6 +191,18 @@ def compare(a: Row, b: Row) -> statistics.Difference:
   return statistics.unpaired(*(list(row.values.values()) for row in (a, b)))
 
 
+def pvalues(rows: Sequence[Row], metric: str) -> dict[int, float]:
+  """{id(row): p of its difference from the best}, adjusted for their number.
+
+  Of rows with at least two seeds; none if the best has one.
+  """
+  top = best(rows, metric)
+  others = [row for row in rows if row is not top and len(row.values) > 1]
+  tested = others if len(top.values) > 1 else []
+  adjusted = statistics.adjusted([compare(top, row).p for row in tested])
+  return {id(row): p for row, p in zip(tested, adjusted, strict=True)}
+
+
 def edges(rows: Sequence[Row], metric: str) -> list[str]:
   """Keys of numbers whose best value is the first or last that was tried."""
   top, found = best(rows, metric), []
@@ -211,11 +223,7 @@ def table(ledger: Mapping[str, Any]) -> str:
   found, metric = rows(ledger), ledger["metric"]
   every = list(dict.fromkeys(key for row in found for key in row.overrides))
   keys = space.varied([row.overrides for row in found])
-  top = best(found, metric)
-  others = [row for row in found if row is not top and len(row.values) > 1]
-  tested = others if len(top.values) > 1 else []
-  adjusted = statistics.adjusted([compare(top, row).p for row in tested])
-  pvalues = {id(row): p for row, p in zip(tested, adjusted, strict=True)}
+  top, pvalue = best(found, metric), pvalues(found, metric)
   head = [*(space.short(key, every) for key in keys), "seeds", metric, "p"]
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
   for row in found:
@@ -223,7 +231,7 @@ def table(ledger: Mapping[str, Any]) -> str:
     shown = f"**{shown}**" if row is top else shown
     if row.num_diverged:
       shown += f" ({row.num_diverged} diverged)"
-    p = f"{pvalues[id(row)]:.2g}" if id(row) in pvalues else ""
+    p = f"{pvalue[id(row)]:.2g}" if id(row) in pvalue else ""
     cells = [space.text(row.overrides[k]) if k in row.overrides else "" for k in keys]
     lines.append(f"| {' | '.join([*cells, str(len(row.values)), shown, p])} |")
   if same := {k: v for k, v in top.overrides.items() if k not in keys}:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_jax.build import config_files
+from gen_jax.runs import lease
 from gen_jax.sweeps import engine, figure, ledger, space
 from gen_jax.system import files
 from gen_jax.train import evaluators
@@ -68,8 +69,13 @@ class Sweep:
   def run(
     self, home: pathlib.Path, words: Sequence[str], jobs: int
   ) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
-    """Runs what is not done; see `engine.run`."""
-    return engine.run(self.arms, home, self.command(words), jobs, ledger.DONE)
+    """Runs what is not done; see `engine.run`.
+
+    Raises:
+      InputError: another sweep works in `home`.
+    """
+    with lease.hold(home):
+      yield from engine.run(self.arms, home, self.command(words), jobs, ledger.DONE)
 
   def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:
     """Every arm with what it has come to; status "missing" before it is begun."""

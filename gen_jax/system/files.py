@@ -1,12 +1,13 @@
-"""Files: paths, globs, UTF-8 text, JSON, hashes and atomic writes.
+"""Files: paths, UTF-8 text, JSON, hashes and atomic writes.
 
+A path is a `pathlib.Path`, or the `buckets.Address` of something in a bucket, which has
+the same methods: signatures name the first for both.
 All text and JSON is read through this file, so that byte-order marks, damaged files and
 deep nesting are handled alike. Errors are `InputError`s of one line.
 """
 
 import concurrent.futures
 import contextlib
-import glob
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gen_jax.types import InputError, unknown
+from gen_jax.errors import InputError, unknown
 
 SEAL = "file_sha256"
 HASHES = "hashes.json"
@@ -24,23 +25,22 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 def path(text: str | os.PathLike, name: str) -> pathlib.Path:
-  """A path as written by a user, with `~` expanded.
+  """A path as written by a user, with `~` expanded; or the address of a bucket.
 
   Args:
     name: of the flag or config key, for the message.
 
   Raises:
-    InputError: a URL (`gs://...`), an empty path, or one with a NUL.
+    InputError: an empty path, or one with a NUL; see `buckets.address`.
 
   >>> path("~/runs", "--workdir") == pathlib.Path.home() / "runs"
   True
   """
   text = os.fspath(text)
   if _SCHEME.match(text):
-    raise InputError(
-      f"{name} {text!r} is an address, and only local paths are read and written; mount"
-      " the bucket (gcsfuse, s3fs) or copy the files"
-    )
+    from gen_jax.system import buckets  # for those alone who have one
+
+    return buckets.address(text, name)
   if not text.strip():  # an empty path would be the current folder
     raise InputError(f"{name} is not set; give a file or folder")
   if "\0" in text:
@@ -48,37 +48,30 @@ def path(text: str | os.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(text))
 
 
-def _below(folder: str, parts: Sequence[str]) -> Iterator[str]:
-  """Paths in a folder that match the parts of a pattern."""
-  if not parts:
-    yield folder
-    return
-  first, *rest = parts
-  found = [os.path.join(folder, first)]
-  if not os.path.lexists(found[0]):
-    pattern = os.path.join(glob.escape(folder), first, *([""] if rest else []))
-    found = glob.glob(pattern, recursive=True)
-  for name in found:
-    yield from _below(name, rest)
+def cache_folder(name: str) -> pathlib.Path:
+  """A folder of files that may be deleted at any time.
 
-
-def matching(pattern: str) -> list[pathlib.Path]:
-  """The files that match a path or glob, sorted by name.
-
-  An existing file or folder of exactly a pattern's name is not a glob: with a folder
-  "data [2023]", "data [2023]/*.txt" matches its files.
-
-  Raises:
-    InputError: there are none.
+  It is in GEN_JAX_CACHE, else gen_jax in XDG_CACHE_HOME, else ~/.cache/gen_jax.
   """
-  expanded = path(pattern, "the pattern")
-  paths = {pathlib.Path(name) for name in _below("", expanded.parts)}
-  files = sorted(path for path in paths if path.is_file())
-  if not files:
+  if own := os.environ.get("GEN_JAX_CACHE"):
+    return local(own, "GEN_JAX_CACHE") / name
+  shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return local(shared, "XDG_CACHE_HOME") / "gen_jax" / name
+
+
+def is_local(path: pathlib.Path) -> bool:
+  """Whether a path is of this machine, and not the address of a bucket."""
+  return isinstance(path, pathlib.Path)
+
+
+def local(text: str | os.PathLike, name: str) -> pathlib.Path:
+  """`path`, of what only a disk can hold; InputError for an address."""
+  if _SCHEME.match(os.fspath(text)):
     raise InputError(
-      f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
+      f"{name} {os.fspath(text)!r} is an address, and only a local path can be used"
+      " here; copy the files, or mount the bucket (gcsfuse, mount-s3)"
     )
-  return files
+  return path(text, name)
 
 
 def stamps(paths: Sequence[pathlib.Path]) -> str:
@@ -95,7 +88,10 @@ def sha256(path: pathlib.Path) -> str:
 
 def names(folder: pathlib.Path) -> list[str]:
   """All files in and below a folder, relative to it, without its own `HASHES`."""
-  found = (path for path in folder.rglob("*") if not path.is_dir())
+  if is_local(folder):
+    found = (path for path in folder.rglob("*") if not path.is_dir())
+  else:
+    found = folder.files()
   return sorted({path.relative_to(folder).as_posix() for path in found} - {HASHES})
 
 
@@ -152,7 +148,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
   try:
     return path.read_bytes()
   except OSError as error:
-    raise InputError(f"cannot read {path}: {error.strerror}") from None
+    raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read(path: pathlib.Path) -> str:
@@ -259,7 +255,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   partial = path.with_name(f"{path.name}.partial")
   try:
     yield partial
-    os.replace(partial, path)
+    partial.replace(path)
   except BaseException:
     partial.unlink(missing_ok=True)
     raise
@@ -267,6 +263,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
   """Writes a file, whole or not at all."""
+  if not is_local(path):
+    path.write_bytes(content)  # by one request
+    return
   with replacing(path) as partial:
     partial.write_bytes(content)
 

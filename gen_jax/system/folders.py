@@ -6,15 +6,18 @@ import io
 import itertools
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from gen_jax.system import files
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
+from gen_jax.system import copies, files
+
+# Pieces of work in order: i -> the arrays from number i on; `Keep` makes or finds all.
+Pieces = Callable[[int], Iterator[np.ndarray]]
+Keep = Callable[[Pieces], Iterator[np.ndarray]]
 
 ABOUT = "about.json"  # what the pieces of an unfinished command are of
 
@@ -33,7 +36,7 @@ def out(given: pathlib.Path | None, usual: pathlib.Path) -> Iterator[pathlib.Pat
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      f"cannot write to {folder}: {error.strerror}; give another --out"
+      f"cannot write to {folder}: {error.strerror or error}; give another --out"
     ) from None
   try:
     yield folder
@@ -56,9 +59,9 @@ def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
   about = json.loads(json.dumps(about))
   with contextlib.suppress(InputError):
     if files.read_json(home / ABOUT) != about:
-      shutil.rmtree(home)
+      copies.remove(home)
   if not (home / ABOUT).exists():
-    shutil.rmtree(home, ignore_errors=True)
+    copies.remove(home)
     home.mkdir(parents=True)
     if jax.process_index() == 0:
       files.write_json(home / ABOUT, about)
@@ -66,26 +69,32 @@ def unfinished(home: pathlib.Path, about: dict[str, Any]) -> Iterator[None]:
     yield
   except BaseException:
     if [path.name for path in home.iterdir()] == [ABOUT]:
-      shutil.rmtree(home, ignore_errors=True)
+      _tidy(home)
     raise
-  shutil.rmtree(home, ignore_errors=True)
+  _tidy(home)
 
 
-def kept(
-  home: pathlib.Path, pieces: Callable[[int], Iterator[np.ndarray]]
-) -> Iterator[np.ndarray]:
+def _tidy(folder: pathlib.Path) -> None:
+  with contextlib.suppress(OSError):
+    copies.remove(folder)
+
+
+def nothing_kept(pieces: Pieces) -> Iterator[np.ndarray]:
+  """A `Keep` without files: all pieces are made."""
+  return pieces(0)
+
+
+def kept(home: pathlib.Path, pieces: Pieces) -> Iterator[np.ndarray]:
   """Yields the arrays of `pieces(0)`; each is in a file of `home` before it is needed.
 
-  An equal command finds them there and continues behind the last one.
-
-  Args:
-    pieces: i -> the arrays from number i on.
+  An equal command finds them there and continues after the last one.
   """
+  home.mkdir(exist_ok=True)
   for i in itertools.count():
     (*_, path) = (None, *home.glob(f"{i:06}.*.npy"))
     if path is None or files.sha256(path)[:16] != path.name.split(".")[1]:
       break
-    yield np.load(path)
+    yield np.load(io.BytesIO(path.read_bytes()))
   for j, array in enumerate(pieces(i), i):
     np.save(file := io.BytesIO(), array)
     content = file.getvalue()

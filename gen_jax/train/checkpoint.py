@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gen_jax.system import signals
+from gen_jax.system import files, signals
 from gen_jax.train import items, proof
 from gen_jax.train import state as states
 from gen_jax.types import InputError, Params, first_line
@@ -95,7 +95,11 @@ def open_manager(
     cleanup_tmp_directories=not read_only,
     read_only=read_only,
     save_interval_steps=0 if read_only else 1,
-    temporary_path_class=proof.ProvenPath,
+    temporary_path_class=proof.path_class(directory),
+    # In a bucket nothing is made, and if it is away, writers would wait for that.
+    async_options=ocp.AsyncOptions(
+      create_directories_asynchronously=files.is_local(directory)
+    ),
   )
   handlers = items.handlers("progress")
   with (
@@ -117,7 +121,7 @@ def save(
   Raises:
     InputError: not enough free space (checked first); the workdir is gone.
   """
-  items.check_room(pathlib.Path(manager.directory), f"step {step}", state)
+  items.check_room(proof.as_path(manager.directory), f"step {step}", state)
   if step in manager.all_steps():  # saved without evaluation after a signal
     manager.delete(step)
   with signals.deferred():
@@ -132,7 +136,7 @@ def save(
 
 
 def _folder(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
-  return pathlib.Path(manager.directory) / str(step)
+  return proof.as_path(manager.directory) / str(step)
 
 
 def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
@@ -225,6 +229,7 @@ def _newest(
     except InputError:
       raise
     except Exception as error:
+      proof.check_answers(error, _folder(manager, candidate))
       # Any exception of orbax or tensorstore: the folder is damaged.
       damaged[candidate] = first_line(error)[:200]
       continue

@@ -1,45 +1,96 @@
-"""Metrics over steps, as plots."""
+"""Metrics over steps, as plots: hover shows values, a drag zooms."""
 
-import io
 from typing import Any
 
+from gen_jax import errors
 
-def png(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> bytes:
-  """PNG of metrics over steps.
+
+def figure(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> Any:
+  """A plotly figure of metrics over steps.
 
   Args:
     rows: of metrics.jsonl.
     frames: {title: {label: key of a row}}; one plot each.
   """
-  from matplotlib import figure as figures  # not pyplot, whose state is the caller's
+  with errors.extra("report"):
+    from plotly import subplots
 
-  columns = min(len(frames), 3)
-  shape = (-(-len(frames) // columns), columns)
-  size = (4.2 * shape[1], 3.2 * shape[0])
-  figure = figures.Figure(figsize=size)
-  axes = figure.subplots(*shape, squeeze=False)
-  for axis in axes.flat[len(frames) :]:
-    axis.remove()
-  for axis, (title, lines) in zip(axes.flat, frames.items(), strict=False):
-    for label, key in lines.items():
+  columns = min(len(frames), 2)
+  lines = -(-len(frames) // columns)
+  how = {"vertical_spacing": 0.3 / lines, "horizontal_spacing": 0.1}
+  drawn = subplots.make_subplots(lines, columns, subplot_titles=list(frames), **how)
+  colours = {"training": "#1f77b4", "validation": "#ff7f0e"}
+  named = set()
+  for i, (title, shown) in enumerate(frames.items()):
+    place = {"row": i // columns + 1, "col": i % columns + 1}
+    for label, key in shown.items():
       points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
-      marker = "o" if "/" in key or len(points) == 1 else None
-      axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
-    axis.set_xlabel("step")
-    axis.set_title(title)
-    axis.grid(alpha=0.3)
-    if len(lines) > 1:
-      axis.legend()
-  figure.tight_layout()
-  png = io.BytesIO()
-  figure.savefig(png, format="png", dpi=110)
-  return png.getvalue()
+      mode = "lines+markers" if "/" in key or len(points) == 1 else "lines"
+      x, y = zip(*points, strict=True)
+      look = {"mode": mode, "line": {"color": colours.get(label, "#2ca02c")}}
+      look |= {"name": label if label in colours else title, "legendgroup": label}
+      look["showlegend"] = label in colours and label not in named
+      named.add(label)
+      drawn.add_scatter(x=x, y=y, **look, **place)
+  return styled(drawn, "step", height=320 * lines)
+
+
+def styled(
+  drawn: Any, x: str | None = None, y: str | None = None, height: int = 420
+) -> Any:
+  """A plotly figure in the style of our pages; buttons make all y logarithmic.
+
+  Args:
+    x, y: titles of the axes.
+    height: in pixels.
+  """
+  drawn.update_xaxes(title=x)
+  drawn.update_yaxes(title=y)
+  drawn.update_layout(
+    template="plotly_white",
+    height=height,
+    margin={"l": 60, "r": 20, "t": 60, "b": 50},
+    legend={"orientation": "h", "y": -90 / height},
+  )
+  if drawn.data and drawn.data[0].type == "scatter":
+    axes = [name for name in drawn.layout if name.startswith("yaxis")]
+    scales = [
+      {
+        "label": kind,
+        "method": "relayout",
+        "args": [{f"{axis}.type": kind for axis in axes}],
+      }
+      for kind in ("linear", "log")
+    ]
+    place = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left"}
+    top = {"y": 1, "yanchor": "bottom", "pad": {"b": 24}}
+    drawn.update_layout(updatemenus=[{**place, **top, "buttons": scales}])
+  return drawn
+
+
+def html(drawn: Any, name: str) -> str:
+  """A plotly figure as an element of a page that holds plotly's script.
+
+  Args:
+    name: of the element.
+  """
+  return drawn.to_html(
+    full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True}
+  )
+
+
+def script() -> str:
+  """Plotly's script, for a page that stands alone (5 MB)."""
+  with errors.extra("report"):
+    from plotly import offline
+
+  return offline.get_plotlyjs()
 
 
 def frames(
   rows: list[dict[str, float]], config: dict[str, Any]
 ) -> dict[str, dict[str, str]]:
-  """The plots of `curves`: training and validation together if they are comparable.
+  """The plots of `figure`: training and validation together if they are comparable.
 
   With a discriminator the training loss has a term that validation leaves out; the two
   then have plots of their own.

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from gen_jax import numbers as numbering
 from gen_jax import rng, sharding, tree
 from gen_jax.tasks import base
 from gen_jax.train import state as states
@@ -90,6 +91,7 @@ def examine(
   state: states.TrainState,
   frozen: PyTree,
   batch: Batch,
+  numbers: numbering.Numbers,
   layout: sharding.Layout,
   *,
   num_microbatches: int,
@@ -101,22 +103,21 @@ def examine(
 
   Args:
     batch: the first global batch, in its layout.
+    numbers: of the training step, which meets at least those of this gradient.
     num_microbatches: the run's; more memory than the run is never needed.
     num_items: tokens or images of the whole run.
     tolerance: of the two gradients' difference; 2e-2 was seen in bfloat16.
   """
   size = batch["weights"].shape[0]
-  keys = rng.per_example(jax.random.key(0), size)
-  is_cpu = layout.on_cpu
-  options = {"xla_backend_optimization_level": "0"} if is_cpu else None  # it runs once
+  args = (state.params, frozen, batch, rng.per_example(jax.random.key(0), size))
+  options = {"xla_backend_optimization_level": "0"} if layout.on_cpu else None
 
   def gradient(num):
-    def fn(params, frozen, batch, keys):
-      args = (task, params, frozen, batch, keys, num)
-      with sharding.use(layout):
-        return steps.gradients(*args, train=False, unroll=is_cpu)
+    def fn(numbers, *args):
+      with numbering.given(numbers), sharding.use(layout):
+        return steps.gradients(task, *args, num, train=False, unroll=layout.on_cpu)
 
-    return jax.jit(fn, compiler_options=options)(state.params, frozen, batch, keys)
+    return jax.jit(fn, compiler_options=options)(numbers, *args)  # it runs once
 
   grads, out = gradient(num_microbatches)
   pieces = layout.num_batch_shards * num_microbatches

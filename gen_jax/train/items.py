@@ -48,6 +48,7 @@ def using(directory: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError) as error:
+    proof.check_answers(error, directory)
     reason = _refused(error)
     if reason is None:
       raise
@@ -66,8 +67,10 @@ def _refused(error: Exception) -> str | None:
 
 def home(workdir: str | pathlib.Path) -> pathlib.Path:
   """The folder of steps and items."""
-  directory = pathlib.Path(workdir).absolute() / "checkpoints"
+  directory = files.path(workdir, "workdir").absolute() / "checkpoints"
   proof.check_path(directory)
+  if not files.is_local(directory):
+    proof.teach_s3()
   return directory
 
 
@@ -81,17 +84,20 @@ def handlers(*notes: str) -> dict[str, ocp.CheckpointHandler]:
   }
 
 
-def _opened(*notes: str) -> ocp.Checkpointer:
+def _opened(folder: pathlib.Path, *notes: str) -> ocp.Checkpointer:
   """What reads the folder of a step, and reads and writes that of an item."""
-  options = ocp.CompositeOptions(temporary_path_class=proof.ProvenPath)
+  kind = proof.path_class(folder)
+  options = ocp.CompositeOptions(temporary_path_class=kind)
   handler = ocp.CompositeCheckpointHandler(
     composite_options=options, **handlers(*notes)
   )
-  return ocp.Checkpointer(handler, temporary_path_class=proof.ProvenPath)
+  return ocp.Checkpointer(handler, temporary_path_class=kind)
 
 
 def check_room(directory: pathlib.Path, what: str, arrays: PyTree) -> None:
   """Raises InputError unless a folder, which is made, has room for the arrays."""
+  if not files.is_local(directory):
+    return
   try:
     directory.mkdir(exist_ok=True)  # a user may delete it
   except OSError as error:
@@ -107,7 +113,7 @@ def check_room(directory: pathlib.Path, what: str, arrays: PyTree) -> None:
 
 def shapes(folder: pathlib.Path) -> proof.Shapes:
   """{path: shape} of the arrays, from their metadata."""
-  with _opened() as reader:
+  with _opened(folder) as reader:
     saved = reader.metadata(folder).item_metadata["state"]
   saved = getattr(saved, "tree", saved)
   if saved is None:
@@ -177,7 +183,7 @@ def read(
     **({} if held == have else {"partial_restore": True}),
   )
   notes = {note: ocp.args.JsonRestore()} if note else {}
-  with _opened(*notes) as reader:
+  with _opened(folder, *notes) as reader:
     found = reader.restore(folder, args=ocp.args.Composite(state=state, **notes))
   state = found["state"]
   for name in names:
@@ -201,13 +207,13 @@ def save(
   args = ocp.args.Composite(
     state=proof.StateSave(params), about=ocp.args.JsonSave({**about})
   )
-  with signals.deferred(), using(directory), _opened("about") as writer:
+  with signals.deferred(), using(directory), _opened(directory, "about") as writer:
     writer.save(directory / name, args=args)
 
 
 def exists(workdir: str | pathlib.Path, name: str) -> bool:
   """Whether a workdir holds an item of this name."""
-  return (home(workdir) / name).exists()
+  return proof.is_complete(home(workdir) / name)
 
 
 def restore(
@@ -219,7 +225,7 @@ def restore(
     InputError: they are damaged, or of another model.
   """
   folder = home(workdir) / name
-  if not folder.exists():
+  if not proof.is_complete(folder):
     return None
   try:
     if not (folder / files.HASHES).exists():

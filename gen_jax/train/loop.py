@@ -28,6 +28,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from gen_jax import ranges
+from gen_jax.numbers import Numbers
 from gen_jax.system import signals
 from gen_jax.train import checkpoint, evaluators, writers
 from gen_jax.train import state as states
@@ -61,6 +62,8 @@ class Config:
     num_microbatches: microbatches per batch, to save memory.
     ema_decay: decay of the moving average of the weights; None: no average.
     health_check: check the first batch before the first step, see `health`.
+    profile_steps: (first, last): profile the steps from first to before last, see
+      `profile`.
   """
 
   num_steps: ranges.Count
@@ -73,8 +76,14 @@ class Config:
   num_microbatches: ranges.Size = 1
   ema_decay: ranges.ProperFraction | None = None
   health_check: bool = True
+  profile_steps: tuple[ranges.Whole, ranges.Whole] | None = None
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
+    if self.profile_steps and not self.profile_steps[0] < self.profile_steps[1]:
+      raise InputError(
+        f"train.profile_steps={self.profile_steps} must be (first, last), first < last"
+      )
 
   def total_steps(self, examples_per_epoch: int, batch_size: int) -> int:
     """The number of steps, by `num_steps` and `num_epochs`."""
@@ -268,6 +277,7 @@ def run(
   progress: checkpoint.Progress,
   resumed: bool,
   step: steps.Step,
+  numbers: Numbers,
   frozen: PyTree,
   stream: Callable[[int], Iterator[Batch]],
   evals: Sequence[evaluators.Evaluator],
@@ -290,6 +300,7 @@ def run(
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
+    states.NotFiniteError: instead of saving; earlier checkpoints stay.
   """
   first = int(state.step)
   window = _Window(per_step)
@@ -320,6 +331,7 @@ def run(
     if saved_at != i:
       heartbeat()
       with window.paused(state):
+        states.check_finite(state)
         checkpoint.save(manager, i, state, progress, value)
       saved_at = i
 
@@ -357,7 +369,7 @@ def run(
             batch = next(batches)
           waited = time.monotonic() - asked
           heartbeat()
-          state, metrics = step(state, frozen, batch)
+          state, metrics = step(state, frozen, batch, numbers)
         if pending is not None:
           fetch(*pending)
         pending = (i, metrics, window.end(metrics), waited)

@@ -16,7 +16,7 @@ DECAYED = r"(kernel|table)$"
 
 @ranges.checked
 def constant(
-  peak: ranges.NotNegative, num_steps: int, warmup_steps: ranges.Whole = 0
+  peak: ranges.NotNegative, num_steps: int, warmup_steps: ranges.Steps = 0
 ) -> optax.Schedule:
   """Linear warm-up, then `peak`.
 
@@ -39,9 +39,9 @@ def _warmed_up(decay: optax.Schedule, peak: float, warmup_steps: int) -> optax.S
 def cosine(
   peak: ranges.NotNegative,
   num_steps: int,
-  warmup_steps: ranges.Whole = 0,
+  warmup_steps: ranges.Steps = 0,
   final_fraction: ranges.Fraction = 0.1,
-  decay_steps: ranges.Count | None = None,
+  decay_steps: ranges.PositiveSteps | None = None,
 ) -> optax.Schedule:
   """Linear warm-up, half a cosine down to final_fraction * peak, then constant.
 
@@ -51,9 +51,11 @@ def cosine(
   >>> [round(float(rate(s)), 2) for s in (0, 10, 60, 110)]
   [0.0, 1.0, 0.55, 0.1]
   """
-  decay = optax.cosine_decay_schedule(
-    peak, max((decay_steps or num_steps) - warmup_steps, 1), alpha=final_fraction
-  )
+  length = max((decay_steps or num_steps) - warmup_steps, 1) * 1.0  # see `numbers`
+
+  def decay(step):  # a new one each time: optax's keeps what `length` was in a trace
+    return optax.cosine_decay_schedule(peak, length, alpha=final_fraction)(step)
+
   return _warmed_up(decay, peak, warmup_steps)
 
 
@@ -61,7 +63,7 @@ def cosine(
 def linear(
   peak: ranges.NotNegative,
   num_steps: int,
-  warmup_steps: ranges.Whole = 0,
+  warmup_steps: ranges.Steps = 0,
   final_fraction: ranges.Fraction = 0.0,
 ) -> optax.Schedule:
   """Linear warm-up, then linearly down to final_fraction * peak.
@@ -80,7 +82,7 @@ def linear(
 def wsd(
   peak: ranges.NotNegative,
   num_steps: int,
-  warmup_steps: ranges.Whole = 0,
+  warmup_steps: ranges.Steps = 0,
   decay_fraction: ranges.PositiveFraction = 0.2,
   final_fraction: ranges.Fraction = 0.0,
 ) -> optax.Schedule:

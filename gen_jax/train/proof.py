@@ -3,15 +3,17 @@
     write    each process hashes its own files in the thread that wrote them; the first
              process hashes shared files, reads back which arrays exist, and writes
              hashes.json. Only then is the folder renamed to its step: an existing step
-             is complete.
+             is complete. In a bucket nothing is renamed: a step is there when its
+             hashes.json is.
     read     a step is damaged if a file lacks its hash or there are other files.
 
 The array format detects damage only in its index: uncompressed values have no checksum.
 """
 
+import functools
+import glob
 import json
 import math
-import os
 import pathlib
 import re
 
@@ -21,12 +23,15 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from gen_jax import tree
-from gen_jax.system import files
-from gen_jax.types import InputError
+from gen_jax.system import buckets, files, stores
+from gen_jax.types import InputError, Unavailable, first_line
 
 Shapes = dict[str, tuple[int, ...]]
+_SILENT = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED)\b")
+_MARK = ocp.path.atomicity.COMMIT_SUCCESS_FILE
 
 
 def check_path(path: pathlib.Path) -> None:
@@ -40,6 +45,11 @@ def check_path(path: pathlib.Path) -> None:
       f"{str(path)!r} has a backslash, which the checkpoint library reads as a slash;"
       " use another name"
     )
+  if not files.is_local(path) and glob.has_magic(str(path)):
+    raise InputError(
+      f"{str(path)!r} has brackets or stars, which the checkpoint library reads as a"
+      " pattern in a bucket; use another name"
+    )
 
 
 class _Folder(type(epath.Path("/"))):
@@ -49,10 +59,16 @@ class _Folder(type(epath.Path("/"))):
   """
 
   def glob(self, pattern: str):
-    return map(type(self), pathlib.Path(os.fspath(self)).glob(pattern))
+    return map(type(self), as_path(self).glob(pattern))
 
 
-class ProvenPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+def as_path(path: epath.Path) -> pathlib.Path:
+  """A path of orbax as one of this program."""
+  text = str(path)
+  return buckets.Address(text) if "://" in text else pathlib.Path(text)
+
+
+class RenamedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
   """A temporary folder; one with a 'state' is renamed when its hashes are written.
 
   Its parts ('state', ...) are temporary folders too until they are complete.
@@ -62,13 +78,81 @@ class ProvenPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     return _Folder(super().get())
 
   async def finalize(self) -> None:
-    folder = pathlib.Path(os.fspath(self.get()))
+    folder = as_path(self.get())
     if not (folder / "state").exists():
       return await super().finalize()
     if self._checkpoint_metadata_store:
       self._checkpoint_metadata_store.wait_until_finished()
     _write(folder, self.get_final().name)
-    folder.rename(os.fspath(self.get_final()))
+    folder.rename(as_path(self.get_final()))
+
+
+class MarkedPath(ocp.path.atomicity.CommitFileTemporaryPath):
+  """A folder of a bucket; one with a 'state' is complete when its hashes are written.
+
+  Its parts are complete when they have orbax's own mark.
+  """
+
+  def get(self) -> epath.Path:
+    return buckets.Address(super().get())
+
+  async def finalize(self) -> None:
+    folder = as_path(self.get())
+    if not (folder / "state").exists():
+      return await super().finalize()
+    if self._checkpoint_metadata_store:
+      self._checkpoint_metadata_store.wait_until_finished()
+    _write(folder, folder.name)
+
+  @classmethod
+  async def validate(cls, temporary_path: epath.Path) -> None:
+    if is_complete(as_path(temporary_path)):
+      raise ocp.path.atomicity_types.ValidationError(f"{temporary_path} is complete")
+
+  @classmethod
+  async def validate_final(cls, final_path: epath.Path) -> None:
+    if not is_complete(as_path(final_path)):
+      raise ocp.path.atomicity_types.ValidationError(f"{final_path} is not complete")
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+  """Whether a step, an item or a part of one was written to its end."""
+  if files.is_local(folder):
+    return folder.exists()  # by its name: see `RenamedPath`
+  return (folder / files.HASHES).exists() or (folder / _MARK).exists()
+
+
+@functools.cache
+def teach_s3() -> None:
+  """Has orbax write to S3: of the drivers of tensorstore it names Google's alone.
+
+  Where it would name a folder of gs://, that of s3:// is named with S3's driver.
+  """
+  build = tensorstore_utils.build_kvstore_tspec
+
+  @functools.wraps(build)
+  def named(directory: str, *args, **kwargs):
+    spec = build(re.sub("^s3:/+", "gs://", directory), *args, **kwargs)
+    if directory.startswith("s3:"):
+      base = spec if spec["driver"] != "ocdbt" else spec["base"]
+      base |= stores.driver("s3")
+    return spec
+
+  tensorstore_utils.build_kvstore_tspec = named
+
+
+def check_answers(error: BaseException, folder: pathlib.Path) -> None:
+  """Raises Unavailable if tensorstore gave up on a bucket: nothing is damaged then."""
+  if not files.is_local(folder) and _SILENT.search(str(error)):
+    raise Unavailable(
+      f"{folder} does not answer ({first_line(error)[:200]}): the same command goes on"
+      " when it does"
+    ) from None
+
+
+def path_class(folder: pathlib.Path) -> type:
+  """How orbax completes what it writes below a folder."""
+  return RenamedPath if files.is_local(folder) else MarkedPath
 
 
 class StateHandler(ocp.PyTreeCheckpointHandler):
@@ -76,7 +160,7 @@ class StateHandler(ocp.PyTreeCheckpointHandler):
 
   async def async_save(self, directory, *, args):
     futures = await super().async_save(directory, args=args)
-    folder = pathlib.Path(os.fspath(directory))
+    folder = as_path(directory)
     shapes = {path: tuple(x.shape) for path, x in tree.flatten(args.item).items()}
     return [ocp.future.ChainedFuture(futures, lambda: _note_own(folder, shapes))]
 
@@ -140,7 +224,8 @@ def _write(folder: pathlib.Path, name: str) -> None:
 
 def arrays(folder: pathlib.Path) -> Shapes:
   """{name: shape} of the complete arrays in a folder."""
-  base = {"driver": "file", "path": f"{folder}/"}
+  is_here = files.is_local(folder)
+  base = {"driver": "file", "path": f"{folder}/"} if is_here else folder.kvstore()
   store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
   keys = {key.decode() for key in store.list().result()}
   pieces: dict[str, int] = {}

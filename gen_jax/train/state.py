@@ -148,3 +148,20 @@ def of_weights(params: Params) -> TrainState:
   """A state of imported weights at step 0, without average and moments."""
   key = jax.random.key_data(jax.random.key(0))
   return TrainState(jnp.int32(0), params, ema=None, opt_state=(), key=key)
+
+
+class NotFiniteError(RuntimeError):
+  """The weights are not finite, after a step whose loss and gradient were."""
+
+
+@jax.jit
+def _all_finite(weights: Params) -> Array:
+  found = [jnp.isfinite(x).all() for x in jax.tree.leaves(weights)]
+  return jnp.stack(found).all()
+
+
+def check_finite(state: TrainState) -> None:
+  """Raises NotFiniteError for a weight that is infinite or NaN."""
+  if not _all_finite(state.params):
+    step = int(state.step) - 1
+    raise NotFiniteError(f"the weights are not finite after step {step}")

@@ -4,6 +4,9 @@
     gradients of loss.total, summed over microbatches, divided once by loss.count
     -> optax (clipping, learning rate, ...) -> moving average -> new state
 
+Numbers of the config (rates, decays, weights of losses) are arguments of the step, so
+that runs that differ in them alone share one compiled program: see `gen_jax.numbers`.
+
 Sums are exchanged and every example has its own key, so the result does not depend on
 the number of microbatches, hosts and devices, for any example weights.
 """
@@ -15,13 +18,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gen_jax import numbers as numbering
 from gen_jax import rng, sharding
 from gen_jax.tasks import base
 from gen_jax.train import state as states
 from gen_jax.types import Array, Batch, Mean, Params, PyTree
 
 Metrics = dict[str, Mean]
-Step = Callable[[states.TrainState, PyTree, Batch], tuple[states.TrainState, Metrics]]
+# (state, frozen, batch, numbers) -> (state, metrics)
+Step = Callable[
+  [states.TrainState, PyTree, Batch, numbering.Numbers],
+  tuple[states.TrainState, Metrics],
+]
 
 
 def ema_decay(decay: float, step: Array) -> Array:
@@ -92,6 +100,9 @@ def make_step(
 ) -> Step:
   """Returns the step; jit it with `compile_step`.
 
+  Its `numbers` are the values of those numbers of the task, the optimiser and `decay`
+  that the program takes as arguments, which `numbers` finds; {}: all are constants.
+
   A step i whose loss or gradient norm is not finite changes only the state's `step`, to
   ~i; steps dispatched before its metrics are known then change nothing. See
   `states.standing`.
@@ -100,14 +111,17 @@ def make_step(
     decay: of the moving average, in [0, 1); None without one.
   """
 
-  def step(state, frozen, batch):
+  def step(state, frozen, batch, numbers):
+    with numbering.given(numbers), sharding.use(layout):
+      return advance(state, frozen, batch)
+
+  def advance(state, frozen, batch):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     batch_size = jax.tree.leaves(batch)[0].shape[0]
     keys = rng.per_example(key, batch_size)
-    with sharding.use(layout):
-      grads, out = gradients(
-        task, state.params, frozen, batch, keys, num_microbatches, unroll=layout.on_cpu
-      )
+    grads, out = gradients(
+      task, state.params, frozen, batch, keys, num_microbatches, unroll=layout.on_cpu
+    )
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -123,6 +137,17 @@ def make_step(
     return new, {**metrics, "grad_norm": Mean(norm, jnp.float32(1.0))}
 
   return step
+
+
+def numbers(
+  step: Step, state: states.TrainState, frozen: PyTree, batch: Batch
+) -> dict[str, float | int]:
+  """The numbers that a step takes as arguments, with their values in the config.
+
+  Args:
+    state, frozen, batch: abstract or not.
+  """
+  return numbering.found(step, state, frozen, batch, {})
 
 
 def compile_step(step: Step, state: states.TrainState, layout: sharding.Layout):

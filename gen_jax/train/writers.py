@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 _CRC = "crc32"  # of the rest of a row of metrics.jsonl
@@ -85,7 +86,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
 
   Values that were not finite are NaN; damaged lines are skipped.
   """
-  rows = _rows(pathlib.Path(workdir) / "metrics.jsonl")
+  rows = _rows(files.path(workdir, "workdir") / "metrics.jsonl")
   return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
@@ -171,6 +172,51 @@ class TensorBoard:
   def close(self) -> None:
     with contextlib.suppress(OSError):  # its thread may have ended on a full disk
       self._writer.close()
+
+
+class Upload:
+  """Copies the files of a folder into a bucket as they change, in a thread.
+
+  Nothing can be appended there: each time a file goes as a whole, and the last state of
+  several. A process that is killed loses what was written since.
+  """
+
+  def __init__(self, here: pathlib.Path, there: pathlib.Path):
+    self._here, self._there = here, there
+    self._sent: dict[str, str] = {}
+    self._due, self._over = threading.Event(), False
+    self._error: Exception | None = None
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def _run(self) -> None:
+    while not self._over:
+      self._due.wait()
+      self._due.clear()
+      try:
+        self._send()
+      except Exception as error:  # raised by `close`
+        self._error = error
+        return
+
+  def _send(self) -> None:
+    for name in files.names(self._here):
+      stamp = files.stamps([self._here / name])
+      if self._sent.get(name) != stamp:
+        copies.copy(self._here / name, self._there / name)
+        self._sent[name] = stamp
+
+  def write(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
+    self._due.set()
+
+  def close(self) -> None:
+    """Waits until all is there."""
+    self._over = True
+    self._due.set()
+    self._thread.join()
+    if self._error:
+      raise self._error
+    self._send()
 
 
 class Terminal:

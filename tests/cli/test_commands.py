@@ -1,5 +1,6 @@
 """The commands' surface: help, machine-readable results, a dry run of a giant."""
 
+import contextlib
 import json
 import resource
 
@@ -40,7 +41,7 @@ def test_tpus_are_looked_for_where_there_are_some_or_by_demand(
   monkeypatch.delenv("JAX_PLATFORMS", raising=False)
   if name:
     monkeypatch.setenv(name, "tpu")
-  call("doctor", "--help")
+  call("inspect", "--workdir", "nowhere")
   assert ("tpu" in factories) == bool(chips or name)
 
 
@@ -101,3 +102,35 @@ def test_a_trained_model_opens_on_another_mesh(call, text_workdir):
   other = call(*words, "--config.mesh.data=1", "--config.mesh.fsdp=8")
   assert other.code == 0, other.err
   assert json.loads(other.out.splitlines()[-1])["sha256"] == here["sha256"]
+
+
+def test_list_counts_what_configs_have(call, refuse, monkeypatch, tmp_path):
+  outcome = call("list", "lm/shakespeare", "lm/pydoc", "--json")
+  assert outcome.code == 0, outcome.err
+  found = json.loads(outcome.out.splitlines()[-1])["configs"]
+  assert [*found] == ["lm/pydoc", "lm/shakespeare"]
+  variants = found["lm/shakespeare"]["variants"]
+  assert {name: one["parameters"] for name, one in variants.items()} == {
+    "cpu": 804_096,
+    "gpu": 10_745_088,
+    "best": 804_096 - 64 * 128,
+  }
+  assert found["lm/pydoc"]["variants"][""]["needs"] == ["data: pydoc"]
+  outcome = call("list", "lm/finetune")
+  start = "init_from.workdir=runs/quickstart/text"
+  assert outcome.out.count(f"parameters of its start  data: docstrings, {start}") == 1
+  refuse(
+    "list", "lm/pydo", says=["unknown config 'lm/pydo'", "did you mean 'lm/pydoc'"]
+  )
+
+
+def test_programs_for_chips_that_are_not_here_are_not_kept(call, monkeypatch):
+  """They cannot be read back: JAX would warn."""
+  kept = []
+  monkeypatch.setattr(
+    main.compilation, "kept", lambda: kept.append(1) or contextlib.nullcontext()
+  )
+  call("plan", "--config", "nowhere", "--topology", "v5e:2x2")
+  assert not kept
+  call("inspect", "--workdir", "nowhere")
+  assert kept

@@ -31,6 +31,21 @@ def test_what_changes(tmp_path):
   assert read(tmp_path, ~LEFT & LEFT, "0,0,1,0")[1].sum() == 4
 
 
+def test_image_and_mask_are_resized_alike(tmp_path):
+  """The centre of both; what changes stays where it is in the picture."""
+  pixels = np.zeros((40, 60, 3), np.uint8)
+  pixels[:, 30:] = 200
+  change = np.zeros((40, 60), bool)
+  change[:, 30:] = True
+  how = {"resize": 10}
+  image, cut = drawing.Edit(pixels, mask=change, **how).pixels(1)
+  assert image.shape == (10, 10, 1) and cut.shape == (10, 10)
+  np.testing.assert_array_equal(cut, image[..., 0] > 100)
+  assert cut[:, 5:].all() and not cut[:, :5].any()
+  with pytest.raises(InputError, match="--resize 0 must be in"):
+    drawing.Edit(pixels, resize=0).check({})
+
+
 @pytest.mark.parametrize(
   "given, says",
   [

@@ -30,7 +30,7 @@ TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
   "compare, doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
-  "launch, plan, report, repro, sample, sweep, tokenize, train"
+  "launch, list, plan, report, repro, sample, sweep, tokenize, train"
 )
 
 
@@ -45,7 +45,9 @@ COMMANDS = (
     ("train", ["required: --config", "gen-jax train --help"]),
     (f"train --config {TEXT}", ["--workdir is needed"]),
     (f"train --config {TEXT} --workdir=", ["--workdir is not set"]),
-    ("inspect there --workdir x", ["unexpected argument 'there'", "inspect --help"]),
+    ("inspect there --workdir x", ["--workdir of a run, or", "IMAGE; not both"]),
+    ("inspect", ["give --workdir of a run"]),
+    ("doctor there", ["unexpected argument 'there'", "doctor --help"]),
     ("doctor --config.seed=1", ["doctor takes no --config"]),
     ("inspect --workdir x --config.seed=1", ["'seed'", "belongs to the trained model"]),
     (f"train --config {TEXT} --config.seed", ["--config.seed=VALUE"]),
@@ -98,7 +100,7 @@ def test_config_file(refuse, tmp_path, source, says):
   "spec, says",
   [
     ("configs/lm/pydo.py", ["'configs/lm/pydo.py'", "did you mean 'configs/lm/pydoc"]),
-    ("configs", ["unknown config file 'configs'", "configs/diffusion/digits.py"]),
+    ("configs", ["unknown config 'configs'", "diffusion/digits"]),
     ("configs/lm/pydoc.py:smok", ["'smok'", "did you mean 'smoke'?"]),
     ("configs/lm/pydoc.py:smoke,tiny", ["unknown variant 'tiny'", "smoke"]),
   ],

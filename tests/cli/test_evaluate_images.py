@@ -83,7 +83,7 @@ def test_batches_that_were_drawn_are_not_drawn_again(
   monkeypatch.setattr(image_generator.ImageGenerator, "images", images)
   command = ("evaluate", "--workdir", digits_workdir, *words)
   assert call(*command).code == 130 and len(drawn) == 2
-  second = next((digits_workdir / "evaluation.partial").glob("000001.*"))
+  second = next((digits_workdir / "evaluation.partial/0").glob("000001.*"))
   second.write_bytes(second.read_bytes()[:-1] + b"x")
   drawn[:] = ["of another number"] * 3
   assert evaluate(digits_workdir, *words) == whole

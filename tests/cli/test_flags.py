@@ -11,7 +11,7 @@ from gen_jax.cli import compare, flags, main
 from gen_jax.convert import hub
 from gen_jax.data.tokens import documents
 
-ADDRESS = "gs://bucket/x"
+ADDRESS = "ftp://host/x"
 NOT_PATHS = set(
   "checkpoint weights coordinator prompt negative interpolate max_tokens temperature"
   " top_k top_p min_p repetition_penalty order stop sampler grid num_steps"

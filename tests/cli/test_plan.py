@@ -10,8 +10,8 @@ from gen_jax.cost import chips
 
 def test_a_plan_is_data(call):
   outcome = call(
-    *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),
-    *("--price", "2", "--tokens", "1e6", "--quick", "--json"),
+    *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5litepod-4"),
+    *("--price", "2", "--tokens", "1e6", "--quick", "--mfu", "0.01", "--json"),
   )
   assert outcome.code == 0, outcome.err
   found = json.loads(outcome.out.splitlines()[-1])
@@ -21,6 +21,8 @@ def test_a_plan_is_data(call):
   )
   assert set(keys.split()) <= set(found)
   assert found["fits"] and found["num_chips"] == 4
+  forecast = found["forecast"]["step_secs"]
+  assert forecast == pytest.approx(found["step_secs_bound"] * found["mfu_bound"] / 0.01)
   tokens = 8 * 16
   cost = found["cost"]
   assert cost["num_steps"] == -(-(10**6) // tokens)
@@ -31,9 +33,29 @@ def test_a_plan_is_data(call):
   )
 
 
+def test_a_forecast_by_formula_for_gpus(call):
+  """FLOPs a step / (MFU x GPUs x peak), without a compiler; --price has no default."""
+  outcome = call(
+    *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "a100:8"),
+    *("--mfu", "0.5", "--tokens", "1e6", "--price", "4", "--json"),
+    "--config.mesh.fsdp=8",
+  )
+  assert outcome.code == 0, outcome.err
+  found = json.loads(outcome.out.splitlines()[-1])
+  secs = found["model_flops"] / (0.5 * 8 * 312e12)
+  assert found["forecast"]["step_secs"] == pytest.approx(secs)
+  steps = -(-(10**6) // (8 * 16))
+  usd = steps * secs * 8 / 3600 * 4
+  assert found["forecast"]["cost"]["usd"] == pytest.approx(usd)
+
+
 @pytest.mark.parametrize(
   "words, parts",
   [
+    (["--topology", "a100:8"], ["a100:8", "--mfu"]),
+    (["--topology", "a100:8x8", "--mfu", "0.4"], ["a100:8x8", "a100:8"]),
+    (["--topology", "v5e:2x2", "--mfu", "40"], ["--mfu=40", "(0, 1]"]),
+    (["--topology", "v5litepod-15"], ["v5litepod-15", "v5litepod-16"]),
     (["--topology", "v9:2x4"], ["'v9'", "v5e", "v5p"]),
     (["--topology", "v5e"], ["'v5e'", "v5e:2x4"]),
     (["--topology", "v5e:3x5"], ["'v5e:3x5'", "v5e:4x4"]),

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from gen_jax.runs import lease
 from gen_jax.sweeps import engine, ledger
 
 HEAD = 'CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"\n'
@@ -58,6 +59,15 @@ def test_a_long_list_is_quick_and_runs_nothing(call, experiment, tmp_path):
   )
   outcome = call("sweep", folder, "--list", "--to", tmp_path / "runs")
   assert outcome.code == 0 and "200 arms: 200 missing" in outcome.out
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_sweep_in_one_place_is_refused(refuse, experiment, tmp_path):
+  with lease.hold(tmp_path / "runs"):
+    folder = experiment("fixed()")
+    refuse(
+      "sweep", folder, "--to", tmp_path / "runs", says=["another run", "is at work"]
+    )
   assert not (tmp_path / "runs").exists()
 
 

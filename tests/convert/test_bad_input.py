@@ -7,11 +7,11 @@ import pathlib
 import pickle
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 
 from gen_jax import safetensors
-from gen_jax.convert import hub
 from gen_jax.data import tokenizers
 from gen_jax.train import checkpoint
 from tests.cli import conftest
@@ -222,7 +222,7 @@ def test_places(refuse, folder, tmp_path, monkeypatch):
   def offline(*_, **__):
     raise ConnectionError("no route\nto host")
 
-  monkeypatch.setattr(hub.huggingface_hub.HfApi, "model_info", offline)
+  monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
   says = ["no such folder here", "no route"]
   refuse("import", "--from", "some/model", "--workdir", tmp_path / "r", says=says)
   assert os.listdir(tmp_path) == ["model"]

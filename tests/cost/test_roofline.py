@@ -1,11 +1,13 @@
 """Bounds on time, against arithmetic on a slice of round numbers."""
 
 import dataclasses
+import math
 
 import pytest
 
 from gen_jax.cost import chips, roofline
 from gen_jax.cost.hlo import collective, cost
+from gen_jax.types import InputError
 
 CHIP = chips.Chip("round", 100.0, 1e3, 10.0, 4, 2.0, "none")
 
@@ -53,3 +55,26 @@ def test_money_is_chips_times_hours_times_price():
   found = roofline.expense(7200, 2.0, 16, 1.5)
   assert found == {"num_steps": 7200, "days": 1 / 6, "chip_hours": 64.0, "usd": 96.0}
   assert roofline.expense(1, 1.0, 1, None)["usd"] is None
+
+
+def test_a_forecast_is_the_time_at_that_mfu():
+  """And a published price: 150,000 hours of an A100 at 4 USD are 600,000 USD."""
+  slice_ = slice_of((4, 4))
+  secs = roofline.forecast(1e6, 0.4, slice_)
+  assert secs == pytest.approx(1e6 / (0.4 * 16 * 100.0))
+  assert roofline.utilisation(1e6, secs, slice_) == pytest.approx(0.4)
+  cost = roofline.expense(1000, 150_000 * 3.6 / 256, 256, 4.0)
+  assert cost["chip_hours"] == pytest.approx(150_000)
+  assert cost["usd"] == pytest.approx(600_000)
+
+
+@pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e"])
+def test_clouds_names_are_slices(kind):
+  """All that are for sale, by chips or by TensorCores."""
+  cores = {"v4": 2, "v5p": 2}.get(kind, 1)
+  for dims in chips.SLICES[kind]:
+    num = cores * math.prod(map(int, dims.split("x")))
+    name = f"{kind.replace('v5e', 'v5litepod')}-{num}"
+    assert chips.slice_of(name) == f"{kind}:{dims}"
+  with pytest.raises(InputError, match="-3"):
+    chips.slice_of(f"{kind.replace('v5e', 'v5litepod')}-3")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies
 
 from gen_jax import types
-from gen_jax.data import cache, datasets, embedded, infill, pipeline, tokenizers
+from gen_jax.data import cache, datasets, embedded, infill, rows, tokenizers
 
 MARKS = ("<pre>", "<suf>", "<mid>")
 TOKENIZER = tokenizers.train_bpe(["some text to join"], 265, MARKS)
@@ -49,10 +49,12 @@ def test_cuts_fall_everywhere():
 def test_without_it_the_rows_are_packed_windows():
   documents = ["alpha", "be", "gamma delta", "e", "zeta eta theta"]
   stream = cache.tokenize(documents, TOKENIZER)
-  cut = functools.partial(infill.Infill(0.0, MARKS).window, tokenizer=TOKENIZER)
+  row = functools.partial(infill.Infill(0.0, MARKS).row, tokenizer=TOKENIZER)
   for start in range(len(stream.ids) - 1):
-    a = cut(stream, start, 9, np.random.default_rng(0))
-    b = pipeline.packed_window(stream, start, 9, None, shared_marks=True)
+    window = stream.part(start, start + 10)
+    a = row(window, 9, np.random.default_rng(0))
+    b = rows.packed([window], 9, None, shared_marks=True)
+    b = {name: array[0] for name, array in b.items()}
     counted = b["weights"] > 0
     np.testing.assert_array_equal(a["weights"], b["weights"])
     for name in ("inputs", "targets", "positions", "segments"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gen_jax import types
-from gen_jax.data import cache, pipeline, tokenizers
+from gen_jax.data import cache, pipeline, rows, tokenizers
 
 
 def transform(example, generator):
@@ -117,7 +117,9 @@ def test_packed_windows_know_their_documents(shared):
   owner = np.concatenate([[i] * size for i, size in enumerate(sizes)])
   place = np.concatenate([np.arange(size) for size in sizes])
   for start in range(len(owner) - 1):
-    made = pipeline.packed_window(tokens, start, length, None, shared_marks=shared)
+    window = tokens.part(start, start + length + 1)
+    made = rows.packed([window], length, None, shared_marks=shared)
+    made = {name: array[0] for name, array in made.items()}
     for t in range(length):
       i = start + t
       if i >= len(owner):

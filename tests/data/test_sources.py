@@ -62,6 +62,25 @@ def _images(source, split="train"):
   return {examples[i]["caption"]: examples[i]["image"] for i in range(len(examples))}
 
 
+def test_small_sets_are_decoded_once_and_large_ones_not_kept():
+  calls = []
+
+  def decode(i):
+    calls.append(i)
+    return {"image": np.full((8, 8, 1), i, np.uint8), "caption": "a"}
+
+  examples = pipeline.Remembered(sources.Mapped(range(5), decode), 3 * (64 + 64))
+  for _ in range(3):
+    for i in range(5):
+      assert (examples[i]["image"] == i).all()
+  assert calls == [0, 1, 2, *[3, 4] * 3]
+  assert len(examples) == 5
+  with pytest.raises(IndexError):
+    examples[5]
+  named = sources.Mapped(["a.png", "b.png"], str, np.array([1, 0]))
+  assert sources.file_of(pipeline.Remembered(named), 0) == "b.png"
+
+
 def test_text_files(tmp_path):
   """One document per file in the order of names; line ends are left as they are."""
   (tmp_path / "b").mkdir()

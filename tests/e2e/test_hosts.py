@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+
+from tests.data.tokens import made
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 42
@@ -152,6 +155,34 @@ def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_pa
   assert list(after) == list(range(1, STEPS + 1))
   for found in (before, after):
     assert_same(found, whole)
+
+
+@pytest.mark.long
+def test_token_stores_are_read_alike_by_one_two_and_four_processes(tmp_path):
+  """A mixture that changes, over several epochs; killed with two, resumed with four."""
+  draw, paths = np.random.default_rng(0), []
+  for name, sizes in (("a", (700, 900, 1000)), ("b", (800, 700))):
+    shard = [draw.integers(97, 123, size) for size in sizes]
+    paths.append(str(made.of_shards(tmp_path / name, {"train": [shard]})))
+  source = {"name": "mixture", "paths": tuple(paths), "weights": (3.0, 1.0)}
+  source["changes"] = ((25, 1.0, 3.0),)
+  words = (
+    f"--config.data.source={source}",
+    f"--config.data.tokenizer={{'name': 'file', 'path': '{paths[0]}/tokenizer'}}",
+  )
+  ((code, _, stderr),) = finish(start(tmp_path / "one", 1, *words))
+  assert code == 0, stderr
+  first, second = start(tmp_path / "run", 2, *words)
+  for line in first.stdout:
+    if line.startswith("step 22/"):
+      second.send_signal(signal.SIGKILL)
+      break
+  assert finish([first, second])[0][0] == os.EX_TEMPFAIL
+  ended = finish(start(tmp_path / "run", 4, *words))
+  assert [code for code, *_ in ended] == [0] * 4, ended
+  found = losses(tmp_path / "run")
+  assert list(found) == list(range(1, STEPS + 1))
+  assert_same(found, losses(tmp_path / "one"))
 
 
 def test_told_to_stop_one_process_stops_all_at_one_step(whole, tmp_path):

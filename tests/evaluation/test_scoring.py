@@ -1,6 +1,7 @@
 """Scoring: every token once, and closed forms of what is summed."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,6 +14,7 @@ from gen_jax import sharding
 from gen_jax.data import tokenizer_json, tokenizers
 from gen_jax.evaluation import scoring
 from gen_jax.models import transformer
+from gen_jax.system import folders
 from gen_jax.types import InputError
 
 CONTEXT = 8
@@ -95,6 +97,30 @@ def test_log_likelihoods_are_those_of_the_model_row_by_row(model, params, batch_
     logs = np.asarray(jax.nn.log_softmax(logits[0], -1))
     want = [logs[i - 1, row.tokens[i]] for i in range(row.first, len(row.tokens))]
     np.testing.assert_allclose(scores, want, atol=2e-5)
+
+
+def test_batches_that_were_scored_are_not_scored_again(model, params, tmp_path):
+  """An interrupted command leaves its batches; an equal one computes the others."""
+  tokens = np.random.default_rng(0).integers(0, 260, 60)
+  rows = scoring.windows(tokens, CONTEXT, 3)
+  scorer = scoring.Scorer(model, 16)
+  whole = scorer.log_likelihoods(params, rows)
+  keep, plain, calls = functools.partial(folders.kept, tmp_path), scorer._score, []
+
+  def score(*args):
+    calls.append(1)
+    if len(calls) == 3:
+      raise KeyboardInterrupt
+    return plain(*args)
+
+  scorer._score = score
+  with pytest.raises(KeyboardInterrupt):
+    scorer.log_likelihoods(params, rows, keep)
+  again = scorer.log_likelihoods(params, rows, keep)
+  np.testing.assert_array_equal(np.concatenate(again), np.concatenate(whole))
+  calls.clear()
+  scorer.log_likelihoods(params, rows, keep)
+  assert not calls
 
 
 def test_choices_by_a_model_that_likes_short_ones(model, params):

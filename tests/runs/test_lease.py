@@ -12,12 +12,14 @@ import pytest
 
 from gen_jax import types
 from gen_jax.runs import lease
+from gen_jax.system import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOLDER = """
-import pathlib, sys, time
+import sys, time
 from gen_jax.runs import lease
-with lease.hold(pathlib.Path(sys.argv[1])):
+from gen_jax.system import files
+with lease.hold(files.path(sys.argv[1], "x")):
   print("held", flush=True)
   time.sleep(float(sys.argv[2]))
 """
@@ -31,91 +33,106 @@ def holder(folder, secs=60.0):
   return process
 
 
+@pytest.fixture(params=["disk", "s3", "gs"])
+def root(request, tmp_path):
+  """A folder of a disk, or of a bucket."""
+  if request.param == "disk":
+    return tmp_path
+  bucket = request.getfixturevalue({"s3": "bucket", "gs": "gs_bucket"}[request.param])
+  return files.path(bucket, "x") / "folder"
+
+
 def record(folder):
-  return json.loads((folder / lease.NAME).read_text())
+  return lease._read(folder / lease.NAME)
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def elsewhere(folder, **changes):
   """A lease as another host has written it."""
   folder.mkdir(exist_ok=True)
+  for path in folder.glob(f"{lease.NAME}.*"):
+    path.unlink()
   found = {"host": "other", "pid": 7, "machine": "m", "id": "x", "count": 0, **changes}
   (folder / lease.NAME).write_text(json.dumps(found))
   return found
 
 
-def test_a_second_run_is_refused_and_the_first_goes_on(tmp_path):
-  with lease.hold(tmp_path / "a" / "run"):
+def test_a_second_run_is_refused_and_the_first_goes_on(root):
+  with lease.hold(root / "a" / "run"):
     with pytest.raises(types.InputError, match=f"process {os.getpid()}.*is at work"):
-      with lease.hold(tmp_path / "a" / "run"):
+      with lease.hold(root / "a" / "run"):
         raise AssertionError
-    assert record(tmp_path / "a" / "run")["pid"] == os.getpid()
-  assert not (tmp_path / "a").exists()  # nothing was written but the lease
+    assert record(root / "a" / "run")["pid"] == os.getpid()
+  assert not (root / "a").exists()  # nothing was written but the lease
 
 
-def test_what_was_written_stays_and_the_lease_goes(tmp_path):
-  with lease.hold(tmp_path / "run"):
-    (tmp_path / "run" / "mine").touch()
-  assert os.listdir(tmp_path / "run") == ["mine"]
+def test_what_was_written_stays_and_the_lease_goes(root):
+  with lease.hold(root / "run"):
+    (root / "run" / "mine").touch()
+  assert names(root / "run") == ["mine"]
 
 
-def test_a_killed_holder_is_followed_at_once_a_living_one_never(tmp_path):
-  process = holder(tmp_path / "run")
+def test_a_killed_holder_is_followed_at_once_a_living_one_never(root):
+  process = holder(root / "run")
   with pytest.raises(types.InputError, match=f"process {process.pid}"):
-    with lease.hold(tmp_path / "run"):
+    with lease.hold(root / "run"):
       raise AssertionError
   process.kill()
   process.wait()
   began = time.monotonic()
-  with lease.hold(tmp_path / "run"):
-    assert record(tmp_path / "run")["pid"] == os.getpid()
-    assert os.listdir(tmp_path / "run") == [lease.NAME]
+  with lease.hold(root / "run"):
+    assert record(root / "run")["pid"] == os.getpid()
+    assert names(root / "run") == [lease.NAME]
   assert time.monotonic() - began < 2.0
 
 
-def test_another_process_with_the_same_number_is_not_the_holder(tmp_path):
-  found = elsewhere(tmp_path, machine=lease._machine(), pid=os.getpid(), began="1")
+def test_another_process_with_the_same_number_is_not_the_holder(root):
+  found = elsewhere(root, machine=lease._machine(), pid=os.getpid(), began="1")
   assert not lease._lives(found)
-  with lease.hold(tmp_path):
-    assert record(tmp_path)["id"] != "x"
+  with lease.hold(root):
+    assert record(root)["id"] != "x"
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "\xff", '{"count": 3}'])
-def test_a_still_counter_is_followed_after_a_while(tmp_path, monkeypatch, content):
+def test_a_still_counter_is_followed_after_a_while(root, monkeypatch, content):
   """Of another host, or unreadable: watched, then taken over."""
   monkeypatch.setattr(lease, "_STALE_SECS", 1.5)
-  elsewhere(tmp_path)
+  elsewhere(root)
   if content is not None:
-    (tmp_path / lease.NAME).write_bytes(content.encode("latin-1"))
+    (root / lease.NAME).write_bytes(content.encode("latin-1"))
   began = time.monotonic()
-  with lease.hold(tmp_path):
+  with lease.hold(root):
     assert time.monotonic() - began > 1.5
-    assert record(tmp_path)["pid"] == os.getpid()
+    assert record(root)["pid"] == os.getpid()
 
 
-def test_a_moving_counter_is_not_followed(tmp_path, monkeypatch):
+def test_a_moving_counter_is_not_followed(root, monkeypatch):
   monkeypatch.setattr(lease, "_STALE_SECS", 1.5)
-  elsewhere(tmp_path)
-  timer = threading.Timer(0.7, elsewhere, [tmp_path], {"count": 1})
+  elsewhere(root)
+  timer = threading.Timer(0.7, elsewhere, [root], {"count": 1})
   timer.start()
   with pytest.raises(types.InputError, match="host other, process 7"):
-    with lease.hold(tmp_path):
+    with lease.hold(root):
       raise AssertionError
   timer.join()
 
 
-def test_of_many_that_take_over_one_does(tmp_path, monkeypatch):
+def test_of_many_that_take_over_one_does(root, monkeypatch):
   """Each saw the same dead holder; whoever comes late sees the new one."""
   monkeypatch.setattr(lease, "_lives", lambda found: found["id"] != "x")
-  for _ in range(20):
-    elsewhere(tmp_path, machine=lease._machine())
+  for _ in range(20 if files.is_local(root) else 3):
+    elsewhere(root, machine=lease._machine())
     entered, ready = [], threading.Barrier(8)
 
     def enter(i, entered=entered, ready=ready):
       ready.wait()
       try:
-        with lease.hold(tmp_path):
+        with lease.hold(root):
           entered.append(i)
-          time.sleep(0.3)
+          time.sleep(0.3 if files.is_local(root) else 3.0)
       except types.InputError:
         pass
 
@@ -125,7 +142,7 @@ def test_of_many_that_take_over_one_does(tmp_path, monkeypatch):
     for thread in threads:
       thread.join()
     assert len(entered) == 1
-    assert os.listdir(tmp_path) == []
+    assert names(root) == []
 
 
 STANDS = """
@@ -134,24 +151,23 @@ lease._RENEW_SECS = 0.1
 """ + HOLDER.replace("time.sleep", "print('over') or time.sleep")
 
 
-def test_a_holder_that_finds_another_lease_ends(tmp_path):
-  words = [sys.executable, "-c", STANDS, str(tmp_path), "30"]
+def test_a_holder_that_finds_another_lease_ends(root):
+  words = [sys.executable, "-c", STANDS, str(root), "30"]
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
   with subprocess.Popen(words, cwd=ROOT, **pipes) as process:
     assert process.stdout.readline() == "held\n"
-    before = record(tmp_path)["count"]
+    before = record(root)["count"]
     time.sleep(0.5)
-    assert record(tmp_path)["count"] > before
-    (tmp_path / lease.NAME).unlink()  # by hand: it is made again
+    assert record(root)["count"] > before
+    (root / lease.NAME).unlink()  # by hand: it is made again
     time.sleep(0.5)
-    assert record(tmp_path)["pid"] == process.pid
-    other = tmp_path / "other"
-    other.write_text(json.dumps({"host": "other", "pid": 7, "id": "y"}))
-    os.replace(other, tmp_path / lease.NAME)
+    assert record(root)["pid"] == process.pid
+    content = json.dumps({"host": "other", "pid": 7, "id": "y"})
+    files.write(root / lease.NAME, content)
     assert process.wait(timeout=10) == 2
     (line,) = process.stderr.read().splitlines()
   assert "host other, process 7" in line and "this one ends" in line
-  assert record(tmp_path)["id"] == "y"
+  assert record(root)["id"] == "y"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

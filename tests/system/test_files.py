@@ -19,7 +19,7 @@ from gen_jax.evaluation import features, scoring
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir
-from gen_jax.system import files
+from gen_jax.system import files, globs
 from gen_jax.train import init_from, writers
 from gen_jax.types import InputError
 
@@ -52,11 +52,11 @@ def test_names_that_are_there_are_no_patterns(tmp_path, monkeypatch, pattern, fo
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(name)
   monkeypatch.chdir(tmp_path)
-  assert [str(path) for path in files.matching(pattern)] == found
-  absolute = files.matching(str(tmp_path / pattern))
+  assert [str(path) for path in globs.matching(pattern)] == found
+  absolute = globs.matching(str(tmp_path / pattern))
   assert [str(path.relative_to(tmp_path)) for path in absolute] == found
   with pytest.raises(InputError, match="no file matches"):
-    files.matching(f"{pattern}/x")
+    globs.matching(f"{pattern}/x")
 
 
 def _chats(path):
@@ -240,7 +240,7 @@ def test_what_is_damaged_is_refused_in_one_line_or_read(name, place, capsys):
       read(path)
 
 
-_ADDRESS = "gs://bucket/x"
+_ADDRESS = "ftp://host/x"
 _PATHS = set(
   "pattern path directory prior_directory data_dir dataset source target".split()
 )
@@ -290,4 +290,4 @@ def test_the_cache_is_no_address(name, monkeypatch):
   monkeypatch.delenv("GEN_JAX_CACHE", raising=False)
   monkeypatch.setenv(name, _ADDRESS)
   with pytest.raises(InputError, match=f"{name} '{_ADDRESS}' is an address"):
-    cache._home()
+    files.cache_folder("tokens")

@@ -66,7 +66,7 @@ def tuner():
     step = steps.make_step(task, optimizer, layout=layout)
     step = steps.compile_step(step, state, layout)
     for i in range(num_steps):
-      state, _ = step(state, {}, examples.batch(i))
+      state, _ = step(state, {}, examples.batch(i), {})
     return state.params
 
   return task, tune

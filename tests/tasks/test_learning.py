@@ -36,7 +36,7 @@ def train(task, batches, num_steps, rate):
   for batch in batches:
     state = create()
     for _ in range(num_steps):
-      state, _ = step(state, {}, batch)
+      state, _ = step(state, {}, batch, {})
     trained.append(state.params)
   return trained
 

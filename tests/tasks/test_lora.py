@@ -107,7 +107,7 @@ def test_training_moves_no_bit_of_the_base_and_agrees_on_meshes(name):
     step = steps.make_step(adapted, optimizer, layout=layout)
     step = steps.compile_step(step, state, layout)
     for _ in range(3):
-      state, metrics = step(state, frozen, placed)
+      state, metrics = step(state, frozen, placed, {})
     same(frozen.base, base)
     assert float(metrics["grad_norm"].value) > 0
     ends.append(jax.device_get(state.params))

@@ -32,7 +32,9 @@ def traffic(mesh, rules, task, batch):
     k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.batched(x))
     for k, x in batch.items()
   }
-  compiled = steps.compile_step(step, state, layout).lower(state, {}, rows).compile()
+  compiled = (
+    steps.compile_step(step, state, layout).lower(state, {}, rows, {}).compile()
+  )
   found = {}
   alone = r"replica_groups=\{\{0\},"  # each with itself
   for shapes, kind in re.findall(

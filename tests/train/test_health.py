@@ -22,7 +22,7 @@ def examine(task, batch, **changes):
   fields = dict(num_microbatches=1, expected_loss=math.log(32), num_items=1e5)
   fields = {**fields, **changes}
   return health.examine(
-    task, state, {}, layout.put(batch, tiny.BATCH), layout, **fields
+    task, state, {}, layout.put(batch, tiny.BATCH), {}, layout, **fields
   )
 
 

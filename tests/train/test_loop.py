@@ -39,7 +39,7 @@ class Spy:
       self.events.append(f"batch {i}")
       yield i
 
-  def step(self, state, frozen, batch):
+  def step(self, state, frozen, batch, numbers):
     self.events.append(f"step {batch}")
     if batch == self.signal_at:
       os.kill(os.getpid(), signal.SIGINT)
@@ -64,6 +64,7 @@ class Spy:
       progress=progress or checkpoint.Progress(),
       resumed=state is not None,
       step=self.step,
+      numbers={},
       frozen={},
       stream=self.stream,
       evals=[self],
@@ -140,12 +141,12 @@ def test_speed_is_that_of_training_alone(
       now[0] += 100
       return super().__call__(weights, frozen)
 
-    def step(self, state, frozen, batch):
+    def step(self, state, frozen, batch, numbers):
       now[0] += 0 if batch else 1000  # compiles
       busy_until[0] = max(now[0], busy_until[0]) + 1
       if not is_async:
         now[0] += 1
-      state, metrics = super().step(state, frozen, batch)
+      state, metrics = super().step(state, frozen, batch, numbers)
       done = types.Mean(np.float64(busy_until[0]), np.float64(busy_until[0]))
       return state, {**metrics, "loss": done}
 
@@ -176,9 +177,9 @@ def test_the_share_of_waiting_for_data_is_that_of_training_alone(manager, monkey
         now[0] += 3
         yield batch
 
-    def step(self, state, frozen, batch):
+    def step(self, state, frozen, batch, numbers):
       now[0] += 1
-      return super().step(state, frozen, batch)
+      return super().step(state, frozen, batch, numbers)
 
     def write(self, step, values):
       shares.extend(v for k, v in values.items() if k == "data_wait")
@@ -279,10 +280,10 @@ def test_second_signal_stops_at_once(manager, saves):
   spy = saves(Spy(signal_at=1))
   saved_step = spy.step
 
-  def step(state, frozen, batch):
+  def step(state, frozen, batch, numbers):
     if batch == 1:
       os.kill(os.getpid(), signal.SIGINT)
-    return saved_step(state, frozen, batch)
+    return saved_step(state, frozen, batch, numbers)
 
   spy.step = step
   with pytest.raises(KeyboardInterrupt):
@@ -305,6 +306,26 @@ def test_a_loss_that_is_not_finite_stops_at_the_state_before_it(
   steps = {int(e.split()[-1]) for e in spy.events if e.split()[0] in ("save", "write")}
   assert max(steps, default=0) <= bad_at
   assert spy.events.count(f"save {bad_at}") == 1
+
+
+@pytest.mark.parametrize("bad_at", [1, 3])
+def test_weights_that_are_not_finite_are_never_saved(manager, saves, bad_at):
+  """After any step, the last one as well, whose loss and gradient were finite."""
+  spy = saves(Spy(every=100))
+  plain = spy.step
+
+  def step(state, frozen, batch, numbers):
+    state, metrics = plain(state, frozen, batch, numbers)
+    if batch == bad_at:
+      state = dataclasses.replace(state, params={"w": jnp.array([0.0, np.inf])})
+    return state, metrics
+
+  spy.step = step
+  with pytest.raises(states.NotFiniteError, match=f"after step {bad_at}"):
+    spy.run(manager, num_steps=4, save_every=1)
+  assert [e for e in spy.events if "save" in e] == [
+    f"save {i}" for i in range(bad_at + 1)
+  ]
 
 
 def test_what_is_not_trained_is_not_the_best(manager, saves):

@@ -126,7 +126,7 @@ def test_every_mesh_starts_alike_and_trains_alike(kind):
     layout, state, step = make(task, make_batch(), mesh, with_ema=False)
     start, losses = tree.sha256(state.params), []
     for i in range(20):
-      state, metrics = step(state, {}, layout.put(make_batch(i), tiny.BATCH))
+      state, metrics = step(state, {}, layout.put(make_batch(i), tiny.BATCH), {})
       losses.append(float(metrics["loss"].value))
     results[name] = start, losses
     if name == "1x8x1":  # the optimiser's moments lie like their parameters
@@ -149,10 +149,10 @@ def test_every_mesh_starts_alike_and_trains_alike(kind):
 def test_second_step_neither_recompiles_nor_transfers():
   layout, state, step = make(tiny.language_model(), tiny.text_batch())
   batches = [layout.put(tiny.text_batch(i), tiny.BATCH) for i in range(3)]
-  state, _ = step(state, {}, batches[0])
+  state, _ = step(state, {}, batches[0], {})
   with jax.transfer_guard("disallow"):
     for batch in batches[1:]:
-      state, _ = step(state, {}, batch)
+      state, _ = step(state, {}, batch, {})
   assert step._cache_size() == 1
 
 
@@ -166,7 +166,7 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_do_those_after_it():
   good = jax.device_get(state.params)
   good["final_norm"]["scale"] = np.ones_like(good["final_norm"]["scale"])
   before = tree.sha256(jax.device_get(state))
-  state, metrics = step(state, {}, layout.put(tiny.text_batch(), tiny.BATCH))
+  state, metrics = step(state, {}, layout.put(tiny.text_batch(), tiny.BATCH), {})
   assert not np.isfinite(metrics["loss"].value)
   assert tree.sha256(jax.device_get(states.standing(state))) == before
   good = jax.tree.map(
@@ -175,7 +175,7 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_do_those_after_it():
   state = dataclasses.replace(state, params=good)
   before = tree.sha256(jax.device_get(state))
   for i in range(2):
-    state, metrics = step(state, {}, layout.put(tiny.text_batch(i), tiny.BATCH))
+    state, metrics = step(state, {}, layout.put(tiny.text_batch(i), tiny.BATCH), {})
     assert np.isfinite(metrics["loss"].value)
   assert tree.sha256(jax.device_get(state)) == before
   assert int(states.standing(state).step) == 0 > int(state.step)
@@ -194,7 +194,7 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
     return out.loss.total / out.loss.count
 
   grads = jax.jit(jax.grad(mean))(state.params)
-  new, metrics = step(state, {}, layout.put(batch, tiny.BATCH))
+  new, metrics = step(state, {}, layout.put(batch, tiny.BATCH), {})
   expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params, grads)
   for path, value in tree.flatten(new.params).items():
     np.testing.assert_allclose(value, tree.flatten(expected)[path], atol=1e-6)

@@ -1,1 +1,3 @@
-"""TFDS builder of the handwritten digits that come with scikit-learn."""
+"""The handwritten digits that come with scikit-learn, as a data set of TFDS."""
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

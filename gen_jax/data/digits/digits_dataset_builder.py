@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+from gen_jax.data.digits import NAMES
+
 PHRASES = (
   "a handwritten {}",
   "the digit {}",

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from gen_jax import errors
 from gen_jax.data import image_files, sources
-from gen_jax.data.digits import digits_dataset_builder
+from gen_jax.data.digits import NAMES
 from gen_jax.types import InputError
 
 Scorer = Callable[[np.ndarray], np.ndarray]
@@ -28,7 +29,8 @@ def train(source: sources.ImageSource, image_size: int) -> tuple[Scorer, float]:
     The classifier, uint8 [N, image_size, image_size, 1] -> labels int [N], and its
     accuracy on the held-out split.
   """
-  from sklearn import svm  # imported here: it costs a second
+  with errors.extra("data"):
+    from sklearn import svm  # imported here: it costs a second
 
   def split(name):
     examples = source.examples(name)
@@ -48,7 +50,8 @@ def hidden(source: sources.ImageSource) -> tuple[Scorer, list[np.ndarray]]:
   Returns:
     uint8 [N, H, W, 1] -> float [N, 64], its hidden layer; and that layer's weights.
   """
-  from sklearn import neural_network  # imported here: it costs a second
+  with errors.extra("data"):
+    from sklearn import neural_network  # imported here: it costs a second
 
   examples = source.examples("train")
   rows = [examples[i] for i in range(len(examples))]
@@ -71,11 +74,10 @@ def prompt_benchmark(
   source: sources.ImageSource, num: int, image_size: int
 ) -> sources.PromptBenchmark:
   """`num` prompts, each digit in turn, scored by the share classified as prompted."""
-  names = digits_dataset_builder.NAMES
-  labels = np.arange(num) % len(names)
+  labels = np.arange(num) % len(NAMES)
   read, real_accuracy = train(source, image_size)
   return sources.PromptBenchmark(
-    [f"a handwritten {names[label]}" for label in labels],
+    [f"a handwritten {NAMES[label]}" for label in labels],
     lambda images: {"prompt_accuracy": float(np.mean(read(images) == labels))},
     real_accuracy,
   )

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
+from gen_jax import errors
 from gen_jax.data import sources, tfds
+from gen_jax.data.digits import NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +15,10 @@ class Digits:
   data_dir: str | None = None
 
   def examples(self, split: str) -> Sequence[sources.Example]:
-    from gen_jax.data.digits import digits_dataset_builder
+    with errors.extra("data"):
+      import sklearn  # noqa: F401 (the builder's images)
+
+      from gen_jax.data.digits import digits_dataset_builder
 
     builder = digits_dataset_builder.Builder(
       data_dir=tfds.home(self.data_dir), file_format="array_record"
@@ -24,9 +29,7 @@ class Digits:
 
   def class_names(self) -> tuple[str, ...]:
     """ "zero" to "nine"."""
-    from gen_jax.data.digits import digits_dataset_builder
-
-    return digits_dataset_builder.NAMES
+    return NAMES
 
   def prompt_benchmark(self, num: int, image_size: int) -> sources.PromptBenchmark:
     """ "a handwritten zero" to "... nine", in turn; see `data.digits.scorer`."""

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gen_jax.data import image_files
-from gen_jax.system import files
+from gen_jax.system import copies
 from gen_jax.types import InputError
 
 IMAGES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
@@ -74,7 +74,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def __init__(self, *, directory: str, **kwargs):
-    self.found = packages(files.path(directory, "data.source.directory"))
+    self.found = packages(copies.here(directory, "data.source.directory"))
     name = "_".join(version for _, version in self.found.values())
     config = tfds.core.BuilderConfig(name=name, version=self.VERSION)
     super().__init__(config=config, **kwargs)

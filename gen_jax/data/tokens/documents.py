@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from gen_jax.data.tokens import foreign
-from gen_jax.system import files
+from gen_jax.system import files, globs
 from gen_jax.types import InputError, first_line
 
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -93,8 +93,13 @@ def listed(source: str, subset: str | None, split: str) -> list[str]:
   if source.startswith(foreign.SCHEMES):
     return [foreign.named(source, subset, split)]
   path = files.path(source, "--source")
-  found = files.matching(str(path / "**" / "*") if path.is_dir() else source)
+  found = globs.matching(str(path / "**" / "*") if path.is_dir() else source)
   return [str(p) for p in found if not p.name.startswith((".", "_"))]
+
+
+def file(path: str) -> pathlib.Path:
+  """A file that `find` found, on a disk or in a bucket."""
+  return files.path(path, "--source")
 
 
 def kind(path: str) -> str:
@@ -166,7 +171,7 @@ def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
 
 def _size(path: str) -> int:
   try:
-    return pathlib.Path(path).stat().st_size
+    return file(path).stat().st_size
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
 
@@ -260,7 +265,7 @@ def _texts(part: Part, field: str) -> Iterator[str]:
 
 def _opened(path: str) -> BinaryIO:
   try:
-    return open(path, "rb")
+    return file(path).open("rb")
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gen_jax.data.tokens import foreign
+from gen_jax import errors
 
 BANDS, ROWS, _WORDS = 14, 8, 5
 _AT_ONCE = 2**24  # keys compared in memory
@@ -50,10 +50,8 @@ def near(text: str) -> np.ndarray:
   Raises:
     InputError: datasketch is not installed.
   """
-  try:
+  with errors.extra("corpora"):
     import datasketch
-  except ImportError:
-    raise foreign.missing("--drop near", "datasketch") from None
   words = re.findall(r"\w+", normalised(text))
   runs = range(max(len(words) - _WORDS + 1, 1))
   grams = {" ".join(words[i : i + _WORDS]).encode() for i in runs}

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
-from gen_jax.data import pipeline
-from gen_jax.data.tokens import order, rows, store
+from gen_jax.data import pipeline, rows
+from gen_jax.data.tokens import order, store
 from gen_jax.types import InputError
 
 _THREADS = 2  # cutting is little work; more threads wait for the interpreter

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
+from gen_jax import errors
 from gen_jax.data import tfds
 from gen_jax.system import files
 from gen_jax.types import InputError, first_line, unknown
@@ -17,21 +18,12 @@ SCHEMES = ("hf:", "tfds:")
 Record = tuple[int, Callable[[], str]]
 
 
-def missing(what: str, package: str) -> InputError:
-  """The error of a library that is not installed."""
-  return InputError(
-    f"{what} needs {package}: python -m pip install {package}, or 'gen_jax[corpora]'"
-  )
-
-
 class Zstandard(io.RawIOBase):
   """A .zst file, decompressed; an end before the frame's is an error, not an end."""
 
   def __init__(self, raw: BinaryIO, path: str):
-    try:
+    with errors.extra("corpora"):
       import zstandard
-    except ImportError:
-      raise missing(path, "zstandard") from None
     self._file = raw
     self._made = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
     self._error = zstandard.ZstdError
@@ -61,7 +53,8 @@ class Zstandard(io.RawIOBase):
 
 
 def _parquet(path: str) -> Any:
-  from pyarrow import parquet  # imported here: it costs a second
+  with errors.extra("corpora"):
+    from pyarrow import parquet  # imported here: it costs a second
 
   try:
     return parquet.ParquetFile(path)
@@ -145,10 +138,8 @@ def _words(name: str) -> tuple[str, str, str]:
 
 def _hub(name: str) -> Any:
   """A data set of Hugging Face as a stream."""
-  try:
+  with errors.extra("corpora"):
     import datasets
-  except ImportError:
-    raise missing(name.partition("|")[0], "datasets") from None
   source, subset, split = _words(name)
   try:
     return datasets.load_dataset(source, subset or None, split=split, streaming=True)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gen_jax.data import cache
-from gen_jax.system import files
+from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 _HEAD = struct.Struct("<9sQBQQ")
@@ -134,12 +134,13 @@ def open_shard(prefix: pathlib.Path) -> Mapped:
 
 
 def map_file(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
-  """A file as an array that is read where it is touched.
+  """A file as an array that is read where it is touched; that of a bucket is copied.
 
   Raises:
     InputError: it is not there, or not whole.
   """
   try:
+    path = copies.fetched(path)
     size = path.stat().st_size
     if size % dtype.itemsize:
       raise _cut_off(path, size, size + dtype.itemsize - size % dtype.itemsize)

@@ -57,8 +57,10 @@ class Job:
     """All that the bytes of the store depend on."""
     own = [p for p in self.paths if not p.startswith(foreign.SCHEMES)]
     return {
-      "paths": [str(pathlib.Path(p).resolve()) if p in own else p for p in self.paths],
-      "stamps": files.stamps([pathlib.Path(path) for path in own]),
+      "paths": [
+        str(documents.file(p).resolve()) if p in own else p for p in self.paths
+      ],
+      "stamps": files.stamps([documents.file(path) for path in own]),
       "tokenizer": self.tokenizer.fingerprint,
       **{name: getattr(self, name) for name in _OPTIONS},
     }
@@ -66,9 +68,9 @@ class Job:
   def source(self) -> list[Any]:
     """Names and sizes of the source's files, wherever they lie."""
     own = (p for p in self.paths if not p.startswith(foreign.SCHEMES))
-    sizes = {path: pathlib.Path(path).stat().st_size for path in own}
+    sizes = {path: documents.file(path).stat().st_size for path in own}
     return [
-      [pathlib.Path(p).name if p in sizes else p, sizes.get(p)] for p in self.paths
+      [documents.file(p).name if p in sizes else p, sizes.get(p)] for p in self.paths
     ]
 
 
@@ -215,10 +217,12 @@ def _run(home: pathlib.Path, phase: str, job: Job, num_workers: int, lock: int) 
     "JAX_PLATFORMS": "cpu",
   }
   command = [sys.executable, "-m", "gen_jax.data.tokens.worker", str(home), phase]
+  for claim in home.glob(f"*{worker.CLAIM}"):  # of a command that was killed
+    claim.unlink()
   with contextlib.ExitStack() as stack:
     processes = []
-    for i in range(num_workers):
-      words = [*command, str(i), str(num_workers), str(os.getpid())]
+    for _ in range(num_workers):
+      words = [*command, str(num_workers), str(os.getpid())]
       process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,

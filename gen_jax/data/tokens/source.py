@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Sequence
 
 from gen_jax import ranges
-from gen_jax.data import tokenizers
-from gen_jax.data.tokens import feed, order, rows, store
+from gen_jax.data import rows, tokenizers
+from gen_jax.data.tokens import feed, order, store
 from gen_jax.system import files
 from gen_jax.types import InputError
 

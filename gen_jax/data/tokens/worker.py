@@ -1,9 +1,10 @@
-"""A process that tokenises its pieces of a corpus: python -m ... STORE PHASE I N.
+"""One of N processes that tokenise the pieces of a corpus: python -m ... STORE PHASE N.
 
-STORE/about.json describes the job. Finished pieces stand on their own: a shard of
-each split, then PIECE.json with their sizes and hashes. A piece with that file is never
-made again, so a process that is killed loses at most one piece. Pieces do not depend on
-the number of processes.
+STORE/about.json describes the job. Each process claims the next piece that is free, by
+making a file. Finished pieces stand on their own: a shard of each split, then
+PIECE.json with their sizes and hashes. A piece with that file is never made again, so a
+process that is killed loses at most one piece. Pieces do not depend on the number of
+processes.
 
     stdout    one JSON line a second: tokens, documents and bytes of the source done
     exit      0, or 2 with the reason on stderr
@@ -42,6 +43,16 @@ def record(home: pathlib.Path, piece: str, phase: str) -> pathlib.Path:
   return home / f"piece-{piece}.{suffix}"
 
 
+def _claim(home: pathlib.Path, what: str, phase: str) -> bool:
+  """Whether this process is the first to ask for it in this command."""
+  try:
+    (home / f"piece-{what}.{phase}{CLAIM}").touch(exist_ok=False)
+  except FileExistsError:
+    return False
+  return True
+
+
+CLAIM = ".claim"
 COPIES = "copies.npy"  # of all documents, see `duplicates.mark`
 FIRSTS = "copies.json"  # {piece: its first document}
 
@@ -138,8 +149,8 @@ def _find_keys(
       np.save(file, np.array(found, np.uint64).reshape(-1, width))
 
 
-def run(home: pathlib.Path, phase: str, process: int, num: int) -> None:
-  """Does all missing pieces of one process."""
+def run(home: pathlib.Path, phase: str, num: int) -> None:
+  """Does missing pieces until none is free."""
   about = files.read_json(home / store.ABOUT)
   tokenizer = tokenizers.load(home / store.TOKENIZER)
   size, field = about["shard_bytes"], about["field"]
@@ -148,12 +159,13 @@ def run(home: pathlib.Path, phase: str, process: int, num: int) -> None:
   for number, task in enumerate(tasks):
     # Streams from a network are not read by all, if there are enough of them.
     is_alone = task.is_remote and len(tasks) >= num
-    if is_alone and number % num != process:
+    if is_alone and not _claim(home, f"{number:05}", phase):
       continue
 
     def wanted(piece: int, number=number, is_alone=is_alone) -> bool:
-      is_mine = is_alone or (number + piece) % num == process
-      return is_mine and not record(home, name(number, piece), phase).exists()
+      what = name(number, piece)
+      is_done = record(home, what, phase).exists()
+      return not is_done and (is_alone or _claim(home, what, phase))
 
     before, share, made = progress.bytes, 1 if is_alone else num, 0
     for piece in documents.pieces(task, field, size, wanted):
@@ -176,10 +188,10 @@ def run(home: pathlib.Path, phase: str, process: int, num: int) -> None:
 def main(argv: list[str]) -> int:
   """The process; ends with the one that started it."""
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux
-  if os.getppid() != int(argv[4]):
+  if os.getppid() != int(argv[3]):
     return os.EX_TEMPFAIL
   try:
-    run(pathlib.Path(argv[0]), argv[1], int(argv[2]), int(argv[3]))
+    run(pathlib.Path(argv[0]), argv[1], int(argv[2]))
   except InputError as error:
     print(error, file=sys.stderr, flush=True)
     return 2

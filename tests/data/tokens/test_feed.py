@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gen_jax import types
-from gen_jax.data import cache, datasets, pipeline, tokenizers
-from gen_jax.data.tokens import rows, source
+from gen_jax.data import cache, datasets, rows, tokenizers
+from gen_jax.data.tokens import source
 from tests.data.tokens import made
 
 TOKENIZER = tokenizers.plain_bytes()
@@ -101,8 +101,7 @@ def test_one_ordered_pass_pads_with_zero_weights(tmp_path):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_packed_rows_are_those_of_the_whole_stream(path, shared):
-  """A window alone gives what `packed_window` makes of all tokens in memory."""
-  cut = functools.partial(pipeline.packed_window, shared_marks=shared)
+  """A window of a store gives what one of all tokens in memory does."""
   made_of = functools.partial(rows.packed, shared_marks=shared)
   given = feed(alone(path), made_of=made_of, length=9)
   stream = cache.Tokens(np.arange(65), np.array([0, 20, 21, 51]))
@@ -110,8 +109,8 @@ def test_packed_rows_are_those_of_the_whole_stream(path, shared):
     for row in range(4):
       start = 9 * (4 * number + row)
       if start < 64:
-        want = cut(stream, start, 9, None)
-        assert all(np.array_equal(batch[name][row], want[name]) for name in want)
+        want = made_of([stream.part(start, start + 10)], 9, None)
+        assert all(np.array_equal(batch[name][row], want[name][0]) for name in want)
 
 
 def test_data_sets_read_stores_like_other_sources(path):

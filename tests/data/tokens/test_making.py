@@ -134,11 +134,14 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same_bytes(
   assert len(done) >= 2
 
 
-def test_a_piece_that_is_done_is_not_made_again(corpus, made, tmp_path, monkeypatch):
+def test_a_piece_that_is_done_or_claimed_is_not_made_again(corpus, made, tmp_path):
+  """A claim of a killed command counts no more in the next."""
   home, given = tmp_path / "store", job(corpus)
   with making._held(home, given):
     pass
-  worker.run(home, "tokens", 0, 2)  # one of two workers
+  assert worker._claim(home, worker.name(0, 0), "tokens")
+  worker.run(home, "tokens", 2)  # one of two workers
+  assert not worker.record(home, worker.name(0, 0), "tokens").exists()
   before = {p: p.stat().st_mtime_ns for p in home.glob("piece-*.json")}
   assert before
   making.make(home, given, 1)

@@ -1,23 +1,21 @@
-"""Rows of a batch, all at once: what becomes of B windows of T + 1 tokens.
-
-As `pipeline.window` and `pipeline.packed_window` do for one, which are the definition.
-"""
+"""Rows of a batch, all at once: what becomes of B windows of T + 1 tokens."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gen_jax.data import cache, pipeline
+from gen_jax.data import cache
 
+Features = dict[str, np.ndarray]
 # number of a row in the batch -> its generator.
 Generators = Callable[[int], np.random.Generator]
 # (windows that begin at 0, T, generators) -> features [B, T].
-Rows = Callable[[Sequence[cache.Tokens], int, Generators], pipeline.Features]
+Rows = Callable[[Sequence[cache.Tokens], int, Generators], Features]
 
 
 def windows(
   found: Sequence[cache.Tokens], length: int, generators: Generators
-) -> pipeline.Features:
+) -> Features:
   """inputs, targets int32 [B, T] and weights [B, T], 0 where a window is short."""
   del generators
   ids = np.zeros((len(found), length + 1), np.int32)
@@ -34,11 +32,19 @@ def packed(
   generators: Generators,
   *,
   shared_marks: bool,
-) -> pipeline.Features:
-  """`windows`, and segments and positions int32 [B, T] of their documents.
+) -> Features:
+  """`windows`, and which document each input belongs to.
+
+  A target of another document than its input has weight 0, unless it ends the input's
+  own.
 
   Args:
     shared_marks: the token that opens a document also ends the one before it.
+
+  Returns:
+    Besides inputs, targets and weights: segments int32 [B, T], documents of the window
+    numbered from 1, 0 for padding; positions int32 [B, T], counted from the document's
+    start, or the window's if that comes later.
   """
   features = windows(found, length, generators)
   segments, positions = np.zeros((2, len(found), length), np.int32)
@@ -54,11 +60,11 @@ def packed(
   return {**features, "segments": segments, "positions": positions}
 
 
-def each(cut: pipeline.Cut) -> Rows:
-  """Rows that are cut one by one."""
+def each(row: Callable[[cache.Tokens, int, np.random.Generator], Features]) -> Rows:
+  """Rows that are made one by one: (window, T, generator) -> features [T]."""
 
   def made(found, length, generators):
-    features = [cut(w, 0, length, generators(i)) for i, w in enumerate(found)]
+    features = [row(w, length, generators(i)) for i, w in enumerate(found)]
     return {name: np.stack([f[name] for f in features]) for name in features[0]}
 
   return made

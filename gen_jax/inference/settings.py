@@ -1,0 +1,33 @@
+"""Flags of commands that draw, by family; those in `*_SETTINGS` are keys of `sampling`.
+
+Keywords of argparse by name. Imports nothing: `gen-jax sample --help` waits for it.
+"""
+
+TEXT_SETTINGS = {
+  **{name: {} for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p")},
+  "repetition_penalty": {},
+  "order": {"type": lambda words: tuple(words.split(","))},
+  "stop": {"action": "append", "help": "may be repeated"},
+}
+TEXT_FLAGS = {
+  name: {"action": "store_true", "help": what}
+  for name, what in {
+    "logprobs": "print the log-probability of every token",
+    "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
+    "infill": "each --prompt holds <FILL>, which is written (data.name=infill)",
+    "interactive": "talk in the terminal: /reset, /exit",
+  }.items()
+}
+IMAGE_SETTINGS = {
+  **{name: {} for name in ("sampler", "grid", "num_steps", "size", "tile")},
+  **{f"guidance_{name}": {} for name in ("scale", "interval", "rescale")},
+}
+IMAGE_FLAGS = {
+  "negative": {"help": "what to lead away from"},
+  "interpolate": {
+    "type": int,
+    "metavar": "N",
+    "help": "N images from the first --prompt to the second",
+  },
+  "autoencoder": {"metavar": "DIR", "help": "another one for the same latents"},
+}

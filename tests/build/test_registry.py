@@ -1,0 +1,220 @@
+"""Names of users' own: in every phase of a run, and when its workdir is opened."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gen_jax
+from gen_jax.build import registry, tables
+from gen_jax.cli import main
+from gen_jax.nn import attention
+from gen_jax.types import InputError
+from tests.build.test_config_files import forget_modules
+
+OWN = '''
+import gen_jax
+from gen_jax.nn import attention
+
+PHASES = []
+
+def {name}(query, keyvalue, mask, *, scale: float = 1.0):
+  """Attention with other scores."""
+  PHASES.append(query.shape)
+  return attention.attend(scale * query, keyvalue, mask)
+
+gen_jax.register("attention_impl", {name})
+'''
+CONFIG = """
+from configs.lm import pydoc
+import {module}
+
+def get_config(arg=None):
+  config = pydoc.get_config("smoke")
+  config.task.model.attention_impl = {{"name": "{name}", "scale": 3.0}}
+  return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch, tmp_path):
+  """What a test registers or imports is gone after it."""
+  for kind, table in tables.TABLES.items():
+    monkeypatch.setitem(tables.TABLES, kind, dict(table))
+  monkeypatch.setattr(registry, "_HOMES", {})
+  monkeypatch.setattr(registry, "_IMPORTED", set())
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  yield
+  forget_modules(tmp_path)
+
+
+def forget():
+  """As in a process that has just begun."""
+  registry._IMPORTED.clear()
+  for kind, name in registry._HOMES:
+    del tables.TABLES[kind][name]
+  registry._HOMES.clear()
+
+
+@pytest.fixture
+def own(tmp_path):
+  """A config outside the repository, with an attention of its own next to it."""
+  (tmp_path / "sharp_module.py").write_text(OWN.format(name="sharp"))
+  config = tmp_path / "mine.py"
+  config.write_text(CONFIG.format(module="sharp_module", name="sharp"))
+  return config
+
+
+def test_a_variant_is_used_in_training_evaluation_and_sampling(
+  own, tmp_path, one_device
+):
+  run = gen_jax.new(str(own), tmp_path / "run")
+  phases = sys.modules["sharp_module"].PHASES
+  for act in (run.train, run.evaluate):
+    phases.clear()
+    act()
+    assert phases, act
+  phases.clear()
+  (text,) = run.generate("The import", max_tokens=6, temperature=0.0)
+  assert any(shape[1] == 1 for shape in phases)  # one token at a time, with a cache
+  # The same greedy tokens by full passes, without a cache; plain attention has others.
+  weights, tokenizer = run.weights(), run.experiment.tokenizer
+  model = run.experiment.task.model
+  assert model.config.attention_impl.keywords == {"scale": 3.0}
+  plain = dataclasses.replace(model.config, attention_impl=attention.attend)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def after(config, row, last):  # causal: what follows `last` changes nothing
+    return type(model)(config).apply({"params": weights.params}, row)[0][0, last]
+
+  ids = [*tokenizer.opens("The import"), *tokenizer.encode("The import")]
+  for _ in range(6):
+    row = jnp.zeros((1, 32), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
+    logits, other = (after(c, row, len(ids) - 1) for c in (model.config, plain))
+    assert np.abs(logits - other).max() > 1e-4
+    ids.append(int(jnp.argmax(logits)))
+  assert tokenizer.decode(ids).endswith(text)
+
+
+def test_a_run_records_the_module_and_imports_it_again(own, tmp_path):
+  words = ("train", "--config", str(own), "--workdir", str(tmp_path / "run"))
+  main.run([*words, "--config.train.num_steps=1"])
+  written = json.loads((tmp_path / "run" / "config.json").read_text())
+  module = str(tmp_path / "sharp_module.py")
+  assert written["imports"] == [module]
+  forget()
+  opened = gen_jax.open(tmp_path / "run")
+  assert opened.config["imports"] == (module,)
+  assert opened.experiment.task.model.config.attention_impl.func.__name__ == "sharp"
+  # Moved: one line, and the way out.
+  forget()
+  moved = (tmp_path / "sharp_module.py").rename(tmp_path / "elsewhere.py")
+  with pytest.raises(
+    InputError, match=r"sharp_module.py, which cannot be found: .*--config.imports="
+  ):
+    gen_jax.open(tmp_path / "run")
+  opened = gen_jax.open(tmp_path / "run", {"imports": str(moved)})
+  assert opened.config["imports"] == (str(moved),)
+
+
+def test_a_config_may_register_by_itself(tmp_path):
+  file = tmp_path / "mine.py"
+  body = CONFIG.format(module="json", name="own")
+  file.write_text(OWN.format(name="own") + body)
+  made = gen_jax.new(str(file), tmp_path / "run")
+  assert made.config["imports"] == (str(file),)
+  forget()
+  again = gen_jax.new(made.config, tmp_path / "run")
+  assert again.experiment.task.model.config.attention_impl.keywords == {"scale": 3.0}
+
+
+def test_one_of_ours_with_a_module_named_on_the_command_line(
+  own, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  overrides = {"imports": "sharp_module.py", "task.model.attention_impl": "sharp"}
+  made = gen_jax.new("lm/pydoc:smoke", "run", overrides)
+  assert made.config["imports"] == (str(tmp_path / "sharp_module.py"),)
+  assert made.config["task"]["model"]["attention_impl"] == {
+    "name": "sharp",
+    "scale": 1.0,
+  }
+
+
+def test_a_module_of_a_package_is_recorded_by_name(tmp_path, monkeypatch):
+  package = tmp_path / "a_package_of_parts"
+  package.mkdir()
+  (package / "__init__.py").write_text("")
+  (package / "parts.py").write_text(OWN.format(name="part"))
+  sys.path.append(str(tmp_path))
+  overrides = {"imports": "a_package_of_parts.parts"}
+  overrides["task.model.attention_impl"] = "part"
+  made = gen_jax.new("lm/pydoc:smoke", tmp_path / "run", overrides)
+  assert made.config["imports"] == ("a_package_of_parts.parts",)
+
+
+def test_entry_points_of_installed_packages_are_imported(tmp_path, monkeypatch):
+  (tmp_path / "installed_parts.py").write_text(OWN.format(name="installed"))
+  about = tmp_path / "installed_parts-1.0.dist-info"
+  about.mkdir()
+  (about / "METADATA").write_text("Metadata-Version: 2.1\nName: p\nVersion: 1.0\n")
+  (about / "entry_points.txt").write_text("[gen_jax]\nparts = installed_parts\n")
+  sys.path.append(str(tmp_path))
+  registry._load_installed.cache_clear()
+  overrides = {"task.model.attention_impl": "installed"}
+  made = gen_jax.new("lm/pydoc:smoke", tmp_path / "run", overrides)
+  assert made.experiment.task.model.config.attention_impl.func.__name__ == "installed"
+  (about / "entry_points.txt").write_text("[gen_jax]\nparts = not_there_at_all\n")
+  registry._load_installed.cache_clear()
+  with pytest.raises(InputError, match="entry point parts = not_there_at_all"):
+    gen_jax.new("lm/pydoc:smoke", tmp_path / "run")
+  registry._load_installed.cache_clear()
+
+
+def one(scale: float = 1.0):
+  """Something to register."""
+  return scale
+
+
+@pytest.mark.parametrize(
+  "kind, made, name, says",
+  [
+    ("attention_imp", one, None, "did you mean 'attention_impl'"),
+    ("attention_impl", one, "xla", "'xla' is one of gen_jax"),
+    ("norm", one, "not a name", "'not a name' needs a name of letters"),
+    ("task", one, None, "unknown kind"),
+    ("model", one, None, "is no model"),
+    ("optimizer", 3, "three", "is no optimizer"),
+  ],
+)
+def test_what_cannot_be_registered(kind, made, name, says):
+  before = {kind: dict(table) for kind, table in tables.TABLES.items()}
+  with pytest.raises(InputError, match=says):
+    gen_jax.register(kind, made, name)
+  assert tables.TABLES == before
+
+
+def test_two_modules_do_not_share_a_name():
+  registry.register("norm", one, None, {"__name__": "a.b"})
+  registry.register("norm", one, None, {"__name__": "a.b"})  # imported once more
+  with pytest.raises(InputError, match=r"norm 'one' is registered already, by a.b"):
+    registry.register("norm", one, None, {"__name__": "a.c"})
+
+
+def test_imports_that_fail_are_one_line(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "broken_module.py").write_text("1 / 0")
+  for name, says in (
+    ("broken_module.py", "broken_module.py cannot be imported: ZeroDivisionError"),
+    ("nowhere.py", "nowhere.py, which cannot be found"),
+    ("nowhere.at_all", "nowhere.at_all, which cannot be found"),
+    ("3", "must be"),
+  ):
+    with pytest.raises(InputError, match=says) as error:
+      gen_jax.new("lm/pydoc:smoke", "run", {"imports": name})
+    assert "\n" not in str(error.value)
