@@ -75,10 +75,10 @@ def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
     x = line.x if x_axis == STEP else [ticks.index(at) for at in line.x]
     mean, low, high = np.array([i[:3] for i in line.intervals]).T
     (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
-    how = {"color": drawn.get_color(), "linewidth": 0.6}
-    axis.fill_between(x, low, high, alpha=0.15, **how | {"linewidth": 0})
+    color = drawn.get_color()
+    axis.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
     if len({len(values) for values in line.values}) == 1:  # each has all seeds
-      axis.plot(x, line.values, **how)
+      axis.plot(x, line.values, color=color, linewidth=0.6)
   if x_axis != STEP:
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
   seen = [v for line in found.values() for values in line.values for v in values]
