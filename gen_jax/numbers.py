@@ -189,6 +189,14 @@ def found(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
   return numbers
 
 
+def rounded(numbers: Numbers) -> Numbers:
+  """Floats rounded to float32: processes that share them compare every bit."""
+  return {
+    name: float(np.float32(value)) if isinstance(value, float) else value
+    for name, value in numbers.items()
+  }
+
+
 def jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   """jax.jit(fn), whose numbers are arguments of its program.
 

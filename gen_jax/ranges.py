@@ -194,14 +194,21 @@ def typed(value: Any, hint: Any, path: str) -> Any:
       length = None if ... in rest else 1 + len(rest)
       if isinstance(value, list | tuple) and length in (None, len(value)):
         return tuple(typed(v, inner, f"{path}[{i}]") for i, v in enumerate(value))
-    elif kind is float and type(value) in (int, float):
+    elif kind is float and _is_number(value):
       return _within(_float(value), allowed, path)
+    elif kind is int and _is_number(value) and isinstance(value, int):
+      return _within(int(value), allowed, path)
     elif kind in _PLAIN and type(value) is kind:
       return _within(value, allowed, path)
   expected = _words(hint, ranges=False)
   if not expected:
     return value
   raise InputError(f"{path}={shown(value)} must be {' or '.join(expected)}")
+
+
+def _is_number(value: Any) -> bool:
+  """Also one with a name, see `gen_jax.numbers`; what is typed has none."""
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _float(value: float) -> float:

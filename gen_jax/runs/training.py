@@ -274,6 +274,7 @@ def _fitting_step(experiment, optimizer, abstract):
   )
   held = (abstract, experiment.abstract_frozen(), experiment.batch())
   numbers = steps.numbers(step, *held)
+  numbers = numbering.rounded(numbers)
   numbers = jax.device_put(numbers, experiment.layout.replicated)
   step = steps.compile_step(step, abstract, experiment.layout)
   plan.check_fits(experiment, abstract, step.lower(*held, numbers).compile())
