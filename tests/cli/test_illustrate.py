@@ -88,6 +88,7 @@ def test_an_imported_model_is_refused_before_it_draws(refuse, imported, monkeypa
   assert not (imported / "figures").exists()
 
 
+@pytest.mark.long
 def test_an_imported_model_shows_latents_of_what_it_draws(call, imported, monkeypatch):
   """Its text encoder masks nothing: all tokens are looked at."""
 

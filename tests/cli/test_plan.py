@@ -106,6 +106,7 @@ def test_without_the_right_libtpu_a_plan_says_which(call, monkeypatch, version, 
   assert part in outcome.err and "pip install 'libtpu==" in outcome.err
 
 
+@pytest.mark.long
 def test_search_ranks_what_fits_and_draws_it(call, tmp_path):
   outcome = call(
     *("plan", "--config", "configs/lm/pydoc.py:smoke", "--topology", "v5e:2x2"),

@@ -74,7 +74,7 @@ def name(spec):
 
 
 ON_EIGHT = ("lm/pydoc.py", "diffusion/digits.py", "vae/emoji.py")
-SHORT = (*ON_EIGHT, "lm/gpt2.py", "lm/llama.py", "lm/gpt3.py", "lm/shakespeare.py")
+SHORT = ("lm/pydoc.py", "lm/gpt2.py", "lm/llama.py", "lm/gpt3.py", "lm/shakespeare.py")
 
 
 def files():
@@ -97,7 +97,19 @@ def test_smoke_runs_two_steps(config, tmp_path, monkeypatch):
   assert result["loss"] > 0 and result["validation/loss"] > 0
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=name)
+LARGE = [  # like others, and slow to trace
+  *(f"diffusion/stable_diffusion.py:{v}" for v in ("v2", "v2-base", "v1-inpainting")),
+  "diffusion/finetune.py:full",
+]
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    pytest.param(c, id=name(c), marks=[pytest.mark.long] * (name(c) in LARGE))
+    for c in CONFIGS
+  ],
+)
 def test_full_size_builds_without_data(config, monkeypatch):
   monkeypatch.chdir(ROOT)
   blocks = config_files.load(config)

@@ -304,6 +304,7 @@ def test_a_masked_edit_changes_nothing_outside_the_mask(imported, image, tmp_pat
   assert record["strength"] == 1.0 and len(record["sha256"]) == 64
 
 
+@pytest.mark.long
 def test_an_edit_of_a_changed_file_is_drawn_again(imported, image, tmp_path):
   """The names of image and mask are the same, what is in them is not."""
   for name in ("image.png", "mask.png"):

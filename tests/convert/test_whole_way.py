@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 import gen_jax
 from gen_jax import tree
@@ -26,6 +27,7 @@ def digest(found):
   return tree.sha256(jax.device_get(transformer.unstacked(found.params)))
 
 
+@pytest.mark.long
 def test_adapters_leave_by_export_and_come_back_by_import(tmp_path, call):
   changes = {f"task.model.{key}": value for key, value in SHAPE.items()}
   base = tmp_path / "base"

@@ -65,6 +65,7 @@ def depths(small):
   return {shape: quick(deep(small, *shape)) for shape in shapes}
 
 
+@pytest.mark.long
 def test_a_quick_plan_has_the_flops_and_exchanges_of_a_slow_one(depths, small):
   """Of matrices, as many; in float32, which a slow one casts to bfloat16 first."""
   slow = plan.compile(plan.training(deep(small, 1, False))).cost

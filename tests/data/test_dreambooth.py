@@ -73,6 +73,7 @@ def test_what_cannot_be_is_refused(folders):
     made(folders, directory=str(folders)).examples("train")
 
 
+@pytest.mark.long
 def test_the_thing_is_learned_and_with_its_kind_less_of_the_kind_forgotten(tmp_path):
   """The loss of either prompt: before, after the thing alone, after both."""
   draw = np.random.default_rng(0)

@@ -49,6 +49,7 @@ def text_of(workdir, *names):
   return [(home / name).read_bytes() for name in names]
 
 
+@pytest.mark.long
 def test_killed_and_resumed_in_a_bucket_equals_uninterrupted_on_a_disk(
   whole, bucket, tmp_path, monkeypatch
 ):

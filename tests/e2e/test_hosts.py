@@ -236,6 +236,7 @@ def test_a_process_that_stands_still_is_named(tmp_path):
   assert "error: process 0 (" in says and "is gone; start all again" in says
 
 
+@pytest.mark.long
 def test_what_stops_one_process_stops_the_other_and_says_why(tmp_path):
   """Process 1 is given a workdir that process 0 does not see."""
   (tmp_path / "b").mkdir()

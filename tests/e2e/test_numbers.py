@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 # `gen-jax`, then how often a program was looked up on disk, and how often in vain.
 COUNTED = """
@@ -39,6 +41,7 @@ def train(tmp_path, name, **overrides):
   return json.loads(out.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_a_second_process_with_other_numbers_compiles_nothing(tmp_path):
   common = {"task.model.dropout": 0.1, "task.z_loss": 1e-3, "train.ema_decay": 0.9}
   hits, misses = train(tmp_path, "first", **common)

@@ -111,6 +111,7 @@ def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, re
   assert call("sample", "--workdir", tmp_path / "a", at).code == 0
 
 
+@pytest.mark.long
 def test_a_run_with_adapters_is_a_source_like_any_other(base, tmp_path, call, refuse):
   """Its adapters in its base, bit for bit; whole weights and new adapters on top."""
   start = "--config.init_from.workdir="

@@ -77,6 +77,7 @@ def test_its_autoencoder_is_an_item_and_no_workdir(vae, trained, tmp_path):
   assert about["autoencoder"] == json.loads(json.dumps(block))  # tuples are lists
 
 
+@pytest.mark.long
 def test_training_goes_on_and_does_not_write_it_again(trained, tmp_path):
   copy = shutil.copytree(trained, tmp_path / "run")
   folder = items.home(copy) / workdir.AUTOENCODER
@@ -87,6 +88,7 @@ def test_training_goes_on_and_does_not_write_it_again(trained, tmp_path):
   assert stamps() == before and state(copy) == whole
 
 
+@pytest.mark.long
 def test_a_workdir_in_a_workdir_still_opens(trained, tmp_path):
   """As earlier versions left it: the same images; it trains on to the same bits."""
   draw = lambda run: gen_jax.open(run).generate("seven", 2, which="latest")  # noqa: E731

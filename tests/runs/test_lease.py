@@ -120,6 +120,11 @@ def test_a_moving_counter_is_not_followed(root, monkeypatch):
   timer.join()
 
 
+@pytest.mark.parametrize(
+  "root",
+  ["disk", *(pytest.param(x, marks=pytest.mark.long) for x in ("s3", "gs"))],
+  indirect=True,
+)
 def test_of_many_that_take_over_one_does(root, monkeypatch):
   """Each saw the same dead holder; whoever comes late sees the new one."""
   monkeypatch.setattr(lease, "_lives", lambda found: found["id"] != "x")

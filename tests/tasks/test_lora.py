@@ -91,7 +91,9 @@ def test_merged_equals_adapted_activations():
   np.testing.assert_allclose(np.einsum("td,dnh->tnh", x, merged), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["scanned", "unet"])
+@pytest.mark.parametrize(
+  "name", ["scanned", pytest.param("unet", marks=pytest.mark.long)]
+)
 def test_training_moves_no_bit_of_the_base_and_agrees_on_meshes(name):
   task, batch, pattern = TASKS[name]
   adapted = lora.Adapted(task, lora.LoRA(2, 4.0, pattern))
