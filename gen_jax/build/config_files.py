@@ -27,7 +27,7 @@ _SHARED = "configs"  # the package's name in configs, and the folder's
 
 
 def home() -> pathlib.Path:
-  """The folder of the configs that come with gen_jax: in it, or, in a clone, beside."""
+  """The folder of the configs that come with gen_jax: in it; in a clone next to it."""
   package = pathlib.Path(gen_jax.__file__).parent
   inside = package / _SHARED
   return inside if inside.is_dir() else package.parent / _SHARED
@@ -106,7 +106,7 @@ def module(path: str) -> types.ModuleType:
   return loaded
 
 
-def failure(path: str, error: Exception) -> str:
+def failure(path: str, error: BaseException) -> str:
   """The error of a config file: the file, the line that raised, the error."""
   file = str(find(path))
   frames = traceback.extract_tb(error.__traceback__)
@@ -133,7 +133,7 @@ def load(spec: str) -> dict[str, Any]:
     config = loaded.get_config(arg or None)
   except InputError:
     raise
-  except Exception as error:  # a config is a program and may raise anything
+  except (Exception, SystemExit) as error:  # a program, which may raise anything
     if type(error) is ValueError:  # it refuses its argument
       raise InputError(f"config {spec}: {error}") from None
     raise InputError(f"config {failure(path, error)}") from None

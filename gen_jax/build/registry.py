@@ -89,7 +89,7 @@ def _run(what: str, how: Callable, *args: Any) -> None:
     how(*args)
   except InputError:
     raise
-  except Exception as error:  # a module may raise anything
+  except (Exception, SystemExit) as error:  # a module may raise anything
     kind = type(error).__name__
     raise InputError(f"{what} cannot be imported: {kind}: {one_line(error)}") from None
 

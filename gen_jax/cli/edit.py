@@ -38,7 +38,7 @@ def add_arguments(parser) -> None:
     default=0.0,
     help="with --invert: 0 keeps the noise found, 1 takes fresh noise, per --seed",
   )
-  parser.add_argument("--negative", default="", help="what to lead away from")
+  parser.add_argument("--negative", default="", help="negative prompt")
   parser.add_argument(
     "--strength",
     type=float,

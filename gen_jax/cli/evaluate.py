@@ -55,11 +55,14 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Evaluates; also written to WORKDIR/evaluation.json."""
   of_images = bool(flags.given(args, ("baseline", *evaluate_images.FLAGS)))
+  blocks, other = _on_text(args), {}
+  asked = {"text": blocks, "images": of_images, "likelihood": args.likelihood}
+  if len(several := [f"--{n}" for n, x in asked.items() if x]) > 1:
+    raise InputError(f"{' and '.join(several)}: evaluations of their own; give one")
   # What images are held against may be other data than they were learned from.
   data = [o for o in args.overrides if of_images and o[0].startswith("data.")]
   own = [o for o in args.overrides if o not in data]
   opened = runs.open_run(args.workdir, own).configured(data)
-  blocks, other = _on_text(args), {}
   if of_images and not blocks:
     blocks = {"images": evaluate_images.block(args)}
     other = evaluate_images.read(args.against) if args.against else {}

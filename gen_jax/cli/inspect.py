@@ -9,7 +9,7 @@ from gen_jax.cli import config_args, flags
 from gen_jax.cost import plan
 from gen_jax.data import batches
 from gen_jax.errors import InputError
-from gen_jax.inference import sheets
+from gen_jax.inference import drawing, sheets
 from gen_jax.runs import run as runs
 
 
@@ -23,9 +23,7 @@ def add_arguments(parser) -> None:
     help="a PNG that gen-jax has drawn: says how, instead",
   )
   parser.add_argument("--workdir", action=flags.Path, help="folder of a training run")
-  parser.add_argument(
-    "--checkpoint", default="latest", help="latest (default), best, or a step"
-  )
+  parser.add_argument("--checkpoint", help="latest (default), best, or a step")
   parser.add_argument(
     "--step", type=int, metavar="N", help="show the batch of training step N instead"
   )
@@ -36,14 +34,11 @@ def run(args) -> dict:
   if (args.workdir is None) == (args.image is None):
     raise InputError("give --workdir of a run, or the path of an IMAGE; not both")
   if args.image is not None:
-    about = sheets.about_image(args.image)
-    for name, value in about.items():
-      print(f"{name:24} {value}")
-    return about
+    return _image(args)
   opened = runs.open_run(args.workdir, args.overrides)
   if args.step is not None:
     return _batch(opened, args.step)
-  state = opened.state(args.checkpoint)
+  state = opened.state(args.checkpoint or "latest")
   steps, best, told = opened.checkpoints()
   step = int(state.step)
   parts = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
@@ -69,6 +64,21 @@ def run(args) -> dict:
   for name, digest in result["sha256"].items():
     print(f"sha256 {name:10} {digest}")
   return result
+
+
+def _image(args) -> dict:
+  """Prints how an image was made, without characters that a terminal would obey."""
+  names = [n for n in ("step", "checkpoint") if getattr(args, n) is not None]
+  drawing.check_idle(names, dict.fromkeys(names, "it is of a --workdir, not an image"))
+  if args.image.is_dir():
+    raise InputError(
+      f"{args.image} is a folder, no image; of a run: --workdir {args.image}"
+    )
+  about = sheets.about_image(args.image)
+  for name, value in about.items():
+    line = f"{name:24} {value}"
+    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+  return about
 
 
 def _batch(opened: runs.Run, step: int) -> dict:

@@ -18,6 +18,7 @@ ASSUMED = (
   "bounds, not forecasts: peaks as their makers print them, everything overlapped,"
   " all links of a chip busy at once"
 )
+_MOST = 1e30  # of what flags count
 
 
 def add_arguments(parser) -> None:
@@ -72,8 +73,8 @@ def run(args) -> dict:
   if args.mfu is not None and not 0 < args.mfu <= 1:
     raise InputError(f"--mfu={args.mfu} must be in (0, 1]: 0.4 for 40 %")
   for name in ("limit", "price", "tokens", "images"):
-    if (value := getattr(args, name)) is not None and not value > 0:
-      raise InputError(f"--{name}={value} must be a number above 0")
+    if (value := getattr(args, name)) is not None and not 0 < value < _MOST:
+      raise InputError(f"--{name}={value} must be above 0 and below {_MOST:.0e}")
   if not args.search and args.figure:
     raise InputError("--figure is of what --search finds; give both")
   import jax  # here: see `lazy`

@@ -12,6 +12,7 @@ import jinja2
 
 from gen_jax.cli import flags
 from gen_jax.errors import InputError
+from gen_jax.inference import drawing
 from gen_jax.runs import run as runs
 from gen_jax.system import files
 from gen_jax.train import curves, writers
@@ -55,6 +56,7 @@ def run(args) -> dict:
   """Writes the page and prints its path."""
   if bool(args.workdir) == bool(args.sweep):
     raise InputError("give --workdir of runs, or --sweep EXPERIMENT; not both")
+  drawing.check_idle([n for n in ("to", "summary") if getattr(args, n)], _idle(args))
   if args.sweep:
     from gen_jax.cli import sweep_page  # a second import loads what was put off
 
@@ -66,6 +68,15 @@ def run(args) -> dict:
   files.write(out, page)
   print(out)
   return {"report": str(out)}
+
+
+def _idle(args) -> dict[str, str]:
+  """Flags without effect, and why; see `drawing.check_idle`."""
+  if not args.sweep:
+    return {"to": "it names the workdirs of --sweep"}
+  is_ledger = args.sweep.suffix == ".json"
+  to = {"to": f"{args.sweep.name} alone is read"} if is_ledger else {}
+  return {"summary": "it is for the page of --workdir", **to}
 
 
 def _of_runs(args) -> str:

@@ -32,6 +32,8 @@ def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
     with Image.open(path, formats=_FORMATS) as file:
       yield file
   except Exception as error:  # damaged files make Pillow raise many kinds
+    if isinstance(error, OSError) and error.errno:  # the disk's
+      raise InputError(f"cannot read {path}: {error.strerror}") from None
     raise InputError(
       f"{path} is not a readable image ({one_line(error)}); repair or remove it"
     ) from None

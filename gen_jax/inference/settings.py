@@ -23,7 +23,7 @@ IMAGE_SETTINGS = {
   **{f"guidance_{name}": {} for name in ("scale", "interval", "rescale")},
 }
 IMAGE_FLAGS = {
-  "negative": {"help": "what to lead away from"},
+  "negative": {"help": "negative prompt"},
   "interpolate": {
     "type": int,
     "metavar": "N",

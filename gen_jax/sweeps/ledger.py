@@ -23,6 +23,8 @@ from gen_jax.types import InputError, unknown
 FORMAT = 1
 DONE = ("finished", "diverged")  # an arm of these is never run again
 _CURVE = 50  # points kept of an arm's curve
+_ABOUT = {"question", "config", "metric", "packages", "python", "cores"}
+_ARM = {"overrides", "status", "value", "curve"}
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 
 
@@ -123,7 +125,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   """A ledger as it was written.
 
   Raises:
-    InputError: an edited file, or one of a newer format.
+    InputError: an edited file, one that is no ledger, or one of a newer format.
   """
   ledger = files.read_sealed(path)
   if ledger.get("format") != FORMAT:
@@ -131,6 +133,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       f"{path} has format {ledger.get('format')!r}; this version reads {FORMAT}:"
       " install the version that wrote it"
     )
+  arms = ledger.get("arms")
+  parts = arms if isinstance(arms, list) else [arms]
+  if not all(isinstance(arm, dict) and _ARM <= arm.keys() for arm in parts) or (
+    not _ABOUT <= ledger.keys()
+  ):
+    raise InputError(f"{path} lacks parts of a sweep's results: record them again")
   return ledger
 
 
@@ -207,8 +215,8 @@ def edges(rows: Sequence[Row], metric: str) -> list[str]:
   """Keys of numbers whose best value is the first or last that was tried."""
   top, found = best(rows, metric), []
   for key, value in top.overrides.items():
-    tried = {row.overrides.get(key) for row in rows}
-    numbers = sorted(x for x in tried if isinstance(x, int | float))
+    tried = [row.overrides.get(key) for row in rows]
+    numbers = sorted({x for x in tried if isinstance(x, int | float)})
     if len(numbers) > 2 and value in (numbers[0], numbers[-1]):
       found.append(key)
   return found

@@ -182,7 +182,7 @@ def table(found: Mapping[str, Any]) -> Table:
       [
         *(_cell(row.overrides.get(key, "")) for key in keys),
         (f"{len(row.values)}", len(row.values)),
-        (f"{row.mean:.5g}", row.mean),
+        (f"{row.mean:.5g}", row.mean) if row.values else ("", math.inf),
         (f"± {half:.2g}" if interval else "", half),
         (f"{p:.2g}" if p is not None else "", 2.0 if p is None else p),
       ]

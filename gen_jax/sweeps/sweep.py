@@ -106,7 +106,7 @@ def load(path: pathlib.Path) -> Sweep:
       of unknown direction; see `space.arms`.
   """
   file = path / FILE if path.is_dir() else path
-  if not file.is_file():
+  if not file.is_file() or file.suffix != ".py":
     raise InputError(f"{path} has no {FILE}; an experiment's folder holds one")
   try:
     module = config_files.module(str(file))
@@ -116,7 +116,7 @@ def load(path: pathlib.Path) -> Sweep:
     made = module.get_sweep()
   except InputError as error:
     raise InputError(f"{file}: {error}" if str(file) not in str(error) else str(error))  # noqa: B904
-  except Exception as error:  # it is a program: anything can happen in it
+  except (Exception, SystemExit) as error:  # a program: anything can happen in it
     raise InputError(config_files.failure(str(file), error)) from None
   if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
     raise InputError(f"{file}: get_sweep must return a list of dicts")

@@ -8,7 +8,7 @@ from gen_jax.system import files
 
 
 class Own(Protocol):
-  """A file made by this process, which may write it anew."""
+  """A file made by this process, which may write it again."""
 
   def write(self, content: bytes) -> None:
     """Writes content of the same length; a file that took its place stays as it is."""

@@ -6,6 +6,7 @@ so; one that has been away for longer is asked once. What waiting does not cure 
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import importlib
@@ -22,6 +23,7 @@ from gen_jax.types import InputError, Unavailable, one_line
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # and the package that serves each
 PATIENCE = "GEN_JAX_BUCKET_SECS"
+_MOST_SECS = 1e6
 _HOW = {
   "gs": "run `gcloud auth application-default login`, or set"
   " GOOGLE_APPLICATION_CREDENTIALS",
@@ -43,10 +45,11 @@ _MEANWHILE = {errno.EBUSY, errno.EREMOTEIO}  # what s3fs makes of them
 
 def patience() -> float:
   """Seconds for which a store that does not answer is waited for."""
-  try:
-    return float(os.environ.get(PATIENCE, "240"))
-  except ValueError:
-    raise InputError(f"{PATIENCE} is not a number of seconds") from None
+  text = os.environ.get(PATIENCE, "240")
+  with contextlib.suppress(ValueError):
+    if 0 <= (secs := float(text)) <= _MOST_SECS:
+      return secs
+  raise InputError(f"{PATIENCE}={text!r:.80} must be seconds in [0, {_MOST_SECS:g}]")
 
 
 def _names(error: BaseException) -> set[str]:
@@ -73,6 +76,11 @@ def _refuse(error: BaseException, where: str, what: str) -> None:
     raise InputError(f"no credentials for {where}: {_HOW[scheme]}") from None
   if code(error) == "NoSuchBucket":
     raise InputError(f"{where} does not exist: make the bucket, or check its name")
+  if isinstance(error, ValueError) or "BotoCoreError" in _names(error):
+    raise InputError(
+      f"{where} cannot be asked ({said[:200]}): check its name, and the endpoint and"
+      " region in the environment"
+    ) from None
   is_denied = isinstance(error, PermissionError) or said.startswith("Forbidden")
   if is_denied or getattr(error, "code", None) in (401, 403):
     raise InputError(

@@ -131,6 +131,13 @@ def lines(
   return out
 
 
+def _newest(home: pathlib.Path, text: str, num: int, secs: float) -> list[str]:
+  """`lines` of the newest trace in a folder."""
+  path = max(home.glob("plugins/profile/*/*.xplane.pb"), key=str)
+  threads = read(path, re.match(r"HloModule ([\w.-]+)", text)[1])
+  return lines(threads, text, jax.local_devices()[0], num, secs)
+
+
 @contextlib.contextmanager
 def traced(
   step: steps.Step,
@@ -149,13 +156,13 @@ def traced(
     say: gets the report, a line each.
   """
   home = directory if files.is_local(directory) else copies.scratch("profile")
-  first, last = between
-  count, secs, text = at, 0.0, None
+  last, first = between[1], max(between[0], at)  # a run may resume in between
+  count, secs, text, is_done = at, 0.0, None, False
 
   @functools.wraps(step)
   def wrapped(*args: Any):
     nonlocal count, secs, text
-    if count == first:
+    if count == first < last:
       text = step.lower(*args).compile().as_text()
       jax.profiler.start_trace(str(home))
     if text is None:
@@ -171,15 +178,13 @@ def traced(
     return out
 
   def report(num: int):
-    nonlocal text
-    program, text = text, None
+    nonlocal text, is_done
+    program, text, is_done = text, None, True
     jax.profiler.stop_trace()
-    newest = max(home.glob("plugins/profile/*/*.xplane.pb"), key=str)
     if home != directory:
       copies.copy(home, directory)
     say(f"profile of steps {first} to {first + num - 1}, in {directory}")
-    threads = read(newest, re.match(r"HloModule ([\w.-]+)", program)[1])
-    for line in lines(threads, program, jax.local_devices()[0], num, secs / num):
+    for line in _newest(home, program, num, secs / num):
       say(line)
 
   try:
@@ -190,3 +195,6 @@ def traced(
         report(count - first)
       else:
         jax.profiler.stop_trace()
+    elif not is_done:
+      said = f"no profile of steps {between[0]} to {last - 1}: this command has trained"
+      say(f"{said} from step {at} to {count}")

@@ -209,8 +209,10 @@ def test_two_modules_do_not_share_a_name():
 def test_imports_that_fail_are_one_line(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "broken_module.py").write_text("1 / 0")
+  (tmp_path / "ending_module.py").write_text("raise SystemExit(0)")
   for name, says in (
     ("broken_module.py", "broken_module.py cannot be imported: ZeroDivisionError"),
+    ("ending_module.py", "ending_module.py cannot be imported: SystemExit"),
     ("nowhere.py", "nowhere.py, which cannot be found"),
     ("nowhere.at_all", "nowhere.at_all, which cannot be found"),
     ("3", "must be"),

@@ -70,6 +70,7 @@ def test_a_forecast_by_formula_for_gpus(call):
     (["--topology", "v5e:2x4", "--images", "5"], ["tokens", "--tokens"]),
     (["--topology", "v5e:2x4", "--search", "--limit", "0"], ["--limit=0"]),
     (["--topology", "v5e:2x4", "--price", "-1"], ["--price=-1"]),
+    (["--topology", "a100:8", "--mfu", "0.4", "--tokens", "inf"], ["--tokens=inf"]),
     (["--topology", "v5e:2x4", "--figure", "a.png"], ["--figure", "--search"]),
   ],
 )

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import gen_jax
+from gen_jax.cli import main
 from gen_jax.inference import sheets
 from gen_jax.types import InputError
 
@@ -52,6 +53,13 @@ def test_what_is_replaced_is_said_with_what_differs(tmp_path, capsys):
   write(tmp_path, seed=6)  # of other names: all stay
   assert "replacing" not in capsys.readouterr().out
   assert len(list(tmp_path.glob("*_5_*.png"))) == 4
+
+
+def test_a_terminal_does_not_obey_what_an_image_says(tmp_path, capsys):
+  path = tmp_path / "one.png"
+  sheets.save_image(path, IMAGES[0], about={"prompt": "\x1b[2Ja\nb \u8d64"})
+  main.main(["inspect", str(path)])
+  assert capsys.readouterr().out.split(maxsplit=1)[1] == "\\x1b[2Ja\\nb \u8d64\n"
 
 
 def test_images_that_say_nothing_are_refused(tmp_path):

@@ -57,6 +57,13 @@ def test_what_is_written_is_read_and_what_is_edited_refused(made, tmp_path):
   ledger.write(path, {**made, "format": 2})
   with pytest.raises(InputError, match="format 2"):
     ledger.read(path)
+  for other in ({"arms": "x"}, {"arms": [{}]}, {"arms": None}):
+    ledger.write(path, {**made, **other})
+    with pytest.raises(InputError, match="lacks parts"):
+      ledger.read(path)
+  ledger.write(path, {k: v for k, v in made.items() if k != "metric"})
+  with pytest.raises(InputError, match="lacks parts"):
+    ledger.read(path)
 
 
 def test_curves_are_thinned_and_end_where_the_run_ended(made):
@@ -104,6 +111,9 @@ def test_an_optimum_at_the_edge_is_said(made):
   said = ledger.table({**made, "arms": lower})
   assert "The best value of optimizer.learning_rate.peak is at the edge" in said
   assert "edge" not in ledger.table(made)
+  values = ([1, 2], [1, 2, 4], [2])  # as JSON gives back what was a tuple
+  lists = [{**a, "overrides": {"a": v}} for a, v in zip(lower, values, strict=True)]
+  assert "edge" not in ledger.table({**made, "arms": lists})
 
 
 def test_a_readme_takes_the_table_between_its_marks(made):

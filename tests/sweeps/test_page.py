@@ -106,20 +106,47 @@ def test_what_a_ledger_says_is_text_on_the_page(written):
   assert "which is &lt;best&gt;?" in text
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def opened(path, view):
+  """A page as a browser shows it, and the values of its table."""
+  words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+  words += ["--virtual-time-budget=5000", f"file://{path}{view}"]
+  done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+  body = re.search(r'<table id="rows".*?</table>', done.stdout, re.DOTALL)[0]
+  lines = re.findall(r"<tr[^>]*>(<td.*?)</tr>", body, re.DOTALL)
+  return done.stdout, [re.findall('data-value="(.*?)"', line) for line in lines]
+
+
+in_chromium = pytest.mark.skipif(
+  shutil.which("chromium") is None, reason="no chromium here"
+)
+
+
+@in_chromium
 @pytest.mark.parametrize(
   "view, order", [("#sort=4", [2.0, 2.5, 3.0, 4.0]), ("#sort=-2", [4.0, 2.5, 3.0, 2.0])]
 )
 def test_the_table_is_sorted_as_the_address_says(written, view, order):
-  words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-  words += ["--virtual-time-budget=5000", f"file://{written}{view}"]
-  done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-  body = re.search(r'<table id="rows".*?</table>', done.stdout, re.DOTALL)[0]
-  lines = re.findall(r"<tr[^>]*>(<td.*?)</tr>", body, re.DOTALL)
-  values = [re.findall('data-value="(.*?)"', line) for line in lines]
+  shown, values = opened(written, view)
   assert [float(line[4]) for line in values] == pytest.approx(order)
-  assert 'class="main-svg"' in done.stdout  # plotly has drawn
-  assert "<title>which is" in done.stdout  # and no script has changed it
+  assert 'class="main-svg"' in shown  # plotly has drawn
+  assert "<title>which is" in shown  # and no script has changed it
+
+
+@in_chromium
+@pytest.mark.parametrize("column", [2, 4, 5])
+def test_what_has_no_number_comes_after_numbers(tmp_path, column):
+  """A row that diverged, one without an interval, a value that is text."""
+  arms = [{**a, "overrides": dict(a["overrides"])} for a in LEDGER["arms"][:-2]]
+  for diverged in arms[3:6]:
+    diverged |= {"status": "diverged", "value": None}
+    diverged["overrides"]["peak"] = "high"
+  ledger.write(tmp_path / "results.json", {**LEDGER, "arms": arms})
+  main.main(["report", f"--sweep={tmp_path}/results.json"])
+  _, values = opened(tmp_path / "report.html", f"#sort={column}")
+  found = [line[column].replace("Infinity", "inf") for line in values]
+  assert len(found) == 4 and "high" not in found[:-1]
+  numbers = [float(text) for text in found if text != "high"]
+  assert numbers == sorted(numbers)
 
 
 def test_a_ledger_without_results_is_refused(tmp_path, capsys):

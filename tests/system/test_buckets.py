@@ -233,6 +233,16 @@ def test_missing_credentials_are_named(bucket, monkeypatch, tmp_path):
     files.path(bucket, "--workdir")
 
 
+def test_settings_that_cannot_be_are_named(bucket, monkeypatch):
+  monkeypatch.setenv("AWS_ENDPOINT_URL", "nowhere")
+  with fresh(), pytest.raises(InputError, match=r"s3://.*nowhere.*the endpoint and"):
+    files.path(bucket, "--workdir")
+  for text in ("soon", "nan", "-1", "inf"):
+    monkeypatch.setenv(stores.PATIENCE, text)
+    with pytest.raises(InputError, match=f"{stores.PATIENCE}='{text}' must be"):
+      stores.patience()
+
+
 def test_a_bucket_that_denies_is_named():
   """A server that asks who it is."""
   with s3.serving(INITIAL_NO_AUTH_ACTION_COUNT="0") as port, s3.at(port), fresh():

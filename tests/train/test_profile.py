@@ -35,12 +35,15 @@ def square(x, times):
   return x
 
 
-@pytest.mark.parametrize("between, profiled", [((1, 3), "1 to 2"), ((2, 9), "2 to 4")])
-def test_a_trace_of_steps_in_the_middle(tmp_path, between, profiled):
+@pytest.mark.parametrize(
+  "between, at, profiled",
+  [((1, 3), 0, "1 to 2"), ((2, 9), 0, "2 to 4"), ((1, 5), 3, "3 to 4")],
+)
+def test_a_trace_of_steps_in_the_middle(tmp_path, between, at, profiled):
   """Results are the step's; the table names its operations, also if training ends."""
   step, said, x = jax.jit(square, static_argnums=1), [], jnp.ones((100, 100))
-  with profile.traced(step, between, 0, tmp_path, said.append) as traced:
-    for _ in range(5):
+  with profile.traced(step, between, at, tmp_path, said.append) as traced:
+    for _ in range(5 - at):
       x = traced(x, 3)
       jax.jit(jnp.sin)(x).block_until_ready()
   np.testing.assert_array_equal(x, np.ones((100, 100)))
@@ -50,8 +53,12 @@ def test_a_trace_of_steps_in_the_middle(tmp_path, between, profiled):
   assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
 
 
-def test_steps_that_do_not_come_leave_nothing(tmp_path):
+@pytest.mark.parametrize("between", [(7, 9), (1, 3)])
+def test_steps_that_do_not_come_leave_a_line_alone(tmp_path, between):
   step, said = jax.jit(square, static_argnums=1), []
-  with profile.traced(step, (7, 9), 0, tmp_path, said.append) as traced:
+  with profile.traced(step, between, 4, tmp_path, said.append) as traced:
     traced(jnp.ones((4, 4)), 1)
-  assert not said and not list(tmp_path.iterdir())
+  (line,) = said
+  assert line.startswith(f"no profile of steps {between[0]} to {between[1] - 1}")
+  assert line.endswith("from step 4 to 5")
+  assert not list(tmp_path.iterdir())
