@@ -1,9 +1,11 @@
 """Flags that name files and folders, read the same way by every command."""
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gen_jax.errors import InputError
 from gen_jax.system import files
 
 
@@ -28,6 +30,15 @@ class Paths(argparse.Action):
   def __call__(self, parser, namespace, value, option_string=None) -> None:
     before = getattr(namespace, self.dest) or []
     setattr(namespace, self.dest, [*before, files.path(value, option_string)])
+
+
+def check_processes(num: int, name: str) -> None:
+  """Raises InputError for more processes than this machine should start at once."""
+  most = 4 * len(os.sched_getaffinity(0))
+  if not 1 <= num <= most:
+    raise InputError(
+      f"{name} {num} must be at least 1 and at most {most}, four for each core here"
+    )
 
 
 def given(args, names: Iterable[str]) -> dict[str, Any]:

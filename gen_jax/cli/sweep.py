@@ -32,9 +32,8 @@ def add_arguments(parser) -> None:
 
 
 def load(args) -> sweep.Sweep:
-  """The experiment; raises InputError for --jobs below 1."""
-  if args.jobs < 1:
-    raise InputError(f"--jobs {args.jobs} must be at least 1")
+  """The experiment; raises InputError for a number of --jobs that cannot be."""
+  flags.check_processes(args.jobs, "--jobs")
   return sweep.load(args.experiment)
 
 

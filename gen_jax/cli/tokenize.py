@@ -67,7 +67,8 @@ def run(args) -> dict:
   """Makes the store, or goes on with it."""
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
   shard_mib = ranges.typed(args.shard_mib, ranges.Size, "--shard_mib")
-  workers = ranges.typed(args.workers, ranges.Count | None, "--workers")
+  workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+  flags.check_processes(workers, "--workers")
   paths = [
     path
     for source in args.source
@@ -85,7 +86,7 @@ def run(args) -> dict:
     args.drop,
     shard_mib * 2**20,
   )
-  made = making.make(args.to, job, workers or len(os.sched_getaffinity(0)))
+  made = making.make(args.to, job, workers)
   for split in made["splits"]:
     tokens, texts = made["num_tokens"][split], made["num_documents"][split]
     print(f"{args.to}, {split}: {tokens:,} tokens of {texts:,} documents")

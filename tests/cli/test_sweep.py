@@ -62,6 +62,15 @@ def test_a_long_list_is_quick_and_runs_nothing(call, experiment, tmp_path):
   assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("jobs", [0, -1, 100_000])
+def test_jobs_that_no_machine_has_cores_for_are_refused(
+  refuse, experiment, tmp_path, jobs
+):
+  words = ("sweep", experiment("fixed()"), "--to", tmp_path / "runs", "--jobs", jobs)
+  refuse(*words, says=[f"--jobs {jobs} must be", "four for each core"])
+  assert not (tmp_path / "runs").exists()
+
+
 def test_a_second_sweep_in_one_place_is_refused(refuse, experiment, tmp_path):
   with lease.hold(tmp_path / "runs"):
     folder = experiment("fixed()")
@@ -86,13 +95,17 @@ def record(path, **losses):
       "overrides": {"task.model.width": name, "seed": seed},
       "sha256": f"{name}{seed}",
       "status": "finished",
+      "starts": 1,
+      "secs": 1.0,
+      "step": 1,
       "value": loss,
       "curve": [],
     }
     for name, values in losses.items()
     for seed, loss in enumerate(values)
   ]
-  about = {"format": 1, "metric": "validation/loss", "arms": arms}
+  about = {"question": "?", "config": "C", "packages": {}, "python": "3", "cores": 2}
+  about |= {"format": 1, "metric": "validation/loss", "arms": arms}
   ledger.write(path, about)
   return path
 

@@ -83,6 +83,7 @@ def test_another_command_does_not_write_over_a_store(call, refuse, tokenize):
   [
     ("--held_out=1.5", ["--held_out=1.5", "in [0, 1)"]),
     ("--shard_mib=0", ["--shard_mib=0", "at least 1"]),
+    ("--workers=100000", ["--workers 100000", "four for each core"]),
     ("--drop=some", ["--drop", "exact"]),
     ("--field=body", ["byte 0", "'body'", "There are: text"]),
   ],
