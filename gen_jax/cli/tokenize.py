@@ -8,7 +8,10 @@ from gen_jax import ranges
 from gen_jax.cli import flags
 from gen_jax.data import tokenizers
 from gen_jax.data.tokens import documents, duplicates, making
+from gen_jax.errors import InputError
 from gen_jax.system import files
+
+_MOST_WORKERS = 1024
 
 
 def add_arguments(parser) -> None:
@@ -68,6 +71,8 @@ def run(args) -> dict:
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
   shard_mib = ranges.typed(args.shard_mib, ranges.Size, "--shard_mib")
   workers = ranges.typed(args.workers, ranges.Count | None, "--workers")
+  if workers and workers > _MOST_WORKERS:
+    raise InputError(f"--workers {workers} must be at most {_MOST_WORKERS}")
   paths = [
     path
     for source in args.source
