@@ -81,7 +81,8 @@ def _idle(args) -> dict[str, str]:
 
 def _of_runs(args) -> str:
   summary = _flat(files.read_json(args.summary)) if args.summary else {}
-  sections = [_section(runs.open_run(workdir)) for workdir in args.workdir]
+  opened = map(runs.open_run, args.workdir)
+  sections = [_section(run, f"plot-{i}") for i, run in enumerate(opened)]
   return _template("report.html.j2").render(
     title=args.title or "gen_jax",
     script=curves.script() if any(section["plots"] for section in sections) else None,
@@ -116,7 +117,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _section(run: runs.Run) -> dict[str, Any]:
+def _section(run: runs.Run, plot_id: str) -> dict[str, Any]:
   """What the template shows of a run."""
   rows, directory, tables = run.metrics(), run.workdir, []
   # What training measured last: evaluations, which have a slash in their names.
@@ -130,7 +131,7 @@ def _section(run: runs.Run) -> dict[str, Any]:
   return {
     "name": directory.name,
     "tables": tables,
-    "plots": [curves.html(plot, f"plot-{directory.name}") for plot in drawn],
+    "plots": [curves.html(plot, plot_id) for plot in drawn],
     "texts": texts,
     "sampling": sampling,
     "figures": list(_figures(directory)),

@@ -36,7 +36,7 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
     plot._replace(figure=curves.html(plot.figure, f"plot-{i}"))
     for i, plot in enumerate(page.plots(found))
   ]
-  software = {k: found[k] for k in ("packages", "python", "cores")}
+  software = {k: found[k] for k in ("packages", "python", "cores") if k in found}
   text = template.render(
     title=args.title or found["question"],
     script=script,
@@ -57,7 +57,7 @@ def _sheets(loaded: sweep.Sweep, home: pathlib.Path) -> Iterator[tuple[str, byte
     workdir = engine.workdir(home, arm)
     drawn = [path for path, _ in writers.sheets(workdir)]
     grid = workdir / "samples/grid.png"
-    for path in ([grid] if grid.exists() else [])[:1] or drawn[-1:]:
+    for path in [grid] if grid.exists() else drawn[-1:]:
       yield arm.name, path.read_bytes()
 
 

@@ -47,6 +47,7 @@ def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
       none.
   """
   arms = [arm for arm in ledger["arms"] if arm["status"] == "finished"]
+  arms = [arm for arm in arms if arm["value"] is not None]
   rest = [{k: v for k, v in a["overrides"].items() if k != x_axis} for a in arms]
   every = list(dict.fromkeys(key for arm in arms for key in arm["overrides"]))
   varied = [key for key in space.varied(rest) if key != "seed"]

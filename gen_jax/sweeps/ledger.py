@@ -8,6 +8,7 @@ in `seed` alone are one row of the table.
 """
 
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -23,7 +24,7 @@ from gen_jax.types import InputError, unknown
 FORMAT = 1
 DONE = ("finished", "diverged")  # an arm of these is never run again
 _CURVE = 50  # points kept of an arm's curve
-_ABOUT = {"question", "config", "metric", "packages", "python", "cores"}
+_ABOUT = {"question", "metric"}
 _ARM = {"overrides", "status", "value", "curve"}
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 
@@ -34,7 +35,7 @@ class Row(NamedTuple):
   Attributes:
     overrides: without the seed.
     values: {seed: value of the metric} of runs that finished.
-    num_diverged: runs whose loss stopped being finite.
+    num_diverged: runs whose loss stopped being finite, or their metric at the end.
   """
 
   overrides: space.Overrides
@@ -96,12 +97,13 @@ def collect(
     if state.get("status") not in DONE:
       continue
     points = curve(workdirs[arm.sha256], about["metric"])
+    ended = bool(points) and math.isfinite(points[-1][1])
     entry = {"name": arm.name, "overrides": arm.overrides, "sha256": arm.sha256}
     entry |= {key: state[key] for key in ("status", "starts", "secs")}
     entry |= {
       "step": points[-1][0] if points else 0,
-      "value": points[-1][1] if points and state["status"] == "finished" else None,
-      "curve": _thinned(points),
+      "value": points[-1][1] if ended and state["status"] == "finished" else None,
+      "curve": _thinned([point for point in points if math.isfinite(point[1])]),
     }
     entries.append(entry)
   return {"format": FORMAT, **about, **_where(), "arms": entries}

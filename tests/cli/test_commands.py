@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import re
 import resource
+import shutil
 
 import pytest
 from jax._src import hardware_utils, xla_bridge
 
 from gen_jax.cli import main
+from gen_jax.train import writers
 
 TEXT = "configs/lm/pydoc.py"
 
@@ -53,6 +56,20 @@ def test_doctor_ends_in_json(call):
   assert result["ok"] and result["gemm_float32_gflops"] > 0
   assert len(result["devices"]) == 8
   assert not result["torch_imported"]
+
+
+def test_runs_of_one_name_have_plots_of_their_own(call, text_workdir, tmp_path):
+  both = []
+  for folder in ("a", "b"):
+    shutil.copytree(text_workdir, tmp_path / folder / "run")
+    sink = writers.JsonLines(tmp_path / folder / "run", -1)
+    sink.write(1, {"loss": 1.0})
+    sink.close()
+    both += ["--workdir", tmp_path / folder / "run"]
+  outcome = call("report", *both, "--out", tmp_path / "page.html")
+  assert outcome.code == 0, outcome.err
+  page = (tmp_path / "page.html").read_text()
+  assert set(re.findall('id="(plot-[^"]*)"', page)) == {"plot-0", "plot-1"}
 
 
 def test_inspect_says_what_training_left(call, text_workdir):

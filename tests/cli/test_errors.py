@@ -53,6 +53,10 @@ COMMANDS = (
     ("inspect .", [". is a folder", "--workdir ."]),
     ("evaluate --workdir x --text y --images 3", ["--text and --images", "give one"]),
     ("evaluate --workdir x --choices y --likelihood 3", ["and --likelihood"]),
+    (
+      "tokenize --source README.md --tokenizer x --to y --workers 99999",
+      ["--workers 99999", "at most 1024"],
+    ),
     ("report --workdir x --to y", ["--to changes nothing", "--sweep"]),
     ("report --sweep r.json --to y", ["--to changes nothing", "r.json alone"]),
     ("report --sweep x --summary y", ["--summary changes nothing"]),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gen_jax.sweeps import engine, ledger, space, statistics
+from gen_jax.sweeps import engine, figure, ledger, space, statistics
 from gen_jax.system import files
 from gen_jax.train import writers
 from gen_jax.types import InputError
@@ -71,6 +71,26 @@ def test_curves_are_thinned_and_end_where_the_run_ended(made):
   assert len(made["arms"][0]["curve"]) <= 50 and first[0] <= 4
   assert last == (200, pytest.approx(loss(1e-3, 0)))
   assert made["arms"][0]["value"] == last[1]
+
+
+def test_a_run_that_ends_without_a_number_has_diverged(tmp_path):
+  """Its weights may be finite and its validation not."""
+  arms = [arm(1e-3, seed) for seed in range(3)]
+  workdirs = {one.sha256: engine.workdir(tmp_path, one) for one in arms}
+  for i, folder in enumerate(workdirs.values()):
+    folder.mkdir()
+    sink = writers.JsonLines(folder, -1)
+    for step, value in ((1, 2.0), (2, float("nan") if i == 1 else 1.0)):
+      sink.write(step, {METRIC: value})
+    sink.close()
+  states = {sha: {"status": "finished", "starts": 1, "secs": 1.0} for sha in workdirs}
+  about = {"question": "?", "config": "c", "metric": METRIC}
+  found = ledger.collect(about, arms, states, workdirs)
+  ledger.write(tmp_path / "results.json", found)
+  for one in (found, ledger.read(tmp_path / "results.json")):
+    (row,) = ledger.rows(one)
+    assert row.num_diverged == 1 and row.values == {0: 1.0, 2: 1.0}
+    assert figure.lines(one)[""].values == [[2.0, 2.0], [1.0, 1.0]]
 
 
 def test_seeds_are_repetitions(made):

@@ -98,7 +98,7 @@ def listed(source: str, subset: str | None, split: str) -> list[str]:
 
 
 def file(path: str) -> pathlib.Path:
-  """A file that `find` found, on a disk or in a bucket."""
+  """A file that `listed` has named, on a disk or in a bucket."""
   return files.path(path, "--source")
 
 
