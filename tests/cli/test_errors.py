@@ -55,7 +55,7 @@ COMMANDS = (
     ("evaluate --workdir x --choices y --likelihood 3", ["and --likelihood"]),
     (
       "tokenize --source README.md --tokenizer x --to y --workers 99999",
-      ["--workers 99999", "at most 1024"],
+      ["--workers 99999", "four for each core"],
     ),
     ("report --workdir x --to y", ["--to changes nothing", "--sweep"]),
     ("report --sweep r.json --to y", ["--to changes nothing", "r.json alone"]),

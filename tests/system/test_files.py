@@ -76,7 +76,7 @@ def _edits(path):
 def _page(path):
   """The report of the workdir that the file lies in, or in a folder of it."""
   home = path.parent.parent if path.parent.name in ("samples", "edits") else path.parent
-  report._section(runs.Run(home, _CONFIG))
+  report._section(runs.Run(home, _CONFIG), "plot")
 
 
 def _base(path):
