@@ -331,7 +331,7 @@ def test_an_edit_of_a_changed_file_is_drawn_again(imported, image, tmp_path):
     (("--strength", "1.5"), "strength=1.5"),
     (("--mask", "short.png"), "16x8"),
     (("--mask", "text.png"), "not a readable image"),
-    (("--image", "absent.png"), "not a readable image"),
+    (("--image", "absent.png"), "cannot read .*No such file"),
     (("--outpaint", "1,2,3"), "four numbers"),
     (("--outpaint", "1,0,0,0"), "divisible"),
     (("--num_steps", "0"), "num_steps=0"),
