@@ -239,8 +239,7 @@ def text(
       room = min(max(num - start - length - 1, 0), length - 1)
       start = start + int(generator.integers(room + 1))
     window = stream.part(int(start), int(start) + length + 1)
-    features = rows([window], length, lambda _: generator)
-    return {name: array[0] for name, array in features.items()}
+    return row_batches.one(rows, window, length, generator)
 
   return Pipeline(range(0, num - 1, length), transform, batch_size, seed)
 

@@ -15,7 +15,8 @@ from typing import Annotated
 import numpy as np
 
 from gen_jax import ranges
-from gen_jax.data import cache, pipeline, rows, sources, tokenizers
+from gen_jax.data import cache, pipeline, sources, tokenizers
+from gen_jax.data import rows as row_batches
 
 LETTERS = string.ascii_letters + string.digits
 
@@ -61,7 +62,7 @@ class Repeats:
     split: str,
     tokenizer: tokenizers.Tokenizer,
     *,
-    rows: rows.Rows,
+    rows: row_batches.Rows,
     length: int,
     batch_size: int,
     seed: int,
@@ -71,7 +72,6 @@ class Repeats:
     def transform(document, generator):
       ids = np.asarray(tokenizer.encode(document)[: length + 1])
       window = cache.Tokens(ids, np.zeros(1, np.int64))
-      found = rows([window], length, lambda _: generator)
-      return {name: array[0] for name, array in found.items()}
+      return row_batches.one(rows, window, length, generator)
 
     return pipeline.Pipeline(self.documents(split), transform, batch_size, seed)

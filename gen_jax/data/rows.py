@@ -60,6 +60,14 @@ def packed(
   return {**features, "segments": segments, "positions": positions}
 
 
+def one(
+  rows: Rows, window: cache.Tokens, length: int, generator: np.random.Generator
+) -> Features:
+  """The row [T] of a single window."""
+  found = rows([window], length, lambda _: generator)
+  return {name: array[0] for name, array in found.items()}
+
+
 def each(row: Callable[[cache.Tokens, int, np.random.Generator], Features]) -> Rows:
   """Rows that are made one by one: (window, T, generator) -> features [T]."""
 

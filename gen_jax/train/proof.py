@@ -68,14 +68,8 @@ def as_path(path: epath.Path) -> pathlib.Path:
   return buckets.Address(text) if "://" in text else pathlib.Path(text)
 
 
-class RenamedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-  """A temporary folder; one with a 'state' is renamed when its hashes are written.
-
-  Its parts ('state', ...) are temporary folders too until they are complete.
-  """
-
-  def get(self) -> epath.Path:
-    return _Folder(super().get())
+class _Proven:
+  """A folder of which one with a 'state' is complete when its hashes are written."""
 
   async def finalize(self) -> None:
     folder = as_path(self.get())
@@ -84,10 +78,21 @@ class RenamedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     if self._checkpoint_metadata_store:
       self._checkpoint_metadata_store.wait_until_finished()
     _write(folder, self.get_final().name)
-    folder.rename(as_path(self.get_final()))
+    if (final := as_path(self.get_final())) != folder:
+      folder.rename(final)
 
 
-class MarkedPath(ocp.path.atomicity.CommitFileTemporaryPath):
+class RenamedPath(_Proven, ocp.path.atomicity.AtomicRenameTemporaryPath):
+  """A temporary folder; one with a 'state' is renamed when its hashes are written.
+
+  Its parts ('state', ...) are temporary folders too until they are complete.
+  """
+
+  def get(self) -> epath.Path:
+    return _Folder(super().get())
+
+
+class MarkedPath(_Proven, ocp.path.atomicity.CommitFileTemporaryPath):
   """A folder of a bucket; one with a 'state' is complete when its hashes are written.
 
   Its parts are complete when they have orbax's own mark.
@@ -95,14 +100,6 @@ class MarkedPath(ocp.path.atomicity.CommitFileTemporaryPath):
 
   def get(self) -> epath.Path:
     return buckets.Address(super().get())
-
-  async def finalize(self) -> None:
-    folder = as_path(self.get())
-    if not (folder / "state").exists():
-      return await super().finalize()
-    if self._checkpoint_metadata_store:
-      self._checkpoint_metadata_store.wait_until_finished()
-    _write(folder, folder.name)
 
   @classmethod
   async def validate(cls, temporary_path: epath.Path) -> None:
