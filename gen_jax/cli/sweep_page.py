@@ -1,5 +1,6 @@
 """The page of a sweep, for `gen-jax report --sweep`."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
     loaded = sweep.load(path)
     home = home or pathlib.Path("runs") / loaded.folder.absolute().name
     found = loaded.ledger(home)
-    sheets = list(_sheets(loaded, home))
+    sheets = list(itertools.islice(_sheets(loaded, home), _MOST_SHEETS))
   if not any(arm["status"] == "finished" for arm in found["arms"]):
     raise InputError(f"no run of {path} has finished: run gen-jax sweep {path} first")
   script = curves.script()  # says what is missing
@@ -44,7 +45,7 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
     sentences=page.sentences(found),
     table=page.table(found),
     plots=plots,
-    sheets=sheets[:_MOST_SHEETS],
+    sheets=sheets,
     same=_shared(found),
     software=json.dumps(software, indent=2),
   )

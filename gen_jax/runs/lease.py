@@ -82,13 +82,13 @@ def _encoded(record: dict[str, Any]) -> bytes:
   return json.dumps(record).encode().ljust(_WIDTH - 1) + b"\n"
 
 
-def _beside(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
+def _aside(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
   """A name for the holder alone; in a bucket its counter goes there."""
   return path.with_name(f"{path.name}.{record.get('id', 'unknown')}")
 
 
 def _create(path: pathlib.Path, record: dict[str, Any]) -> exclusive.Own:
-  return exclusive.make(path, _encoded(record), _beside(path, record))
+  return exclusive.make(path, _encoded(record), _aside(path, record))
 
 
 def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], exclusive.Own]:
@@ -114,9 +114,9 @@ def _acquire(path: pathlib.Path) -> tuple[dict[str, Any], exclusive.Own]:
       continue
     try:
       if _read(path) == stale:
-        file = exclusive.take(path, _encoded(record), _beside(path, record))
+        file = exclusive.take(path, _encoded(record), _aside(path, record))
         if not files.is_local(path):
-          _beside(path, stale).unlink(missing_ok=True)
+          _aside(path, stale).unlink(missing_ok=True)
         return record, file
     finally:
       ticket.unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   record = _parsed(path)
   if files.is_local(path) or not record:
     return record
-  return _parsed(_beside(path, record)) or record  # with its counter
+  return _parsed(_aside(path, record)) or record  # with its counter
 
 
 def _parsed(path: pathlib.Path) -> dict[str, Any]:

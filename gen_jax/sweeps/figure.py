@@ -1,6 +1,6 @@
-"""The picture of a ledger: means over seeds, Student's t intervals as bands, the seeds.
+"""The figure of a ledger: means over seeds, Student's t intervals as bands, the seeds.
 
-It holds the hash of its ledger, so that a picture of other results is noticed.
+It holds the hash of its ledger, so that a figure of other results is noticed.
 """
 
 import io
@@ -49,7 +49,7 @@ def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
   arms = [arm for arm in ledger["arms"] if arm["status"] == "finished"]
   arms = [arm for arm in arms if arm["value"] is not None]
   rest = [{k: v for k, v in a["overrides"].items() if k != x_axis} for a in arms]
-  every = list(dict.fromkeys(key for arm in arms for key in arm["overrides"]))
+  every = space.keys([arm["overrides"] for arm in arms])
   varied = [key for key in space.varied(rest) if key != "seed"]
   found: dict[str, dict[Any, list[float]]] = {}
   for arm, others in zip(arms, rest, strict=True):
@@ -62,6 +62,17 @@ def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
   return {
     name: Line(list(values), list(values.values())) for name, values in found.items()
   }
+
+
+def span(lines: Mapping[str, Line], share: float) -> tuple[float, float]:
+  """The axis of the metric: all values with room around; bands may be far wider.
+
+  Args:
+    share: of the values' range, on either side.
+  """
+  seen = [v for line in lines.values() for values in line.values for v in values]
+  room = share * (max(seen) - min(seen)) or 1.0
+  return min(seen) - room, max(seen) + room
 
 
 def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
@@ -82,9 +93,7 @@ def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
       axis.plot(x, line.values, color=color, linewidth=0.6)
   if x_axis != STEP:
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
-  seen = [v for line in found.values() for values in line.values for v in values]
-  room = 0.2 * (max(seen) - min(seen)) or 1.0  # bands may be far wider
-  axis.set_ylim(min(seen) - room, max(seen) + room)
+  axis.set_ylim(*span(found, 0.2))
   axis.set_xlabel(x_axis)
   axis.set_ylabel(ledger["metric"])
   axis.set_title(ledger["question"], fontsize=10)
@@ -99,6 +108,6 @@ def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
 
 
 def source(path: pathlib.Path) -> str | None:
-  """Hash of the ledger that a picture was made of."""
+  """Hash of the ledger that a figure was made of."""
   with Image.open(path) as image:
     return image.text.get(_SOURCE)

@@ -26,6 +26,7 @@ DONE = ("finished", "diverged")  # an arm of these is never run again
 _CURVE = 50  # points kept of an arm's curve
 _ABOUT = {"question", "metric"}
 _ARM = {"overrides", "status", "value", "curve"}
+AT_EDGE = "The best value of {} is at the edge of those tried."
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 
 
@@ -168,7 +169,7 @@ def _key(overrides: space.Overrides) -> str:
 
 def named(rows: Sequence[Row]) -> dict[str, Row]:
   """Rows by what sets them apart: "width=64,peak=0.001"."""
-  every = list(dict.fromkeys(key for row in rows for key in row.overrides))
+  every = space.keys([row.overrides for row in rows])
   keys = space.varied([row.overrides for row in rows])
   return {
     space.label({k: row.overrides[k] for k in keys if k in row.overrides}, every): row
@@ -231,7 +232,7 @@ def table(ledger: Mapping[str, Any]) -> str:
   seeds where there are, adjusted for the number of lines.
   """
   found, metric = rows(ledger), ledger["metric"]
-  every = list(dict.fromkeys(key for row in found for key in row.overrides))
+  every = space.keys([row.overrides for row in found])
   keys = space.varied([row.overrides for row in found])
   top, pvalue = best(found, metric), pvalues(found, metric)
   head = [*(space.short(key, every) for key in keys), "seeds", metric, "p"]
@@ -247,7 +248,7 @@ def table(ledger: Mapping[str, Any]) -> str:
   if same := {k: v for k, v in top.overrides.items() if k not in keys}:
     lines += ["", f"All with {space.label(same, every)}."]
   if at := edges(found, metric):
-    lines += ["", f"The best value of {', '.join(at)} is at the edge of those tried."]
+    lines += ["", AT_EDGE.format(", ".join(at))]
   return "\n".join(lines)
 
 

@@ -16,8 +16,6 @@ _COLOURS = (  # of plotly's own, for lines and, with their transparency, for ban
   *((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189)),
   *((140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207)),
 )
-
-
 _MOST_NAMES = 10  # in a legend
 
 
@@ -39,8 +37,9 @@ class Table(NamedTuple):
 
 def plots(found: Mapping[str, Any]) -> Iterator[Plot]:
   """Every plot that the ledger has something for."""
-  if any(len(line.x) > 1 for line in figure.lines(found).values()):
-    yield _curves(found)
+  lines = figure.lines(found)
+  if any(len(line.x) > 1 for line in lines.values()):
+    yield _curves(lines, found["metric"])
   keys = _apart([row.overrides for row in ledger.rows(found)])
   for pair in itertools.combinations(keys, 2):
     if plot := _heat_map(found, *pair):
@@ -62,11 +61,11 @@ def _apart(overrides: Sequence[space.Overrides]) -> list[str]:
   return list(kept.values())
 
 
-def _curves(found: Mapping[str, Any]) -> Plot:
+def _curves(lines: Mapping[str, figure.Line], metric: str) -> Plot:
   """The metric over steps: means, intervals, and each seed on hover."""
   from plotly import graph_objects
 
-  drawn, lines = graph_objects.Figure(), figure.lines(found)
+  drawn = graph_objects.Figure()
   for i, (name, line) in enumerate(lines.items()):
     red, green, blue = _COLOURS[i % len(_COLOURS)]
     colour, band = (f"rgba({red},{green},{blue},{alpha})" for alpha in (1, 0.15))
@@ -89,14 +88,12 @@ def _curves(found: Mapping[str, Any]) -> Plot:
       line={"color": colour},
       **group,
     )
-  seen = [v for line in lines.values() for vs in line.values for v in vs]
-  room = 0.1 * (max(seen) - min(seen)) or 1.0  # bands may be far wider
-  drawn.update_yaxes(range=[min(seen) - room, max(seen) + room])
+  drawn.update_yaxes(range=figure.span(lines, 0.1))
   drawn.update_layout(showlegend=1 < len(lines) <= _MOST_NAMES)
   return Plot(
-    f"{found['metric']} over steps",
+    f"{metric} over steps",
     "Means over seeds; bands are Student's t intervals (95 %); hover for the seeds.",
-    curves.styled(drawn, "step", found["metric"]),
+    curves.styled(drawn, "step", metric),
   )
 
 
@@ -113,9 +110,8 @@ def _heat_map(found: Mapping[str, Any], x_key: str, y_key: str) -> Plot | None:
   if min(len(x), len(y)) < 2 or len(cells) < len(x) * len(y):
     return None
   top = {at: ledger.best(some, found["metric"]) for at, some in cells.items()}
-  every = list(dict.fromkeys(key for row in rows for key in row.overrides))
+  every = space.keys([row.overrides for row in rows])
   names = [space.short(key, every) for key in (x_key, y_key)]
-  is_lower_better = evaluators.cost(found["metric"], 1.0) > 0
   drawn = graph_objects.Figure()
   drawn.add_heatmap(
     x=x,
@@ -124,8 +120,7 @@ def _heat_map(found: Mapping[str, Any], x_key: str, y_key: str) -> Plot | None:
     text=[[_told(top[a, b]) for a in x] for b in y],
     texttemplate="%{z:.4g}",
     hovertemplate=f"{names[0]} %{{x}}, {names[1]} %{{y}}: %{{text}}<extra></extra>",
-    colorscale="Viridis",
-    reversescale=is_lower_better,
+    **_scale(found["metric"]),
     colorbar={"title": found["metric"]},
   )
   drawn.update_xaxes(type="category")
@@ -137,6 +132,12 @@ def _heat_map(found: Mapping[str, Any], x_key: str, y_key: str) -> Plot | None:
   )
 
 
+def _scale(metric: str) -> dict[str, Any]:
+  """A scale on which yellow is better."""
+  is_lower_better = evaluators.cost(metric, 1.0) > 0
+  return {"colorscale": "Viridis", "reversescale": is_lower_better}
+
+
 def _told(row: ledger.Row) -> str:
   return str(row.interval or f"{row.mean:.4g}")
 
@@ -146,7 +147,7 @@ def _parallel(found: Mapping[str, Any], keys: Sequence[str]) -> Plot:
   from plotly import graph_objects
 
   rows = [row for row in ledger.rows(found) if row.values]
-  every = list(dict.fromkeys(key for row in rows for key in row.overrides))
+  every = space.keys([row.overrides for row in rows])
   axes = []
   for key in keys:
     texts = [space.text(row.overrides.get(key, "")) for row in rows]
@@ -157,9 +158,8 @@ def _parallel(found: Mapping[str, Any], keys: Sequence[str]) -> Plot:
   means = [row.mean for row in rows]
   axes.append({"label": found["metric"], "values": means})
   drawn = graph_objects.Figure()
-  is_lower_better = evaluators.cost(found["metric"], 1.0) > 0
-  colours = {"color": means, "colorscale": "Viridis", "reversescale": is_lower_better}
-  drawn.add_parcoords(dimensions=axes, line=colours)
+  colours = _scale(found["metric"])
+  drawn.add_parcoords(dimensions=axes, line={"color": means, **colours})
   return Plot(
     "all that is swept",
     "A line for each config; drag along an axis to choose some.",
@@ -170,7 +170,7 @@ def _parallel(found: Mapping[str, Any], keys: Sequence[str]) -> Plot:
 def table(found: Mapping[str, Any]) -> Table:
   """A line for each config: what varies, seeds, mean, interval, p against the best."""
   rows, metric = ledger.rows(found), found["metric"]
-  every = list(dict.fromkeys(key for row in rows for key in row.overrides))
+  every = space.keys([row.overrides for row in rows])
   keys = space.varied([row.overrides for row in rows])
   top, pvalues = ledger.best(rows, metric), ledger.pvalues(rows, metric)
   columns = [*(space.short(k, every) for k in keys), "seeds", metric, "interval", "p"]
@@ -216,7 +216,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
   elif len(top.values) < 2:
     said.append("One seed each: no interval, no comparison.")
   if at := ledger.edges(rows, metric):
-    said.append(f"The best value of {', '.join(at)} is at the edge of those tried.")
+    said.append(ledger.AT_EDGE.format(", ".join(at)))
   if diverged := sum(row.num_diverged for row in rows):
     said.append(f"{diverged} run(s) diverged.")
   return said

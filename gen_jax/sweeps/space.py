@@ -135,10 +135,21 @@ def without_seed(overrides: Mapping[str, Any]) -> Overrides:
   return {key: value for key, value in overrides.items() if key != "seed"}
 
 
+def keys(space: Space) -> list[str]:
+  """All keys that arms set, in the order in which they appear.
+
+  >>> keys([{"a": 1}, {"b": 2, "a": 3}])
+  ['a', 'b']
+  """
+  return list(dict.fromkeys(key for arm in space for key in arm))
+
+
 def varied(space: Sequence[Mapping[str, Any]]) -> list[str]:
   """Keys that do not have one value in all arms, in their order."""
-  every, absent = dict.fromkeys(key for arm in space for key in arm), object()
-  return [key for key in every if len({text(a.get(key, absent)) for a in space}) > 1]
+  absent = object()
+  return [
+    key for key in keys(space) if len({text(a.get(key, absent)) for a in space}) > 1
+  ]
 
 
 def text(value: Any) -> str:
@@ -154,9 +165,8 @@ def _at(config: Any, key: str) -> Any:
 
 def _names(space: Space) -> list[str]:
   """A name for each arm: keys that vary, by as few of their last parts as needed."""
-  keys = list(dict.fromkeys(key for arm in space for key in arm))
-  some = varied(space)
-  names = [label({k: v for k, v in arm.items() if k in some}, keys) for arm in space]
+  every, some = keys(space), varied(space)
+  names = [label({k: v for k, v in arm.items() if k in some}, every) for arm in space]
   return [_file_name(name or "base") for name in names]
 
 

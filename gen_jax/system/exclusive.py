@@ -44,30 +44,30 @@ class _File:
 
 
 class _Object:
-  """Of a bucket: what is written later goes to `beside`, which has one writer."""
+  """Of a bucket: what is written later goes to `aside`, which has one writer."""
 
-  def __init__(self, path: pathlib.Path, beside: pathlib.Path):
-    self._path, self._beside = path, beside
+  def __init__(self, path: pathlib.Path, aside: pathlib.Path):
+    self._path, self._aside = path, aside
 
   def write(self, content: bytes) -> None:
-    self._beside.write_bytes(content)
+    self._aside.write_bytes(content)
 
   def again(self, content: bytes) -> None:
     self._path.create(content)
 
   def close(self) -> None:
-    self._beside.unlink(missing_ok=True)
+    self._aside.unlink(missing_ok=True)
 
 
 def _open(path: pathlib.Path, mode: int) -> int:
   return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
 
-def make(path: pathlib.Path, content: bytes, beside: pathlib.Path) -> Own:
+def make(path: pathlib.Path, content: bytes, aside: pathlib.Path) -> Own:
   """Makes a file that is not there yet.
 
   Args:
-    beside: where a bucket keeps what is written later.
+    aside: a path of this process alone; a bucket keeps later content there.
 
   Raises:
     FileExistsError: it is there.
@@ -75,17 +75,17 @@ def make(path: pathlib.Path, content: bytes, beside: pathlib.Path) -> Own:
   if files.is_local(path):
     return _File(path, content, path)
   path.create(content)
-  return _Object(path, beside)
+  return _Object(path, aside)
 
 
-def take(path: pathlib.Path, content: bytes, beside: pathlib.Path) -> Own:
+def take(path: pathlib.Path, content: bytes, aside: pathlib.Path) -> Own:
   """`make` in place of a file that is there, at once for whoever reads it."""
   if files.is_local(path):
-    own = _File(beside, content, path)
-    os.replace(beside, path)
+    own = _File(aside, content, path)
+    os.replace(aside, path)
     return own
   path.write_bytes(content)
-  return _Object(path, beside)
+  return _Object(path, aside)
 
 
 def write_private(path: pathlib.Path, content: str) -> None:

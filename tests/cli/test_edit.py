@@ -32,7 +32,7 @@ def test_what_changes(tmp_path):
 
 
 def test_image_and_mask_are_resized_alike(tmp_path):
-  """The centre of both; what changes stays where it is in the picture."""
+  """The centre of both; what changes stays where it is in the image."""
   pixels = np.zeros((40, 60, 3), np.uint8)
   pixels[:, 30:] = 200
   change = np.zeros((40, 60), bool)
