@@ -80,9 +80,8 @@ def by_position(
       some = {**batch, "weights": batch["weights"] * part}
       return whole.loss(weights, frozen, some, keys).loss
 
-    found = jax.vmap(of)(
-      parts[:, None]
-    )  # one forward pass: only the masks are mapped over
+    # One forward pass: only the masks are mapped over.
+    found = jax.vmap(of)(parts[:, None])
     means = [jax.tree.map(operator.itemgetter(i), found) for i in range(num)]
     total = functools.reduce(operator.add, means)
     return base.LossOut(total, dict(zip(names, means, strict=True)))
