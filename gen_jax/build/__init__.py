@@ -332,17 +332,6 @@ def keys(config: Config) -> Iterator[Key]:
     yield from _keys(_kind(path), block, path)
 
 
-def arguments(config: Config) -> dict[str, float | int]:
-  """{key: value} of what compiled programs take as arguments, see `gen_jax.numbers`."""
-  found = {}
-  for key in keys(config):
-    if not is_block(key.path.rpartition(".")[2], key.hint):
-      value = ranges.typed(key.value, key.hint, key.path)
-      if ranges.is_argument(value, key.hint):
-        found[key.path] = value
-  return found
-
-
 def _keys(kind: str, block: Any, path: str) -> Iterator[Key]:
   block = {"name": block} if isinstance(block, str) else block
   if not isinstance(block, Mapping) or path.count(".") >= _DEEPEST:

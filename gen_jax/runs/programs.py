@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gen_jax import build
+from gen_jax import build, ranges
 from gen_jax import experiment as experiments
 from gen_jax import numbers as numbering
 from gen_jax.cost import plan
@@ -17,6 +17,17 @@ from gen_jax.train import health
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import Array, Batch, PyTree
+
+
+def config_numbers(config: build.Config) -> dict[str, float | int]:
+  """{key: value} of what compiled programs take as arguments, see `gen_jax.numbers`."""
+  found = {}
+  for key in build.keys(config):
+    if not build.is_block(key.path.rpartition(".")[2], key.hint):
+      value = ranges.typed(key.value, key.hint, key.path)
+      if ranges.is_argument(value, key.hint):
+        found[key.path] = value
+  return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +102,7 @@ class Program:
   def of(self, experiment: experiments.Experiment, num_examples: int) -> "Program":
     """What another run has of it, whose config differs in numbers and seeds."""
     num_steps = experiment.train.total_steps(num_examples, experiment.data.batch_size)
-    values = {"num_steps": num_steps, **build.arguments(experiment.config)}
+    values = {"num_steps": num_steps, **config_numbers(experiment.config)}
     return dataclasses.replace(
       self,
       experiment=experiment,

@@ -74,7 +74,7 @@ class Outcome:
 def structure(config: build.Config) -> str:
   """What runs of a group have in common: all but the seed and programs' numbers."""
   plain = workdir.flat(build.resolved(config))
-  for key in (*build.arguments(config), "seed"):
+  for key in (*programs.config_numbers(config), "seed"):
     plain.pop(key, None)
   return json.dumps(plain, sort_keys=True, default=str)
 
@@ -284,9 +284,9 @@ class _Group:
 
     Traces the step once more, with another value of each.
     """
-    first, mixed = build.arguments(self._configs[0]), {}
+    first, mixed = programs.config_numbers(self._configs[0]), {}
     for config in self._configs[1:]:
-      other = build.arguments(config)
+      other = programs.config_numbers(config)
       if self._is_alike({"num_steps": config["train"]["num_steps"], **other}):
         mixed |= {key: value for key, value in other.items() if value != first[key]}
     if mixed:
