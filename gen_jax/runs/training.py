@@ -32,12 +32,18 @@ class Alone:
     """Says that this process has come on: nobody listens."""
 
 
-def train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
+def train(
+  config: dict, directory: pathlib.Path, group: Alone, until: int | None = None
+) -> dict:
   """Trains to the config's end, or until a signal asks for it.
 
+  Args:
+    until: end at this step if it comes first, evaluated and saved as at the end. The
+      run goes on from there as if it had not stopped.
+
   Returns:
-    workdir, reason ('finished', 'patience' or 'interrupted'), step, and the last value
-    of each metric.
+    workdir, reason ('finished', 'until', 'patience' or 'interrupted'), step, and the
+    last value of each metric.
 
   Raises:
     InputError: a workdir of another config or at work, data or numbers that cannot be.
@@ -51,10 +57,10 @@ def train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   experiments.make(config, None)
   # One lease for all processes of a run.
   with contextlib.nullcontext() if group.process_id else lease.hold(directory):
-    return _train(config, directory, group)
+    return _train(config, directory, group, until)
 
 
-def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
+def _train(config: dict, directory: pathlib.Path, group: Alone, until) -> dict:
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
     with group.main_process_first():
       before = claimed.enter_context(workdir.claim(directory, config))
@@ -140,7 +146,7 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         manager=manager,
         sinks=sinks,
         config=experiment.train,
-        num_steps=num_steps,
+        num_steps=min(num_steps, until or num_steps),
         learning_rate=rate,
         per_step=_per_step(experiment, work),
         heartbeat=group.heartbeat,
@@ -159,8 +165,10 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   for row in writers.read_metrics(directory):
     last.update(row)
   step = int(result.state.step)
-  print(f"{result.reason} at step {step}", flush=True)
-  return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+  has_way_to_go = result.reason == "finished" and step < num_steps
+  reason = "until" if has_way_to_go else result.reason
+  print(f"{'stopped' if reason == 'until' else reason} at step {step}", flush=True)
+  return {"workdir": str(directory), "reason": reason, **last, "step": step}
 
 
 def _sinks(directory: pathlib.Path, kept: int, start: int, num_steps: int):
