@@ -6,6 +6,8 @@ lease on the command, under which it writes what the command came to: whoever co
 later waits, reads that, and runs nothing.
 
     python -m gen_jax.sweeps.attempt ENDED LOG CORES WORDS...
+
+It imports no jax: many such processes wait.
 """
 
 import contextlib
@@ -20,14 +22,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from gen_jax.errors import InputError
 from gen_jax.runs import lease
-from gen_jax.sweeps import engine
 from gen_jax.system import files, signals
-from gen_jax.types import InputError
 
 # Variables of the driver that its commands get anywhere.
 PASSED = ("JAX_", "XLA_", "GEN_JAX_", "PYTHONPATH")
 _SECS = 0.1
+# In a process of its own: JAX's threads forbid Python between fork and exec. 1 is
+# PR_SET_PDEATHSIG of Linux.
+_WRAPPER = """
+import ctypes, os, signal, sys
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[2]):
+  sys.exit(os.EX_TEMPFAIL)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
+def wrapped(cores: Sequence[int]) -> list[str]:
+  """Words before a command that keep it to these cores and end it with this process."""
+  listed = ",".join(map(str, cores))
+  return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
 
 
 def passed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -65,7 +82,7 @@ def run(
       return known
     with _cores(cores) as mine, log.open("ab") as out:
       process = subprocess.Popen(
-        [*engine.wrapped(mine), *words],
+        [*wrapped(mine), *words],
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=out,
@@ -80,6 +97,12 @@ def run(
         raise
     files.write_json(ended, {"code": process.returncode})
     return process.returncode
+
+
+def task(words, ended, log, cores, environment, folder) -> None:
+  """`run` in a folder, with paths as text: what Ray is given."""
+  os.chdir(folder)
+  run(words, pathlib.Path(ended), pathlib.Path(log), cores, environment)
 
 
 @contextlib.contextmanager

@@ -15,26 +15,15 @@ import dataclasses
 import os
 import pathlib
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from gen_jax.sweeps import chips, space
+from gen_jax.sweeps import attempt, chips, space
 from gen_jax.system import files
 
 ATTEMPTS = 3
 NAME = "arms.json"
-# In a process of its own: JAX's threads forbid Python between fork and exec. 1 is
-# PR_SET_PDEATHSIG of Linux.
-_WRAPPER = """
-import ctypes, os, signal, sys
-os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[2]):
-  sys.exit(os.EX_TEMPFAIL)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
 _CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
@@ -97,7 +86,7 @@ class Local:
     cores, environment = slot
     with log.open("ab") as out:
       return subprocess.Popen(
-        [*wrapped(cores), *words],
+        [*attempt.wrapped(cores), *words],
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=out,
@@ -165,12 +154,6 @@ def run(
 def _shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
   """The cores of each of `jobs` processes; all have one at least."""
   return [tuple(cores[i::jobs]) or (cores[i % len(cores)],) for i in range(jobs)]
-
-
-def wrapped(cores: Sequence[int]) -> list[str]:
-  """Words before a command that keep it to these cores and end it with this process."""
-  listed = ",".join(map(str, cores))
-  return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
 
 
 def _start(arm, home, command, place, slot) -> _Running:

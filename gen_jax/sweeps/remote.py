@@ -25,7 +25,9 @@ from gen_jax.system import files
 from gen_jax.types import InputError, one_line
 
 ENDED = "ended"
-_PROBE_SECS = 3.0
+_PROBE_SECS = 4.0
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an HTTP/2 frame of this kind, empty
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS  # RFC 9113, section 3.4
 _LOST = 1  # the exit code of a command that left none: tried again
 
 
@@ -74,7 +76,7 @@ class Ray:
     try:
       given = {"num_cpus": 1, **given, "max_retries": -1}
       self._cores = max(int(given["num_cpus"]), 1)
-      self._task = ray.remote(_attempt).options(**given)
+      self._task = ray.remote(attempt.task).options(**given)
       before = signal.getsignal(signal.SIGTERM)
       ray.init(address, log_to_driver=False, logging_level="ERROR")
       signal.signal(signal.SIGTERM, before)  # ours also stops the arms
@@ -88,16 +90,10 @@ class Ray:
   def start(self, slot, words: Sequence[str], log: pathlib.Path) -> "_Task":
     """See `engine.Place`."""
     del slot
-    ended, here = _ended(log, words), os.getcwd()
-    paths = (str(ended), str(log.absolute()), here)
-    environment = attempt.passed(os.environ)
-    reference = self._task.remote(list(words), *paths, self._cores, environment)
+    ended, environment = _ended(log, words), attempt.passed(os.environ)
+    what = (list(words), str(ended), str(log.absolute()))
+    reference = self._task.remote(*what, self._cores, environment, os.getcwd())
     return _Task(self._ray, reference, ended)
-
-
-def _attempt(words, ended, log, folder, cores, environment) -> None:
-  os.chdir(folder)
-  attempt.run(words, pathlib.Path(ended), pathlib.Path(log), cores, environment)
 
 
 @dataclasses.dataclass
@@ -201,14 +197,19 @@ def _taken(ended: pathlib.Path) -> int:
 
 
 def _probe(address: str) -> None:
-  """Raises InputError unless something listens there: Ray would wait for long."""
+  """Raises InputError unless gRPC answers there: Ray itself would wait for long."""
   host, colon, port = address.rpartition(":")
   if not (host and colon and port.isdecimal()):
     raise InputError(f"--address {address!r:.80} must be HOST:PORT of Ray's head node")
   try:
-    socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
+    place = (host.strip("[]"), int(port))
+    with socket.create_connection(place, _PROBE_SECS / 2) as connection:
+      connection.settimeout(_PROBE_SECS / 2)
+      connection.sendall(_HELLO)
+      if connection.recv(9)[3:4] != _SETTINGS[3:4]:
+        raise OSError("no gRPC")
   except (OSError, OverflowError) as error:
     raise InputError(
-      f"nothing answers at --address {address} ({one_line(error)}): start the head node"
+      f"no Ray answers at --address {address} ({one_line(error)}): start the head node"
       f" there with `ray start --head --port={port}`"
     ) from None

@@ -21,7 +21,7 @@ from gen_jax.types import InputError, unknown
 
 METHODS = ("tpe", "halton", "random")
 _FIRST = 10  # arms that TPE leaves to Halton: it learns from those
-_PATIENCE = 1000  # points without a new arm among them: there is none left
+_PATIENCE = 20_000  # points without a new arm among them: there is none left
 _DIGITS = 4  # of a number that is drawn
 
 
@@ -64,6 +64,11 @@ class Numbers:
       return int(min(max(value, self.low), self.high))
     return min(max(float(f"{value:.{_DIGITS}g}"), float(self.low)), float(self.high))
 
+  @property
+  def size(self) -> float:
+    """Values that there are."""
+    return self.high - self.low + 1 if self.is_whole else math.inf
+
   def is_edge(self, value: float) -> bool:
     """Whether a value lies in the first or last fiftieth of the range."""
     ends = (self.low, value, self.high)
@@ -98,6 +103,11 @@ class Choice:
   def plain(self, value: int) -> Any:
     """The option of this number."""
     return self.options[value]
+
+  @property
+  def size(self) -> int:
+    """Values that there are."""
+    return len(self.options)
 
   def is_edge(self, value: Any) -> bool:
     """Options have no order."""
@@ -172,6 +182,11 @@ def ranges(space: Space) -> dict[str, Range]:
   return found
 
 
+def size(space: Space) -> float:
+  """The number of arms of a space; inf where a number is drawn from a range."""
+  return math.prod(found.size for found in ranges(space).values())
+
+
 def stream(space: Space, method: str, seed: int) -> Iterator[spaces.Overrides]:
   """Arms without end, each a function of its number: by Halton, or at random."""
   searched = ranges(space)
@@ -230,8 +245,8 @@ def _fresh(arms: Iterator[spaces.Overrides], seen: set[str]) -> spaces.Overrides
     if _key(arm) not in seen:
       return arm
   raise InputError(
-    f"the search space seems to hold {len(seen)} arms, and all were tried; give fewer"
-    " --arms, or more values"
+    f"the search space seems to hold no more than {len(seen)} arms; give fewer --arms,"
+    " or wider ranges"
   )
 
 

@@ -67,18 +67,18 @@ class Search:
     searched = search.ranges(self.space)
     if self.factor and _STEPS in searched:
       raise InputError(f"--halving needs one {_STEPS} for all arms; do not search it")
-    search.propose(self.space, self.method, self.seed, (), 1)
-    assert self.lengths  # which refuse what they cannot be
+    if self.num > (size := search.size(self.space)):
+      raise InputError(f"--arms {self.num} must be at most {size}, all that there are")
+    config = self._arms([self._first()])[0].config
+    if self.factor is not None:
+      _lengths(config, self.factor)
 
   @property
   def lengths(self) -> tuple[int | None, ...]:
     """Steps after which each rung ends; None is the end of the run."""
     if self.factor is None:
       return (None,)
-    train = self._arms([self._first()])[0].config["train"]
-    if train["num_epochs"] is not None:
-      raise InputError("--halving needs train.num_epochs=None: rungs are steps")
-    return (*search.rungs(train["num_steps"], self.factor)[:-1], None)
+    return _lengths(self._arms([self._first()])[0].config, self.factor)
 
   def _first(self) -> space.Overrides:
     return search.propose(self.space, self.method, self.seed, (), 1)[0]
@@ -251,6 +251,13 @@ class Search:
     ]
     own = {"best": entries.index(best), "lengths": self.lengths, "edges": at_edge}
     return {**found, "search": {**self._about(), **own, "arms": named}}
+
+
+def _lengths(config: Mapping[str, Any], factor: int) -> tuple[int | None, ...]:
+  train = config["train"]
+  if train["num_epochs"] is not None:
+    raise InputError("--halving needs train.num_epochs=None: rungs are steps")
+  return (*search.rungs(train["num_steps"], factor)[:-1], None)
 
 
 def _tuples(value: Any) -> Any:

@@ -76,7 +76,7 @@ def test_jobs_that_no_machine_has_cores_for_are_refused(
   [
     (["--on", "rai"], ["unknown engine (--on) 'rai': did you mean 'ray'?"]),
     (["--on", "ray"], ["needs --address HOST:PORT"]),
-    (["--on", "ray", "--address", "127.0.0.1:1"], ["nothing answers"]),
+    (["--on", "ray", "--address", "127.0.0.1:1"], ["no Ray answers"]),
     (["--on", "ray", "--address", "a:1", "--list"], ["--list and --record run none"]),
     (["--on", "slurm", "--option", "a"], ["--option 'a' must be KEY=VALUE"]),
     (["--on", "slurm", "--jobs", "0"], ["--jobs 0 must be at least 1"]),

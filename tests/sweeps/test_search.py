@@ -80,25 +80,28 @@ def test_tpe_finds_a_planted_optimum_that_random_draws_miss():
 
 
 def test_diverged_and_unknown_arms_are_no_guides():
-  """Arms above a rate diverge: TPE stays below it."""
-  tried = []
-  while len(tried) < 40:
-    for arm in search.propose(SPACE, "tpe", 0, tried, 2):
-      has_diverged = arm["rate"] > 1e-2
-      cost = math.inf if has_diverged else None if len(tried) % 9 == 0 else arm["x"]
-      tried.append((arm, cost))
-  late = [arm["rate"] > 1e-2 for arm, _ in tried[20:]]
-  assert sum(late) <= 4, late
+  """A third of the rates diverges: TPE seldom goes there again."""
+  late = []
+  for seed in range(3):
+    tried = []
+    while len(tried) < 60:
+      for arm in search.propose(SPACE, "tpe", seed, tried, 2):
+        has_diverged = arm["rate"] > 1e-2
+        cost = math.inf if has_diverged else None if len(tried) % 9 == 0 else arm["x"]
+        tried.append((arm, cost))
+    late += [arm["rate"] > 1e-2 for arm, _ in tried[20:]]
+  assert sum(late) < 0.2 * len(late), sum(late)
 
 
 def test_choices_of_any_kind():
   space = {"a": choice(None, (1, 2), "b", True), "b": choice("p", "q", "r", "s")}
   tried = []
+  assert search.size(space) == 16 and search.size(SPACE) == math.inf
   while len(tried) < 16:
-    new = search.propose(space, "tpe", 0, tried, 4)
+    new = search.propose(space, "tpe", 0, tried, 2)
     tried += [(arm, 0.0 if arm["a"] == (1, 2) else 1.0) for arm in new]
   assert len({repr(arm) for arm, _ in tried}) == 16
-  with pytest.raises(InputError, match="seems to hold 16 arms"):
+  with pytest.raises(InputError, match="no more than 16 arms"):
     search.propose(space, "tpe", 0, tried, 1)
 
 

@@ -153,6 +153,7 @@ for arm, state in t.run(pathlib.Path({folder!r}), found, 2, "killed")[1]: pass
 """
 
 
+@pytest.mark.long
 def test_a_killed_search_goes_on_with_the_same_arms(folder, monkeypatch):
   found = load(folder, "tpe", num=16)
   home, _ = run(folder, found, 2, "whole")
@@ -212,6 +213,17 @@ def test_bad_searches(folder, old, new, how, says):
   path.write_text(path.read_text().replace(old, new, 1) if old else SWEEP)
   with pytest.raises(InputError, match=says):
     load(folder, **how)
+
+
+def test_more_arms_than_there_are(folder):
+  path = folder / "sweep.py"
+  few = SWEEP.replace("log_uniform(1e-5, 1.0)", "choice(0.1, 0.2)")
+  few = few.replace("uniform(0.0, 0.3)", "integers(1, 3)").replace(
+    ".dropout", ".num_layers"
+  )
+  path.write_text(few.replace("import ", "import choice, "))
+  with pytest.raises(InputError, match="--arms 7 must be at most 6"):
+    load(folder, num=7)
 
 
 def test_a_metric_that_nobody_writes(folder):
