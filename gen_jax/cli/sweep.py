@@ -44,8 +44,8 @@ def add_arguments(parser) -> None:
   what = "of Ray's tasks, of sbatch or submitit, of sky's resources"
   add("--option", action="append", metavar="KEY=VALUE", help=f"may be repeated: {what}")
   add("--bucket", help="sky: URL of the object store to mount as /bucket")
-  methods = ", ".join(search.METHODS)
-  add("--search", metavar="METHOD", help=f"search get_search()'s space: {methods}")
+  how = "search the space of get_search(): tpe, halton or random"
+  add("--search", metavar="METHOD", help=how)
   add("--arms", type=int, help="search: how many; more later run those alone (40)")
   add(
     "--halving",

@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from jax._src import hardware_utils
-
 from gen_jax.types import InputError
 
 _MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
@@ -37,6 +35,8 @@ def here(environment: Mapping[str, str] = os.environ) -> Chips:
   visible = environment.get("TPU_VISIBLE_CHIPS") or environment.get(
     "TPU_VISIBLE_DEVICES"
   )
+  from jax._src import hardware_utils  # not while imports are put off: `system.lazy`
+
   num, _ = hardware_utils.num_available_tpu_chips_and_device_id()
   if num:
     return Chips("tpu", _names(visible, num))
