@@ -11,7 +11,7 @@ from gen_jax.data import encodings, ranks, tfds, token_settings
 from gen_jax.data.digits import scorer, source
 from gen_jax.data.tokens import duplicates, foreign
 from gen_jax.evaluation import metrics
-from gen_jax.sweeps import remote, search
+from gen_jax.sweeps import remote, search, statistics
 from gen_jax.train import curves
 from gen_jax.types import InputError
 
@@ -31,6 +31,7 @@ TRIED = [({"a": i / 10}, 0.0) for i in range(10)]
     ("datasketch", "corpora", lambda: duplicates.near("text")),
     ("datasets", "corpora", lambda: foreign._hub("hf:name||train")),
     ("zstandard", "corpora", lambda: foreign.Zstandard(None, "a.zst")),
+    ("scipy", "sweeps", lambda: statistics.over_seeds([1.0, 2.0])),
     ("optuna", "sweeps", lambda: search.propose(SPACE, "tpe", 0, TRIED, 1)),
     ("ray", "ray", lambda: remote.Ray("localhost:1", {})),
     ("submitit", "slurm", lambda: remote.Slurm(pathlib.Path("runs"), {})),
