@@ -123,6 +123,8 @@ def _check(args) -> None:
     raise unknown("method (--search)", args.search, search.METHODS)
   if args.on != "local" and (args.list or args.record):
     raise InputError(f"--on {args.on} runs arms; --list and --record run none")
+  if args.on == "ray":
+    remote.probe(args.address)  # before all that takes long
 
 
 def _place(args, home: pathlib.Path) -> engine.Place:

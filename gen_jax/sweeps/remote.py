@@ -25,7 +25,7 @@ from gen_jax.system import files
 from gen_jax.types import InputError, one_line
 
 ENDED = "ended"
-_PROBE_SECS = 4.0
+_PROBE_SECS = 3.0
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an HTTP/2 frame of this kind, empty
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS  # RFC 9113, section 3.4
 _LOST = 1  # the exit code of a command that left none: tried again
@@ -71,7 +71,7 @@ class Ray:
     """
     with errors.extra("ray"):
       import ray
-    _probe(address)
+    probe(address)
     self._ray = ray
     try:
       given = {"num_cpus": 1, **given, "max_retries": -1}
@@ -196,7 +196,7 @@ def _taken(ended: pathlib.Path) -> int:
   return _LOST if code is None else code
 
 
-def _probe(address: str) -> None:
+def probe(address: str) -> None:
   """Raises InputError unless gRPC answers there: Ray itself would wait for long."""
   host, colon, port = address.rpartition(":")
   if not (host and colon and port.isdecimal()):

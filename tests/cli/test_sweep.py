@@ -213,6 +213,11 @@ def test_a_search_from_end_to_end(call, experiment, tmp_path):
   assert [arm["overrides"]["seed"] for arm in found["arms"]] == [1, 2]
   assert ledger.table(found) in (folder / "README.md").read_text()
   assert "best 1/2 went on" in ledger.table(found)
+  page = tmp_path / "page.html"
+  results = folder / "results.json"
+  assert call("report", "--sweep", results, "--out", page).code == 0
+  best = found["search"]["arms"][found["search"]["best"]]
+  assert f"{best['name']}. In the search it came to" in page.read_text()
 
 
 @pytest.mark.long
