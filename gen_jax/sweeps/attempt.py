@@ -99,10 +99,10 @@ def run(
     return process.returncode
 
 
-def task(words, ended, log, cores, environment, folder) -> None:
+def task(words, ended, log, cores, environment, folder) -> int:
   """`run` in a folder, with paths as text: what Ray is given."""
   os.chdir(folder)
-  run(words, pathlib.Path(ended), pathlib.Path(log), cores, environment)
+  return run(words, pathlib.Path(ended), pathlib.Path(log), cores, environment)
 
 
 @contextlib.contextmanager

@@ -112,9 +112,11 @@ class _Task:
 
   def wait(self) -> int:
     if self.code is None:
+      code = None
       with contextlib.suppress(self.ray.exceptions.RayError):
-        self.ray.get(self.reference)
-      self.code = _taken(self.ended)
+        code = self.ray.get(self.reference)
+      written = _taken(self.ended)
+      self.code = written if code is None else code
     return self.code
 
   def terminate(self) -> None:

@@ -49,7 +49,6 @@ LOCAL = {
   "sweeps/chips.py": "/dev",
   "sweeps/engine.py": "workdirs of a sweep are of this disk: `files.local`",
   "sweeps/figure.py": "figures of experiments are in the repository",
-  "sweeps/remote.py": "workdirs of a sweep are of this disk: `files.local`",
   "train/items.py": "free space, asked of a disk alone",
   "train/proof.py": "orbax's paths, which say what they are",
 }

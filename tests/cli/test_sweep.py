@@ -190,7 +190,8 @@ def test_repro_needs_a_record(refuse, experiment):
 SEARCH = """
 from gen_jax.sweeps import log_uniform
 def get_search():
-  return {"optimizer.learning_rate.peak": log_uniform(1e-4, 1e-2)}
+  rate = log_uniform(1e-4, 1e-2)
+  return {"optimizer.learning_rate.peak": rate, "train.num_steps": 8}
 """
 
 

@@ -203,7 +203,7 @@ def test_another_search_in_its_place_is_refused(folder):
     ("get_search", "get_sweep", {}, "needs get_search"),
     ("uniform(0.0, 0.3)", "uniform(0.3, 0.1)", {}, "low < high"),
     ("return {", "return [{", {}, "invalid syntax|SyntaxError|never closed"),
-    ("peak", "peek", {}, "learning_rate.peak"),
+    ("peak", "peek", {}, "did you mean .peak."),
     ("log_uniform(1e-5, 1.0)", "0.1", {"method": "tpa"}, "did you mean 'tpe'"),
     ("validation/loss", "x", {}, "whether lower or higher"),
   ],
