@@ -24,7 +24,7 @@ from gen_jax.system import files
 
 ATTEMPTS = 3
 NAME = "arms.json"
-_CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
+CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
 Command = Callable[[space.Arm, pathlib.Path], Sequence[str]]
@@ -45,6 +45,11 @@ def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
   """
   path = home / NAME
   return files.read_sealed(path)["arms"] if path.exists() else {}
+
+
+def note(home: pathlib.Path, known: Mapping[str, Any]) -> None:
+  """Writes what `states` reads."""
+  files.write_json(home / NAME, files.sealed({"arms": known}))
 
 
 class Process(Protocol):
@@ -78,7 +83,7 @@ class Local:
 
   def slots(self, jobs: int) -> list[tuple[tuple[int, ...], dict[str, str]]]:
     """Cores and environment of each job; see `chips.environments`."""
-    cores = _shares(sorted(os.sched_getaffinity(0)), jobs)
+    cores = shares(sorted(os.sched_getaffinity(0)), jobs)
     return list(zip(cores, chips.environments(chips.here(), jobs), strict=True))
 
   def start(self, slot, words: Sequence[str], log: pathlib.Path) -> Process:
@@ -137,7 +142,7 @@ def run(
         free.append(one.slot)
         state = _ended(one, known.get(one.arm.sha256, {}))
         known[one.arm.sha256] = state
-        files.write_json(home / NAME, files.sealed({"arms": known}))
+        note(home, known)
         if state["status"] == "failed" and attempts[one.arm.sha256] < ATTEMPTS:
           todo.append(one.arm)
           continue
@@ -151,7 +156,7 @@ def run(
       one.process.wait()
 
 
-def _shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
+def shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
   """The cores of each of `jobs` processes; all have one at least."""
   return [tuple(cores[i::jobs]) or (cores[i % len(cores)],) for i in range(jobs)]
 
@@ -165,7 +170,7 @@ def _start(arm, home, command, place, slot) -> _Running:
 
 
 def _ended(one: _Running, before: Mapping[str, Any]) -> dict[str, Any]:
-  status = _CODES.get(one.process.poll(), "failed")
+  status = CODES.get(one.process.poll(), "failed")
   said = one.log.read_bytes() if one.log.exists() else b""
   lines = files.lines(said.decode(errors="replace"))
   return {
