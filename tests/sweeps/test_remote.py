@@ -1,5 +1,6 @@
 """Arms on Ray and Slurm: each ends once, whatever is killed."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -205,10 +206,71 @@ DRIVER = """
 import pathlib, sys; sys.path.insert(0, {root!r})
 from gen_jax.sweeps import remote
 from tests.sweeps import test_remote as t
-place = remote.Ray({address!r}, {{"num_cpus": 1}})
+place = remote.Ray({address!r}, {{"num_cpus": 1}}) if {address!r} else None
 print("connected", flush=True)
-for pair in t.drive(pathlib.Path({home!r}), place): print(*pair, flush=True)
+for pair in t.drive(pathlib.Path({home!r}), place, {jobs}): print(*pair, flush=True)
 """
+
+
+class Driver:
+  """A process that runs all arms; on a Ray, or with an empty address here."""
+
+  def __init__(self, home, address, jobs):
+    self.home = home
+    code = DRIVER.format(root=str(ROOT), address=address, home=str(home), jobs=jobs)
+    self.words = [sys.executable, "-c", code]
+
+  def __enter__(self):
+    self.start()
+    return self
+
+  def start(self):
+    out = subprocess.PIPE
+    self.process = subprocess.Popen(self.words, stdout=out, text=True, cwd=ROOT)
+    assert self.process.stdout.readline() == "connected\n"
+
+  def until(self, num, secs):
+    """Waits until so many arms have begun, and then for some seconds."""
+    deadline = time.monotonic() + 120
+    while len(list(self.home.glob("*/metrics.jsonl"))) < num:
+      assert self.process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.02)
+    time.sleep(secs)
+
+  def kill(self):
+    self.process.kill()
+    self.process.wait()
+
+  def __exit__(self, *error):
+    if self.process.poll() is None:
+      self.kill()
+
+
+def check(home, alone):
+  """Every arm has ended once, as if nothing had been killed."""
+  assert results(home) == results(alone)
+  assert len(results(home)["arms"]) == 24
+  for arm in ARMS:
+    path = engine.workdir(home, arm) / "metrics.jsonl"
+    steps = [json.loads(line)["step"] for line in path.read_text().split("\n") if line]
+    assert steps == list(range(1, 9)), arm.name
+
+
+@pytest.mark.long
+def test_here_whatever_is_killed_every_arm_ends_once(tmp_path):
+  alone, home = tmp_path / "alone", tmp_path / "killed"
+  assert len(drive(alone, None, jobs=4)) == 24
+  with Driver(home, "", 3) as driver:
+    for num in (5, 12):
+      driver.until(num - 3, random.random())
+      victim = random.choice(_wait(lambda: _children(driver.process.pid)))
+      with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(victim, signal.SIGKILL)
+      driver.until(num, random.random())
+      driver.kill()
+      driver.start()
+    assert driver.process.wait(timeout=300) == 0
+  check(home, alone)
 
 
 def _children(pid):
@@ -243,48 +305,23 @@ def test_whatever_is_killed_every_arm_ends_once(tmp_path, seed, monkeypatch):
   alone, home = tmp_path / "alone", tmp_path / "killed"
   assert len(drive(alone, None, jobs=4)) == 24
   cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-  driver = None
   try:
     node = cluster.add_node(num_cpus=2)
-    code = DRIVER.format(root=str(ROOT), address=cluster.address, home=str(home))
-
-    def start():
-      one = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
-      )
-      assert one.stdout.readline() == "connected\n"
-      return one
-
-    def until(num):
-      deadline = time.monotonic() + 120
-      while len(list(home.glob("*/metrics.jsonl"))) < num:
-        assert driver.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-      time.sleep(draw.random())
-
-    driver = start()
-    until(4)
-    victim = draw.choice(_wait(lambda: _busy(cluster.head_node) + _busy(node)))
-    os.kill(victim, signal.SIGKILL)
-    until(8)
-    driver.kill()
-    driver.wait()
-    time.sleep(draw.random())
-    driver = start()
-    until(14)
-    cluster.remove_node(node, allow_graceful=False)
-    said, _ = driver.communicate(timeout=300)
-    assert driver.returncode == 0, said
-  finally:
-    if driver is not None and driver.poll() is None:
+    with Driver(home, cluster.address, 24) as driver:
+      driver.until(4, draw.random())
+      victim = draw.choice(_wait(lambda: _busy(cluster.head_node) + _busy(node)))
+      with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(victim, signal.SIGKILL)
+      driver.until(8, draw.random())
       driver.kill()
+      time.sleep(draw.random())
+      driver.start()
+      driver.until(14, 0)
+      cluster.remove_node(node, allow_graceful=False)
+      assert driver.process.wait(timeout=300) == 0
+  finally:
     cluster.shutdown()
-  assert results(home) == results(alone)
-  assert len(results(home)["arms"]) == 24
-  for arm in ARMS:
-    path = engine.workdir(home, arm) / "metrics.jsonl"
-    steps = [json.loads(line)["step"] for line in path.read_text().split("\n") if line]
-    assert steps == list(range(1, 9)), arm.name
+  check(home, alone)
 
 
 def _wait(found):
