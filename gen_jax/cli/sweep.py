@@ -36,9 +36,9 @@ def add_arguments(parser) -> None:
     "--on",
     default="local",
     metavar="ENGINE",
-    help="local; ray, slurm: machines that see these files at the same paths; sky:"
-    " prints a task of SkyPilot that runs the whole sweep, written from its"
-    " documentation and never run",
+    help="local; ray, slurm: machines that see these files at the same paths (Slurm was"
+    " tried by submitit's stand-in alone); sky: prints a task of SkyPilot that runs the"
+    " whole sweep, written from its documentation and never run",
   )
   add("--address", metavar="HOST:PORT", help="ray: of the head node")
   what = "of Ray's tasks, of sbatch or submitit, of sky's resources"
