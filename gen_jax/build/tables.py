@@ -75,6 +75,10 @@ class Entry:
 
   def keys(self) -> dict[str, inspect.Parameter]:
     """{key: its default and annotation}."""
+    return self._keys
+
+  @functools.cached_property  # every arm of a sweep asks
+  def _keys(self) -> dict[str, inspect.Parameter]:
     hidden = {*self.injected, "parent", "name"}  # linen adds the last two
     parameters = inspect.signature(self.signature).parameters
     return {name: p for name, p in parameters.items() if name not in hidden}

@@ -60,16 +60,22 @@ class Solo:
 
 
 def train(
-  config: dict, directory: pathlib.Path, group: Alone, shared: Solo | None = None
+  config: dict,
+  directory: pathlib.Path,
+  group: Alone,
+  shared: Solo | None = None,
+  until: int | None = None,
 ) -> dict:
   """Trains to the config's end, or until a signal asks for it.
 
   Args:
     shared: what this run shares with others of its process, see `together`.
+    until: end at this step if it comes first, evaluated and saved as at the end. The
+      run goes on from there as if it had not stopped.
 
   Returns:
-    workdir, reason ('finished', 'patience' or 'interrupted'), step, and the last value
-    of each metric.
+    workdir, reason ('finished', 'until', 'patience' or 'interrupted'), step, and the
+    last value of each metric.
 
   Raises:
     InputError: a workdir of another config or at work, data or numbers that cannot be.
@@ -85,7 +91,7 @@ def train(
   # One lease for all processes of a run.
   with contextlib.nullcontext() if group.process_id else lease.hold(directory):
     begun = _begin(config, directory, group, shared or Solo())
-    return _train(begun, directory, group, shared or Solo())
+    return _train(begun, directory, group, shared or Solo(), until)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,7 +142,9 @@ def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) ->
   return _Begun(experiment, examples, evals, made, step, base)
 
 
-def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -> dict:
+def _train(
+  begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo, until: int | None
+) -> dict:
   experiment, made, step = begun.experiment, begun.program, begun.step
   numbers = made.arguments()
   with (
@@ -174,7 +182,7 @@ def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -
         manager=manager,
         sinks=sinks,
         config=experiment.train,
-        num_steps=made.num_steps,
+        num_steps=min(made.num_steps, until or made.num_steps),
         learning_rate=made.rate,
         per_step=_per_step(experiment, made.compute),
         heartbeat=group.heartbeat,
@@ -191,8 +199,10 @@ def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -
   for row in writers.read_metrics(directory):
     last.update(row)
   end = int(result.state.step)
-  print(f"{result.reason} at step {end}", flush=True)
-  return {"workdir": str(directory), "reason": result.reason, **last, "step": end}
+  has_way_to_go = result.reason == "finished" and end < made.num_steps
+  reason = "until" if has_way_to_go else result.reason
+  print(f"{'stopped' if reason == 'until' else reason} at step {end}", flush=True)
+  return {"workdir": str(directory), "reason": reason, **last, "step": end}
 
 
 def _state(

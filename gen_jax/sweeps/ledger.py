@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gen_jax.sweeps import space, statistics
+from gen_jax.sweeps import search, space, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators, writers
 from gen_jax.types import InputError, unknown
@@ -70,6 +70,12 @@ def curve(workdir: pathlib.Path, metric: str) -> list[tuple[int, float]]:
   return found
 
 
+def last(workdir: pathlib.Path, metric: str) -> float | None:
+  """The last value of a metric; None if it is not finite. See `curve`."""
+  points = curve(workdir, metric)
+  return points[-1][1] if points and math.isfinite(points[-1][1]) else None
+
+
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
   """Evenly chosen points, the last one among them."""
   every = -(-len(points) // _CURVE) or 1
@@ -97,13 +103,13 @@ def collect(
     state = states.get(arm.sha256, {})
     if state.get("status") not in DONE:
       continue
-    points = curve(workdirs[arm.sha256], about["metric"])
-    ended = bool(points) and math.isfinite(points[-1][1])
+    folder, is_whole = workdirs[arm.sha256], state["status"] == "finished"
+    points = curve(folder, about["metric"])
     entry = {"name": arm.name, "overrides": arm.overrides, "sha256": arm.sha256}
     entry |= {key: state[key] for key in ("status", "starts", "secs")}
     entry |= {
       "step": points[-1][0] if points else 0,
-      "value": points[-1][1] if ended and state["status"] == "finished" else None,
+      "value": last(folder, about["metric"]) if is_whole else None,
       "curve": _thinned([point for point in points if math.isfinite(point[1])]),
     }
     entries.append(entry)
@@ -249,6 +255,8 @@ def table(ledger: Mapping[str, Any]) -> str:
     lines += ["", f"All with {space.label(same, every)}."]
   if at := edges(found, metric):
     lines += ["", AT_EDGE.format(", ".join(at))]
+  if "search" in ledger:
+    lines += ["", search.remark(ledger["search"])]
   return "\n".join(lines)
 
 

@@ -66,7 +66,7 @@ def get_sweep():
 def test_a_figure_names_its_ledger_and_needs_nothing_else(tmp_path):
   (tmp_path / sweep.FILE).write_text(SWEEP.format(PEAK))
   loaded = sweep.load(tmp_path)
-  loaded.record({"format": ledger.FORMAT, **LEDGER})
+  sweep.record(tmp_path, {"format": ledger.FORMAT, **LEDGER}, loaded.x_axis)
   recorded = ledger.read(tmp_path / sweep.RESULTS)
   assert recorded["arms"] == ARMS
   path = tmp_path / figure.FILE
