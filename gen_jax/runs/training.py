@@ -195,11 +195,16 @@ def _train(
       ) from error
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, begun, directory)) from error
+  return _ended(directory, result, made.num_steps)
+
+
+def _ended(directory: pathlib.Path, result: loop.Result, num_steps: int) -> dict:
+  """What `train` returns; says how the run ended."""
   last = {}
   for row in writers.read_metrics(directory):
     last.update(row)
   end = int(result.state.step)
-  has_way_to_go = result.reason == "finished" and end < made.num_steps
+  has_way_to_go = result.reason == "finished" and end < num_steps
   reason = "until" if has_way_to_go else result.reason
   print(f"{'stopped' if reason == 'until' else reason} at step {end}", flush=True)
   return {"workdir": str(directory), "reason": reason, **last, "step": end}
