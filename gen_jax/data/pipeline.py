@@ -10,6 +10,7 @@ i) alone.
 """
 
 import bisect
+import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -101,17 +102,19 @@ class Pipeline:
     """Yields one ordered pass; the last batch is padded with zero weights."""
     rows = rows or slice(0, self.batch_size)
     num_batches = -(-len(self.examples) // self.batch_size)
-    for step in range(min(num_batches, max_batches or num_batches)):
-      features = []
-      for row in range(rows.start, rows.stop):
-        index = step * self.batch_size + row
-        present = index < len(self.examples)
-        example = self.examples[index if present else 0]
-        feature = self.transform(example, np.random.default_rng((self.seed, index)))
-        if not present:
-          feature = {**feature, "weights": np.zeros_like(feature["weights"])}
-        features.append(feature)
-      yield {k: np.stack([f[k] for f in features]) for k in features[0]}
+
+    def feature(index: int) -> Features:
+      present = index < len(self.examples)
+      example = self.examples[index if present else 0]
+      made = self.transform(example, np.random.default_rng((self.seed, index)))
+      return made if present else {**made, "weights": np.zeros_like(made["weights"])}
+
+    with concurrent.futures.ThreadPoolExecutor(self.readers or 1) as pool:
+      for step in range(min(num_batches, max_batches or num_batches)):
+        first = step * self.batch_size
+        indices = range(first + rows.start, first + rows.stop)
+        features = list((pool.map if self.readers else map)(feature, indices))
+        yield {k: np.stack([f[k] for f in features]) for k in features[0]}
 
 
 class Remembered(sources.Mapped):

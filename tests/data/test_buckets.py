@@ -152,3 +152,20 @@ def test_a_store_that_another_machine_has_finished_stays(bucket, tmp_path):
   with pytest.raises(FileExistsError):
     place.finish(root / store.MANIFEST, {})
   assert test_packing.content(root) == before
+
+
+@pytest.mark.parametrize("form", ["tars", "parquet"])
+def test_images_of_a_bucket_are_packed(form, bucket, tmp_path):
+  pytest.importorskip("pyarrow")
+  home = getattr(images, form)(tmp_path / "in", 12)
+  copies.copy(home, files.path(f"{bucket}/in", "x"))
+  for name, given in (("here", home), ("there", f"{bucket}/in")):
+    test_packing.packed(tmp_path / name, test_packing.job(given, held_out=0.0))
+  want, found = (test_packing.content(tmp_path / name) for name in ("here", "there"))
+  assert want == found
+  with pytest.raises(InputError, match="no file matches"):
+    test_packing.job(f"{bucket}/none", held_out=0.0)
+  folder = images.folder(tmp_path / "folder", 3)
+  copies.copy(folder, files.path(f"{bucket}/folder", "x"))
+  with pytest.raises(InputError, match=r"--source .* is an address"):
+    test_packing.job(f"{bucket}/folder")

@@ -59,6 +59,21 @@ def test_each_epoch_has_each_image_once_whatever_the_processes(path):
   assert len(set(orders)) == 3
 
 
+@pytest.mark.parametrize("readers", [2, 64])
+def test_threads_change_no_ordered_pass(path, readers):
+  one = examples(path)
+  passes = [
+    list(pipeline.Pipeline(one.examples, one.transform, 5, one.seed, num).once(part))
+    for num in (0, readers)
+    for part in (None, slice(2, 5))
+  ]
+  for want, found in ((passes[0], passes[2]), (passes[1], passes[3])):
+    assert len(want) == len(found) == 5
+    for pair in zip(want, found, strict=True):
+      assert all(np.array_equal(pair[0][name], pair[1][name]) for name in pair[0])
+  assert [batch["weights"].tolist() for batch in passes[2]][-1] == [1, 1, 1, 1, 0]
+
+
 @pytest.mark.parametrize("readers", [1, 3, 64])
 @pytest.mark.parametrize("part", [slice(0, 4), slice(2, 4), slice(1, 2)])
 def test_threads_change_no_batch(path, readers, part):
