@@ -104,10 +104,11 @@ def test_of_a_token_store_the_parts_that_a_host_needs_are_read(s3_port, tmp_path
 
 
 def test_image_stores_are_read_image_by_image_and_made_in_buckets(s3_port, tmp_path):
-  folder = images.folder(tmp_path / "in", 12)
-  given = test_packing.job(folder, held_out=0.0)
+  folder = images.folder(tmp_path / "in", test_packing.NUM)
+  given = test_packing.job(folder)
   here = test_packing.packed(tmp_path / "s", given)
   with counted(s3_port) as (root, line):
+    assert not test_packing.killed(root / "s", folder, after=2)
     there = test_packing.packed(root / "s", given, 2)
     assert test_packing.content(root / "s") == test_packing.content(tmp_path / "s")
     one, other = (found.examples("train") for found in (here, there))
