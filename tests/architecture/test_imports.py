@@ -295,7 +295,7 @@ BUDGETS = {
   "inference": 1_490,  # images that say how they were made; flags, once in families
   "models": 1_570,
   "nn": 1_600,
-  "runs": 2_360,  # groups and the programs they share: 530; workdir, weights
+  "runs": 2_365,  # groups and the programs they share: 530; workdir, weights
   "sweeps": 1_535,  # groups; what the page shows, a lease
   "system": 1_860,  # programs between commands; buckets: addresses, stores, copies
   "tasks": 1_200,
