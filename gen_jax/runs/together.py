@@ -32,7 +32,8 @@ from gen_jax import experiment as experiments
 from gen_jax.build import overrides as overriding
 from gen_jax.data import kept
 from gen_jax.runs import programs, training, workdir
-from gen_jax.system import signals
+from gen_jax.system import memory, signals
+from gen_jax.train import step as steps
 from gen_jax.types import Batch, Diverged, InputError, one_line
 
 MODES = ("map", "vmap", "turn")
@@ -188,8 +189,6 @@ class _Member(training.Solo):
     self._back.release()
 
   def _step(self, *args: Any) -> Any:
-    if self._group.mode == "turn":
-      return self._group.alone(*args)
     placed, self._placed = self._placed, None
     call = self.call = _Call(args, placed if placed and placed.is_of(args[0]) else None)
     self._back.release()
@@ -216,7 +215,7 @@ class _Member(training.Solo):
 
   def step(self, program: programs.Program):
     del program
-    return self._step
+    return self._group.alone or self._step
 
   def stream(self, experiment, examples, first: int) -> Iterator[Batch]:
     fresh = super().stream(experiment, examples, first)
@@ -228,16 +227,17 @@ class _Group:
 
   Attributes:
     mode: None until it is chosen.
+    alone: a step by the program of a run alone, for runs in turn from the first on.
   """
 
   def __init__(self, configs, mode: str | None, say: Callable[[str], None]):
     self._configs, self.mode, self._say = configs, mode, say
+    self.alone: steps.Step | None = None
     self._program: programs.Program | None = None
     self._decisions: list[numbers.Decision] = []
     self._evaluators: dict[str, Any] = {}
     self._streams: dict[str, Iterator[Batch]] = {}
     self._together: programs.Together | None = None
-    self._alone: Any = None
     self._home: pathlib.Path | None = None  # of the first run
 
   def lend_tokenizer(self, directory: pathlib.Path) -> None:
@@ -262,18 +262,31 @@ class _Group:
     if self._program is None:
       if experiment.layout.mesh.size > 1:
         raise Apart("runs of a group share one device; these have several each")
+      if experiment.train.profile_steps:
+        raise Apart("a run that is profiled is alone")
       with self.observed():
         made = programs.program(experiment, num_examples)
       self._check_arguments(made, directory)
       self._program, self._home = made, directory
-      if self.mode is None and made.has_slow_loops:
+      if self.mode is None and (reason := self._why_in_turn()):
         self.mode = "turn"
-        self._say("in turn: gradients of convolutions inside loops are slow on CPUs")
-      self._alone = made.compiled() if self.mode == "turn" else None
+        self._say(f"in turn: {reason}")
+      if self.mode == "turn":
+        self.alone = made.compiled()
     made = self._program.of(experiment, num_examples)
     if not self._is_alike(made.values):
       raise Apart("a number decides on the structure of its program")
     return made
+
+  def _why_in_turn(self) -> str | None:
+    """Why no program of several runs is tried; None: one is."""
+    made = self._program
+    if made.has_slow_loops:
+      return "gradients of convolutions inside loops are slow on CPUs"
+    held = 2 * len(self._configs) * memory.bytes_per_device(made.abstract)
+    if held > memory.available(made.experiment.layout.replicated):
+      return "the states of all runs do not fit into memory together"
+    return None
 
   def _is_alike(self, values: numbers.Numbers) -> bool:
     """Whether numbers of these values lead to the first run's programs."""
@@ -295,10 +308,6 @@ class _Group:
       if programs.program(other, made.num_examples).text != made.text:
         raise Apart(f"a value of {', '.join(mixed)} is a constant of the program")
 
-  def alone(self, *args: Any) -> Any:
-    """A step by the program of a run alone."""
-    return self._alone(*args)
-
   def evaluators(self, experiment: experiments.Experiment):
     """Evaluators, built once for all runs in which nothing that they read differs."""
     keys = ("seed", "task", "data", "sampling", "evaluators", "mesh")
@@ -309,7 +318,7 @@ class _Group:
 
   def stream(self, experiment, first: int, fresh: Iterator[Batch]) -> Iterator[Batch]:
     """Batches from `first` on, made once for runs of one seed that begin together."""
-    if self.mode == "turn":
+    if self.alone:
       return fresh
     key = json.dumps([experiment.config[k] for k in ("seed", "data")] + [first])
     kept, mine = itertools.tee(self._streams.get(key, fresh))
@@ -324,7 +333,7 @@ class _Group:
     began = time.monotonic()
     if self.mode == "turn":
       for call in calls:
-        call.result = self.alone(*call.args)
+        call.result = self._in_turn(*call.args)
     else:
       self._take_together(calls)
     for call in calls:
@@ -348,7 +357,7 @@ class _Group:
 
   def _choose(self, calls: Sequence[_Call]) -> None:
     """Takes the mode whose steps take the least time."""
-    self._alone = self._program.compiled()
+    alone = self._in_turn = self._program.compiled()
     _, frozen, batch, numbers = calls[0].args
     secs, made = {}, {}
     for mode in ("map", "vmap"):
@@ -360,7 +369,7 @@ class _Group:
 
     def in_turn():
       nonlocal state
-      state, metrics = self.alone(state, frozen, batch, numbers)
+      state, metrics = alone(state, frozen, batch, numbers)
       return jax.device_get(metrics)
 
     secs["turn"] = len(calls) * _secs(in_turn)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from gen_jax import sharding, tree
 from gen_jax.cost import flops
 from gen_jax.data import batches, pipeline
 from gen_jax.inference import sheets
-from gen_jax.runs import lease, programs, weights, workdir
+from gen_jax.runs import bill, lease, programs, weights, workdir
 from gen_jax.system import copies, files
 from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
 from gen_jax.train import state as states
@@ -100,6 +101,7 @@ class _Begun:
 
   Attributes:
     base: weights that it starts from, or whose adapters it trains; None: neither.
+    at: when the process began with it, seconds since 1970.
   """
 
   experiment: experiments.Experiment
@@ -108,6 +110,7 @@ class _Begun:
   program: programs.Program
   step: steps.Step
   base: Params | None
+  at: float
 
   @property
   def frozen(self) -> PyTree:
@@ -116,6 +119,7 @@ class _Begun:
 
 def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) -> _Begun:
   """Claims the folder and does all that bad input can stop."""
+  began = time.time()
   with contextlib.ExitStack() as claimed:
     with group.main_process_first():
       before = claimed.enter_context(workdir.claim(directory, config))
@@ -139,7 +143,7 @@ def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) ->
       print(f"starting from {experiment.source.workdir}, {which}", flush=True)
   if experiment.adapter:
     evals = [evaluators.WithWeights(e, _merged(experiment)) for e in evals]
-  return _Begun(experiment, examples, evals, made, step, base)
+  return _Begun(experiment, examples, evals, made, step, base, began)
 
 
 def _train(
@@ -154,6 +158,8 @@ def _train(
     state, progress, is_new = _state(begun, manager)
     start = int(state.step)
     _announce(begun, directory, state, is_new)
+    if not group.process_id and (cost := bill.line(directory)):
+      print(f"  {cost}", flush=True)
     if between := experiment.train.profile_steps:
       say = functools.partial(print, flush=True) if not group.process_id else len
       step = used.enter_context(
@@ -167,6 +173,8 @@ def _train(
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
       sinks = _sinks(directory, kept, start, made.num_steps)
+      devices = experiment.layout.mesh.devices.ravel().tolist()
+      sinks.append(bill.Bill(directory, begun.at, devices))
       for sink in sinks:
         used.callback(sink.close)
     try:
@@ -195,18 +203,22 @@ def _train(
       ) from error
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, begun, directory)) from error
-  return _ended(directory, result, made.num_steps)
+  return _ended(result, made.num_steps, directory, group)
 
 
-def _ended(directory: pathlib.Path, result: loop.Result, num_steps: int) -> dict:
-  """What `train` returns; says how the run ended."""
+def _ended(
+  result: loop.Result, num_steps: int, directory: pathlib.Path, group: Alone
+) -> dict:
+  """What `train` returns; says how it ended, and what it has cost."""
   last = {}
   for row in writers.read_metrics(directory):
     last.update(row)
   end = int(result.state.step)
   has_way_to_go = result.reason == "finished" and end < num_steps
   reason = "until" if has_way_to_go else result.reason
-  print(f"{'stopped' if reason == 'until' else reason} at step {end}", flush=True)
+  told = f"{'stopped' if reason == 'until' else reason} at step {end}"
+  cost = None if group.process_id else bill.line(directory)
+  print(*filter(None, (told, cost)), sep="\n", flush=True)
   return {"workdir": str(directory), "reason": reason, **last, "step": end}
 
 

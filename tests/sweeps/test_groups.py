@@ -1,7 +1,6 @@
 """Groups of arms as real processes: each arm is accounted for, whatever they do."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -99,12 +98,13 @@ def test_a_killed_group_goes_on_and_ends_as_its_arms_alone(tmp_path):
   )
   words = [sys.executable, "-m", "gen_jax.cli.main", "sweep", str(folder)]
   words += ["--to", str(home), "--together", "map"]
-  process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-  deadline = time.monotonic() + 300
-  while not list(home.glob("*/checkpoints/10")) and time.monotonic() < deadline:
-    time.sleep(0.05)
-  os.kill(process.pid, signal.SIGKILL)
-  process.wait()
+  for number, at, code in ((signal.SIGTERM, 10, 75), (signal.SIGKILL, 20, -9)):
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not list(home.glob(f"*/checkpoints/{at}")) and time.monotonic() < deadline:
+      time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait() == code
   assert subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 0
   known = engine.states(home)
   assert {(s["status"], s["together"]) for s in known.values()} == {("finished", "map")}
