@@ -41,6 +41,7 @@ COMMANDS = {
   "illustrate": "draw figures about an image model for its report",
   "sweep": "run the arms of an experiment; the same command resumes",
   "repro": "run a recorded experiment again: inside its band, or not",
+  "coordinates": "check that what a model computes has one size at every width",
   "compare": "the difference between runs, with an interval over seeds",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or images, into a workdir",
