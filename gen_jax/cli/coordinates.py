@@ -21,6 +21,7 @@ def add_arguments(parser) -> None:
     "--base_width", type=int, help="of muP; default: the config's, or the first width"
   )
   add("--steps", type=int, default=4, help="of training at the config's peak rate (4)")
+  add("--seeds", type=int, default=3, help="initial weights to average over (3)")
   add("--out", action=flags.LocalPath, help="folder for coordinates.json and .png")
   parser.epilog = (
     "Both the standard parametrisation and muP are run. Values of the config can be\n"
@@ -36,8 +37,9 @@ def run(args) -> dict:
     raise InputError(
       f"--widths {args.widths} must be whole numbers separated by commas: 64,128,256"
     ) from None
-  if not 1 <= args.steps <= 1_000:
-    raise InputError(f"--steps {args.steps} must be at least 1 and at most 1000")
+  for name in ("steps", "seeds"):
+    if not 1 <= (number := getattr(args, name)) <= 1_000:
+      raise InputError(f"--{name} {number} must be at least 1 and at most 1000")
   opened = runs.fresh(args.config, None, args.overrides)
   with tempfile.TemporaryDirectory() as home:
     found = coordinates.check(
@@ -45,6 +47,7 @@ def run(args) -> dict:
       widths,
       pathlib.Path(home),
       num_steps=args.steps,
+      num_seeds=args.seeds,
       base_width=args.base_width,
     )
   for line in coordinates.table(found):

@@ -100,33 +100,38 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_width(
-  config: Mapping[str, Any], home: pathlib.Path, num_steps: int
-) -> list[dict[str, tuple[float, int]]]:
-  """Streams before each of num_steps steps, and after the last."""
+  config: Mapping[str, Any], home: pathlib.Path, num_steps: int, num_seeds: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+  """Mean |x| [num_steps + 1] of each stream, averaged over seeds; its channels."""
   made = experiments.make(config, home, devices=jax.devices()[:1])
   frozen = weights.load_frozen(made, home)
   optimizer, _ = made.optimizer(num_steps)
-  data, args = made.pipeline("train"), (made.batch(), made.layout, made.seed)
-  state = states.create(made.task, optimizer, *args, with_ema=False)
+  data, size = made.pipeline("train"), made.data.batch_size
+  batches = [made.layout.put(data.batch(i), size) for i in range(num_steps + 1)]
   advance = jax.jit(steps.make_step(made.task, optimizer, layout=made.layout))
   channels: dict[str, int] = {}
 
   @jax.jit
   def look(params, frozen, batch):
-    size = jax.tree.leaves(batch)[0].shape[0]
     keys = rng.per_example(jax.random.key(0), size)
     found = streams(made.task, params, frozen, batch, keys)
     channels.update({name: num for name, (_, num) in found.items()})
     return {name: mean for name, (mean, _) in found.items()}
 
-  found = []
-  for step in range(num_steps + 1):
-    batch = made.layout.put(data.batch(step), made.data.batch_size)
-    sizes = look(state.params, frozen, batch)
-    found.append({n: (float(mean), channels[n]) for n, mean in sizes.items()})
-    if step < num_steps:
-      state, _ = advance(state, frozen, batch, {})
-  return found
+  seeds = []
+  for seed in range(num_seeds):
+    args = (made.batch(), made.layout, made.seed + seed)
+    state = states.create(made.task, optimizer, *args, with_ema=False)
+    seen = []
+    for i, batch in enumerate(batches):
+      seen.append(look(state.params, frozen, batch))
+      if i < num_steps:
+        state, _ = advance(state, frozen, batch, {})
+    seeds.append(seen)
+  return {
+    name: np.mean([[float(at[name]) for at in seen] for seen in seeds], 0)
+    for name in channels
+  }, channels
 
 
 def slope(widths: Sequence[int], sizes: Sequence[float]) -> float:
@@ -161,6 +166,7 @@ def check(
   home: pathlib.Path,
   *,
   num_steps: int = 4,
+  num_seeds: int = 1,
   base_width: int | None = None,
 ) -> dict[str, Any]:
   """Sizes and slopes under the standard parametrisation and muP, as plain data.
@@ -168,12 +174,13 @@ def check(
   Args:
     config: resolved; its width says how heads and the like grow.
     home: an empty folder, for the tokenizer and the like.
+    num_seeds: of initial weights, over which sizes are averaged; the data is the same.
     base_width: None: the config's own, or the smallest of widths.
 
   Returns:
-    widths, base_width, learning_rate, num_steps, and for each parametrisation
-    streams {name: [steps][widths] of mean |x|}, slopes {name: [steps]}, and
-    worst, the largest |slope| of a residual stream at any step.
+    widths, base_width, learning_rate, num_steps, num_seeds; for each parametrisation
+    streams {name: [steps][widths] of mean |x|}, slopes {name: [steps]}, and worst, the
+    largest |slope| of a residual stream at any step.
 
   Raises:
     InputError: widths or a config that cannot be.
@@ -184,20 +191,21 @@ def check(
   base_width = base_width or own or widths[0]
   check_widths(widths, base_width)
   found: dict[str, Any] = {"widths": list(widths), "base_width": base_width}
-  found |= {"num_steps": num_steps}
+  found |= {"num_steps": num_steps, "num_seeds": num_seeds}
   found["learning_rate"] = plain["optimizer"]["learning_rate"]["peak"]
   for name, base_of in zip(PARAMETRISATIONS, (None, base_width), strict=True):
     arms = [config_widths.at(plain, width, base_of) for width in widths]
-    found[name] = _sloped(widths, [_of_width(arm, home, num_steps) for arm in arms])
+    found[name] = _sloped(
+      widths, [_of_width(arm, home, num_steps, num_seeds) for arm in arms]
+    )
   return found
 
 
 def _sloped(widths: Sequence[int], runs: Sequence[Any]) -> dict[str, Any]:
   """Sizes and slopes of the streams whose channels grow, and of the output."""
-  first, last = runs[0][0], runs[-1][0]
-  names = [n for n in first if n == OUTPUT or first[n][1] != last[n][1]]
-  every = range(len(runs[0]))
-  sizes = {n: [[run[step][n][0] for run in runs] for step in every] for n in names}
+  (_, first), *_, (_, last) = runs
+  names = [n for n in first if n == OUTPUT or first[n] != last[n]]
+  sizes = {n: np.stack([found[n] for found, _ in runs], 1).tolist() for n in names}
   slopes = {n: [slope(widths, row) for row in rows] for n, rows in sizes.items()}
   seen = [abs(s) for n, row in slopes.items() if n != OUTPUT for s in row]
   worst = math.inf if any(map(math.isnan, seen)) else max(seen)

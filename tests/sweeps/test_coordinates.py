@@ -13,8 +13,8 @@ TEXT = {
   "task.model.width": 64,
   "task.model.num_heads": 4,
   "data.length": 16,
-  "data.batch_size": 8,
-  "optimizer.learning_rate.peak": 0.01,
+  "data.batch_size": 16,
+  "optimizer.learning_rate.peak": 0.003,
 }
 
 
@@ -30,7 +30,7 @@ def test_a_slope_is_that_of_a_power():
 
 def test_a_transformer(tmp_path):
   """Two octaves take seconds; the last test has all four."""
-  found = coordinates.check(config(), (64, 256), tmp_path)
+  found = coordinates.check(config(), (64, 256), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] < coordinates.LIMIT < found["standard"]["worst"]
   names = ["input", "block_0", "block_1", "output"]
   assert list(found["muP"]["slopes"]) == names
@@ -43,14 +43,14 @@ def test_a_transformer(tmp_path):
 @pytest.mark.long
 def test_rates_alone_forgotten_are_seen(tmp_path, monkeypatch):
   monkeypatch.setattr(mup, "ratios", lambda *trees: {})
-  found = coordinates.check(config(), (64, 256), tmp_path)
+  found = coordinates.check(config(), (64, 256), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] > coordinates.LIMIT
 
 
 @pytest.mark.long
 def test_initial_sizes_alone_forgotten_are_seen(tmp_path, monkeypatch):
   monkeypatch.setattr(nn_widths, "ratio", lambda *sizes: 1.0)
-  found = coordinates.check(config(), (64, 256), tmp_path)
+  found = coordinates.check(config(), (64, 256), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] > coordinates.LIMIT
 
 
@@ -59,7 +59,7 @@ def test_initial_sizes_alone_forgotten_are_seen(tmp_path, monkeypatch):
 def test_other_optimisers(tmp_path, optimizer):
   rate = {"lion": 1e-3, "muon": 0.02}[optimizer]
   changes = {"optimizer.name": optimizer, "optimizer.learning_rate.peak": rate}
-  found = coordinates.check(config(**changes), (64, 256, 512), tmp_path)
+  found = coordinates.check(config(**changes), (64, 256, 512), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] < coordinates.LIMIT < found["standard"]["worst"]
 
 
@@ -67,14 +67,14 @@ def test_other_optimisers(tmp_path, optimizer):
 def test_a_unet(tmp_path):
   changes = {"optimizer.learning_rate.peak": 0.003, "data.batch_size": 8}
   digits = config("configs/diffusion/digits.py:smoke", **changes)
-  found = coordinates.check(digits, (16, 32, 64), tmp_path)
+  found = coordinates.check(digits, (16, 32, 64), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] < found["standard"]["worst"]
 
 
 @pytest.mark.long
 def test_from_64_to_1024_every_stream_keeps_its_size(tmp_path):
   """|slope| below 0.05 under muP; the standard parametrisation fails the same test."""
-  found = coordinates.check(config(), (64, 128, 256, 512, 1024), tmp_path)
+  found = coordinates.check(config(), (64, 128, 256, 512, 1024), tmp_path, num_seeds=3)
   for name, slopes in found["muP"]["slopes"].items():
     if name != coordinates.OUTPUT:
       assert max(map(abs, slopes)) < 0.05, name
@@ -96,4 +96,6 @@ def test_bad_widths(tmp_path, widths, base, says):
 
 def test_an_autoencoder_has_no_base(tmp_path):
   with pytest.raises(InputError, match="transformer, UNet or DiT"):
-    coordinates.check(config_files.plain("configs/vae/emoji.py"), (8, 16), tmp_path)
+    coordinates.check(
+      config_files.plain("configs/vae/emoji.py"), (8, 16), tmp_path, num_seeds=3
+    )
