@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import tempfile
 
 from gen_jax.cli import flags
@@ -45,7 +44,7 @@ def run(args) -> dict:
     found = coordinates.check(
       opened.config,
       widths,
-      pathlib.Path(home),
+      files.local(home, "the scratch folder"),
       num_steps=args.steps,
       num_seeds=args.seeds,
       base_width=args.base_width,

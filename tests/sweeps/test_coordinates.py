@@ -14,7 +14,7 @@ TEXT = {
   "task.model.num_heads": 4,
   "data.length": 16,
   "data.batch_size": 16,
-  "optimizer.learning_rate.peak": 0.003,
+  "optimizer.learning_rate.peak": 0.001,
 }
 
 
@@ -65,7 +65,7 @@ def test_other_optimisers(tmp_path, optimizer):
 
 @pytest.mark.long
 def test_a_unet(tmp_path):
-  changes = {"optimizer.learning_rate.peak": 0.003, "data.batch_size": 8}
+  changes = {"optimizer.learning_rate.peak": 0.001, "data.batch_size": 8}
   digits = config("configs/diffusion/digits.py:smoke", **changes)
   found = coordinates.check(digits, (16, 32, 64), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] < found["standard"]["worst"]
