@@ -8,6 +8,7 @@ from gen_jax.nn import widths as nn_widths
 from gen_jax.sweeps import coordinates
 from gen_jax.train import mup
 from gen_jax.types import InputError
+from tests import tiny
 
 TEXT = {
   "task.model.width": 64,
@@ -28,8 +29,34 @@ def test_a_slope_is_that_of_a_power():
   assert coordinates.slope([2, 4], [1.0, float("nan")]) == float("inf")
 
 
+def test_streams_are_what_goes_in_and_out_of_blocks():
+  task, batch = tiny.language_model(tied_head=False), tiny.text_batch()
+  params = tiny.weights(task.init, batch)
+  found = coordinates.streams(task, params, {}, batch, tiny.keys())
+  assert list(found) == ["input", "block_0", "block_1", "output"]
+  (logits, _), kept = task.model.apply(
+    {"params": params}, batch["inputs"], capture_intermediates=True
+  )
+  values = {"output": logits}
+  values |= {n: kept["intermediates"][n]["__call__"][0][0] for n in list(found)[1:3]}
+  rows = kept["intermediates"]["embed"]["__call__"][0]
+  values["input"] = rows + kept["intermediates"]["position"]["__call__"][0]
+  for name, x in values.items():
+    assert float(found[name][0]) == pytest.approx(float(abs(x).mean()), rel=1e-5)
+    assert found[name][1] == x.shape[-1]
+
+
+def test_streams_of_an_image_end_in_an_image():
+  task, batch = tiny.diffusion_task(), tiny.image_batch()
+  params = tiny.weights(task.init, batch)
+  found = coordinates.streams(task, params, {}, batch, tiny.keys())
+  assert found["output"][1] == 1 and found["up_0_1"][1] == 8
+  assert {"input", "down_0_0", "middle_in", "middle_transformer"} <= found.keys()
+
+
+@pytest.mark.long
 def test_a_transformer(tmp_path):
-  """Two octaves take seconds; the last test has all four."""
+  """Two octaves; the last test has all four."""
   found = coordinates.check(config(), (64, 256), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] < coordinates.LIMIT < found["standard"]["worst"]
   names = ["input", "block_0", "block_1", "output"]
@@ -59,7 +86,7 @@ def test_initial_sizes_alone_forgotten_are_seen(tmp_path, monkeypatch):
 def test_other_optimisers(tmp_path, optimizer):
   rate = {"lion": 1e-3, "muon": 0.02}[optimizer]
   changes = {"optimizer.name": optimizer, "optimizer.learning_rate.peak": rate}
-  found = coordinates.check(config(**changes), (64, 256, 512), tmp_path, num_seeds=3)
+  found = coordinates.check(config(**changes), (64, 256), tmp_path, num_seeds=3)
   assert found["muP"]["worst"] < coordinates.LIMIT < found["standard"]["worst"]
 
 
@@ -67,7 +94,7 @@ def test_other_optimisers(tmp_path, optimizer):
 def test_a_unet(tmp_path):
   changes = {"optimizer.learning_rate.peak": 0.001, "data.batch_size": 8}
   digits = config("configs/diffusion/digits.py:smoke", **changes)
-  found = coordinates.check(digits, (16, 32, 64), tmp_path, num_seeds=3)
+  found = coordinates.check(digits, (16, 64), tmp_path, num_steps=2)
   assert found["muP"]["worst"] < found["standard"]["worst"]
 
 
