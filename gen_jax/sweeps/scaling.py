@@ -294,10 +294,11 @@ def surface(
   """L(N, D) of a ladder's points ("approach 3").
 
   Raises:
-    InputError: fewer than six points, one seed, one size or one number of tokens, or a
+    InputError: fewer than nine points, one seed, one size or one number of tokens, or a
       loss that falls with neither.
   """
-  _check(points, 6, "L(N, D), which has five constants,")
+  # Of nine points two draws in three have six that differ, one more than constants.
+  _check(points, 9, "L(N, D), which has five constants,")
   for name in ("params", "items"):
     if len({getattr(point, name) for point in points}) < 3:
       raise InputError(f"L(N, D) needs at least 3 different values of {name}")
@@ -308,7 +309,6 @@ def surface(
       f" {found.beta:.2g}): the ladder is too short or too noisy for L(N, D)"
     )
   draws = _draws(points, num, seed, of_points=True)
-  # A draw of few points leaves the constants open.
   drawn = tuple(_fit(d, theta)[0] for d in draws if len({p for p, _ in d}) > 5)
   pairs = [point.params * point.items for point in points]
   costs = [p.flops / pair for p, pair in zip(points, pairs, strict=True)]

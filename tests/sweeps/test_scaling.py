@@ -105,8 +105,8 @@ def test_a_valley_that_drowns_in_its_seeds_is_refused():
 
 def test_too_little_to_fit():
   points = planted()
-  with pytest.raises(InputError, match="at least 6 points, got 5"):
-    scaling.surface(points[:5])
+  with pytest.raises(InputError, match="at least 9 points, got 8"):
+    scaling.surface(points[:8])
   with pytest.raises(InputError, match="one budget"):
     scaling.optimum(around_the_best(1e12, 6))
   with pytest.raises(InputError, match="one seed"):
