@@ -64,6 +64,7 @@ class Line:
 
   def __init__(self, to):
     self.port, self._to, self._open = free_port(), to, []
+    self.received = 0  # bytes of answers
     self._listener = None
     self.mend()
 
@@ -87,12 +88,13 @@ class Line:
         here, _ = listener.accept()
         there = socket.create_connection(("127.0.0.1", self._to))
         self._open += [here, there]
-        for pair in ((here, there), (there, here)):
+        for pair in ((here, there, False), (there, here, True)):
           threading.Thread(target=self._pass, args=pair, daemon=True).start()
 
-  def _pass(self, source, target):
+  def _pass(self, source, target, answers):
     with contextlib.suppress(OSError):
       while data := source.recv(2**16):
+        self.received += len(data) if answers else 0
         target.sendall(data)
     with contextlib.suppress(OSError):
       target.shutdown(socket.SHUT_WR)

@@ -28,6 +28,7 @@ from gen_jax.data import (
 from gen_jax.data.digits import source as digits
 from gen_jax.data.emoji import source as emoji
 from gen_jax.data.shapes import source as shapes
+from gen_jax.data.stored import source as stored
 from gen_jax.data.tokens import source as tokens
 from gen_jax.decoding import generate
 from gen_jax.diffusion import (
@@ -329,6 +330,7 @@ TABLES: Mapping[str, dict[str, Entry]] = {
     image_folder=sources.ImageFolder,
     npz=sources.Npz,
     latents=latents.Latents,
+    image_store=stored.ImageStore,
     edits=edits.EditFolder,
   ),
   "template": _all("template", alpaca=chat.ALPACA, plain=chat.PLAIN),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen_jax import tree
@@ -14,7 +15,7 @@ from gen_jax.errors import InputError
 from gen_jax.inference import codes
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
-from gen_jax.system import files, folders, progress
+from gen_jax.system import copies, files, folders, progress
 
 SPLITS = ("train", "validation")
 PIECE = 512  # examples that an interrupted command keeps: some batches of `codes`
@@ -25,7 +26,7 @@ def add_arguments(parser) -> None:
   flags.add_model(parser)
   parser.add_argument(
     "--to",
-    action=flags.LocalPath,
+    action=flags.Path,
     metavar="DIR",
     help="new folder for the codes of all data",
   )
@@ -51,7 +52,13 @@ def run(args) -> dict:
       )
   opened = runs.open_run(directory).configured(args.overrides)
   target = args.to
-  if target and target.exists():
+  if target and not target.name:
+    raise InputError(f"--to {target} is a whole bucket; give a folder in it")
+  home = target or directory / "latents"
+  home = home.with_name(f"{home.name}.partial")
+  # In a bucket a command that was cut off may have begun to place it.
+  begun = target and not files.is_local(target) and (home / folders.ABOUT).exists()
+  if target and target.exists() and not begun:
     raise InputError(f"--to {target} is there already; take another folder")
   experiment = opened.experiment
   if opened.family.encoder is None:
@@ -68,25 +75,23 @@ def run(args) -> dict:
   if "class_names" in sources.gives(experiment.data.source):
     with contextlib.suppress(InputError):  # not every image has a class
       notes["class_names"] = list(experiment.data.source.class_names())
-  home = target or directory / "latents"
-  home = home.with_name(f"{home.name}.partial")
   sizes = {split: len(examples) for split, examples in found.items()}
   about = {**notes, "data": opened.config["data"], "flip": args.flip, "sizes": sizes}
   with opened.alone("latents"), folders.unfinished(home, about):
     given = (experiment.task, chosen.params, experiment.data, args.flip)
     encode = opened.family.encoder(*given)
-    moments = _pieces(home, "train", encode, found["train"], keep=target is not None)
-    notes = {**notes, **codes.statistics(moments)}
+    made = _pieces(home, "train", encode, found["train"], keep=target is not None)
+    notes = {**notes, **codes.statistics(made)}
     if target:
-      _pieces(home, "validation", encode, found["validation"], keep=True)
-      for split in SPLITS:
-        latents.join(home, split)
-      names = [f"{split}.array_record" for split in SPLITS]
-      notes["files"] = {name: files.sha256(home / name) for name in names}
-      workdir.write_sealed(home / latents.NAME, notes)
-      for piece in (home / folders.ABOUT, *home.glob("*.0*")):
-        piece.unlink()
-      home.rename(target)
+      both = {"train": made}
+      both["validation"] = _pieces(
+        home, "validation", encode, found["validation"], keep=True
+      )
+      shards = {split: [x["shard"] for x in both[split]] for split in SPLITS}
+      whole = {**notes, "dtype": "uint8", "splits": shards}
+      workdir.write_sealed(home / latents.NAME, whole)
+      names = [f"{_piece(*p)}.json" for p in _numbered(sizes)]
+      _place(home, target, (folders.ABOUT, *names))
   workdir.write_sealed(directory / latents.NAME, notes)
   for name in ("mean", "std"):
     print(f"{name} of each channel: {', '.join(f'{v:.4f}' for v in notes[name])}")
@@ -98,6 +103,26 @@ def run(args) -> dict:
   return {"workdir": str(directory), "to": target and str(target), **notes}
 
 
+def _place(home: pathlib.Path, target: pathlib.Path, spare: Sequence[str]) -> None:
+  """Puts a finished cache where it goes; in a bucket latents.json comes last."""
+  if files.is_local(home):
+    for name in spare:
+      (home / name).unlink()
+    home.rename(target)
+  else:
+    copies.copy(home, target, spare, latents.NAME)
+
+
+def _piece(split: str, number: int) -> str:
+  return f"{split}-{number:05}"
+
+
+def _numbered(sizes: dict[str, int]) -> Iterator[tuple[str, int]]:
+  """(split, number) of all pieces."""
+  for split, size in sizes.items():
+    yield from ((split, number) for number in range(-(-size // PIECE)))
+
+
 def _pieces(
   home: pathlib.Path, split: str, encode, examples: Sequence, *, keep: bool
 ) -> list[dict[str, Any]]:
@@ -105,19 +130,19 @@ def _pieces(
 
   Args:
     encode: examples -> `latents.Code` of each.
-    keep: whether the codes are written, and not their sums alone.
+    keep: whether the codes are written as a shard, and not their sums alone.
   """
-  firsts = range(0, len(examples), PIECE)
-  paths = [home / f"{split}.{i:05}.json" for i in range(len(firsts))]
-  missing = [
-    (f, path) for f, path in zip(firsts, paths, strict=True) if not path.exists()
-  ]
-  done = len(firsts) - len(missing)
+  names = [_piece(*p) for p in _numbered({split: len(examples)})]
+  there = files.sizes(home)
+  missing = [(i, name) for i, name in enumerate(names) if f"{name}.json" not in there]
+  done = len(names) - len(missing)
   what = f"pieces of {split} encoded"
-  for first, path in progress.track(missing, len(firsts), what, done):
-    some = range(first, min(first + PIECE, len(examples)))
-    drawn = list(encode([examples[i] for i in some]))
-    if keep:
-      latents.write(path.with_suffix(".array_record"), drawn)
-    workdir.write_sealed(path, codes.sums(drawn))  # last: the piece is complete
-  return [files.read_sealed(path) for path in paths]
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for i, name in progress.track(missing, len(names), what, done):
+      some = range(i * PIECE, min((i + 1) * PIECE, len(examples)))
+      drawn = list(encode(list(pool.map(examples.__getitem__, some))))
+      made = codes.sums(drawn)
+      if keep:
+        made["shard"] = latents.write(home / name, drawn)
+      workdir.write_sealed(home / f"{name}.json", made)  # last: the piece is complete
+  return [files.read_sealed(home / f"{name}.json") for name in names]

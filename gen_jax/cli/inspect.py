@@ -1,26 +1,33 @@
-"""`gen-jax inspect`: what a workdir holds, with hashes; how an image was made."""
+"""`gen-jax inspect`: a workdir, with hashes; how an image was made; a whole store."""
 
 from __future__ import annotations
+
+import pathlib
 
 import jax
 
 from gen_jax import tree
 from gen_jax.cli import config_args, flags
 from gen_jax.cost import plan
-from gen_jax.data import batches
+from gen_jax.data import batches, latents
+from gen_jax.data.tokens import store
 from gen_jax.errors import InputError
 from gen_jax.inference import drawing, sheets
 from gen_jax.runs import run as runs
+from gen_jax.system import progress
+
+_OF_A_RUN = "it is of a --workdir, not an image or a store"
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax inspect --help`."""
   parser.add_argument(
-    "image",
+    "path",
     nargs="?",
     action=flags.Path,
-    metavar="IMAGE",
-    help="a PNG that gen-jax has drawn: says how, instead",
+    metavar="PATH",
+    help="instead: a PNG that gen-jax has drawn: says how; or a store of tokenize, pack"
+    " or encode: checks the hash of every shard",
   )
   parser.add_argument("--workdir", action=flags.Path, help="folder of a training run")
   parser.add_argument("--checkpoint", help="latest (default), best, or a step")
@@ -31,10 +38,12 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
-  if (args.workdir is None) == (args.image is None):
-    raise InputError("give --workdir of a run, or the path of an IMAGE; not both")
-  if args.image is not None:
-    return _image(args)
+  if (args.workdir is None) == (args.path is None):
+    raise InputError("give --workdir of a run, or the PATH of an image or a store")
+  if args.path is not None:
+    names = [n for n in ("step", "checkpoint") if getattr(args, n) is not None]
+    drawing.check_idle(names, dict.fromkeys(names, _OF_A_RUN))
+    return (_store if args.path.is_dir() else _image)(args.path)
   opened = runs.open_run(args.workdir, args.overrides)
   if args.step is not None:
     return _batch(opened, args.step)
@@ -66,15 +75,33 @@ def run(args) -> dict:
   return result
 
 
-def _image(args) -> dict:
-  """Prints how an image was made, without characters that a terminal would obey."""
-  names = [n for n in ("step", "checkpoint") if getattr(args, n) is not None]
-  drawing.check_idle(names, dict.fromkeys(names, "it is of a --workdir, not an image"))
-  if args.image.is_dir():
+def _store(path: pathlib.Path) -> dict:
+  """Checks the hashes of all shards of a store, and prints what it holds."""
+  manifest = latents.read_statistics(path)
+  if manifest is None and (path / store.MANIFEST).exists():
+    manifest = store.read_manifest(path, None)
+  if manifest is None or "splits" not in manifest:
     raise InputError(
-      f"{args.image} is a folder, no image; of a run: --workdir {args.image}"
+      f"{path} is a folder, no image, and holds no store of shards; of a run: --workdir"
+      f" {path}"
     )
-  about = sheets.about_image(args.image)
+
+  def watched(digests, total):
+    return progress.track(digests, total, "shards read")
+
+  num = store.check_hashes(path, manifest, watched)
+  sizes = {
+    split: sum(shard["documents"] for shard in shards)
+    for split, shards in manifest["splits"].items()
+  }
+  words = ", ".join(f"{split}: {size:,}" for split, size in sizes.items())
+  print(f"{path}: {num} shards are as they were written ({words} documents)")
+  return {"path": str(path), "shards": num, "documents": sizes}
+
+
+def _image(path: pathlib.Path) -> dict:
+  """Prints how an image was made, without characters that a terminal would obey."""
+  about = sheets.about_image(path)
   for name, value in about.items():
     line = f"{name:24} {value}"
     print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))

@@ -36,6 +36,7 @@ COMMANDS = {
   "plan": "compile a config for chips that are not here; say what it costs",
   "edit": "edit an image, or a part of it, for a prompt",
   "tokenize": "write text of any size as a token store to train on",
+  "pack": "write images of any number as a store of shards to train on",
   "encode": "measure an autoencoder's latents; keep a data set's codes",
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",

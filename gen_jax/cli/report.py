@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from gen_jax.cli import flags
+from gen_jax.cost import chips
 from gen_jax.errors import InputError
 from gen_jax.inference import drawing
 from gen_jax.runs import run as runs
@@ -124,6 +125,8 @@ def _section(run: runs.Run, plot_id: str) -> dict[str, Any]:
   measured = [item for row in rows for item in row.items()]
   if last := {k: v for k, v in measured if "/" in k or k.endswith("_accuracy")}:
     tables.append(("at the end of training", last))
+  if (cost := run.cost())["starts"]:
+    tables.append((f"cost so far (list prices of {chips.PRICES_OF})", _cost(cost)))
   if (found := run.evaluation()) is not None:
     tables.append(("gen-jax evaluate", _flat(found)))
   frames, (texts, sampling) = curves.frames(rows, run.config), _texts(directory)
@@ -137,6 +140,11 @@ def _section(run: runs.Run, plot_id: str) -> dict[str, Any]:
     "figures": list(_figures(directory)),
     "config": json.dumps(run.config, indent=2),
   }
+
+
+def _cost(found: dict[str, Any]) -> dict[str, Any]:
+  usd = "these chips have no list price" if found["usd"] is None else found["usd"]
+  return {"starts": found["starts"], "chip-hours": found["chip_hours"], "USD": usd}
 
 
 def _prompts(path: pathlib.Path) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,7 @@ import os
 from gen_jax import ranges
 from gen_jax.cli import flags
 from gen_jax.data import tokenizers
-from gen_jax.data.tokens import documents, duplicates, making
+from gen_jax.data.tokens import documents, duplicates, making, tokenising
 from gen_jax.system import files
 
 
@@ -27,10 +27,10 @@ def add_arguments(parser) -> None:
   )
   parser.add_argument(
     "--to",
-    action=flags.LocalPath,
+    action=flags.Path,
     required=True,
     metavar="DIR",
-    help="folder of the store",
+    help="folder of the store, or an address in a bucket",
   )
   parser.add_argument(
     "--field", default="text", help="of JSON, Parquet and data sets (default text)"
@@ -50,12 +50,7 @@ def add_arguments(parser) -> None:
     choices=duplicates.KEYS,
     help="drop copies: exact (but for case and spaces), or near as well (MinHash)",
   )
-  parser.add_argument(
-    "--workers", type=int, help="processes (default: one a core); changes no byte"
-  )
-  parser.add_argument(
-    "--shard_mib", type=int, default=64, help="MiB of text in a shard (default 64)"
-  )
+  add_work(parser, "text")
   parser.epilog = (
     "Killed at any moment, the same command goes on and gives the same bytes.\n"
     "To train on it: --config.data.source=tokens --config.data.source.path=DIR\n"
@@ -63,12 +58,28 @@ def add_arguments(parser) -> None:
   )
 
 
+def add_work(parser, what: str) -> None:
+  """Flags of every command that makes a store."""
+  parser.add_argument(
+    "--workers", type=int, help="processes (default: one a core); changes no byte"
+  )
+  parser.add_argument(
+    "--shard_mib", type=int, default=64, help=f"MiB of {what} in a shard (default 64)"
+  )
+
+
+def work(args) -> tuple[int, int]:
+  """The number of workers, and bytes in a shard."""
+  size = ranges.typed(args.shard_mib, ranges.Size, "--shard_mib") * 2**20
+  workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+  flags.check_processes(workers, "--workers")
+  return workers, size
+
+
 def run(args) -> dict:
   """Makes the store, or goes on with it."""
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
-  shard_mib = ranges.typed(args.shard_mib, ranges.Size, "--shard_mib")
-  workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-  flags.check_processes(workers, "--workers")
+  workers, shard_bytes = work(args)
   paths = [
     path
     for source in args.source
@@ -78,13 +89,8 @@ def run(args) -> dict:
     tokenizer = tokenizers.plain_bytes()
   else:
     tokenizer = tokenizers.load(files.path(args.tokenizer, "--tokenizer"))
-  job = making.Job(
-    tuple(dict.fromkeys(paths)),
-    tokenizer,
-    args.field,
-    held_out,
-    args.drop,
-    shard_mib * 2**20,
+  job = tokenising.Job(
+    tuple(dict.fromkeys(paths)), tokenizer, args.field, held_out, args.drop, shard_bytes
   )
   made = making.make(args.to, job, workers)
   for split in made["splits"]:

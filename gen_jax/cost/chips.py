@@ -71,6 +71,21 @@ def of(device: jax.Device) -> Chip | None:
   return next((c for c in CHIPS.values() if kind.startswith(c.kind)), None)
 
 
+def price(kind: str) -> float | None:
+  """USD for a chip-hour of jax's device_kind, at `PRICES_OF`; None: not known here."""
+  found = next((c for c in CHIPS.values() if kind.startswith(c.kind)), None)
+  return found and found.usd_per_hour
+
+
+def count(devices: Sequence[jax.Device]) -> int:
+  """Chips that these devices are of; on some TPUs a chip has two."""
+  places = [
+    (getattr(d, "slice_index", 0), tuple(getattr(d, "coords", None) or (d.id,)))
+    for d in devices
+  ]
+  return len(set(places))
+
+
 # Slices for sale; others that the compiler knows are accepted too.
 SLICES: Mapping[str, tuple[str, ...]] = {
   "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),

@@ -214,7 +214,13 @@ class _Prompted(Data):
   unit = "images"
 
   def texts(self) -> Iterable[str]:
+    if "captions" in sources.gives(self.source):
+      return self.source.captions("train")
     return (example["caption"] for example in self.examples("train"))
+
+  def _readers(self) -> int:
+    """See `pipeline.Pipeline`."""
+    return self.source.readers() if "readers" in sources.gives(self.source) else 0
 
   def giving(self, prompts: tuple[str, ...]) -> Data:
     return dataclasses.replace(self, prompts=prompts)
@@ -288,6 +294,7 @@ class ImageData(_Prompted):
       batch_size=self.batch_size,
       seed=seed,
       flip=self.flip and split == "train",
+      readers=self._readers(),
     )
 
 
@@ -336,4 +343,5 @@ class LatentData(_Prompted):
       batch_size=self.batch_size,
       seed=seed,
       flip=self.flip and split == "train",
+      readers=self._readers(),
     )

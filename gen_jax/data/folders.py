@@ -135,6 +135,7 @@ def captions(
   paths: Sequence[pathlib.Path],
   tops: Container[pathlib.Path],
   field: str,
+  flag: str = "data.source.caption_field",
 ) -> dict[pathlib.Path, list[str]]:
   """{image: captions} of images below a folder.
 
@@ -144,6 +145,7 @@ def captions(
   Args:
     tops: folders whose names are not captions, see `split`.
     field: of the tables, with the captions.
+    flag: or config key that gives `field`, for messages.
 
   Raises:
     InputError: a caption is missing, a row names no image, or captions are in an
@@ -161,7 +163,7 @@ def captions(
   found, home = {}, os.path.join(os.path.abspath(root), "")
   names = {}  # in rows without an image
   for table in tables:
-    for where, name, caption in _rows(table, field):
+    for where, name, caption in _rows(table, field, flag):
       path = os.path.abspath(table.parent / name)
       if path not in found:
         is_image = path.startswith(home) and path.lower().endswith(image_files.SUFFIXES)
@@ -219,7 +221,7 @@ def _without_tables(
   return found
 
 
-def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, str, str]]:
+def _rows(table: pathlib.Path, field: str, flag: str) -> Iterator[tuple[str, str, str]]:
   """(where, file_name, caption) of each row of a table."""
   read = {".jsonl": files.records, ".csv": _csv, ".parquet": _parquet}[table.suffix]
   for where, row in read(table):
@@ -227,9 +229,7 @@ def _rows(table: pathlib.Path, field: str) -> Iterator[tuple[str, str, str]]:
     try:
       caption = files.field(row, field, where)
     except InputError as error:
-      raise InputError(
-        f"{error}; data.source.caption_field names the field of captions"
-      ) from None
+      raise InputError(f"{error}; {flag} names the field of captions") from None
     yield where, name, files.text(caption, where)
 
 

@@ -6,6 +6,7 @@ training pipelines of published models.
 """
 
 import contextlib
+import io
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -26,10 +27,17 @@ _GREY = 32  # how far apart the channels of a mask's grey may be
 
 
 @contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[Image.Image]:
-  """An image file with its header read; any error becomes an InputError."""
+def _opened(
+  path: pathlib.Path | str, content: bytes | None = None
+) -> Iterator[Image.Image]:
+  """An image file with its header read; any error becomes an InputError.
+
+  Args:
+    content: of the file, if it is not one of its own; `path` then says where it is.
+  """
+  given = path if content is None else io.BytesIO(content)
   try:
-    with Image.open(path, formats=_FORMATS) as file:
+    with Image.open(given, formats=_FORMATS) as file:
       yield file
   except Exception as error:  # damaged files make Pillow raise many kinds
     if isinstance(error, OSError) and error.errno:  # the disk's
@@ -54,9 +62,9 @@ def _check_kind(file: Image.Image) -> None:
     raise ValueError("one colour of 16 bits is transparent; save it with alpha")
 
 
-def _read(path: pathlib.Path) -> Image.Image:
+def _read(path: pathlib.Path | str, content: bytes | None = None) -> Image.Image:
   """An upright image: RGBA if parts of it may be transparent, else RGB."""
-  with _opened(path) as file:
+  with _opened(path, content) as file:
     _check_kind(file)
     stored = file.tile[0][3] if file.tile else None
     image = ImageOps.exif_transpose(file)
@@ -78,7 +86,15 @@ def open_image(path: pathlib.Path) -> np.ndarray:
   Raises:
     InputError: damaged, not of a format in `SUFFIXES`, or with several frames.
   """
-  image = _read(path)
+  return _on_white(_read(path))
+
+
+def decoded(content: bytes, where: str) -> np.ndarray:
+  """`open_image` of the bytes of a file, which is at `where`."""
+  return _on_white(_read(where, content))
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
   if image.mode == "RGBA":
     paper = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(paper, image)

@@ -1,88 +1,51 @@
 """Latent cache: a data set's codes on disk, so that the autoencoder runs once.
 
-A folder holds train.array_record, validation.array_record and latents.json, with the
-SHA-256 of the autoencoder's weights, of both files and of itself. Hashes are verified
-on opening, at about 2 GB/s. A record is the posterior's moments, float16
-[F, h, w, 2 Z] (mean, then std; F = 2 if the mirrored image is encoded too), the
-caption, and the label where the data set knows classes, whose names latents.json has.
+A folder holds the shards of `stored.records` and latents.json, with the SHA-256 of the
+autoencoder's weights, of each shard and of itself. Sizes are checked on opening, each
+record when it is read, hashes by `gen-jax inspect`. A record is the posterior's
+moments, float16 [F, h, w, 2 Z] (mean, then std; F = 2 if the mirrored image is encoded
+too), the caption, and the label where the data set knows classes, whose names
+latents.json has.
+
+Caches of older versions have train.array_record and validation.array_record, whose
+hashes are verified on opening, at about 2 GB/s.
 """
 
-import contextlib
 import dataclasses
-import errno
 import functools
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from array_record.python import array_record_module
 from flax import serialization
 
 from gen_jax.data import sources
+from gen_jax.data.stored import records
+from gen_jax.data.tokens import indexed
 from gen_jax.system import copies, files
 from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"
 _FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "files"}
-_FIELDS |= {"class_names"}
+_FIELDS |= {"class_names", "dtype", "splits"}
 
 
 # Codes float16 or float32 [F, h, w, 2 Z], and 'caption' and 'label' as in a source.
 Code = tuple[np.ndarray, dict[str, Any]]
 
 
-def write(path: pathlib.Path, examples: Iterable[Code]) -> int:
-  """Writes one split, whole or not at all; returns its number of examples.
+def write(prefix: pathlib.Path, examples: Iterable[Code]) -> dict[str, Any]:
+  """Writes a shard, whole or not at all; returns its entry of latents.json.
 
   Args:
+    prefix: path of the shard without its suffixes.
     examples: see `Code`.
   """
-  num = 0
-  with files.replacing(path) as partial, _writing(partial) as write_record:
-    for codes, about in examples:
-      record = {**about, "codes": codes.astype(np.float16)}
-      write_record(serialization.msgpack_serialize(record))
-      num += 1
-  return num
-
-
-@contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-  """Yields a function that writes a record."""
-  with _os_errors(path):
-    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-
-  def write_record(record: bytes) -> None:
-    with _os_errors(path):
-      writer.write(record)
-
-  try:
-    yield write_record
-  finally:
-    with _os_errors(path):
-      writer.close()
-
-
-@contextlib.contextmanager
-def _os_errors(path: pathlib.Path) -> Iterator[None]:
-  """Turns riegeli's RuntimeError for file-system errors into OSError."""
-  try:
-    yield
-  except RuntimeError as error:
-    is_full = os.strerror(errno.ENOSPC) in str(error)
-    code = errno.ENOSPC if is_full else errno.EIO
-    raise OSError(code, os.strerror(code), str(path)) from error
-
-
-def join(folder: pathlib.Path, split: str) -> None:
-  """Joins the files SPLIT.00000.array_record, ... of `write` into one."""
-  pieces = sorted(folder.glob(f"{split}.0*.array_record"))
-  records = (record for piece in pieces for record in _records(piece))
-  examples = ((record.pop("codes"), record) for record in records)
-  write(folder / f"{split}.array_record", examples)
+  found = ({**about, "codes": codes.astype(np.float16)} for codes, about in examples)
+  written = indexed.write(prefix, records.chunks(found))
+  return {"name": prefix.name, **written._asdict()}
 
 
 def read_statistics(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -121,8 +84,8 @@ def _damaged(path: pathlib.Path, reason: str) -> InputError:
   )
 
 
-def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
-  """The records that `write` wrote; InputError if damaged."""
+def _array_records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
+  """The records of a cache of an older version; InputError if damaged."""
   try:
     source = grain.sources.ArrayRecordDataSource([str(path)])
     num = len(source)
@@ -131,27 +94,34 @@ def _records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
 
   def read(i: int) -> dict[str, Any]:
     try:
-      found = serialization.msgpack_restore(source[i])
-      codes, caption = found["codes"], files.text(found["caption"], str(path))
-      if codes.dtype != np.float16 or codes.ndim != 4:
-        raise ValueError(f"codes are {codes.dtype} {codes.shape}")
+      return serialization.msgpack_restore(source[i])
     except Exception as error:
       raise _damaged(path, one_line(error)) from None
-    label = {"label": int(found["label"])} if "label" in found else {}
-    return {"codes": codes, "caption": caption, **label}
 
   return sources.Mapped(range(num), read)
 
 
+def _code(path: pathlib.Path, found: dict[str, Any]) -> dict[str, Any]:
+  """A record that is as it should be."""
+  try:
+    codes, caption = found["codes"], files.text(found["caption"], str(path))
+    if codes.dtype != np.float16 or codes.ndim != 4:
+      raise ValueError(f"codes are {codes.dtype} {codes.shape}")
+  except Exception as error:
+    raise _damaged(path, one_line(error)) from None
+  label = {"label": int(found["label"])} if "label" in found else {}
+  return {"codes": codes, "caption": caption, **label}
+
+
 @dataclasses.dataclass(frozen=True)
 class Latents:
-  """A folder written by `gen-jax encode --to`."""
+  """A folder written by `gen-jax encode --to`, on a disk or in a bucket."""
 
   directory: str
 
   @property
   def folder(self) -> pathlib.Path:
-    return copies.here(self.directory, "data.source.directory")
+    return files.path(self.directory, "data.source.directory")
 
   def statistics(self) -> dict[str, Any]:
     """latents.json of the folder.
@@ -181,14 +151,23 @@ class Latents:
       )
     return tuple(names)
 
-  def codes(self, split: str) -> Sequence[dict[str, Any]]:
-    """{codes: float16 [F, h, w, 2 Z], caption, perhaps label} of a split."""
+  def _records(self, split: str) -> Sequence[dict[str, Any]]:
     statistics = self.statistics()
-    path = self.folder / f"{split}.array_record"
+    if "splits" in statistics:
+      return records.Records(self.folder, statistics, split)
+    path = copies.fetched(self.folder) / f"{split}.array_record"
     if not path.exists():
       raise InputError(f"the latent cache {self.directory!r} has no {path.name}")
-    if "files" in statistics:  # caches of older versions have none
+    if "files" in statistics:
       stamp = files.stamps([path])
       if _sha256(path, stamp) != statistics["files"].get(path.name):
         raise _damaged(path, "it is not what was written")
-    return _records(path)
+    return _array_records(path)
+
+  def codes(self, split: str) -> Sequence[dict[str, Any]]:
+    """{codes: float16 [F, h, w, 2 Z], caption, perhaps label} of a split."""
+    return sources.Mapped(self._records(split), functools.partial(_code, self.folder))
+
+  def readers(self) -> int:
+    """How many codes are read at once, of a bucket; of a disk whole batches are."""
+    return 0 if files.is_local(self.folder) else records.REQUESTS

@@ -10,6 +10,7 @@ i) alone.
 """
 
 import bisect
+import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -39,12 +40,15 @@ class Pipeline:
       counts.
     batch_size: global batch size B.
     seed: of shuffling and of the generators.
+    readers: threads of `stream` that make examples one by one, of which a batch is put
+      together; 0: a few that make whole batches. It changes no batch.
   """
 
   examples: Sequence
   transform: Transform
   batch_size: int
   seed: int = 0
+  readers: int = 0
 
   def _local(self, rows: slice) -> grain.MapDataset:
     num = rows.stop - rows.start
@@ -73,25 +77,44 @@ class Pipeline:
 
   def stream(self, start: int, rows: slice | None = None) -> Iterator[Features]:
     """batch(start), batch(start + 1), ... prepared ahead by threads."""
-    dataset = self._local(rows or slice(0, self.batch_size))[start:]
+    rows = rows or slice(0, self.batch_size)
+    if self.readers:
+      return self._by_example(start, rows)
+    dataset = self._local(rows)[start:]
     options = grain.ReadOptions(_THREADS, prefetch_buffer_size=2 * _THREADS)
     return iter(dataset.to_iter_dataset(options))
+
+  def _by_example(self, start: int, rows: slice) -> Iterator[Features]:
+    """`stream`, at most two batches of examples ahead of what was asked for."""
+    num = rows.stop - rows.start
+    made = self._shuffled(self.examples).random_map(self.transform)
+
+    def example(number: int) -> Features:
+      step, row = divmod(int(number), num)
+      return made[step * self.batch_size + rows.start + row]
+
+    ahead = max(2 * num, self.readers)
+    options = grain.ReadOptions(self.readers, prefetch_buffer_size=ahead)
+    numbers = grain.MapDataset.range(start * num, 2**48).map(example)
+    return iter(numbers.to_iter_dataset(options).batch(num))
 
   def once(self, rows: slice | None = None, max_batches: int | None = None):
     """Yields one ordered pass; the last batch is padded with zero weights."""
     rows = rows or slice(0, self.batch_size)
     num_batches = -(-len(self.examples) // self.batch_size)
-    for step in range(min(num_batches, max_batches or num_batches)):
-      features = []
-      for row in range(rows.start, rows.stop):
-        index = step * self.batch_size + row
-        present = index < len(self.examples)
-        example = self.examples[index if present else 0]
-        feature = self.transform(example, np.random.default_rng((self.seed, index)))
-        if not present:
-          feature = {**feature, "weights": np.zeros_like(feature["weights"])}
-        features.append(feature)
-      yield {k: np.stack([f[k] for f in features]) for k in features[0]}
+
+    def feature(index: int) -> Features:
+      present = index < len(self.examples)
+      example = self.examples[index if present else 0]
+      made = self.transform(example, np.random.default_rng((self.seed, index)))
+      return made if present else {**made, "weights": np.zeros_like(made["weights"])}
+
+    with concurrent.futures.ThreadPoolExecutor(self.readers or 1) as pool:
+      for step in range(min(num_batches, max_batches or num_batches)):
+        first = step * self.batch_size
+        indices = range(first + rows.start, first + rows.stop)
+        features = list((pool.map if self.readers else map)(feature, indices))
+        yield {k: np.stack([f[k] for f in features]) for k in features[0]}
 
 
 class Remembered(sources.Mapped):
@@ -300,10 +323,12 @@ def images(
   seed: int,
   flip: bool = False,
   image_keys: Sequence[str] = ("image",),
+  readers: int = 0,
 ) -> Pipeline:
   """Images in [-1, 1] and their prompts, weighted by their loss_weight if any.
 
   Args:
+    readers: see `Pipeline`.
     image_keys: names of an example's images; they are mirrored together.
 
   Raises:
@@ -322,7 +347,7 @@ def images(
     weight = np.float32(example.get("loss_weight", 1.0))
     return {**features, **prompts.of(example), "weights": weight}
 
-  return Pipeline(examples, transform, batch_size, seed)
+  return Pipeline(examples, transform, batch_size, seed, readers)
 
 
 def latents(
@@ -333,10 +358,12 @@ def latents(
   batch_size: int,
   seed: int,
   flip: bool = False,
+  readers: int = 0,
 ) -> Pipeline:
   """Codes of images and their prompts.
 
   Args:
+    readers: see `Pipeline`.
     shape: [h, w, 2 Z] of a code's moments.
     flip: take the code of the mirrored image half of the time.
 
@@ -362,4 +389,4 @@ def latents(
     weight = np.ones((), np.float32)
     return {"latent": latent, **prompts.of(example), "weights": weight}
 
-  return Pipeline(examples, transform, batch_size, seed)
+  return Pipeline(examples, transform, batch_size, seed, readers)

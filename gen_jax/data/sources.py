@@ -30,6 +30,7 @@ GIVES = (
   *("documents", "conversations", "feed"),  # of text, and batches of their own
   *("examples", "edits", "codes"),  # of images, pairs of them, and their latents
   *("class_names", "paths", "statistics", "prompt_benchmark"),
+  *("captions", "readers"),  # texts without images; how many examples to make at once
 )
 
 

@@ -16,7 +16,7 @@ from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.data import kept
 from gen_jax.inference import drawing
-from gen_jax.runs import lease, training
+from gen_jax.runs import bill, lease, training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import copies, files, signals
@@ -181,6 +181,10 @@ class Run:
   def metrics(self) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, in order; each has its step."""
     return writers.read_metrics(self.workdir)
+
+  def cost(self) -> dict[str, Any]:
+    """What its training has cost so far; see `bill.so_far`."""
+    return bill.so_far(self.workdir)
 
   def evaluation(self) -> dict[str, Any] | None:
     """What the last `gen-jax evaluate` has written, None without one."""

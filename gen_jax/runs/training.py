@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -14,7 +15,7 @@ from gen_jax import sharding, tree
 from gen_jax.cost import flops, plan
 from gen_jax.data import batches
 from gen_jax.inference import sheets
-from gen_jax.runs import lease, weights, workdir
+from gen_jax.runs import bill, lease, weights, workdir
 from gen_jax.system import copies, files
 from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
 from gen_jax.train import state as states
@@ -55,6 +56,7 @@ def train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
 
 
 def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
+  began = time.time()
   with contextlib.ExitStack() as claimed:  # all that bad input can stop
     with group.main_process_first():
       before = claimed.enter_context(workdir.claim(directory, config))
@@ -107,6 +109,8 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       f" {_mesh(layout)}, attention by {' and '.join(attention)}",
       flush=True,
     )
+    if not group.process_id and (cost := bill.line(directory)):
+      print(f"  {cost}", flush=True)
     rows = layout.local_rows(data.batch_size)
     if between := experiment.train.profile_steps:
       say = functools.partial(print, flush=True) if not group.process_id else len
@@ -126,7 +130,8 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
-      sinks = _sinks(directory, kept, start, num_steps)
+      hours = bill.Bill(directory, began, layout.mesh.devices.ravel().tolist())
+      sinks = [*_sinks(directory, kept, start, num_steps), hours]
     try:
       result = loop.run(
         state,
@@ -159,7 +164,8 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
   for row in writers.read_metrics(directory):
     last.update(row)
   step = int(result.state.step)
-  print(f"{result.reason} at step {step}", flush=True)
+  cost = None if group.process_id else bill.line(directory)
+  print(*filter(None, (f"{result.reason} at step {step}", cost)), sep="\n", flush=True)
   return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
 
 

@@ -113,6 +113,15 @@ class Address(type(epath.Path("/"))):
     found = self.store.find(str(self))
     return [self / name[cut:] for name in found if name[cut:]]
 
+  def sizes(self) -> dict[str, int]:
+    """{name: bytes} of the files in a folder, by one listing; {} without any."""
+    try:
+      found = self.store.ls(str(self), detail=True)
+    except FileNotFoundError:
+      return {}
+    of_files = (about for about in found if about["type"] == "file")
+    return {about["name"].rpartition("/")[2]: about["size"] for about in of_files}
+
   def glob(self, pattern: str) -> Iterator["Address"]:
     """Of this folder, whose own brackets and stars are none of the pattern's."""
     first, _, rest = pattern.partition("/")
@@ -171,6 +180,13 @@ class Address(type(epath.Path("/"))):
   def read_bytes(self) -> bytes:
     try:
       return self.store.cat_file(str(self))
+    except FileNotFoundError:
+      self._missing()
+
+  def read_range(self, start: int, stop: int) -> bytes:
+    """Bytes start to stop, fewer at its end; by one request."""
+    try:
+      return self.store.cat_file(str(self), start=start, end=stop)
     except FileNotFoundError:
       self._missing()
 

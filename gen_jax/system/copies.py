@@ -1,11 +1,13 @@
 """Files and folders copied and removed, on disks and in buckets."""
 
+import contextlib
 import functools
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -26,18 +28,24 @@ def is_whole(folder: pathlib.Path) -> bool:
   return folder.exists() if files.is_local(folder) else (folder / files.HASHES).exists()
 
 
-def copy(source: pathlib.Path, target: pathlib.Path, but: tuple[str, ...] = ()) -> None:
-  """Copies a file, or what is in a folder into another; the folder's hashes last.
+def copy(
+  source: pathlib.Path,
+  target: pathlib.Path,
+  but: Sequence[str] = (),
+  last: str = files.HASHES,
+) -> None:
+  """Copies a file, or what is in a folder into another.
 
   Args:
     but: names in the folder that are left out.
+    last: the file of the folder that says it is whole.
   """
   if source.is_file():
     _copy_file(source, target)
     return
   target.mkdir(parents=True, exist_ok=True)
-  marked = [files.HASHES] if (source / files.HASHES).is_file() else []
-  for name in [*files.names(source), *marked]:
+  marked = [last] if (source / last).is_file() else []
+  for name in [*(n for n in files.names(source) if n != last), *marked]:
     if name not in but:
       (target / name).parent.mkdir(parents=True, exist_ok=True)
       _copy_file(source / name, target / name)
@@ -59,6 +67,8 @@ def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
     target.store.put_file(str(source), str(target))
   elif files.is_local(target):
     source.store.get_file(str(source), str(target))
+  elif source.scheme == target.scheme:
+    target.store.cp_file(str(source), str(target))  # by the store itself
   else:
     target.write_bytes(source.read_bytes())
 
@@ -73,6 +83,24 @@ def scratch(name: str) -> pathlib.Path:
   folder = pathlib.Path(_scratch().name) / name
   folder.mkdir(parents=True, exist_ok=True)
   return folder
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """`files.replacing`; of a bucket, the file is written here and sent when it is whole.
+
+  A file that is written there itself is complete wherever its writer fails.
+  """
+  if files.is_local(path):
+    with files.replacing(path) as partial:
+      yield partial
+    return
+  here = pathlib.Path(tempfile.mkdtemp(dir=scratch("sent"))) / path.name
+  try:
+    yield here
+    copy(here, path)
+  finally:
+    shutil.rmtree(here.parent)
 
 
 @functools.cache

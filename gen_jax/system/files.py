@@ -86,6 +86,17 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """{name: bytes} of the files in a folder; {} if there is none."""
+  if not is_local(folder):
+    return folder.sizes()
+  try:
+    with os.scandir(folder) as found:
+      return {entry.name: entry.stat().st_size for entry in found if entry.is_file()}
+  except FileNotFoundError:
+    return {}
+
+
 def names(folder: pathlib.Path) -> list[str]:
   """All files in and below a folder, relative to it, without its own `HASHES`."""
   if is_local(folder):

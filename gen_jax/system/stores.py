@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import inspect
 import logging
 import os
 import time
@@ -136,7 +137,7 @@ _OPTIONS = {
       "read_timeout": 60,
     },
   },
-  "gs": {"use_listings_cache": False},
+  "gs": {"use_listings_cache": False},  # and time limits, see `_gs`
 }
 
 
@@ -156,12 +157,30 @@ def _s3(base: type) -> type:
   return S3
 
 
-def _gs(base: type) -> type:
+def _gs(module: Any) -> type:
+  import aiohttp  # of gcsfs
+
+  base = module.core.GCSFileSystem
+  # gcsfs tries six times, in half a minute and without a limit for an answer. Twice is
+  # enough, for a token that has run out; else `_waited` is what tries again.
+  twice = module.retry.retry_request(retries=2)
+  request, get_file = (
+    twice(inspect.unwrap(method)) for method in (base._request, base._get_file_request)
+  )
+
   class GCS(base):
     """gcsfs, which waits for its store."""
 
     def __init__(self, *args, **kwargs):
       super().__init__(*args, **{**_OPTIONS["gs"], **kwargs})
+      self.requests_timeout = aiohttp.ClientTimeout(sock_connect=10, sock_read=60)
+
+    async def _request(self, *args, **kwargs):
+      return await request(self, *args, **kwargs)
+
+    async def _get_file_request(self, rpath, lpath, *args, **kwargs):
+      call = functools.partial(get_file, self, rpath, lpath, *args, **kwargs)
+      return await _waited(call, f"gs://{self.split_path(rpath)[0]}", f"GET {rpath}")
 
     async def _call(self, method, path, *args, **kwargs):
       call = functools.partial(super()._call, method, path, *args, **kwargs)
@@ -193,7 +212,7 @@ def serve(scheme: str) -> None:
     ) from None
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what matters is raised
   is_s3 = scheme == "s3"
-  made = _s3(module.S3FileSystem) if is_s3 else _gs(module.core.GCSFileSystem)
+  made = _s3(module.S3FileSystem) if is_s3 else _gs(module)
   for name in ("s3", "s3a") if is_s3 else ("gs", "gcs"):
     fsspec.register_implementation(name, made, clobber=True)
 

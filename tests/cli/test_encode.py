@@ -5,8 +5,11 @@ import json
 import pytest
 
 from gen_jax.cli import encode
+from gen_jax.data import latents
 from gen_jax.inference import codes
 from gen_jax.runs import lease
+from gen_jax.system import copies, files
+from gen_jax.types import InputError
 
 
 @pytest.mark.parametrize("to", [True, False], ids=["codes", "statistics alone"])
@@ -41,15 +44,18 @@ def test_encoding_goes_on_where_it_was(call, vae_workdir, tmp_path, monkeypatch,
       {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
       for name in ("whole", "broken")
     ]
-    names = {"latents.json", "train.array_record", "validation.array_record"}
-    assert files[0] == files[1] and files[0].keys() == names
+    shards = [f"train-{i:05}" for i in range(4)] + ["validation-00000"]
+    names = {f"{shard}.{end}" for shard in shards for end in ("bin", "idx")}
+    assert files[0] == files[1] and files[0].keys() == {"latents.json", *names}
+    checked = call("inspect", tmp_path / "whole", "--json")
+    assert json.loads(checked.out.splitlines()[-1])["shards"] == 5
 
 
 def test_pieces_of_another_command_are_not_taken(call, vae_workdir, tmp_path):
   home = tmp_path / "codes.partial"
   home.mkdir()
   (home / "about.json").write_text('{"sha256": "another"}')
-  (home / "train.00000.json").write_text('{"num_images": 1, "count": 1, "sums": []}')
+  (home / "train-00000.json").write_text('{"num_images": 1, "count": 1, "sums": []}')
   done = call("encode", "--workdir", vae_workdir, "--to", tmp_path / "codes", "--json")
   assert done.code == 0, done
   assert json.loads(done.out.splitlines()[-1])["num_images"] == 1438
@@ -60,3 +66,32 @@ def test_two_at_once(call, vae_workdir, tmp_path):
     refused = call("encode", "--workdir", vae_workdir, "--to", tmp_path / "codes")
   assert refused.code == 2 and "is at work" in refused.err
   assert not list(tmp_path.iterdir())
+
+
+def test_codes_in_a_bucket_are_those_of_a_disk(
+  call, vae_workdir, tmp_path, monkeypatch, bucket
+):
+  """Cut off while the finished cache is put where it goes, and given again."""
+  monkeypatch.setattr(encode, "PIECE", 800)
+  words = ("encode", "--workdir", vae_workdir, "--to")
+  assert call(*words, tmp_path / "codes").code == 0
+  there = f"{bucket}/codes"
+
+  def cut_off(home, target, spare):
+    copies.copy(home, target, (*spare, latents.NAME))
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(encode, "_place", cut_off)
+    assert call(*words, there).code == 130
+  with pytest.raises(InputError, match="is not a latent cache"):
+    latents.Latents(there).statistics()
+  assert call(*words, there).code == 0
+  root = files.path(there, "x")
+  here = {path.name: path.read_bytes() for path in (tmp_path / "codes").iterdir()}
+  assert {n: (root / n).read_bytes() for n in files.names(root)} == here
+  assert not files.path(f"{there}.partial", "x").exists()
+  one, other = (
+    latents.Latents(str(p)).codes("validation") for p in (tmp_path / "codes", there)
+  )
+  assert (one[7]["codes"] == other[7]["codes"]).all() and len(one) == len(other)

@@ -30,7 +30,7 @@ TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
   "compare, doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
-  "launch, list, plan, report, repro, sample, sweep, tokenize, train"
+  "launch, list, pack, plan, report, repro, sample, sweep, tokenize, train"
 )
 
 
@@ -45,7 +45,7 @@ COMMANDS = (
     ("train", ["required: --config", "gen-jax train --help"]),
     (f"train --config {TEXT}", ["--workdir is needed"]),
     (f"train --config {TEXT} --workdir=", ["--workdir is not set"]),
-    ("inspect there --workdir x", ["--workdir of a run, or", "IMAGE; not both"]),
+    ("inspect there --workdir x", ["--workdir of a run, or", "PATH"]),
     ("inspect", ["give --workdir of a run"]),
     ("inspect x.png --step 1", ["--step changes nothing", "not an image"]),
     ("inspect x.png --checkpoint best", ["--checkpoint changes nothing"]),

@@ -1,12 +1,16 @@
 """The latent cache: what goes in comes out, and what does not fit is said."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from flax import serialization
 
 from gen_jax import types
 from gen_jax.data import datasets, latents, tokenizers
+from gen_jax.data.tokens import indexed
 from gen_jax.system import files
 
 
@@ -15,16 +19,23 @@ def written(folder, num=6, sides=2):
   folder.mkdir(exist_ok=True)
   generator = np.random.default_rng(0)
   codes = generator.standard_normal((num, sides, 2, 2, 4)).astype(np.float16)
-  for split in ("train", "validation"):
-    pairs = (
-      (c.astype(np.float32), {"caption": f"image {i}"}) for i, c in enumerate(codes)
-    )
-    assert latents.write(folder / f"{split}.array_record", pairs) == num
+  about = [{"caption": f"image {i}"} for i in range(num)]
   notes = {"mean": [0.5, 1.0], "std": [2.0, 3.0], "sha256": "a" * 64}
-  names = ("train.array_record", "validation.array_record")
-  notes["files"] = {name: files.sha256(folder / name) for name in names}
+  notes |= in_shards(folder, codes.astype(np.float32), about)
   (folder / latents.NAME).write_text(json.dumps(files.sealed(notes)))
   return codes
+
+
+def in_shards(folder, codes, about):
+  """Writes both splits in shards of four; returns what latents.json says of them."""
+  splits = {}
+  for split in ("train", "validation"):
+    pairs = list(zip(codes, about, strict=True))
+    splits[split] = [
+      latents.write(folder / f"{split}-{i:05}", pairs[i : i + 4])
+      for i in range(0, len(pairs), 4)
+    ]
+  return {"dtype": "uint8", "splits": splits}
 
 
 def data(folder, **changes):
@@ -56,10 +67,8 @@ def test_round_trip(tmp_path):
 def test_labels_are_kept_with_their_codes(tmp_path):
   codes = written(tmp_path)
   about = [{"caption": "", "label": 5 - i} for i in range(6)]
-  path = tmp_path / "train.array_record"
-  path.unlink()
-  latents.write(path, zip(codes, about, strict=True))
   notes = {"mean": [0.5, 1.0], "std": [2.0, 3.0], "class_names": list("abcdef")}
+  notes |= in_shards(tmp_path, codes, about)
   (tmp_path / latents.NAME).write_text(json.dumps(files.sealed(notes)))
   made = data(tmp_path, prompts=("label",), tokenizer=None, caption_length=None)
   batch = made.pipeline("train", None, seed=0).batch(0)
@@ -123,7 +132,7 @@ def everything(folder):
   return statistics
 
 
-@pytest.mark.parametrize("name", ["train.array_record", latents.NAME])
+@pytest.mark.parametrize("name", ["train-00004.bin", latents.NAME])
 def test_every_damage_is_found(tmp_path, name):
   """A bit anywhere, a tail cut off or zeroed, another split's file, none at all."""
   written(tmp_path)
@@ -137,27 +146,47 @@ def test_every_damage_is_found(tmp_path, name):
   zeroed = content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
   for damaged in (*flips, *cuts, zeroed, b"[" * 10**5, content + b"x"):
     path.write_bytes(damaged)
-    with pytest.raises(types.InputError, match=r"damaged.*gen-jax encode"):
+    with pytest.raises(types.InputError, match=r"damaged|cut off"):
       everything(tmp_path)
   path.unlink()
   with pytest.raises(types.InputError, match=name):
     everything(tmp_path)
 
 
-def test_splits_are_not_exchanged_and_older_caches_are_read(tmp_path):
-  written(tmp_path)
-  written(tmp_path / "other", num=5)
-  train, other = (f / "train.array_record" for f in (tmp_path, tmp_path / "other"))
-  train.write_bytes(other.read_bytes())
-  with pytest.raises(types.InputError, match="not what was written"):
-    everything(tmp_path)
+def test_a_changed_index_gives_the_right_codes_or_an_error(tmp_path):
+  codes = written(tmp_path)
+  path = tmp_path / "train-00000.idx"
+  content = path.read_bytes()
+  for at in range(len(content)):
+    path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+    indexed.open_shard.cache_clear()
+    with contextlib.suppress(types.InputError):
+      found = latents.Latents(str(tmp_path)).codes("train")
+      for i in range(6):
+        np.testing.assert_array_equal(found[i]["codes"], codes[i])
+
+
+def test_caches_of_older_versions_are_read(tmp_path):
+  codes = written(tmp_path)
+  path = tmp_path / "train.array_record"
+  writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+  for i, code in enumerate(codes):
+    record = {"codes": code, "caption": f"image {i}"}
+    writer.write(serialization.msgpack_serialize(record))
+  writer.close()
   notes = json.loads((tmp_path / latents.NAME).read_text())
   old = {name: notes[name] for name in ("mean", "std", "sha256")}
+  old["files"] = {path.name: files.sha256(path)}
   (tmp_path / latents.NAME).write_text(json.dumps(old))
-  everything(tmp_path)
-  train.write_bytes(train.read_bytes()[:-40])  # here the format itself finds it
-  with pytest.raises(types.InputError, match="damaged"):
-    everything(tmp_path)
+  found = latents.Latents(str(tmp_path)).codes("train")
+  for i in (5, 0):
+    np.testing.assert_array_equal(found[i]["codes"], codes[i])
+    assert found[i]["caption"] == f"image {i}"
+  with pytest.raises(types.InputError, match=r"has no validation\.array_record"):
+    latents.Latents(str(tmp_path)).codes("validation")
+  path.write_bytes(path.read_bytes()[:-40])
+  with pytest.raises(types.InputError, match="not what was written"):
+    latents.Latents(str(tmp_path)).codes("train")
 
 
 def test_what_breaks_off_leaves_nothing(tmp_path):
@@ -166,5 +195,5 @@ def test_what_breaks_off_leaves_nothing(tmp_path):
     raise RuntimeError("power cut")
 
   with pytest.raises(RuntimeError):
-    latents.write(tmp_path / "train.array_record", pairs())
+    latents.write(tmp_path / "train-00000", pairs())
   assert not list(tmp_path.iterdir())

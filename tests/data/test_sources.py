@@ -193,7 +193,7 @@ def test_tfds_as_a_corpus(notes, monkeypatch):
       text
       for task in documents.plan([name], "text", 10)
       for piece in documents.pieces(task, "text", 10, lambda _: True)
-      for text in piece.texts
+      for text in piece.items
     ]
     assert found == want
 

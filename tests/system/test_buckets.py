@@ -8,11 +8,12 @@ import pathlib
 import threading
 import time
 
+import fsspec
 import pytest
 
 from gen_jax.system import buckets, copies, exclusive, files, folders, globs, stores
 from gen_jax.types import InputError, Unavailable
-from tests import s3
+from tests import gcs, s3
 
 
 @pytest.fixture(params=["disk", "s3", "gs"])
@@ -208,16 +209,19 @@ def test_a_bucket_that_does_not_exist_is_named(bucket):
 @contextlib.contextmanager
 def fresh():
   """Clients that read the environment again."""
-  import fsspec
-
-  fsspec.filesystem("s3").clear_instance_cache()
-  buckets._reach.cache_clear()
+  _forget()
   try:
     yield
   finally:
-    fsspec.filesystem("s3").clear_instance_cache()
-    buckets._reach.cache_clear()
+    _forget()
     stores.forget()
+
+
+def _forget():
+  for scheme in stores.SCHEMES:
+    stores.serve(scheme)
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()
+  buckets._reach.cache_clear()
 
 
 def test_missing_credentials_are_named(bucket, monkeypatch, tmp_path):
@@ -272,3 +276,23 @@ def test_a_store_that_goes_away_is_waited_for(s3_port, capfd, monkeypatch):
       with pytest.raises(Unavailable, match=r"not answered for .* the same command"):
         files.write(root / "a", "never")
     assert time.monotonic() - began < 3.0
+
+
+def test_googles_storage_is_given_up_in_time(gs_port, tmp_path, monkeypatch):
+  """gcsfs alone would try for half a minute, whatever GEN_JAX_BUCKET_SECS says."""
+  line = s3.Line(gs_port)
+  with gcs.at(line.port), fresh():
+    root = files.path(s3.make_bucket("gs"), "x")
+    files.write(root / "a", "before")
+    line.cut()
+    monkeypatch.setenv(stores.PATIENCE, "1")
+    for ask in (
+      lambda: files.write(root / "a", "never"),
+      lambda: root.read_range(0, 3),
+      lambda: root.store.get_file(str(root / "a"), str(tmp_path / "a")),
+    ):
+      stores.forget()
+      began = time.monotonic()
+      with pytest.raises(Unavailable, match=r"not answered for .* the same command"):
+        ask()
+      assert time.monotonic() - began < 10.0

@@ -57,9 +57,9 @@ class Task(NamedTuple):
     return self.parts[0].stop is None
 
   @property
-  def is_remote(self) -> bool:
-    """Whether it comes from a network."""
-    return kind(self.parts[0].path) == "hf"
+  def is_for_one(self) -> bool:
+    """Whether others had better not read it too: of a network, or passed over."""
+    return kind(self.parts[0].path) in ("hf", ".tar")
 
   @property
   def size(self) -> int:
@@ -72,12 +72,12 @@ class Piece(NamedTuple):
 
   Attributes:
     number: 0, 1, ... in its task.
-    texts: the documents, read while they are iterated over.
+    items: the documents, read while they are iterated over.
     at_byte: how far a whole has been read where the piece begins.
   """
 
   number: int
-  texts: Iterable[str]
+  items: Iterable
   at_byte: int
 
 
@@ -118,6 +118,37 @@ def _is_packed(path: str) -> bool:
   return path.lower().endswith(_PACKED)
 
 
+class Tasks:
+  """Parts in tasks of about `size` bytes, in order.
+
+  Attributes:
+    found: the tasks that are complete.
+    held: bytes of the parts of the next one.
+  """
+
+  def __init__(self, size: int):
+    self.found: list[Task] = []
+    self._size, self._group, self.held = size, [], 0
+
+  def close(self) -> None:
+    """Completes the task that is at work."""
+    if self._group:
+      self.found.append(Task(tuple(self._group)))
+      self._group, self.held = [], 0
+
+  def add(self, part: Part) -> None:
+    """Adds what can be read by itself."""
+    self._group.append(part)
+    self.held += part.size
+    if self.held >= self._size:
+      self.close()
+
+  def whole(self, path: str, size: int) -> None:
+    """Adds what is read from its beginning."""
+    self.close()
+    self.found.append(Task((Part(path, 0, None, size),)))
+
+
 def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
   """The tasks of a corpus, in order.
 
@@ -128,48 +159,32 @@ def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
   Raises:
     InputError: a file that cannot be read, or has no such column.
   """
-  tasks: list[Task] = []
-  group: list[Part] = []
-  held = 0  # bytes in the group
-
-  def close() -> None:
-    nonlocal held
-    if group:
-      tasks.append(Task(tuple(group)))
-      group.clear()
-      held = 0
-
-  def add(part: Part) -> None:
-    nonlocal held
-    group.append(part)
-    held += part.size
-    if held >= size:
-      close()
-
+  tasks = Tasks(size)
   for path in paths:
     form = kind(path)
     if form in ("hf", "tfds", ".tar") or _is_packed(path):
-      close()
       is_data_set = form in ("hf", "tfds")
       names = foreign.streams(path) if is_data_set else [path]
-      num = 0 if is_data_set else _size(path)
-      tasks += [Task((Part(name, 0, None, num),)) for name in names]
+      num = 0 if is_data_set else size_of(path)
+      for name in names:
+        tasks.whole(name, num)
     elif form == ".parquet":
       for i, num in enumerate(foreign.row_groups(path, field)):
-        add(Part(path, i, i + 1, num))
+        tasks.add(Part(path, i, i + 1, num))
     else:
-      start, total = 0, _size(path)
-      if form == "text" and held + total > size:  # a text is cut only if it must be
-        close()
+      start, total = 0, size_of(path)
+      if form == "text" and tasks.held + total > size:  # cut only if it must be
+        tasks.close()
       while start < total:
-        stop = min(start + size - held, total)
-        add(Part(path, start, stop, stop - start))
+        stop = min(start + size - tasks.held, total)
+        tasks.add(Part(path, start, stop, stop - start))
         start = stop
-  close()
-  return tasks
+  tasks.close()
+  return tasks.found
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+  """Bytes of a file."""
   try:
     return file(path).stat().st_size
   except OSError as error:
@@ -182,31 +197,43 @@ def pieces(
   """The wanted pieces of a task, in order; a whole is read to its end all the same."""
   if not task.is_whole:
     if wanted(0):
-      texts = (text for part in task.parts for text in _texts(part, field))
-      yield Piece(0, texts, 0)
+      yield Piece(0, (text for part in task.parts for text in _texts(part, field)), 0)
     return
-  path, read = task.parts[0].path, 0  # bytes of records before this one
+  path = task.parts[0].path
+  if kind(path) in ("hf", "tfds"):
+    read = functools.partial(foreign.text_of, field)
+    yield from grouped(foreign.records(path, read), size, wanted, lambda: 0)
+    return
+  with opened(path) as raw:
+    yield from grouped(_records(raw, path, field), size, wanted, raw.tell)
+
+
+def grouped(
+  records: Iterable[foreign.Record],
+  size: int,
+  wanted: Callable[[int], bool],
+  at_byte: Callable[[], int],
+) -> Iterator[Piece]:
+  """Pieces of what is read from its beginning: the records that begin in their bytes.
+
+  Args:
+    at_byte: how far it has been read.
+  """
+  read = 0  # bytes of records before this one
 
   def number(record: foreign.Record) -> int:
     nonlocal read
     read += record[0]
     return (read - record[0]) // size
 
-  with contextlib.ExitStack() as stack:
-    if kind(path) in ("hf", "tfds"):
-      records, at_byte = foreign.records(path, field), lambda: 0
-    else:
-      raw = stack.enter_context(_opened(path))
-      records, at_byte = _records(raw, path, field), raw.tell
-    # A piece is the records that begin in its bytes.
-    for at, group in itertools.groupby(records, number):
-      if wanted(at):
-        yield Piece(at, (parse() for _, parse in group), at_byte())
+  for at, group in itertools.groupby(records, number):
+    if wanted(at):
+      yield Piece(at, (parse() for _, parse in group), at_byte())
 
 
 def _records(raw: BinaryIO, path: str, field: str) -> Iterator[foreign.Record]:
   """Records of a file that is read from its beginning."""
-  with _whole(path), _decompressed(raw, path) as file:
+  with whole(path), decompressed(raw, path) as file:
     if kind(path) == ".tar":
       yield from foreign.members(file, path, field)
     elif kind(path) == "lines":
@@ -221,7 +248,7 @@ def _records(raw: BinaryIO, path: str, field: str) -> Iterator[foreign.Record]:
 
 
 @contextlib.contextmanager
-def _whole(path: str) -> Iterator[None]:
+def whole(path: str) -> Iterator[None]:
   """Says which file is cut off or damaged, in one line."""
   try:
     yield
@@ -247,7 +274,7 @@ def _texts(part: Part, field: str) -> Iterator[str]:
   if form == ".parquet":
     yield from foreign.column(part.path, part.start, field)
     return
-  with _opened(part.path) as file:
+  with opened(part.path) as file:
     if part.start:
       file.seek(part.start - 1)
       file.readline()  # of the part before
@@ -263,14 +290,16 @@ def _texts(part: Part, field: str) -> Iterator[str]:
       yield files.decode(content, f"{part.path}, from byte {at}")
 
 
-def _opened(path: str) -> BinaryIO:
+def opened(path: str) -> BinaryIO:
+  """A file that `listed` has named; InputError if it cannot be read."""
   try:
     return file(path).open("rb")
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _decompressed(raw: BinaryIO, path: str) -> io.BufferedIOBase:
+def decompressed(raw: BinaryIO, path: str) -> io.BufferedIOBase:
+  """The content of a file that may be .gz or .zst."""
   if path.lower().endswith(".gz"):
     return gzip.GzipFile(fileobj=raw)
   if path.lower().endswith((".zst", ".zstd")):

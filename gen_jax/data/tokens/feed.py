@@ -1,25 +1,28 @@
 """Batches from token stores: like `pipeline.Pipeline`, for corpora of any size.
 
 A batch is a pure function of (seed, step): see `order` for which rows are in it. Rows
-are cut from memory maps, `length` tokens and one more at every `length` tokens of a
-store, so that in an epoch each token but a store's first is a target exactly once.
+are cut from memory maps, of a bucket read by range requests, many at once. A row is
+`length` tokens and one more at every `length` tokens of a store, so that in an epoch
+each token but a store's first is a target exactly once.
 """
 
 import bisect
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
-from gen_jax.data import pipeline, rows
+from gen_jax.data import cache, pipeline, rows
 from gen_jax.data.tokens import order, store
 from gen_jax.types import InputError
 
 _THREADS = 2  # cutting is little work; more threads wait for the interpreter
 _AHEAD = 4  # batches
+_REQUESTS = 32  # at once, of a bucket
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,18 +73,27 @@ class Feed:
     number = bisect.bisect_right(self._firsts, index) - 1
     return number, index - self._firsts[number]
 
+  @functools.cached_property
+  def _map(self) -> Callable[..., Iterator]:
+    """`map`, in threads if the tokens are in a bucket, whose answers take time."""
+    if not any(stream.is_remote for stream in self.streams):
+      return map
+    return concurrent.futures.ThreadPoolExecutor(_REQUESTS).map
+
+  def _window(self, place: tuple[int, int]) -> cache.Tokens:
+    number, at = place
+    start = at * self.length
+    return self.streams[number].window(start, start + self.length + 1)
+
   def _cut(self, places: Sequence[tuple[int, int]], first: int) -> pipeline.Features:
     """The rows at these places; `first` numbers their generators."""
-    found = []
-    for number, at in places:
-      start = at * self.length
-      window = self.streams[number].window(start, start + self.length + 1)
+    found = list(self._map(self._window, places))
+    for window in found:
       if window.ids.max() >= self.vocab_size:
         raise InputError(
           f"the tokens hold {window.ids.max()}, the tokenizer has {self.vocab_size};"
           " they are of another tokenizer"
         )
-      found.append(window)
 
     def generator(row):
       return np.random.default_rng((self.seed, first + row))

@@ -4,7 +4,7 @@ import functools
 import io
 import itertools
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from gen_jax import errors
@@ -57,7 +57,8 @@ def _parquet(path: str) -> Any:
     from pyarrow import parquet  # imported here: it costs a second
 
   try:
-    return parquet.ParquetFile(path)
+    found = files.path(path, "--source")
+    return parquet.ParquetFile(path if files.is_local(found) else found.open("rb"))
   except Exception as error:  # pyarrow raises many kinds
     raise InputError(f"{path} is not a Parquet table: {first_line(error)}") from None
 
@@ -81,18 +82,25 @@ def row_groups(path: str, field: str) -> list[int]:
   return sizes
 
 
-def column(path: str, group: int, field: str) -> Iterator[str]:
-  """The texts of a column in a row group, a few at a time."""
+def rows(
+  path: str, group: int, columns: Sequence[str], num: int = 256
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(where, values) of each row of a row group, read `num` rows at a time."""
   with _parquet(path) as table:
     row = 0
     try:
-      for batch in table.iter_batches(256, row_groups=[group], columns=[field]):
-        for value in batch.column(0).to_pylist():
-          where = f"{path}, row group {group}, row {row}"
-          yield files.text(value, where)
+      for batch in table.iter_batches(num, row_groups=[group], columns=[*columns]):
+        for values in batch.to_pylist():
+          yield f"{path}, row group {group}, row {row}", values
           row += 1
     except OSError as error:  # a damaged page
       raise InputError(f"{path} is damaged: {first_line(error)}") from None
+
+
+def column(path: str, group: int, field: str) -> Iterator[str]:
+  """The texts of a column in a row group, a few at a time."""
+  for where, values in rows(path, group, [field]):
+    yield files.text(values[field], where)
 
 
 def members(file, path: str, field: str) -> Iterator[Record]:
@@ -152,6 +160,15 @@ def _tfds(name: str) -> Sequence[dict[str, Any]]:
   return tfds.split_of(f"{source}/{subset}".rstrip("/"), None, split)
 
 
+def features(name: str) -> Mapping[str, Any]:
+  """What a data set says of its fields; {} if nothing."""
+  if name.startswith("hf:"):
+    return _hub(name).features or {}
+  source, subset, _ = _words(name)
+  found = tfds.builder(f"{source}/{subset}".rstrip("/"), None).info.features
+  return dict(found.items())
+
+
 _EXAMPLES = 100_000  # of TFDS in a part
 
 
@@ -162,29 +179,44 @@ def streams(name: str) -> list[str]:
   return [f"{name}#{i}" for i in range(num)]
 
 
-def records(part: str, field: str) -> Iterator[Record]:
+def records(
+  part: str, read: Callable[[dict, str], Record], image: str | None = None
+) -> Iterator[Record]:
   """Records of a part, see `streams`.
+
+  Args:
+    read: of (row, where it is).
+    image: a field with images, which are not decoded if that can be.
 
   Raises:
     InputError: no such field, or an example that cannot be read.
   """
   name, _, number = part.rpartition("#")
-  source, rows = name.partition("|")[0], _rows(name, int(number))
+  source, found = name.partition("|")[0], _rows(name, int(number), image)
   for i in itertools.count():
     where = f"{source}, part {number}, example {i}"
     try:
-      row = next(rows, None)
+      row = next(found, None)
     except Exception as error:  # of many kinds
       raise InputError(f"cannot read {where}: {first_line(error)}") from None
     if row is None:
       return
-    text = files.text(files.field(row, field, where), where)
-    yield len(text), lambda text=text: text
+    yield read(row, where)
 
 
-def _rows(name: str, number: int) -> Iterator[dict[str, Any]]:
+def text_of(field: str, row: dict[str, Any], where: str) -> Record:
+  """The text in a field of an example, as a record."""
+  text = files.text(files.field(row, field, where), where)
+  return len(text), lambda: text
+
+
+def _rows(name: str, number: int, image: str | None) -> Iterator[dict[str, Any]]:
   if name.startswith("hf:"):
     dataset = _hub(name)
+    if image in (dataset.features or ()):
+      import datasets
+
+      dataset = dataset.cast_column(image, datasets.Image(decode=False))
     yield from dataset.shard(num_shards=dataset.num_shards, index=number)
     return
   examples = _tfds(name)

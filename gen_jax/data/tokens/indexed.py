@@ -6,7 +6,8 @@
                int64 [n], first bytes in NAME.bin; int64 [m], the first sequence of each
                document and at last n
 
-Plain arrays, so that both are mapped, not read. The shards of a token store are such
+Plain arrays, so that both are mapped, not read; of a bucket, the parts that are asked
+for are read by range requests. The shards of a token store are such
 pairs, where every sequence is a document; Megatron-LM reads them as they are.
 
 Source: Megatron-LM, megatron/core/datasets/indexed_dataset.py.
@@ -17,13 +18,13 @@ import functools
 import hashlib
 import pathlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from gen_jax.data import cache
-from gen_jax.system import copies, files
+from gen_jax.system import blocks, copies, files
 from gen_jax.types import InputError
 
 _HEAD = struct.Struct("<9sQBQQ")
@@ -48,7 +49,7 @@ def write(prefix: pathlib.Path, chunks: Iterable[cache.Tokens]) -> Written:
   """
   digest, dtype, num = hashlib.sha256(), np.dtype(np.uint16), 0
   starts = [np.zeros(0, np.int64)]
-  with files.replacing(_bin(prefix)) as partial, partial.open("wb") as file:
+  with copies.replacing(_bin(prefix)) as partial, partial.open("wb") as file:
     for chunk in chunks:
       dtype = chunk.ids.dtype
       content = chunk.ids.astype(dtype.newbyteorder("<")).tobytes()
@@ -60,6 +61,16 @@ def write(prefix: pathlib.Path, chunks: Iterable[cache.Tokens]) -> Written:
   files.write_bytes(_idx(prefix), index)
   digest.update(index)
   return Written(num, sum(map(len, starts)), digest.hexdigest())
+
+
+def sha256(prefix: pathlib.Path) -> str:
+  """The hash of a shard, as of `Written`."""
+  digest = hashlib.sha256()
+  for path in (_bin(prefix), _idx(prefix)):
+    with path.open("rb") as file:
+      while content := file.read(2**22):
+        digest.update(content)
+  return digest.hexdigest()
 
 
 def _index(starts: np.ndarray, num: int, dtype: np.dtype) -> bytes:
@@ -81,16 +92,20 @@ def _idx(prefix: pathlib.Path) -> pathlib.Path:
   return prefix.with_name(f"{prefix.name}.idx")
 
 
+# What is read where it is touched: a memory map, or a file of a bucket.
+Lazy = np.ndarray | blocks.Array
+
+
 class Mapped(NamedTuple):
-  """A shard in memory maps.
+  """A shard that is read where it is touched.
 
   Attributes:
     ids: [N].
     pointers: int64, the first byte of each document, rising.
   """
 
-  ids: np.ndarray
-  pointers: np.ndarray
+  ids: Lazy
+  pointers: Lazy
 
   def starts(self, low: int, high: int) -> np.ndarray:
     """int64, the first tokens of documents that lie in [low, high)."""
@@ -120,30 +135,49 @@ def open_shard(prefix: pathlib.Path) -> Mapped:
   _, at, last, end = np.cumsum([_HEAD.size, *sizes]).tolist()
   if len(index) < end:
     raise _cut_off(_idx(prefix), len(index), end)
-  pointers = index[at:last].view("<i8")
-  documents = index[last:end].view("<i8")
+  pointers = _part(index, at, last, "<i8")
   ids = map_file(_bin(prefix), np.dtype(_CODES[code]).newbyteorder("<"))
   size = ids.dtype.itemsize
   if num:
-    length = int(index[_HEAD.size : at].view("<i4")[-1])
-    if len(ids) * size < (want := int(pointers[-1]) + length * size):
+    length = int(_part(index, _HEAD.size, at, "<i4")[num - 1])
+    if len(ids) * size < (want := int(pointers[num - 1]) + length * size):
       raise _cut_off(_bin(prefix), len(ids) * size, want)
   if entries != num + 1:  # documents of several sequences
-    pointers = pointers[documents[:-1]]
+    firsts = _part(index, last, end, "<i8")[:][:-1]
+    if len(firsts) and not 0 <= firsts.min() <= firsts.max() < num:
+      raise InputError(f"{_idx(prefix)} is damaged: documents begin outside of it")
+    pointers = pointers[:][firsts]
   return Mapped(ids, pointers)
 
 
-def map_file(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
-  """A file as an array that is read where it is touched; that of a bucket is copied.
+def known(prefix: pathlib.Path, tokens: int, documents: int, dtype: str) -> Mapped:
+  """A shard of a bucket as its manifest describes it; reads nothing."""
+  pointers = blocks.Array(
+    _idx(prefix), np.dtype("<i8"), _HEAD.size + 4 * documents, documents
+  )
+  ids = blocks.Array(_bin(prefix), np.dtype(dtype).newbyteorder("<"), 0, tokens)
+  return Mapped(ids, pointers)
+
+
+def _part(array: Lazy, start: int, stop: int, dtype: str) -> Lazy:
+  """Bytes start to stop as another dtype."""
+  if isinstance(array, blocks.Array):
+    return array.part(start, stop, np.dtype(dtype))
+  return array[start:stop].view(dtype)
+
+
+def map_file(path: pathlib.Path, dtype: np.dtype) -> Lazy:
+  """A file as an array that is read where it is touched.
 
   Raises:
     InputError: it is not there, or not whole.
   """
   try:
-    path = copies.fetched(path)
     size = path.stat().st_size
     if size % dtype.itemsize:
       raise _cut_off(path, size, size + dtype.itemsize - size % dtype.itemsize)
+    if not files.is_local(path):
+      return blocks.Array(path, dtype, 0, size // dtype.itemsize)
     mapped = np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
     return np.asarray(mapped)  # slices of a `np.memmap` are slow
   except OSError as error:
@@ -153,7 +187,7 @@ def map_file(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
 def _cut_off(path: pathlib.Path, size: int, want: int) -> InputError:
   return InputError(
     f"{path} is cut off: it has {size:,} bytes of {want:,}; restore it from a copy, or"
-    " tokenise the corpus again"
+    " make the store again"
   )
 
 
@@ -162,14 +196,23 @@ def exists(prefix: pathlib.Path) -> bool:
   return _bin(prefix).exists() and _idx(prefix).exists()
 
 
-def check_size(prefix: pathlib.Path, tokens: int, documents: int, dtype: str) -> None:
-  """Raises InputError unless both files have the size of that much; reads nothing."""
-  want = tokens * np.dtype(dtype).itemsize
-  sizes = {_bin(prefix): want, _idx(prefix): _HEAD.size + 20 * documents + 8}
-  for path, want in sizes.items():
-    try:
-      size = path.stat().st_size
-    except OSError as error:
-      raise InputError(f"cannot read {path}: {error.strerror}") from None
+def check_size(
+  prefix: pathlib.Path,
+  tokens: int,
+  documents: int,
+  dtype: str,
+  sizes: Mapping[str, int],
+) -> None:
+  """Raises InputError unless both files have the size of that much; reads nothing.
+
+  Args:
+    sizes: of the files of the folder, see `files.sizes`.
+  """
+  bytes_of_ids = tokens * np.dtype(dtype).itemsize
+  wanted = {_bin(prefix): bytes_of_ids, _idx(prefix): _HEAD.size + 20 * documents + 8}
+  for path, want in wanted.items():
+    size = sizes.get(path.name)
+    if size is None:
+      raise InputError(f"cannot read {path}: No such file; restore it from a copy")
     if size != want:
       raise _cut_off(path, size, want)

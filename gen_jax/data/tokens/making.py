@@ -1,4 +1,4 @@
-"""Makes a token store: several processes, killed at any moment, the same bytes.
+"""Makes a store: several processes, killed at any moment, the same bytes.
 
     about.json, tokenizer/   the job; written first
     keys of all documents    only if copies are dropped
@@ -7,71 +7,65 @@
 
 The source is noted by names, sizes and times while it is read, by the hash of its
 documents in the end. A store depends on the source, the tokenizer and the options, not
-on the number of processes nor on how often it was begun.
+on the number of processes nor on how often it was begun, nor on whether it is on a disk
+or in a bucket; see `folder`.
 """
 
 import contextlib
-import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import pathlib
 import selectors
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from gen_jax.data import tokenizers
-from gen_jax.data.tokens import documents, duplicates, foreign, store, worker
+from gen_jax.data.tokens import duplicates, folder, store
 from gen_jax.system import files
 from gen_jax.types import InputError
 
 _EVERY_SECS = 5.0  # between lines about progress
-_OPTIONS = ("field", "held_out", "duplicates", "shard_bytes")
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
+class Job(Protocol):
   """What a store is made of.
 
   Attributes:
-    paths: see `documents.listed`.
-    field: of JSON, Parquet and data sets, with the text.
-    held_out: share of the documents that become the validation split.
+    kind: one of `worker.KINDS`, and the phase that writes its shards.
     duplicates: which copies are dropped: None, 'exact' or 'near'.
     shard_bytes: of the source, in a shard.
   """
 
-  paths: tuple[str, ...]
-  tokenizer: tokenizers.Tokenizer
-  field: str = "text"
-  held_out: float = 0.005
-  duplicates: str | None = None
-  shard_bytes: int = 2**26
+  kind: str
+  duplicates: str | None
+  shard_bytes: int
 
   def about(self) -> dict[str, Any]:
     """All that the bytes of the store depend on."""
-    own = [p for p in self.paths if not p.startswith(foreign.SCHEMES)]
-    return {
-      "paths": [
-        str(documents.file(p).resolve()) if p in own else p for p in self.paths
-      ],
-      "stamps": files.stamps([documents.file(path) for path in own]),
-      "tokenizer": self.tokenizer.fingerprint,
-      **{name: getattr(self, name) for name in _OPTIONS},
-    }
+    ...
 
-  def source(self) -> list[Any]:
-    """Names and sizes of the source's files, wherever they lie."""
-    own = (p for p in self.paths if not p.startswith(foreign.SCHEMES))
-    sizes = {path: documents.file(path).stat().st_size for path in own}
-    return [
-      [documents.file(p).name if p in sizes else p, sizes.get(p)] for p in self.paths
-    ]
+  def made_of(self) -> dict[str, Any]:
+    """The part of `about` that the manifest keeps, wherever the source lies."""
+    ...
+
+  def num_bytes(self) -> int:
+    """Bytes of the source, where they are known."""
+    ...
+
+  def check(self) -> None:
+    """Raises InputError for a source that cannot be read."""
+    ...
+
+  def prepare(self, home: pathlib.Path) -> None:
+    """Writes what workers and readers need besides the shards."""
+    ...
+
+  def manifest(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest, of what `folder.Folder.add` noted of each piece."""
+    ...
 
 
 def make(home: pathlib.Path, job: Job, num_workers: int) -> dict[str, Any]:
@@ -80,67 +74,70 @@ def make(home: pathlib.Path, job: Job, num_workers: int) -> dict[str, Any]:
   Raises:
     InputError: what cannot be read, or a folder that holds something else.
   """
+  place = folder.Folder(home)
   if (home / store.MANIFEST).exists():
-    return _whole(home, job)
-  documents.plan(job.paths, job.field, job.shard_bytes)  # refuses bad input early
-  with _held(home, job) as lock:
+    return _whole(place, job)
+  job.check()
+  with _held(place, job) as lock:
     try:
-      if job.duplicates:
-        _drop_copies(home, job, num_workers, lock)
-      _run(home, "tokens", job, num_workers, lock)
-      return _finish(home, job)
-    except InputError:
-      if not any(home.glob("*.bin")):
-        shutil.rmtree(home)  # nothing is lost
+      if job.duplicates and not place.is_marked():
+        _run(place, "keys", job, num_workers, lock)
+        place.mark_copies(duplicates.mark)
+      _run(place, job.kind, job, num_workers, lock)
+      manifest = job.manifest(place.pieces(job.kind))
+      place.finish(home / store.MANIFEST, manifest)
+      place.clear()
+      return manifest
+    except (InputError, FileExistsError):
+      if (home / store.MANIFEST).exists():  # by a command on another machine
+        return _whole(place, job)
+      if not any(name.endswith(".bin") for name in files.sizes(home)):
+        place.abandon()
       raise
 
 
-def _whole(home: pathlib.Path, job: Job) -> dict[str, Any]:
+def _whole(place: folder.Folder, job: Job) -> dict[str, Any]:
   """The manifest of a finished store, if it is the job's."""
-  manifest = store.read_manifest(home)
-  want = json.loads(json.dumps(_made_of(job)))
+  manifest = store.read_manifest(place.home, job.kind)
+  want = json.loads(json.dumps(job.made_of()))
   for name, value in want.items():
     if manifest.get(name) != value:
       raise InputError(
-        f"--to {home} holds a token store of another {name}:"
+        f"--to {place.home} holds a store of another {name}:"
         f" {manifest.get(name)!r:.60}, not {value!r:.60}; take another folder"
       )
-  _clear(home)
+  place.clear()
   return manifest
 
 
-def _made_of(job: Job) -> dict[str, Any]:
-  options = {name: getattr(job, name) for name in _OPTIONS}
-  return {"source": job.source(), "tokenizer": job.tokenizer.fingerprint, **options}
-
-
 @contextlib.contextmanager
-def _held(home: pathlib.Path, job: Job) -> Iterator[int]:
-  """Begins or takes up a store; no other command works on it meanwhile.
+def _held(place: folder.Folder, job: Job) -> Iterator[int]:
+  """Begins or takes up a store; no other command of this machine works on it meanwhile.
 
   Yields:
     A file descriptor that holds the lock. Workers inherit it: as long as one is left,
     the folder is taken.
   """
-  about = json.loads(json.dumps(job.about()))
-  path = home / store.ABOUT
+  about, home = json.loads(json.dumps(job.about())), place.home
+  path = home / folder.ABOUT
   if not path.exists():
     if home.exists() and any(p for p in home.iterdir() if p.name not in _FIRST):
       raise InputError(
-        f"--to {home} is not empty and holds no token store; take another"
+        f"--to {home} is not empty and holds no unfinished store; take another"
       )
     home.mkdir(parents=True, exist_ok=True)
-    job.tokenizer.save(home / store.TOKENIZER)
+    job.prepare(home)
     files.write_json(path, about)
   found = files.read_json(path)
   for name, value in about.items():
     if found.get(name) != value:
       raise InputError(
-        f"--to {home} holds an unfinished token store of another"
+        f"--to {home} holds an unfinished store of another"
         f" {'source' if name in ('paths', 'stamps') else name}; give the command that"
         " began it, or take another folder"
       )
-  with path.open() as file:
+  place.here.mkdir(parents=True, exist_ok=True)
+  with (place.here / folder.LOCK).open("a") as file:
     until = time.monotonic() + 30.0  # workers of a killed command are about to end
     while True:
       try:
@@ -153,57 +150,12 @@ def _held(home: pathlib.Path, job: Job) -> Iterator[int]:
     yield file.fileno()
 
 
-_FIRST = (store.TOKENIZER, f"{store.ABOUT}.partial")  # of a begin that was cut off
+_FIRST = (store.TOKENIZER, f"{folder.ABOUT}.partial", folder.LOCK)  # of a cut-off begin
 
 
-def _drop_copies(home: pathlib.Path, job: Job, num_workers: int, lock: int) -> None:
-  if (home / worker.FIRSTS).exists():
-    return
-  _run(home, "keys", job, num_workers, lock)
-  paths = sorted(home.glob("piece-*.keys.npy"))
-  sizes = duplicates.mark(paths, home / worker.COPIES)
-  firsts, first = {}, 0
-  for path, size in zip(paths, sizes, strict=True):
-    firsts[path.name.split(".")[0].removeprefix("piece-")] = first
-    first += size
-  files.write_json(home / worker.FIRSTS, firsts)
-
-
-def _finish(home: pathlib.Path, job: Job) -> dict[str, Any]:
-  splits: dict[str, list] = {split: [] for split in store.SPLITS}
-  digest = hashlib.sha256()
-  for path in sorted(home.glob("piece-*.json")):
-    piece = files.read_sealed(path)
-    digest.update(piece["source_sha256"].encode())
-    for split, shard in piece["splits"].items():
-      splits[split].append(shard)
-  if not splits["train"]:
-    raise InputError(f"no text in {job.paths[0]!r} for training; give other files")
-  wide = job.tokenizer.vocab_size > 2**16
-  manifest = {
-    "format": store.FORMAT,
-    "dtype": "int32" if wide else "uint16",
-    **_made_of(job),
-    "source_sha256": digest.hexdigest(),
-    "num_tokens": {s: sum(x["tokens"] for x in found) for s, found in splits.items()},
-    "num_documents": {
-      s: sum(x["documents"] for x in found) for s, found in splits.items()
-    },
-    "splits": splits,
-  }
-  files.write_json(home / store.MANIFEST, files.sealed(manifest))
-  _clear(home)
-  return manifest
-
-
-def _clear(home: pathlib.Path) -> None:
-  """Removes what only an unfinished store needs."""
-  found = [*home.glob("piece-*"), *home.glob("*.partial")]
-  for path in (*found, home / worker.COPIES, home / worker.FIRSTS, home / store.ABOUT):
-    path.unlink(missing_ok=True)
-
-
-def _run(home: pathlib.Path, phase: str, job: Job, num_workers: int, lock: int) -> None:
+def _run(
+  place: folder.Folder, phase: str, job: Job, num_workers: int, lock: int
+) -> None:
   """Runs the workers of a phase to their end.
 
   Raises:
@@ -216,9 +168,9 @@ def _run(home: pathlib.Path, phase: str, job: Job, num_workers: int, lock: int) 
     "OMP_NUM_THREADS": "1",
     "JAX_PLATFORMS": "cpu",
   }
-  command = [sys.executable, "-m", "gen_jax.data.tokens.worker", str(home), phase]
-  for claim in home.glob(f"*{worker.CLAIM}"):  # of a command that was killed
-    claim.unlink()
+  command = [sys.executable, "-m", "gen_jax.data.tokens.worker"]
+  command += [str(place.home), phase]
+  place.drop_claims()
   with contextlib.ExitStack() as stack:
     processes = []
     for _ in range(num_workers):
@@ -235,15 +187,16 @@ def _run(home: pathlib.Path, phase: str, job: Job, num_workers: int, lock: int) 
       stack.enter_context(process)
       stack.callback(process.kill)
       processes.append(process)
-    _watch(home, processes, phase, job)
+    _watch(place, processes, phase, job)
 
 
 def _watch(
-  home: pathlib.Path, processes: Sequence[subprocess.Popen], phase: str, job: Job
+  place: folder.Folder, processes: Sequence[subprocess.Popen], phase: str, job: Job
 ) -> None:
-  total = sum(size or 0 for _, size in job.source())
+  # Bytes of the source in pieces that an earlier command has made, about.
+  before = len(place.done(phase)) * job.shard_bytes
+  total = job.num_bytes()
   began = said = time.monotonic()
-  before = _bytes_done(home, phase, job)
   told = {}
   with selectors.DefaultSelector() as selector:
     for process in processes:
@@ -263,21 +216,17 @@ def _watch(
         _say(phase, done, now - began, total - before)
 
 
-def _bytes_done(home: pathlib.Path, phase: str, job: Job) -> int:
-  """Bytes of the source in pieces that an earlier command has made, about."""
-  suffix = {"keys": "*.keys.npy", "tokens": "*.json"}[phase]
-  return len(list(home.glob(f"piece-{suffix}"))) * job.shard_bytes
-
-
 def _say(phase: str, done: Sequence[int], secs: float, total: int) -> None:
   num_tokens, num_documents, num_bytes = done
-  words = [f"{num_documents:,} documents"]
+  words = [f"{num_documents:,} {'images' if phase == 'images' else 'documents'}"]
+  if phase == "images":
+    words.append(f"{num_documents / secs:,.0f} a second")
   if phase == "tokens":
     words = [f"{num_tokens:,} tokens", f"{num_tokens / secs:,.0f} a second", *words]
   if num_bytes and total > num_bytes:
     left = int(secs / num_bytes * (total - num_bytes))
     words.append(f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}")
-  what = {"keys": "comparing", "tokens": "tokenising"}[phase]
+  what = {"keys": "comparing", "tokens": "tokenising", "images": "packing"}[phase]
   print(f"{what}: {', '.join(words)}", file=sys.stderr, flush=True)
 
 

@@ -11,9 +11,11 @@ indexed data sets of Megatron are read as they are.
 """
 
 import bisect
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +25,7 @@ import numpy as np
 from gen_jax.data import cache, tokenizers
 from gen_jax.data.tokens import indexed
 from gen_jax.system import files
-from gen_jax.types import InputError
+from gen_jax.types import InputError, unknown
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -33,9 +35,9 @@ SPLITS = ("train", "validation")
 
 
 class Mapped(Protocol):
-  """A shard in memory maps: `indexed.Mapped` or `Plain`."""
+  """A shard that is read where it is touched: `indexed.Mapped` or `Plain`."""
 
-  ids: np.ndarray
+  ids: indexed.Lazy
 
   def starts(self, low: int, high: int) -> np.ndarray:
     """int64, the first tokens of documents that lie in [low, high)."""
@@ -45,7 +47,7 @@ class Mapped(Protocol):
 class Plain(NamedTuple):
   """Ids alone, in which a token ends every document (nanoGPT)."""
 
-  ids: np.ndarray
+  ids: indexed.Lazy
   eos: int | None
 
   def starts(self, low: int, high: int) -> np.ndarray:
@@ -58,10 +60,11 @@ class Plain(NamedTuple):
 
 
 class Shard(NamedTuple):
-  """A number of tokens, and what maps them when they are read."""
+  """A number of tokens, what maps them when they are read, and where they lie."""
 
   num_tokens: int
   mapped: Callable[[], Mapped]
+  is_remote: bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +88,11 @@ class Stream:
   @functools.cached_property
   def _ends(self) -> list[int]:
     return list(itertools.accumulate(shard.num_tokens for shard in self.shards))
+
+  @property
+  def is_remote(self) -> bool:
+    """Whether shards are read from a bucket."""
+    return any(shard.is_remote for shard in self.shards)
 
   def __len__(self) -> int:
     return self.stop - self.start
@@ -191,10 +199,7 @@ def open_store(path: pathlib.Path, eos: int | None) -> Store:
   """
   if (path / MANIFEST).exists():
     return _own(path)
-  if (path / ABOUT).exists():
-    raise InputError(
-      f"the token store {path} is not finished; give its gen-jax tokenize again"
-    )
+  check_finished(path)
   stem = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
   if indexed.exists(stem):
     return Store(path, {"train": Stream.of([_indexed(stem)])})
@@ -210,58 +215,127 @@ def open_store(path: pathlib.Path, eos: int | None) -> Store:
   return Store(path, {s: Stream.of([_plain(name, eos)]) for s, name in found.items()})
 
 
+def check_finished(path: pathlib.Path) -> None:
+  """Raises InputError for a store that is still being made."""
+  if (path / ABOUT).exists():
+    raise InputError(
+      f"the store {path} is not finished; give the command that makes it again"
+    )
+
+
 def _indexed(prefix: pathlib.Path) -> Shard:
   mapped = indexed.open_shard(prefix)
-  return Shard(len(mapped.ids), functools.partial(indexed.open_shard, prefix))
+  opened = functools.partial(indexed.open_shard, prefix)
+  return Shard(len(mapped.ids), opened, not files.is_local(prefix))
 
 
 def _plain(path: pathlib.Path, eos: int | None) -> Shard:
   mapped = Plain(indexed.map_file(path, np.dtype("<u2")), eos)
-  return Shard(len(mapped.ids), lambda: mapped)
+  return Shard(len(mapped.ids), lambda: mapped, not files.is_local(path))
 
 
 def _own(path: pathlib.Path) -> Store:
   manifest = read_manifest(path)
-  dtype, streams = manifest["dtype"], {}
-  for split, shards in manifest["splits"].items():
-    found = []
-    for shard in shards:
-      prefix = path / shard["name"]
-      indexed.check_size(prefix, shard["tokens"], shard["documents"], dtype)
-      opened = functools.partial(_checked, prefix, dtype)
-      found.append(Shard(shard["tokens"], opened))
-    if found:
-      streams[split] = Stream.of(found)
+  found = shards(path, manifest)
+  streams = {split: Stream.of(found[split]) for split in found if found[split]}
   return Store(path, streams, manifest["tokenizer"])
 
 
-def _checked(prefix: pathlib.Path, dtype: str) -> indexed.Mapped:
+def shards(path: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str, list[Shard]]:
+  """{split: shards} of a manifest, whose files have the sizes that it says.
+
+  Raises:
+    InputError: a file is missing, or cut off.
+  """
+  dtype, sizes = manifest["dtype"], files.sizes(path)
+  found: dict[str, list[Shard]] = {}
+  for split, told in manifest["splits"].items():
+    found[split] = []
+    for shard in told:
+      given = path / shard["name"], shard["tokens"], shard["documents"], dtype
+      indexed.check_size(*given, sizes)
+      opened = functools.partial(_checked, *given)
+      found[split].append(Shard(shard["tokens"], opened, not files.is_local(path)))
+  return found
+
+
+def check_hashes(
+  path: pathlib.Path, manifest: Mapping[str, Any], watched: Callable[..., Iterable]
+) -> int:
+  """The number of shards, whose hashes are all those of the manifest.
+
+  Args:
+    watched: passes results on, given how many there will be.
+
+  Raises:
+    InputError: shards are missing, cut off or changed; the first is named.
+  """
+  shards(path, manifest)
+  told = [shard for found in manifest["splits"].values() for shard in found]
+  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    digests = pool.map(lambda shard: indexed.sha256(path / shard["name"]), told)
+    pairs = zip(told, watched(digests, len(told)), strict=True)
+    changed = [shard["name"] for shard, digest in pairs if digest != shard["sha256"]]
+  if changed:
+    raise InputError(
+      f"{len(changed)} of {len(told)} shards of {path} are not as they were written,"
+      f" the first is {changed[0]} (.bin or .idx): restore them from a copy, or make"
+      " the store again"
+    )
+  return len(told)
+
+
+def _checked(
+  prefix: pathlib.Path, tokens: int, documents: int, dtype: str
+) -> indexed.Mapped:
+  if not files.is_local(prefix):
+    return indexed.known(prefix, tokens, documents, dtype)
   mapped = indexed.open_shard(prefix)
   if mapped.ids.dtype != dtype:
     raise InputError(
       f"the shard {prefix} holds {mapped.ids.dtype}, its manifest says {dtype}; restore"
       " it from a copy, or tokenise the corpus again"
     )
+  if (len(mapped.ids), len(mapped.pointers)) != (tokens, documents):
+    raise InputError(f"the index of the shard {prefix} is damaged; restore it")
   return mapped
 
 
-_FIELDS = {"format": int, "dtype": str, "tokenizer": str, "splits": dict}
+_FIELDS = {"format": int, "dtype": str, "splits": dict}
+# Kinds of stores: what their manifests have besides, their dtypes, and what reads them.
+_KINDS = {
+  "tokens": ({"tokenizer": str}, ("uint16", "int32"), "data.source=tokens"),
+  "images": ({}, ("uint8",), "data.source=image_store"),
+}
 
 
-def read_manifest(path: pathlib.Path) -> dict[str, Any]:
+def read_manifest(path: pathlib.Path, kind: str | None = "tokens") -> dict[str, Any]:
   """The manifest of a store.
 
+  Args:
+    kind: None: of any.
+
   Raises:
-    InputError: damaged, or of another version.
+    InputError: damaged, of another version, or of another kind.
   """
   where = path / MANIFEST
   manifest = files.read_sealed(where)
-  for name, kind in _FIELDS.items():
-    if not isinstance(files.field(manifest, name, str(where)), kind):
-      raise InputError(f"{where} is damaged: {name} is no {kind.__name__}")
-  if manifest["format"] != FORMAT or manifest["dtype"] not in ("uint16", "int32"):
+  found = manifest.get("kind", "tokens")
+  kind = kind or found
+  if found in _KINDS and found != kind:
+    raise InputError(
+      f"{path} is a store of {found}, and {kind} are needed; read it by"
+      f" {_KINDS[found][2]}"
+    )
+  if kind not in _KINDS:
+    raise unknown(f"kind of store (of {where})", kind, _KINDS)
+  fields, dtypes, _ = _KINDS[kind]
+  for name, type_ in {**_FIELDS, **fields}.items():
+    if not isinstance(files.field(manifest, name, str(where)), type_):
+      raise InputError(f"{where} is damaged: {name} is no {type_.__name__}")
+  if manifest["format"] != FORMAT or manifest["dtype"] not in dtypes:
     raise InputError(
       f"{where} is of format {manifest['format']} with dtype {manifest['dtype']!r:.20};"
-      f" format {FORMAT} with uint16 or int32 is needed"
+      f" format {FORMAT} with {' or '.join(dtypes)} is needed"
     )
   return manifest

@@ -1,4 +1,4 @@
-"""One of N processes that tokenise the pieces of a corpus: python -m ... STORE PHASE N.
+"""One of N processes that make the pieces of a store: python -m ... STORE PHASE N.
 
 STORE/about.json describes the job. Each process claims the next piece that is free, by
 making a file. Finished pieces stand on their own: a shard of each split, then
@@ -11,53 +11,50 @@ processes.
 """
 
 import ctypes
-import hashlib
 import json
 import os
 import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
-import numpy as np
-
-from gen_jax.data import cache, tokenizers
-from gen_jax.data.tokens import documents, duplicates, indexed, store
+from gen_jax.data.stored import packing
+from gen_jax.data.tokens import documents, folder, tokenising
 from gen_jax.system import files
 from gen_jax.types import InputError
 
-_BATCH = 2**20  # characters of documents held at once
 _EVERY_SECS = 1.0
 
 
-def name(task: int, piece: int) -> str:
-  """Of a piece: '00012-00000'."""
-  return f"{task:05}-{piece:05}"
+class Work(Protocol):
+  """What is made of a corpus, by the kind of its store.
+
+  Attributes:
+    tasks: of the corpus, in order.
+  """
+
+  tasks: list[documents.Task]
+
+  def pieces(
+    self, task: documents.Task, wanted: Callable[[int], bool]
+  ) -> Iterator[documents.Piece]:
+    """The wanted pieces of a task; see `documents.pieces`."""
+    ...
+
+  def do(self, phase: str, piece: str, items: Iterable, progress: Any) -> None:
+    """Does a phase of a piece, and notes in its folder that it is done."""
+    ...
 
 
-def record(home: pathlib.Path, piece: str, phase: str) -> pathlib.Path:
-  """The file that says a piece is done."""
-  suffix = {"keys": "keys.npy", "tokens": "json"}[phase]
-  return home / f"piece-{piece}.{suffix}"
+KINDS: dict[str, Callable[[folder.Folder, dict], Work]] = {
+  "tokens": tokenising.Tokenising,
+  "images": packing.Packing,
+}
 
 
-def _claim(home: pathlib.Path, what: str, phase: str) -> bool:
-  """Whether this process is the first to ask for it in this command."""
-  try:
-    (home / f"piece-{what}.{phase}{CLAIM}").touch(exist_ok=False)
-  except FileExistsError:
-    return False
-  return True
-
-
-CLAIM = ".claim"
-COPIES = "copies.npy"  # of all documents, see `duplicates.mark`
-FIRSTS = "copies.json"  # {piece: its first document}
-
-
-class _Progress:
+class Progress:
   """What this process has done, told every second."""
 
   def __init__(self):
@@ -65,117 +62,32 @@ class _Progress:
     self._due = 0.0
 
   def tell(self, *, at_once: bool = False) -> None:
+    """Says it, if it is time."""
     if at_once or time.monotonic() >= self._due:
       self._due = time.monotonic() + _EVERY_SECS
       print(json.dumps([self.tokens, self.documents, self.bytes]), flush=True)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-  batch, size = [], 0
-  for text in texts:
-    batch.append(text)
-    size += len(text)
-    if size >= _BATCH:
-      yield batch
-      batch, size = [], 0
-  yield batch
-
-
-def _kept(texts: Iterable[str], copies: np.ndarray | None, digest) -> Iterator[str]:
-  """The documents that are no copies; the digest is of all."""
-  for i, text in enumerate(texts):
-    content = text.encode("utf-8", "surrogatepass")
-    digest.update(len(content).to_bytes(8, "little") + content)
-    if copies is None or not copies[i]:
-      yield text
-
-
-def _tokenise(
-  home: pathlib.Path,
-  about: dict[str, Any],
-  tokenizer: tokenizers.Tokenizer,
-  piece: str,
-  texts: Iterable[str],
-  progress: _Progress,
-) -> None:
-  """Writes the shards of a piece, and then its record."""
-  copies = None
-  if about["duplicates"]:
-    first = files.read_json(home / FIRSTS)[piece]
-    copies = np.load(home / COPIES, mmap_mode="r")[first:]
-  digest, held = hashlib.sha256(), []
-  share = about["held_out"]
-
-  def training() -> Iterator[cache.Tokens]:
-    for batch in _batches(_kept(texts, copies, digest)):
-      is_out = [share > 0 and duplicates.fraction(text) < share for text in batch]
-      parts = [
-        [text for text, out in zip(batch, is_out, strict=True) if out == wanted]
-        for wanted in (False, True)
-      ]
-      held.extend(cache.of_documents(parts[1], tokenizer))
-      for chunk in cache.of_documents(parts[0], tokenizer):
-        yield chunk
-        progress.tokens += len(chunk.ids)
-        progress.tell()
-      progress.documents += len(batch)
-
-  found = {}
-  for split, chunks in zip(store.SPLITS, (training(), held), strict=True):
-    shard = f"{split}-{piece}"
-    written = indexed.write(home / shard, chunks)
-    if written.documents:
-      found[split] = {"name": shard, **written._asdict()}
-    else:
-      for suffix in ("bin", "idx"):
-        (home / f"{shard}.{suffix}").unlink()
-  content = {"splits": found, "source_sha256": digest.hexdigest()}
-  files.write_json(record(home, piece, "tokens"), files.sealed(content))
-
-
-def _find_keys(
-  home: pathlib.Path, about: dict[str, Any], piece: str, texts: Iterable[str], progress
-) -> None:
-  """Writes the keys of the documents of a piece."""
-  keys = {"exact": duplicates.exact, "near": duplicates.near}[about["duplicates"]]
-  found = []
-  for text in texts:
-    found.append(keys(text))
-    progress.documents += 1
-    progress.tell()
-  width = {"exact": 1, "near": duplicates.BANDS}[about["duplicates"]]
-  with files.replacing(record(home, piece, "keys")) as partial:
-    with partial.open("wb") as file:
-      np.save(file, np.array(found, np.uint64).reshape(-1, width))
-
-
 def run(home: pathlib.Path, phase: str, num: int) -> None:
   """Does missing pieces until none is free."""
-  about = files.read_json(home / store.ABOUT)
-  tokenizer = tokenizers.load(home / store.TOKENIZER)
-  size, field = about["shard_bytes"], about["field"]
-  tasks = documents.plan(about["paths"], field, size)
-  progress = _Progress()
-  for number, task in enumerate(tasks):
-    # Streams from a network are not read by all, if there are enough of them.
-    is_alone = task.is_remote and len(tasks) >= num
-    if is_alone and not _claim(home, f"{number:05}", phase):
+  place = folder.Folder(home)
+  about = files.read_json(place.home / folder.ABOUT)
+  work = KINDS[about["kind"]](place, about)
+  done, progress = set(place.done(phase)), Progress()
+  for number, task in enumerate(work.tasks):
+    # Streams and tars are not read by all, if there are enough of them.
+    is_alone = task.is_for_one and len(work.tasks) >= num
+    if is_alone and not place.claim(f"{number:05}", phase):
       continue
 
     def wanted(piece: int, number=number, is_alone=is_alone) -> bool:
-      what = name(number, piece)
-      is_done = record(home, what, phase).exists()
-      return not is_done and (is_alone or _claim(home, what, phase))
+      what = folder.name(number, piece)
+      return what not in done and (is_alone or place.claim(what, phase))
 
     before, share, made = progress.bytes, 1 if is_alone else num, 0
-    for piece in documents.pieces(task, field, size, wanted):
+    for piece in work.pieces(task, wanted):
       progress.bytes = before + piece.at_byte // share
-      given = home, about
-      if phase == "keys":
-        _find_keys(*given, name(number, piece.number), piece.texts, progress)
-      else:
-        of_task = name(number, piece.number)
-        _tokenise(*given, tokenizer, of_task, piece.texts, progress)
+      work.do(phase, folder.name(number, piece.number), piece.items, progress)
       progress.tell()
       made += 1
     if task.is_whole:  # all have read it together
@@ -191,7 +103,7 @@ def main(argv: list[str]) -> int:
   if os.getppid() != int(argv[3]):
     return os.EX_TEMPFAIL
   try:
-    run(pathlib.Path(argv[0]), argv[1], int(argv[2]))
+    run(files.path(argv[0], "--to"), argv[1], int(argv[2]))
   except InputError as error:
     print(error, file=sys.stderr, flush=True)
     return 2

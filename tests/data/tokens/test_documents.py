@@ -20,7 +20,7 @@ def read(paths, size, field="text"):
   """All documents, piece by piece: {(task, piece): texts}."""
   paths = [str(path) for path in paths]
   return {
-    (i, piece.number): list(piece.texts)
+    (i, piece.number): list(piece.items)
     for i, task in enumerate(documents.plan(paths, field, size))
     for piece in documents.pieces(task, field, size, lambda _: True)
   }
@@ -80,7 +80,7 @@ def test_a_piece_is_the_same_whoever_reads_it_alone(path):
   for i, task in enumerate(documents.plan([str(path)], "text", 200)):
     for wanted in [piece for t, piece in found if t == i]:
       pieces = documents.pieces(task, "text", 200, wanted.__eq__)
-      assert [list(piece.texts) for piece in pieces] == [found[i, wanted]]
+      assert [list(piece.items) for piece in pieces] == [found[i, wanted]]
 
 
 def test_small_files_share_a_piece_and_each_text_is_a_document(tmp_path):

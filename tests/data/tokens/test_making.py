@@ -13,7 +13,15 @@ import pytest
 
 from gen_jax import types
 from gen_jax.data import cache, tokenizers
-from gen_jax.data.tokens import documents, duplicates, making, store, worker
+from gen_jax.data.tokens import (
+  documents,
+  duplicates,
+  folder,
+  making,
+  store,
+  tokenising,
+  worker,
+)
 
 TEXTS = [f"Document {i} of the corpus. " * (i % 9 + 1) for i in range(400)]
 COPIES = [TEXTS[3].upper(), TEXTS[200], TEXTS[3]]
@@ -36,7 +44,7 @@ def job(corpus, **changes):
   paths = tuple(documents.listed(str(corpus), None, "train"))
   tokenizer = tokenizers.plain_bytes()
   options = {"shard_bytes": 4000, "held_out": 0.1, **changes}
-  return making.Job(paths, tokenizer, **options)
+  return tokenising.Job(paths, tokenizer, **options)
 
 
 def content(home):
@@ -104,13 +112,14 @@ def killed(home, corpus, after):
   """A command that is killed when `after` pieces are done; whether it was whole."""
   code = (
     "import sys, pathlib; from tests.data.tokens import test_making as t;"
-    " t.making.make(pathlib.Path(sys.argv[1]), t.job(pathlib.Path(sys.argv[2])), 2)"
+    " from gen_jax.system import files; home = files.path(sys.argv[1], 'x');"
+    " t.making.make(home, t.job(pathlib.Path(sys.argv[2])), 2)"
   )
   words = [sys.executable, "-c", code, str(home), str(corpus)]
   process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
   until = time.monotonic() + 120
   while process.poll() is None and time.monotonic() < until:
-    if len(list(home.glob("piece-*.json"))) >= after:
+    if len(folder.Folder(home).done("tokens")) >= after:
       os.kill(process.pid, signal.SIGKILL)
       break
     time.sleep(0.001)
@@ -137,11 +146,12 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same_bytes(
 def test_a_piece_that_is_done_or_claimed_is_not_made_again(corpus, made, tmp_path):
   """A claim of a killed command counts no more in the next."""
   home, given = tmp_path / "store", job(corpus)
-  with making._held(home, given):
+  place = folder.Folder(home)
+  with making._held(place, given):
     pass
-  assert worker._claim(home, worker.name(0, 0), "tokens")
+  assert place.claim(folder.name(0, 0), "tokens")
   worker.run(home, "tokens", 2)  # one of two workers
-  assert not worker.record(home, worker.name(0, 0), "tokens").exists()
+  assert folder.name(0, 0) not in place.done("tokens")
   before = {p: p.stat().st_mtime_ns for p in home.glob("piece-*.json")}
   assert before
   making.make(home, given, 1)
@@ -176,14 +186,12 @@ def test_another_store_is_not_written_over(corpus, made, tmp_path):
     with pytest.raises(types.InputError, match=f"store of another {name}"):
       making.make(made, job(corpus, **changes), 1)
   home = tmp_path / "store"
-  with making._held(home, job(corpus)):
-    with pytest.raises(
-      types.InputError, match="unfinished token store of another held"
-    ):
+  with making._held(folder.Folder(home), job(corpus)):
+    with pytest.raises(types.InputError, match="unfinished store of another held"):
       making.make(home, job(corpus, held_out=0.2), 1)
   (tmp_path / "own").mkdir()
   (tmp_path / "own/file").write_text("")
-  with pytest.raises(types.InputError, match="not empty and holds no token store"):
+  with pytest.raises(types.InputError, match="not empty and holds no unfinished store"):
     making.make(tmp_path / "own", job(corpus), 1)
 
 

@@ -1,0 +1,76 @@
+"""`gen-jax pack`: images with captions as a store of shards to train from."""
+
+from __future__ import annotations
+
+from gen_jax import ranges
+from gen_jax.cli import flags, tokenize
+from gen_jax.data.stored import captioned, packing
+from gen_jax.data.tokens import making
+
+
+def add_arguments(parser) -> None:
+  """See `gen-jax pack --help`."""
+  parser.add_argument(
+    "--source",
+    action="append",
+    required=True,
+    help="folder of images with captions, .tar (WebDataset) or .parquet, a glob of"
+    " these in quotes, hf:NAME or tfds:NAME; may be repeated",
+  )
+  parser.add_argument(
+    "--to",
+    action=flags.Path,
+    required=True,
+    metavar="DIR",
+    help="folder of the store, or an address in a bucket",
+  )
+  parser.add_argument(
+    "--image", default="image", help="column of encoded images (default image)"
+  )
+  parser.add_argument(
+    "--caption",
+    default="text",
+    help="column of captions, or of class numbers, whose names are the captions"
+    " (default text)",
+  )
+  parser.add_argument("--label", help="column of class numbers besides captions")
+  parser.add_argument(
+    "--split", default="train", help="of hf: and tfds: data sets (default train)"
+  )
+  parser.add_argument("--subset", help="configuration of hf: and tfds: data sets")
+  parser.add_argument(
+    "--held_out",
+    type=float,
+    default=0.01,
+    help="share of images for validation, by their hash (default 0.01); a folder with"
+    " validation/ in it says itself",
+  )
+  parser.add_argument(
+    "--drop", choices=("exact",), help="drop images of the same bytes as another"
+  )
+  tokenize.add_work(parser, "images")
+  parser.epilog = (
+    "Images are kept as they are encoded. Killed at any moment, the same command goes\n"
+    "on and gives the same bytes. To train on it: --config.data.source=image_store\n"
+    "--config.data.source.path=DIR"
+  )
+
+
+def run(args) -> dict:
+  """Makes the store, or goes on with it."""
+  held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
+  workers, shard_bytes = tokenize.work(args)
+  paths = [
+    path
+    for source in args.source
+    for path in captioned.listed(source, args.subset, args.split)
+  ]
+  fields = captioned.Fields(args.image, args.caption, args.label)
+  job = packing.Job(
+    tuple(dict.fromkeys(paths)), fields, held_out, args.drop, shard_bytes
+  )
+  made = making.make(args.to, job, workers)
+  for split, num in made["num_images"].items():
+    print(f"{args.to}, {split}: {num:,} images, {made['num_bytes'][split]:,} bytes")
+  names = ("num_images", "num_bytes", "source_sha256")
+  return {"to": str(args.to), **{name: made[name] for name in names}}
