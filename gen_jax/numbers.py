@@ -21,10 +21,12 @@ those, x / c to x (1 / c), c (d x) to (c d) x, and a product with 1 to its facto
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +37,8 @@ _UFUNCS = {np.cos: "cos", np.sin: "sin", np.sqrt: "sqrt", np.log: "log", np.exp:
 
 def plain(number: float | int) -> float | int:
   """The number without its name."""
-  return float(number) if isinstance(number, float) else int(number)
+  kind = float if isinstance(number, float) else int
+  return getattr(kind, f"__{kind.__name__}__")(number)
 
 
 # What a number is where it meets an array.
@@ -59,7 +62,73 @@ def _derived(
 ) -> float | int:
   """function(*operands), named by its words, in which `{}` stand for their names."""
   names = (getattr(x, "name", x) for x in operands)
-  return named(function(*map(plain, operands)), words.format(*names))
+  number = named(function(*map(plain, operands)), words.format(*names))
+  number.made = function, operands
+  return number
+
+
+def under(number: float | int, values: Numbers) -> float | int:
+  """What a number is where those of the config are `values`, bit for bit.
+
+  Args:
+    values: of numbers that are not derived from others, by name.
+
+  >>> half = named(0.5, "a")
+  >>> under(1 - half / 4, {"a": 2.0})
+  0.5
+
+  Raises:
+    KeyError: it depends on a number without a value.
+  """
+  if not isinstance(number, _Number):
+    return number
+  if number.made is None:
+    return type(plain(number))(values[number.name])
+  function, operands = number.made
+  return function(*(under(x, values) for x in operands))
+
+
+class Decision(NamedTuple):
+  """What Python was told of numbers, on which the structure of a program may depend."""
+
+  function: Callable[..., Any]
+  operands: tuple[Any, ...]
+  result: Any
+
+  def holds(self, values: Numbers) -> bool:
+    """Whether numbers of these values give the same; see `under`."""
+    return self.function(*(under(x, values) for x in self.operands)) == self.result
+
+
+_decisions: contextvars.ContextVar[list[Decision] | None] = contextvars.ContextVar(
+  "decisions", default=None
+)
+
+
+@contextlib.contextmanager
+def deciding() -> Iterator[list[Decision]]:
+  """Yields a list that gets every decision taken within, by comparison or conversion.
+
+  What C code reads of a number (math.sqrt, numpy) is none of them.
+  """
+  token = _decisions.set([])
+  try:
+    yield _decisions.get()
+  finally:
+    _decisions.reset(token)
+
+
+def _deciding(function: Callable[..., Any]):
+  def decide(self, *others):
+    operands = (self, *others)
+    if not all(isinstance(x, int | float) for x in others):
+      return NotImplemented
+    result = function(*map(plain, operands))
+    if (decisions := _decisions.get()) is not None:
+      decisions.append(Decision(function, operands, result))
+    return result
+
+  return decide
 
 
 def _binary(function: Callable[..., Any], symbol: str, *, swapped: bool = False):
@@ -85,6 +154,7 @@ class _Number:
   """What named floats and ints have in common."""
 
   array = None  # what it is, where `jax.jit` and its like have made an array of it
+  made = None  # (function, operands) of a number derived from others
 
   def __new__(cls, value: float | int, name: str):
     self = super().__new__(cls, value)
@@ -107,7 +177,8 @@ class _Number:
   __abs__ = _unary(abs, "abs({})")
 
   def __round__(self, digits: int | None = None):
-    return _derived(lambda x: round(x, digits), "round({})", self)
+    more = "" if digits is None else f", {digits}"
+    return _derived(lambda x: round(x, digits), f"round({{}}{more})", self)
 
   for _name, _symbol in (
     *(("add", "+"), ("sub", "-"), ("mul", "*"), ("truediv", "/")),
@@ -115,15 +186,22 @@ class _Number:
   ):
     vars()[f"__{_name}__"] = _binary(getattr(operator, _name), _symbol)
     vars()[f"__r{_name}__"] = _binary(getattr(operator, _name), _symbol, swapped=True)
-  del _name, _symbol
+  for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    vars()[f"__{_name}__"] = _deciding(getattr(operator, _name))
+  for _name, _function in (
+    *(("bool", bool), ("int", int), ("trunc", math.trunc)),
+    *(("floor", math.floor), ("ceil", math.ceil)),
+  ):
+    vars()[f"__{_name}__"] = _deciding(_function)
+  del _name, _symbol, _function
 
 
 class _Float(_Number, float):
-  pass
+  __hash__ = float.__hash__
 
 
 class _Int(_Number, int):
-  pass
+  __hash__ = int.__hash__
 
 
 def _flatten(number):
@@ -169,24 +247,44 @@ def constant() -> Iterator[None]:
     yield
 
 
-def found(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
-  """The numbers that meet an array in fn(*args), traced; args may be abstract.
+def met(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
+  """The named numbers that meet an array in fn(*args), traced; args may be abstract.
 
-  >>> x, rate = jax.ShapeDtypeStruct((2,), "float32"), named(0.5, "rate")
-  >>> found(lambda x: x * (1 - rate) if rate > 0 else x, x)
-  {'(1 - rate)': 0.5}
+  `arguments` makes of them what the program takes.
   """
   numbers: dict[str, float | int] = {}
 
   def meets(number):
     value = plain(number)
-    if numbers.setdefault(number.name, value) != value:
+    if plain(numbers.setdefault(number.name, number)) != value:
       raise ValueError(f"{number.name} is {value} and {numbers[number.name]}")
     return value
 
   with _meeting(meets):
     jax.eval_shape(lambda *args: fn(*args), *args)  # a new function: nothing is cached
   return numbers
+
+
+def arguments(numbers: Numbers, values: Numbers | None = None) -> Numbers:
+  """What a program takes for numbers that `met` has found.
+
+  Args:
+    values: of another config than that they are of, see `under`.
+  """
+  return {
+    name: plain(number if values is None else under(number, values))
+    for name, number in numbers.items()
+  }
+
+
+def found(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
+  """The numbers that a program of fn(*args) takes; args may be abstract.
+
+  >>> x, rate = jax.ShapeDtypeStruct((2,), "float32"), named(0.5, "rate")
+  >>> found(lambda x: x * (1 - rate) if rate > 0 else x, x)
+  {'(1 - rate)': 0.5}
+  """
+  return arguments(met(fn, *args))
 
 
 def rounded(numbers: Numbers) -> Numbers:
@@ -197,7 +295,35 @@ def rounded(numbers: Numbers) -> Numbers:
   }
 
 
-def jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Jitted:
+  """A function that `jit` has compiled, called as the function is.
+
+  Attributes:
+    fn: the function.
+    program: of the same arguments and `numbers`.
+    values: see `arguments`.
+  """
+
+  fn: Callable[..., Any]
+  program: Callable[..., Any]
+  values: Numbers | None = None
+  _met: dict[str, float | int] = dataclasses.field(default_factory=dict)
+  _is_traced: list[None] = dataclasses.field(default_factory=list)
+
+  def __call__(self, *args, **kwargs):
+    if not self._is_traced:
+      self._met.update(met(functools.partial(self.fn, **kwargs), *args))
+      self._is_traced.append(None)
+    numbers = arguments(self._met, self.values)
+    return self.program(*args, numbers=numbers, **kwargs)
+
+  def under(self, values: Numbers | None) -> "Jitted":
+    """The same program with the numbers of another config."""
+    return dataclasses.replace(self, values=values)
+
+
+def jit(fn: Callable[..., Any], **options: Any) -> Jitted:
   """jax.jit(fn), whose numbers are arguments of its program.
 
   Args:
@@ -208,14 +334,4 @@ def jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     with given(numbers):
       return fn(*args, **kwargs)
 
-  program = jax.jit(functools.wraps(fn)(program), **options)
-  numbers: Numbers | None = None
-
-  @functools.wraps(fn)
-  def call(*args, **kwargs):
-    nonlocal numbers
-    if numbers is None:
-      numbers = found(functools.partial(fn, **kwargs), *args)
-    return program(*args, numbers=numbers, **kwargs)
-
-  return call
+  return Jitted(fn, jax.jit(functools.wraps(fn)(program), **options))

@@ -235,3 +235,66 @@ def test_arms_in_one_program_train_as_alone(together, tolerance):
   wanted = tree.flatten(stacked(*(s for s, _ in arms)))
   for path, leaf in tree.flatten(group).items():
     np.testing.assert_allclose(leaf, wanted[path], tolerance, tolerance, err_msg=path)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_derived_number_of_another_config_is_what_that_config_makes_of_it(name):
+  function = getattr(operator, name)
+  a, b = numbers.named(0.3, "a"), numbers.named(7, "b")
+  values = {"a": 0.7, "b": 3}
+  for number, wanted in (
+    (function(a, 2), function(0.7, 2)),
+    (function(2, a), function(2, 0.7)),
+    (function(a, b), function(0.7, 3)),
+    (1 - np.cos(round(abs(-a) * 1.23, 1)), 1 - float(np.cos(round(0.7 * 1.23, 1)))),
+  ):
+    found = numbers.under(number, values)
+    assert found == wanted and type(found) is type(wanted)
+    assert numbers.under(number, {"a": 0.3, "b": 7}) == number
+  with pytest.raises(KeyError):
+    numbers.under(a, {"b": 3})
+
+
+def test_a_whole_number_given_for_a_float_stays_a_float():
+  found = numbers.under(numbers.named(0.5, "a"), {"a": 2})
+  assert (found, type(found)) == (2.0, float)
+
+
+# What Python is told, and a value for which it would be something else.
+DECISIONS = {
+  "compared": (lambda x: x > 0, -2.0),
+  "reflected": (lambda x: x < 0, -2.0),
+  "equal": (lambda x: x == 0.0, 0.0),
+  "true": (bool, 0.0),
+  "largest": (lambda x: max(x, 0.1), 0.05),
+  "whole": (int, 1.5),
+  "floor": (lambda x: x.__floor__(), -0.5),
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_what_python_is_told_of_a_number_is_a_decision_that_holds_for_some(name):
+  decide, other = DECISIONS[name]
+  x = numbers.named(0.5, "x")
+  with numbers.deciding() as decisions:
+    decide(1 * x)
+  decide(x)  # nobody listens
+  (decision,) = decisions
+  assert decision.holds({"x": 0.5}) and decision.holds({"x": 0.25})
+  assert not decision.holds({"x": other})
+
+
+def test_arithmetic_and_programs_decide_nothing():
+  x = numbers.named(0.5, "x")
+  with numbers.deciding() as decisions:
+    numbers.found(lambda y: (1 - 2 * x) * y + jnp.where(y > x, x, y), jnp.ones(2))
+  assert not decisions
+
+
+def test_a_program_is_shared_with_the_numbers_of_another_config():
+  x, traces = numbers.named(0.5, "x"), []
+  program = numbers.jit(lambda y: traces.append(1) or (1 - x) * y)
+  assert program(2.0) == 1.0
+  before = len(traces)
+  assert program.under({"x": 0.25})(2.0) == 1.5 and program(2.0) == 1.0
+  assert len(traces) == before

@@ -41,6 +41,7 @@ COMMANDS = {
   "evaluate": "run a config's evaluators on a checkpoint",
   "illustrate": "draw figures about an image model for its report",
   "sweep": "run the arms of an experiment; the same command resumes",
+  "together": "train runs of one structure in one process, for `sweep`",
   "repro": "run a recorded experiment again: inside its band, or not",
   "coordinates": "check that what a model computes has one size at every width",
   "compare": "the difference between runs, with an interval over seeds",

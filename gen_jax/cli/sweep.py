@@ -10,7 +10,8 @@ from gen_jax.cli import flags
 from gen_jax.errors import InputError
 from gen_jax.sweeps import ledger, sweep
 
-TRAIN = (sys.executable, "-m", "gen_jax.cli.main", "train")  # an arm's process
+_RUN = (sys.executable, "-m", "gen_jax.cli.main")
+TRAIN, TOGETHER = (*_RUN, "train"), (*_RUN, "together")  # an arm's process, a group's
 
 
 def add_arguments(parser) -> None:
@@ -19,6 +20,13 @@ def add_arguments(parser) -> None:
   add("experiment", action=flags.LocalPath, help="a folder with a sweep.py")
   add("--list", action="store_true", help="show the arms and what has come of them")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
+  add(
+    "--together",
+    choices=("map", "vmap", "turn", "no"),
+    help="how arms that differ in numbers and seeds alone share a process: map (to the"
+    " bit what they do alone), vmap (to rounding), turn (one after another), or no;"
+    " by default a few steps are measured, and what is chosen is said",
+  )
   add("--to", action=flags.LocalPath, help="the arms' workdirs; runs/NAME by default")
   add(
     "--record",
@@ -42,7 +50,8 @@ def run(args) -> dict:
   loaded = load(args)
   home = args.to or pathlib.Path("runs") / loaded.folder.absolute().name
   if not args.list and not args.record:
-    ran = loaded.run(home, TRAIN, args.jobs)
+    groups = () if args.together == "no" else TOGETHER
+    ran = loaded.run(home, TRAIN, args.jobs, groups, args.together)
     for number, (arm, state) in enumerate(ran, 1):
       print(f"{number}: {arm.name}: {_words(state)}", flush=True)
   states = loaded.states(home)

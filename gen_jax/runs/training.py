@@ -5,22 +5,21 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
-
-import jax
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from gen_jax import experiment as experiments
 from gen_jax import numbers as numbering
 from gen_jax import sharding, tree
-from gen_jax.cost import flops, plan
-from gen_jax.data import batches
+from gen_jax.cost import flops
+from gen_jax.data import batches, pipeline
 from gen_jax.inference import sheets
-from gen_jax.runs import bill, lease, weights, workdir
+from gen_jax.runs import bill, lease, programs, weights, workdir
 from gen_jax.system import copies, files
 from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
-from gen_jax.types import Diverged, InputError
+from gen_jax.types import Batch, Diverged, InputError, Params, PyTree
 
 
 class Alone:
@@ -33,8 +32,41 @@ class Alone:
     """Says that this process has come on: nobody listens."""
 
 
-def train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
+class Solo:
+  """A run that shares nothing; those of a group answer to the same names."""
+
+  program = staticmethod(programs.program)
+
+  def experiment(self, config: dict, directory: pathlib.Path):
+    """The experiment, whose tokenizer and names of classes are in the folder."""
+    return experiments.make(config, directory)
+
+  def evaluators(self, experiment: experiments.Experiment):
+    """Those of the config."""
+    return experiment.evaluators()
+
+  def step(self, program: programs.Program) -> steps.Step:
+    """The training step, compiled."""
+    return program.compiled()
+
+  def whole(self, state: Any) -> states.TrainState:
+    """The state that a step has returned."""
+    return state
+
+  def stream(self, experiment, examples, first: int) -> Iterator[Batch]:
+    """Batches from step `first` on, placed on the devices."""
+    layout, size = experiment.layout, experiment.data.batch_size
+    for batch in examples.stream(first, layout.local_rows(size)):
+      yield layout.put(batch, size)
+
+
+def train(
+  config: dict, directory: pathlib.Path, group: Alone, shared: Solo | None = None
+) -> dict:
   """Trains to the config's end, or until a signal asks for it.
+
+  Args:
+    shared: what this run shares with others of its process, see `together`.
 
   Returns:
     workdir, reason ('finished', 'patience' or 'interrupted'), step, and the last value
@@ -49,35 +81,53 @@ def train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       f" in another --workdir with --config.init_from.workdir={directory}"
     )
   # Refuse a bad config before anything is written.
-  experiments.make(config, None)
+  if shared is None:  # a group's configs are checked
+    experiments.make(config, None)
   # One lease for all processes of a run.
   with contextlib.nullcontext() if group.process_id else lease.hold(directory):
-    return _train(config, directory, group)
+    begun = _begin(config, directory, group, shared or Solo())
+    return _train(begun, directory, group, shared or Solo())
 
 
-def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Begun:
+  """What training needs besides the state.
+
+  Attributes:
+    base: weights that it starts from, or whose adapters it trains; None: neither.
+    at: when the process began with it, seconds since 1970.
+  """
+
+  experiment: experiments.Experiment
+  examples: pipeline.Pipeline
+  evals: Sequence[evaluators.Evaluator]
+  program: programs.Program
+  step: steps.Step
+  base: Params | None
+  at: float
+
+  @property
+  def frozen(self) -> PyTree:
+    return self.experiment.learner_frozen(self.base)
+
+
+def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) -> _Begun:
+  """Claims the folder and does all that bad input can stop."""
   began = time.time()
-  with contextlib.ExitStack() as claimed:  # all that bad input can stop
+  with contextlib.ExitStack() as claimed:
     with group.main_process_first():
       before = claimed.enter_context(workdir.claim(directory, config))
-      experiment = experiments.make(config, directory)
+      experiment = shared.experiment(config, directory)
       examples = experiment.pipeline("train")
-      evals = experiment.evaluators()
+      evals = shared.evaluators(experiment)
       remarks = (workdir.unlike_start(config), experiment.data.remark())
       if not group.process_id and any(remarks):
         print(*filter(None, remarks), sep="\n", flush=True)
     frozen = weights.load_frozen(experiment, directory)
     experiment = dataclasses.replace(experiment, frozen=frozen)
-    layout, data = experiment.layout, experiment.data
-    num_steps = experiment.train.total_steps(len(examples.examples), data.batch_size)
-    _check_length(experiment, before, num_steps, len(examples.examples), directory)
-    optimizer, rate = experiment.optimizer(num_steps)
-    rate = numbering.jit(rate)
-    rate(0)  # compiled before anything is timed
-    abstract = experiment.abstract_state(optimizer)
-    plan.check_fits(experiment, abstract)
-    work = experiment.flops_per_step()
-    step, numbers = _fitting_step(experiment, optimizer, abstract)
+    made = shared.program(experiment, len(examples.examples))
+    _check_length(made, before, directory)
+    step = shared.step(made)
     base = None
     if experiment.source and (
       experiment.adapter or workdir.latest_step(directory) is None
@@ -87,68 +137,56 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
       print(f"starting from {experiment.source.workdir}, {which}", flush=True)
   if experiment.adapter:
     evals = [evaluators.WithWeights(e, _merged(experiment)) for e in evals]
+  return _Begun(experiment, examples, evals, made, step, base, began)
 
+
+def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -> dict:
+  experiment, made, step = begun.experiment, begun.program, begun.step
+  numbers = made.arguments()
   with (
     checkpoint.open_manager(directory, keep=experiment.train.keep) as manager,
-    contextlib.ExitStack() as profiling,
+    contextlib.ExitStack() as used,
   ):
-    restored = checkpoint.restore(manager, abstract)
-    evaluated = restored is not None and restored[1].evaluated
-    if restored is None:
-      progress = checkpoint.Progress()
-      state = _fresh_state(experiment, optimizer, abstract, base)
-    else:
-      state, progress = restored
-      progress = dataclasses.replace(progress, evaluated=True)
-      checkpoint.quarantine_newer_than(manager, int(state.step))
+    state, progress, is_new = _state(begun, manager)
     start = int(state.step)
-    attention = sorted({*_chosen("attention_impl", config["task"])} or {"xla"})
-    print(
-      f"{'resuming' if restored else 'training'} {directory} from step {start} of"
-      f" {num_steps}: {tree.size(state.params):,} parameters, mesh"
-      f" {_mesh(layout)}, attention by {' and '.join(attention)}",
-      flush=True,
-    )
+    _announce(begun, directory, state, is_new)
     if not group.process_id and (cost := bill.line(directory)):
       print(f"  {cost}", flush=True)
-    rows = layout.local_rows(data.batch_size)
     if between := experiment.train.profile_steps:
       say = functools.partial(print, flush=True) if not group.process_id else len
-      step = profiling.enter_context(
+      step = used.enter_context(
         profile.traced(step, between, start, directory / "profile", say)
       )
-
-    def stream(first):
-      for batch in examples.stream(first, rows):
-        yield layout.put(batch, data.batch_size)
-
-    if restored is None and experiment.train.health_check:
-      first = layout.put(examples.batch(0, rows), data.batch_size)
-      _health(experiment, state, base, first, numbers, num_steps, directory)
+    if is_new and experiment.train.health_check:
+      _health(begun, state, numbers, directory)
     sinks = []
     if group.process_id == 0:
-      kept = -1 if restored is None else start  # a fresh run evaluates step 0 again
+      kept = -1 if is_new else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
-      hours = bill.Bill(directory, began, layout.mesh.devices.ravel().tolist())
-      sinks = [*_sinks(directory, kept, start, num_steps), hours]
+      sinks = _sinks(directory, kept, start, made.num_steps)
+      devices = experiment.layout.mesh.devices.ravel().tolist()
+      sinks.append(bill.Bill(directory, begun.at, devices))
+      for sink in sinks:
+        used.callback(sink.close)
     try:
       result = loop.run(
         state,
-        progress=progress,
-        resumed=evaluated,
+        progress=dataclasses.replace(progress, evaluated=True),
+        resumed=not is_new and progress.evaluated,
         step=step,
         numbers=numbers,
-        frozen=experiment.learner_frozen(base),
-        stream=stream,
-        evals=evals,
+        frozen=begun.frozen,
+        stream=functools.partial(shared.stream, experiment, begun.examples),
+        evals=begun.evals,
         manager=manager,
         sinks=sinks,
         config=experiment.train,
-        num_steps=num_steps,
-        learning_rate=rate,
-        per_step=_per_step(experiment, work),
+        num_steps=made.num_steps,
+        learning_rate=made.rate,
+        per_step=_per_step(experiment, made.compute),
         heartbeat=group.heartbeat,
+        whole=shared.whole,
       )
     except states.NotFiniteError as error:
       raise Diverged(
@@ -156,17 +194,47 @@ def _train(config: dict, directory: pathlib.Path, group: Alone) -> dict:
         f" earlier checkpoints of {directory} stay: begin again with a lower rate"
       ) from error
     except loop.NotFiniteError as error:
-      raise Diverged(_not_finite(error, experiment, examples, directory)) from error
-    finally:
-      for sink in sinks:
-        sink.close()
+      raise Diverged(_not_finite(error, begun, directory)) from error
+  return _ended(result, directory, group)
+
+
+def _ended(result: loop.Result, directory: pathlib.Path, group: Alone) -> dict:
+  """What `train` returns; says how it ended, and what it has cost."""
   last = {}
   for row in writers.read_metrics(directory):
     last.update(row)
-  step = int(result.state.step)
+  end = int(result.state.step)
   cost = None if group.process_id else bill.line(directory)
-  print(*filter(None, (f"{result.reason} at step {step}", cost)), sep="\n", flush=True)
-  return {"workdir": str(directory), "reason": result.reason, **last, "step": step}
+  print(*filter(None, (f"{result.reason} at step {end}", cost)), sep="\n", flush=True)
+  return {"workdir": str(directory), "reason": result.reason, **last, "step": end}
+
+
+def _state(
+  begun: _Begun, manager
+) -> tuple[states.TrainState, checkpoint.Progress, bool]:
+  """State and progress, and whether they are new: at step 0, not restored."""
+  made = begun.program
+  restored = checkpoint.restore(manager, made.abstract)
+  if restored is not None:
+    checkpoint.quarantine_newer_than(manager, int(restored[0].step))
+    return *restored, False
+  if begun.base is not None and not begun.experiment.adapter:
+    args = (begun.base, made.optimizer, made.abstract, begun.experiment.seed)
+    return states.start_from(*args), checkpoint.Progress(), True
+  return made.make_state(begun.experiment.seed), checkpoint.Progress(), True
+
+
+def _announce(begun: _Begun, directory: pathlib.Path, state, is_new: bool) -> None:
+  """Says what is trained, from where to where."""
+  attention = sorted(
+    {*_chosen("attention_impl", begun.experiment.config["task"])} or {"xla"}
+  )
+  print(
+    f"{'training' if is_new else 'resuming'} {directory} from step {int(state.step)} of"
+    f" {begun.program.num_steps}: {tree.size(state.params):,} parameters, mesh"
+    f" {_mesh(begun.experiment.layout)}, attention by {' and '.join(attention)}",
+    flush=True,
+  )
 
 
 def _sinks(directory: pathlib.Path, kept: int, start: int, num_steps: int):
@@ -188,9 +256,10 @@ def _sinks(directory: pathlib.Path, kept: int, start: int, num_steps: int):
   ]
 
 
-def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
+def _not_finite(error, begun: _Begun, directory: pathlib.Path) -> str:
   """What went wrong, at which step, and with which examples, in one line."""
-  found = batches.rows(experiment.tokenizer, examples, error.step)
+  experiment = begun.experiment
+  found = batches.rows(experiment.tokenizer, begun.examples, error.step)
   shown = ", ".join(str(row["index"]) for row in found[:8])
   return (
     f"{error}; the state before it is saved as step {error.step}. Its batch holds the"
@@ -202,22 +271,22 @@ def _not_finite(error, experiment, examples, directory: pathlib.Path) -> str:
   )
 
 
-def _health(
-  experiment, state, base, batch, numbers, num_steps: int, directory: pathlib.Path
-) -> None:
+def _health(begun: _Begun, state, numbers, directory: pathlib.Path) -> None:
   """Prints what the first batch shows; also written to health.json."""
-  data = experiment.data
+  experiment, made = begun.experiment, begun.program
+  data, layout = experiment.data, experiment.layout
+  rows = begun.examples.batch(0, layout.local_rows(data.batch_size))
   narrow = {*_chosen("dtype", experiment.config["task"])} - {"float32"}
   found = health.examine(
-    experiment.learner,
+    made.gradient,
     state,
-    experiment.learner_frozen(base),
-    batch,
+    begun.frozen,
+    layout.put(rows, data.batch_size),
     numbers,
-    experiment.layout,
+    layout,
     num_microbatches=experiment.train.num_microbatches,
     expected_loss=experiment.expected_loss,
-    num_items=float(data.items_per_step * num_steps),
+    num_items=float(data.items_per_step * made.num_steps),
     tolerance=5e-2 if narrow else 1e-2,
   )
   for line in found.lines(data.unit):
@@ -225,7 +294,7 @@ def _health(
   workdir.write_json(directory / "health.json", dataclasses.asdict(found))
 
 
-def _per_step(experiment, work: dict[str, float]) -> dict[str, float]:
+def _per_step(experiment, work: Mapping[str, float]) -> dict[str, float]:
   """What a step does, for rates per second; prints the formula and the peak of MFU."""
   devices = experiment.layout.mesh.devices
   peak, source = flops.peak(devices.flat[0])
@@ -242,7 +311,7 @@ def _per_step(experiment, work: dict[str, float]) -> dict[str, float]:
   return {f"{data.unit}_per_sec": float(data.items_per_step), **shares}
 
 
-def _check_length(experiment, before, num_steps, num_examples, directory) -> None:
+def _check_length(made: programs.Program, before, directory: pathlib.Path) -> None:
   """Says what another number of steps means for a run that has begun.
 
   Args:
@@ -251,6 +320,7 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
   Raises:
     InputError: the run is beyond its new end.
   """
+  experiment, num_steps = made.experiment, made.num_steps
   done = workdir.latest_step(directory) or 0
   if done > num_steps:
     raise InputError(
@@ -260,45 +330,13 @@ def _check_length(experiment, before, num_steps, num_examples, directory) -> Non
     )
   length = {k.split(".")[1]: v for k, v in before.items() if k in workdir.LENGTH}
   earlier = dataclasses.replace(experiment.train, **length)
-  was = earlier.total_steps(num_examples, experiment.data.batch_size)
+  was = earlier.total_steps(made.num_examples, experiment.data.batch_size)
   if done and was != num_steps:
     print(
       f"{num_steps} steps in place of {was}: from step {done} on the learning rate is"
       f" that of a run of {num_steps}; the steps before were taken at that of {was}",
       flush=True,
     )
-
-
-def _fitting_step(experiment, optimizer, abstract):
-  """The training step, compiled, which this machine can hold; and its numbers."""
-  step = steps.make_step(
-    experiment.learner,
-    optimizer,
-    layout=experiment.layout,
-    num_microbatches=experiment.train.num_microbatches,
-    decay=experiment.train.ema_decay,
-  )
-  held = (abstract, experiment.abstract_frozen(), experiment.batch())
-  numbers = steps.numbers(step, *held)
-  numbers = numbering.rounded(numbers)
-  numbers = jax.device_put(numbers, experiment.layout.replicated)
-  step = steps.compile_step(step, abstract, experiment.layout)
-  plan.check_fits(experiment, abstract, step.lower(*held, numbers).compile())
-  return step, numbers
-
-
-def _fresh_state(experiment, optimizer, abstract, base) -> states.TrainState:
-  """At step 0: drawn at random, or around the weights of `init_from`."""
-  if base is not None and not experiment.adapter:
-    return states.start_from(base, optimizer, abstract, experiment.seed)
-  return states.create(
-    experiment.learner,
-    optimizer,
-    experiment.batch(),
-    experiment.layout,
-    experiment.seed,
-    with_ema=experiment.train.ema_decay is not None,
-  )
 
 
 def _merged(experiment):

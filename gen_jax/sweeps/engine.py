@@ -35,7 +35,7 @@ if os.getppid() != int(sys.argv[2]):
   sys.exit(os.EX_TEMPFAIL)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
-_CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
+CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
 Command = Callable[[space.Arm, pathlib.Path], Sequence[str]]
@@ -56,6 +56,11 @@ def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
   """
   path = home / NAME
   return files.read_sealed(path)["arms"] if path.exists() else {}
+
+
+def note(home: pathlib.Path, known: Mapping[str, Any]) -> None:
+  """Writes what `states` reads."""
+  files.write_json(home / NAME, files.sealed({"arms": known}))
 
 
 @dataclasses.dataclass
@@ -86,7 +91,7 @@ def run(
   known = states(home)
   todo = [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
   home.mkdir(parents=True, exist_ok=True)
-  free = _shares(sorted(os.sched_getaffinity(0)), jobs)
+  free = shares(sorted(os.sched_getaffinity(0)), jobs)
   running: list[_Running] = []
   attempts = {arm.sha256: 0 for arm in todo}
   try:
@@ -101,7 +106,7 @@ def run(
         free.append(one.cores)
         state = _ended(one, known.get(one.arm.sha256, {}))
         known[one.arm.sha256] = state
-        files.write_json(home / NAME, files.sealed({"arms": known}))
+        note(home, known)
         if state["status"] == "failed" and attempts[one.arm.sha256] < ATTEMPTS:
           todo.append(one.arm)
           continue
@@ -115,12 +120,12 @@ def run(
       one.process.wait()
 
 
-def _shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
+def shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
   """The cores of each of `jobs` processes; all have one at least."""
   return [tuple(cores[i::jobs]) or (cores[i % len(cores)],) for i in range(jobs)]
 
 
-def _wrapped(cores: Sequence[int]) -> list[str]:
+def wrapped(cores: Sequence[int]) -> list[str]:
   """Words before a command that keep it to these cores and end it with this process."""
   listed = ",".join(map(str, cores))
   return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
@@ -133,7 +138,7 @@ def _start(arm, home, command, cores) -> _Running:
 
   with log.open("ab") as out:
     process = subprocess.Popen(
-      [*_wrapped(cores), *command(arm, folder)],
+      [*wrapped(cores), *command(arm, folder)],
       stdin=subprocess.DEVNULL,
       stdout=out,
       stderr=out,
@@ -142,7 +147,7 @@ def _start(arm, home, command, cores) -> _Running:
 
 
 def _ended(one: _Running, before: Mapping[str, Any]) -> dict[str, Any]:
-  status = _CODES.get(one.process.returncode, "failed")
+  status = CODES.get(one.process.returncode, "failed")
   lines = files.lines(files.decode(one.log.read_bytes(), str(one.log)))
   return {
     "name": one.arm.name,

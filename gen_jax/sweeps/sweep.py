@@ -18,7 +18,7 @@ from typing import Any
 
 from gen_jax.build import config_files
 from gen_jax.runs import lease
-from gen_jax.sweeps import engine, figure, ledger, space
+from gen_jax.sweeps import engine, figure, groups, ledger, space
 from gen_jax.system import files
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, unknown
@@ -67,14 +67,24 @@ class Sweep:
     return dataclasses.replace(self, arms=arms)
 
   def run(
-    self, home: pathlib.Path, words: Sequence[str], jobs: int
+    self,
+    home: pathlib.Path,
+    words: Sequence[str],
+    jobs: int,
+    together: Sequence[str] = (),
+    mode: str | None = None,
   ) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
-    """Runs what is not done; see `engine.run`.
+    """Runs what is not done; see `groups.run`, then `engine.run`.
+
+    Args:
+      together: words of the command that trains a group; (): there are no groups.
 
     Raises:
       InputError: another sweep works in `home`.
     """
     with lease.hold(home):
+      if together:
+        yield from groups.run(self.arms, home, together, jobs, mode, ledger.DONE)
       yield from engine.run(self.arms, home, self.command(words), jobs, ledger.DONE)
 
   def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:

@@ -253,9 +253,13 @@ def rescued(save: Callable[[], None]) -> Iterator[None]:
   """Within this context `save` is called if the body runs long after a signal.
 
   It runs in another thread, while the body continues; then the process ends. The body
-  must not interfere with `save`.
+  must not interfere with `save`. Of bodies that are not in the main thread there may be
+  several at once: they only poll `asked`.
   """
   global _save
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
   with _lock:
     outer, _save = _save, save
   try:

@@ -5,8 +5,9 @@ block, share of padding, parameters without gradient.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -17,7 +18,10 @@ from gen_jax import rng, sharding, tree
 from gen_jax.tasks import base
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
-from gen_jax.types import Array, Batch, PyTree
+from gen_jax.types import Array, Batch, Params, PyTree
+
+# Jitted: (numbers, params, frozen, batch, keys) -> (gradient, summed loss).
+Gradient = Callable[..., tuple[Params, base.LossOut]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +90,23 @@ def _share(is_so: Array) -> float:
   return float(np.mean(tree.fetch(is_so)))
 
 
+def gradients(task: base.Task, layout: sharding.Layout) -> Callable[[int], Gradient]:
+  """Number of microbatches -> the gradient in evaluation mode, compiled once."""
+  options = {"xla_backend_optimization_level": "0"} if layout.on_cpu else None
+
+  @functools.cache
+  def gradient(num):
+    def fn(numbers, *args):
+      with numbering.given(numbers), sharding.use(layout):
+        return steps.gradients(task, *args, num, train=False, unroll=layout.on_cpu)
+
+    return jax.jit(fn, compiler_options=options)
+
+  return gradient
+
+
 def examine(
-  task: base.Task,
+  gradient: Callable[[int], Gradient],
   state: states.TrainState,
   frozen: PyTree,
   batch: Batch,
@@ -102,6 +121,7 @@ def examine(
   """Computes the gradient of one batch with two numbers of microbatches.
 
   Args:
+    gradient: see `gradients`.
     batch: the first global batch, in its layout.
     numbers: of the training step, which meets at least those of this gradient.
     num_microbatches: the run's; more memory than the run is never needed.
@@ -110,20 +130,11 @@ def examine(
   """
   size = batch["weights"].shape[0]
   args = (state.params, frozen, batch, rng.per_example(jax.random.key(0), size))
-  options = {"xla_backend_optimization_level": "0"} if layout.on_cpu else None
-
-  def gradient(num):
-    def fn(numbers, *args):
-      with numbering.given(numbers), sharding.use(layout):
-        return steps.gradients(task, *args, num, train=False, unroll=layout.on_cpu)
-
-    return jax.jit(fn, compiler_options=options)(numbers, *args)  # it runs once
-
-  grads, out = gradient(num_microbatches)
+  grads, out = gradient(num_microbatches)(numbers, *args)
   pieces = layout.num_batch_shards * num_microbatches
   error = None
   if size % (2 * pieces) == 0:
-    again, _ = gradient(2 * num_microbatches)
+    again, _ = gradient(2 * num_microbatches)(numbers, *args)
     apart = optax.tree.norm(jax.tree.map(lambda a, b: a - b, grads, again))
     error = float(apart / max(float(optax.tree.norm(grads)), 1e-30))
   squares: dict[str, float] = {}

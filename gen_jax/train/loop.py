@@ -288,6 +288,7 @@ def run(
   learning_rate: Callable[[int], float],
   per_step: Mapping[str, float],
   heartbeat: Callable[[], None] = lambda: None,
+  whole: Callable[[states.TrainState], states.TrainState] = lambda state: state,
 ) -> Result:
   """Trains until the last step, early stopping or a signal. See the module docstring.
 
@@ -297,6 +298,7 @@ def run(
     num_steps: the last step (config.total_steps).
     per_step: amounts per step, reported per second under their names.
     heartbeat: called before each step and checkpoint, which need all processes.
+    whole: makes a state of what `step` returns, where anything but `step` needs it.
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
@@ -313,8 +315,10 @@ def run(
     return [e for e in evals if e.every and i % e.every == 0]
 
   def evaluate(i, some):
-    nonlocal progress
+    nonlocal progress, state
     values = {}
+    if some:
+      state = whole(state)
     for evaluator in some:
       with window.paused(state), rescued(lambda: keep(False)):
         values.update(evaluator(state.weights, frozen))
@@ -327,9 +331,10 @@ def run(
     return value if math.isfinite(value) else None
 
   def save(i, value=None):
-    nonlocal saved_at
+    nonlocal saved_at, state
     if saved_at != i:
       heartbeat()
+      state = whole(state)
       with window.paused(state):
         states.check_finite(state)
         checkpoint.save(manager, i, state, progress, value)
@@ -378,9 +383,10 @@ def run(
     except (NotFiniteError, InputError) as error:
       # Bad data may concern one of several processes, which cannot save alone.
       if isinstance(error, NotFiniteError) or jax.process_count() == 1:
-        state = states.standing(state)
+        state = states.standing(whole(state))
         save(int(state.step))
       raise
+    state = whole(state)
     last = int(state.step)
     if reason == "finished" and last != saved_at:
       value = evaluate(last, evals)

@@ -1,6 +1,7 @@
 """The training state: arrays only, created directly in their final layout."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -104,15 +105,26 @@ def create(
     batch: abstract or real; only shapes and dtypes are used.
   """
   abstract_state = abstract(task, optimizer, batch, layout, with_ema=with_ema)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+  return maker(task, optimizer, batch, layout, abstract_state)(seed)
+
+
+def maker(
+  task: base.Task,
+  optimizer: optax.GradientTransformation,
+  batch: Batch,
+  layout: sharding.Layout,
+  abstract_state: TrainState,
+) -> Callable[[int], TrainState]:
+  """seed -> the state that `create` makes; compiled once for all seeds."""
+  with_ema = abstract_state.ema is not None
   init = jax.jit(
     lambda key: _init(task, optimizer, batch, key, with_ema),
-    out_shardings=shardings,
+    out_shardings=jax.tree.map(lambda x: x.sharding, abstract_state),
     # It runs once: on a CPU, optimised compilation takes longer than it saves (27 s
     # against 8 s for 252 arrays).
     compiler_options={"xla_backend_optimization_level": "0"} if layout.on_cpu else None,
   )
-  return init(jax.random.key(seed))
+  return lambda seed: init(jax.random.key(seed))
 
 
 def start_from(

@@ -46,6 +46,7 @@ LOCAL = {
   "runs/workdir.py": "the program's own files",
   "safetensors.py": "`copies.here`",
   "sweeps/engine.py": "workdirs of a sweep are of this disk: `files.local`",
+  "sweeps/groups.py": "as sweeps/engine.py",
   "sweeps/figure.py": "figures of experiments are in the repository",
   "train/items.py": "free space, asked of a disk alone",
   "train/proof.py": "orbax's paths, which say what they are",

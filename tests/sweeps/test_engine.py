@@ -85,7 +85,7 @@ def test_cores_are_shared(tmp_path):
   run(tmp_path, body)
   cores = {(engine.workdir(tmp_path, a) / "cores").read_text() for a in ARMS}
   all_cores = sorted(os.sched_getaffinity(0))
-  shares = engine._shares(all_cores, 2)
+  shares = engine.shares(all_cores, 2)
   assert cores <= {repr(sorted(share)) for share in shares}
   assert {core for share in shares for core in share} == set(all_cores)
 

@@ -21,8 +21,9 @@ def examine(task, batch, **changes):
   state = states.create(task, optax.sgd(0.1), batch, layout, 0, with_ema=False)
   fields = dict(num_microbatches=1, expected_loss=math.log(32), num_items=1e5)
   fields = {**fields, **changes}
+  gradient = health.gradients(task, layout)
   return health.examine(
-    task, state, {}, layout.put(batch, tiny.BATCH), {}, layout, **fields
+    gradient, state, {}, layout.put(batch, tiny.BATCH), {}, layout, **fields
   )
 
 

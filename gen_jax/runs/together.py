@@ -1,0 +1,398 @@
+"""Several runs of one structure in one process: they compile once and step together.
+
+An arm is an ordinary run, with its own folder, lease, loop, checkpoints and
+evaluations. Arms are threads of which one works at a time. At its step an arm hands
+over (state, batch, numbers) and waits; once every arm has, one program takes all of
+these steps, and each arm goes on with its own result.
+
+    map    one after another within a program: to the bit what a run alone does
+    vmap   at once, as larger products: the same to rounding
+    turn   no group: each arm runs to its end, by the program of a run alone
+
+An arm that ends (its last step, patience, divergence) leaves its place empty. When half
+of the places are, the program is compiled again for those that are left.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from gen_jax import build, numbers
+from gen_jax import experiment as experiments
+from gen_jax.build import overrides as overriding
+from gen_jax.data import kept
+from gen_jax.runs import programs, training, workdir
+from gen_jax.system import memory, signals
+from gen_jax.train import step as steps
+from gen_jax.types import Batch, Diverged, InputError, one_line
+
+MODES = ("map", "vmap", "turn")
+_TIMED = 3  # group steps of each mode
+_EXACT = (
+  0.9  # `map` is taken unless another mode needs less than this share of its time
+)
+
+
+class Apart(Exception):
+  """This run needs other programs than the group has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """A run: its resolved config and its folder."""
+
+  config: build.Config
+  directory: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """How a run of a group ended.
+
+  Attributes:
+    status: 'finished', 'diverged', 'interrupted', 'failed'; 'apart': it did not begin.
+    line: why, if it has not finished.
+    secs: its share of the process's time.
+    mode: how it was trained.
+  """
+
+  status: str
+  line: str
+  secs: float
+  mode: str
+
+
+def structure(config: build.Config) -> str:
+  """What runs of a group have in common: all but the seed and programs' numbers."""
+  plain = workdir.flat(build.resolved(config))
+  for key in (*programs.config_numbers(config), "seed"):
+    plain.pop(key, None)
+  return json.dumps(plain, sort_keys=True, default=str)
+
+
+def run(
+  arms: Sequence[Arm], mode: str | None, say: Callable[[str], None]
+) -> Iterator[tuple[Arm, Outcome]]:
+  """Trains runs of one structure; yields each as it ends.
+
+  A signal stops all of them, each with a checkpoint.
+
+  Args:
+    mode: of `MODES`; None: `map` or `vmap` if a few steps of it take less time than
+      steps in turn.
+    say: gets what was measured and chosen.
+  """
+  if len({structure(arm.config) for arm in arms}) > 1:
+    raise ValueError("the runs differ in more than numbers and seeds")
+  group = _Group([arm.config for arm in arms], mode, say)
+  members = [_Member(arm, group) for arm in arms]
+  with signals.handling(), signals.held():
+    for member in members:
+      member.resume()
+      if member.outcome:
+        yield member.arm, member.outcome
+    while left := [member for member in members if not member.outcome]:
+      group.take([member.call for member in left])
+      for member in left:
+        member.resume()
+        if member.outcome:
+          yield member.arm, member.outcome
+
+
+class _Placed:
+  """What a step returns as the state of a run: its place in the stacked states."""
+
+  def __init__(self, together: programs.Together, place: int):
+    self.together, self.place = together, place
+
+  @functools.cached_property
+  def whole(self):
+    """A copy, for all but the next step."""
+    return self.together.state(self.place)
+
+  def is_of(self, state: Any) -> bool:
+    """Whether a state is this one."""
+    return state is self or state is self.__dict__.get("whole")
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+  """A step that a run asks for, and what comes of it.
+
+  Attributes:
+    args: of the step.
+    placed: where the state is already, if the last step has left it there.
+    result: of the step.
+    secs: that it took.
+  """
+
+  args: tuple[Any, ...]
+  placed: _Placed | None
+  result: Any = None
+  secs: float = 0.0
+
+  @property
+  def state(self):
+    return self.placed.whole if self.placed else self.args[0]
+
+
+class _Member(training.Solo):
+  """An arm's thread, and what its run shares with the group."""
+
+  def __init__(self, arm: Arm, group: "_Group"):
+    self.arm, self.outcome, self.call = arm, None, None
+    self._group, self._secs = group, 0.0
+    self._placed: _Placed | None = None
+    self._go, self._back = threading.Lock(), threading.Lock()
+    self._go.acquire(), self._back.acquire()
+    # A daemon: a driver that stops leaves nothing behind.
+    threading.Thread(target=self._run, daemon=True).start()
+
+  def resume(self) -> None:
+    """Lets the thread work until its next step or its end."""
+    began = time.monotonic()
+    self._go.release()
+    self._back.acquire()
+    self._secs += time.monotonic() - began
+    if self.outcome:
+      self.outcome = dataclasses.replace(self.outcome, secs=self._secs)
+
+  def _run(self) -> None:
+    self._go.acquire()
+    status, line = "failed", ""
+    try:
+      ended = training.train(
+        self.arm.config, self.arm.directory, training.Alone(), self
+      )
+      is_told = ended["reason"] == "interrupted"
+      status = "interrupted" if is_told else "finished"
+    except Diverged as error:
+      status, line = "diverged", one_line(error)
+    except Apart as error:
+      status, line = "apart", one_line(error)
+    except InputError as error:
+      line = one_line(error)
+    except Exception as error:  # it may not end the others
+      traceback.print_exc()
+      line = one_line(error)
+    self.outcome = Outcome(status, line, 0.0, self._group.mode or "turn")
+    self._back.release()
+
+  def _step(self, *args: Any) -> Any:
+    placed, self._placed = self._placed, None
+    call = self.call = _Call(args, placed if placed and placed.is_of(args[0]) else None)
+    self._back.release()
+    self._go.acquire()
+    self.call = None
+    self._secs += call.secs
+    if isinstance(call.result[0], _Placed):
+      self._placed = call.result[0]
+    return call.result
+
+  def whole(self, state: Any):
+    return state.whole if isinstance(state, _Placed) else state
+
+  def experiment(self, config: build.Config, directory: pathlib.Path):
+    self._group.lend_tokenizer(directory)
+    with self._group.observed():
+      return super().experiment(config, directory)
+
+  def evaluators(self, experiment: experiments.Experiment):
+    return self._group.evaluators(experiment)
+
+  def program(self, experiment, num_examples: int) -> programs.Program:
+    return self._group.program_of(experiment, num_examples, self.arm.directory)
+
+  def step(self, program: programs.Program):
+    del program
+    return self._group.alone or self._step
+
+  def stream(self, experiment, examples, first: int) -> Iterator[Batch]:
+    fresh = super().stream(experiment, examples, first)
+    return self._group.stream(experiment, first, fresh)
+
+
+class _Group:
+  """What the runs of a group share: programs, evaluators and batches.
+
+  Attributes:
+    mode: None until it is chosen.
+    alone: a step by the program of a run alone, for runs in turn from the first on.
+  """
+
+  def __init__(self, configs, mode: str | None, say: Callable[[str], None]):
+    self._configs, self.mode, self._say = configs, mode, say
+    self.alone: steps.Step | None = None
+    self._program: programs.Program | None = None
+    self._decisions: list[numbers.Decision] = []
+    self._evaluators: dict[str, Any] = {}
+    self._streams: dict[str, Iterator[Batch]] = {}
+    self._together: programs.Together | None = None
+    self._home: pathlib.Path | None = None  # of the first run
+
+  def lend_tokenizer(self, directory: pathlib.Path) -> None:
+    """Gives a run the tokenizer of the first one, which is made of the same data."""
+    if self._program is not None:
+      kept.tokenizer_for(self._program.experiment.data, directory, self._home)
+
+  @contextlib.contextmanager
+  def observed(self) -> Iterator[None]:
+    """Notes what is decided on numbers while the first run is built."""
+    if self._program is not None:
+      yield
+      return
+    with numbers.deciding() as decisions:
+      yield
+    self._decisions += decisions
+
+  def program_of(
+    self, experiment, num_examples: int, directory: pathlib.Path
+  ) -> programs.Program:
+    """The group's programs with a run's own numbers; the first run makes them."""
+    if self._program is None:
+      if experiment.layout.mesh.size > 1:
+        raise Apart("runs of a group share one device; these have several each")
+      if experiment.train.profile_steps:
+        raise Apart("a run that is profiled is alone")
+      with self.observed():
+        made = programs.program(experiment, num_examples)
+      self._check_arguments(made, directory)
+      self._program, self._home = made, directory
+      if self.mode is None and (reason := self._why_in_turn()):
+        self.mode = "turn"
+        self._say(f"in turn: {reason}")
+      if self.mode == "turn":
+        self.alone = made.compiled()
+    made = self._program.of(experiment, num_examples)
+    if not self._is_alike(made.values):
+      raise Apart("a number decides on the structure of its program")
+    return made
+
+  def _why_in_turn(self) -> str | None:
+    """Why no program of several runs is tried; None: one is."""
+    made = self._program
+    if made.has_slow_loops:
+      return "gradients of convolutions inside loops are slow on CPUs"
+    held = 2 * len(self._configs) * memory.bytes_per_device(made.abstract)
+    if held > memory.available(made.experiment.layout.replicated):
+      return "the states of all runs do not fit into memory together"
+    return None
+
+  def _is_alike(self, values: numbers.Numbers) -> bool:
+    """Whether numbers of these values lead to the first run's programs."""
+    return all(decision.holds(values) for decision in self._decisions)
+
+  def _check_arguments(self, made: programs.Program, directory: pathlib.Path) -> None:
+    """Raises Apart if a number that differs between the runs is a constant somewhere.
+
+    Traces the step once more, with another value of each.
+    """
+    first, mixed = programs.config_numbers(self._configs[0]), {}
+    for config in self._configs[1:]:
+      other = programs.config_numbers(config)
+      if self._is_alike({"num_steps": config["train"]["num_steps"], **other}):
+        mixed |= {key: value for key, value in other.items() if value != first[key]}
+    if mixed:
+      config = build.resolved(overriding.apply(self._configs[0], mixed.items()))
+      other = experiments.make(config, directory)
+      if programs.program(other, made.num_examples).text != made.text:
+        raise Apart(f"a value of {', '.join(mixed)} is a constant of the program")
+
+  def evaluators(self, experiment: experiments.Experiment):
+    """Evaluators, built once for all runs in which nothing that they read differs."""
+    keys = ("seed", "task", "data", "sampling", "evaluators", "mesh")
+    block = json.dumps([experiment.config[k] for k in keys], default=str)
+    if block not in self._evaluators:
+      self._evaluators[block] = experiment.evaluators()
+    return self._evaluators[block]
+
+  def stream(self, experiment, first: int, fresh: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches from `first` on, made once for runs of one seed that begin together."""
+    if self.alone:
+      return fresh
+    key = json.dumps([experiment.config[k] for k in ("seed", "data")] + [first])
+    kept, mine = itertools.tee(self._streams.get(key, fresh))
+    self._streams[key] = kept
+    return mine
+
+  def take(self, calls: Sequence[_Call]) -> None:
+    """Takes a step of every run."""
+    self._streams.clear()  # all have begun: what they share, they hold
+    if self.mode is None:
+      self._choose(calls)
+    began = time.monotonic()
+    if self.mode == "turn":
+      for call in calls:
+        call.result = self._in_turn(*call.args)
+    else:
+      self._take_together(calls)
+    for call in calls:
+      call.secs = (time.monotonic() - began) / len(calls)
+
+  def _take_together(self, calls: Sequence[_Call]) -> None:
+    together = self._together
+    if together is None or 2 * len(calls) <= together.num:
+      together = self._together = programs.Together(
+        self._program, self.mode, len(calls)
+      )
+    if not all(call.placed and call.placed.together is together for call in calls):
+      _load(together, calls)
+    batches = [calls[0].args[2]] * together.num
+    for call in calls:
+      batches[call.placed.place] = call.args[2]
+    metrics = together.step(calls[0].args[1], batches)
+    for call in calls:
+      place = call.placed.place
+      call.result = _Placed(together, place), metrics[place]
+
+  def _choose(self, calls: Sequence[_Call]) -> None:
+    """Takes the mode whose steps take the least time."""
+    alone = self._in_turn = self._program.compiled()
+    _, frozen, batch, numbers = calls[0].args
+    secs, made = {}, {}
+    for mode in ("map", "vmap"):
+      made[mode] = programs.Together(self._program, mode, len(calls))
+      made[mode].load(*zip(*((c.state, c.args[3]) for c in calls), strict=True))
+      batches = [call.args[2] for call in calls]
+      secs[mode] = _secs(functools.partial(made[mode].step, frozen, batches))
+    state = jax.tree.map(jax.numpy.copy, calls[0].state)
+
+    def in_turn():
+      nonlocal state
+      state, metrics = alone(state, frozen, batch, numbers)
+      return jax.device_get(metrics)
+
+    secs["turn"] = len(calls) * _secs(in_turn)
+    best = min(secs, key=secs.__getitem__)
+    self.mode = best if secs[best] < _EXACT * secs["map"] else "map"
+    self._together = made.get(self.mode)
+    shown = ", ".join(f"{secs[m] * 1e3:.3g} ms by {m}" for m in MODES)
+    self._say(f"a step of {len(calls)} runs takes {shown}: {self.mode}")
+
+
+def _load(together: programs.Together, calls: Sequence[_Call]) -> None:
+  """Puts the states of all calls into the first places, also of those that are left."""
+  padded = [*calls, *[calls[0]] * (together.num - len(calls))]
+  together.load(*zip(*((call.state, call.args[3]) for call in padded), strict=True))
+  for place, call in enumerate(calls):
+    call.placed = _Placed(together, place)
+
+
+def _secs(step: Callable[[], Any]) -> float:
+  """The least time of a few calls, after one that compiles."""
+  times = []
+  for _ in range(1 + _TIMED):
+    began = time.monotonic()
+    jax.block_until_ready(step())
+    times.append(time.monotonic() - began)
+  return min(times[1:])

@@ -1,0 +1,157 @@
+"""Groups of arms that differ in numbers and seeds alone, each group in one process.
+
+A group's process is `gen-jax together FILE`: FILE lists configs and folders, and next
+to it the process writes what has become of each arm. Arms that end in no group (of
+another structure than all others, started from other weights, apart) are left to
+`engine.run`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from gen_jax.runs import together
+from gen_jax.sweeps import engine, space
+from gen_jax.system import files
+
+FOLDER = "groups"
+LEFT = ("apart", "failed")  # to be run alone
+
+
+@dataclasses.dataclass(eq=False)
+class _Running:
+  arms: list[space.Arm]
+  process: subprocess.Popen
+  cores: tuple[int, ...]
+  file: pathlib.Path
+
+
+def ended(file: pathlib.Path, number: int) -> pathlib.Path:
+  """Where the process of a group writes what has become of its arm `number`."""
+  return file.with_name(f"{file.stem}-{number}.json")
+
+
+def split(arms: Sequence[space.Arm], jobs: int) -> list[list[space.Arm]]:
+  """Groups of at least two arms, those of one structure shared among `jobs`."""
+  alike: dict[str, list[space.Arm]] = {}
+  for arm in arms:
+    if not arm.config.get("init_from"):
+      alike.setdefault(together.structure(arm.config), []).append(arm)
+  found = []
+  for some in alike.values():
+    num = min(jobs, len(some) // 2)
+    found += [some[i::num] for i in range(num)]
+  return found
+
+
+def run(
+  arms: Sequence[space.Arm],
+  home: pathlib.Path,
+  words: Sequence[str],
+  jobs: int,
+  mode: str | None,
+  done: Sequence[str],
+) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
+  """Trains arms that are not done in groups; yields each as it ends.
+
+  Args:
+    words: of the command that trains a group.
+    mode: of `together.MODES`; None: each group measures and chooses.
+    jobs, done: see `engine.run`.
+  """
+  known = engine.states(home)
+  todo = [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
+  waiting = split(todo, jobs)
+  if not waiting:
+    return
+  (home / FOLDER).mkdir(parents=True, exist_ok=True)
+  free = engine.shares(sorted(os.sched_getaffinity(0)), jobs)
+  running: list[_Running] = []
+  try:
+    while waiting or running:
+      while waiting and free:
+        running.append(_start(waiting.pop(0), home, words, mode, free.pop()))
+      for one in [*running]:
+        is_over = one.process.poll() is not None
+        for arm, state in _new(one, known, is_over):
+          known[arm.sha256] = state
+          engine.note(home, known)
+          if state["status"] not in LEFT:
+            yield arm, state
+        if is_over:
+          running.remove(one)
+          free.append(one.cores)
+      time.sleep(0.05)
+  finally:
+    for one in running:
+      one.process.send_signal(signal.SIGTERM)
+    for one in running:
+      one.process.wait()
+
+
+def _start(arms, home, words, mode, cores) -> _Running:
+  tag = files.value_sha256([arm.sha256 for arm in arms])[:8]
+  file = home / FOLDER / f"{tag}.json"
+  for i in range(len(arms)):
+    ended(file, i).unlink(missing_ok=True)
+  listed = [
+    {"config": arm.config, "workdir": str(engine.workdir(home, arm))} for arm in arms
+  ]
+  files.write_json(file, files.sealed({"mode": mode, "runs": listed}))
+  log = home / "logs" / f"group-{tag}.txt"
+  log.parent.mkdir(exist_ok=True)
+  with log.open("ab") as out:
+    process = subprocess.Popen(
+      [*engine.wrapped(cores), *words, str(file)],
+      stdin=subprocess.DEVNULL,
+      stdout=out,
+      stderr=out,
+    )
+  return _Running([*arms], process, cores, file)
+
+
+def _new(
+  one: _Running, known: Mapping[str, Any], is_over: bool
+) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
+  """Arms of which the process has said since that they ended, or whose process has."""
+  status = engine.CODES.get(one.process.returncode, "failed")
+  for i, arm in enumerate(one.arms):
+    if arm is None:
+      continue
+    path, before = ended(one.file, i), known.get(arm.sha256, {})
+    if path.exists():
+      found = files.read_json(path)
+    elif is_over:
+      found = {"status": status if status == "interrupted" else "failed", "secs": 0.0}
+      found["line"] = f"its group ended with exit code {one.process.returncode}"
+    else:
+      continue
+    one.arms[i] = None
+    yield (
+      arm,
+      {
+        "name": arm.name,
+        "status": found["status"],
+        "starts": before.get("starts", 0) + 1,
+        "secs": round(before.get("secs", 0.0) + found["secs"], 1),
+        "line": found["line"],
+        "together": found.get("mode"),
+      },
+    )
+
+
+def read(file: pathlib.Path) -> tuple[str | None, list[together.Arm]]:
+  """What `_start` wrote: the mode and the runs."""
+  found = files.read_sealed(file)
+  runs = [together.Arm(r["config"], pathlib.Path(r["workdir"])) for r in found["runs"]]
+  return found["mode"], runs
+
+
+def write_ended(file: pathlib.Path, number: int, outcome: together.Outcome) -> None:
+  """Says what has become of an arm."""
+  files.write_json(ended(file, number), dataclasses.asdict(outcome))

@@ -1,0 +1,192 @@
+"""Runs of a group end as runs alone: by map to the bit, by vmap to rounding."""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from gen_jax import build, ranges, tree
+from gen_jax.build import config_files
+from gen_jax.build import overrides as overriding
+from gen_jax.runs import programs, together, training
+from gen_jax.runs import run as runs
+from gen_jax.train import writers
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_STEPS = 6
+BASE = {
+  "train.num_steps": NUM_STEPS,
+  "train.save_every": 4,
+  "evaluators.validation.every": 3,
+  "task.model.dropout": 0.1,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+
+
+def config(overrides=(), spec="lm/pydoc.py:smoke"):
+  base = config_files.load(f"{ROOT}/configs/{spec}")
+  return build.resolved(overriding.apply(base, {**BASE, **dict(overrides)}.items()))
+
+
+def group(home, configs, mode):
+  """{folder's name: outcome}, what was said."""
+  said = []
+  arms = [together.Arm(c, home / f"{i}") for i, c in enumerate(configs)]
+  ended = together.run(arms, mode, said.append)
+  return {int(arm.directory.name): outcome for arm, outcome in ended}, said
+
+
+def alone(home, config):
+  training.train(config, home, training.Alone())
+
+
+def state(home, which="latest"):
+  return tree.flatten(runs.open_run(home).state(which))
+
+
+def rows(home):
+  """Metrics but for times and rates."""
+  return [
+    {k: v for k, v in row.items() if not re.search("_per_sec|wait|mfu", k)}
+    for row in writers.read_metrics(home)
+  ]
+
+
+ARMS = (
+  {},
+  {"optimizer.learning_rate.peak": 1e-2, "optimizer.clip_norm": 0.3},
+  {"seed": 1, "task.model.dropout": 0.3},
+)
+
+
+@pytest.mark.parametrize("mode", ["map", "turn"])
+def test_arms_train_to_the_bit_as_alone(mode, tmp_path):
+  configs = [config(arm) for arm in ARMS]
+  outcomes, _ = group(tmp_path / "group", configs, mode)
+  assert [outcomes[i].status for i in range(3)] == ["finished"] * 3
+  assert {o.mode for o in outcomes.values()} == {mode}
+  for i in (1, 2):
+    home = tmp_path / f"alone_{i}"
+    alone(home, configs[i])
+    found = state(tmp_path / "group" / f"{i}")
+    for path, wanted in state(home).items():
+      np.testing.assert_array_equal(found[path], wanted, err_msg=path)
+    assert rows(tmp_path / "group" / f"{i}") == rows(home)
+    texts = [(h / "config.json").read_text() for h in (home, tmp_path / f"group/{i}")]
+    assert json.loads(texts[0]) == json.loads(texts[1])
+
+
+def changes(base):
+  """One override for each number that programs take: another value of it."""
+  found = programs.config_numbers(base)
+  for key in build.keys(base):
+    head = key.path.split(".")[0]
+    if key.path in found and head in ("task", "optimizer", "train") and key.value:
+      if ranges.is_argument(key.value, key.hint):
+        value = found[key.path]
+        yield {key.path: 2 * value if isinstance(value, int) else 0.75 * value}
+
+
+@pytest.mark.long
+def test_every_number_in_turn(tmp_path):
+  """After 50 steps: map is turn's to the bit, vmap within 1e-5."""
+  base = config(
+    {
+      "train.num_steps": 50,
+      "train.ema_decay": 0.9,
+      "task.z_loss": 0.1,
+      "optimizer.clip_norm": 0.5,
+      "optimizer.learning_rate.warmup_steps": 10,
+      "optimizer.learning_rate.peak": 1e-3,
+    }
+  )
+  arms = [{}, *changes(base)]
+  arms = [arm for arm in arms if "train.num_steps" not in arm]
+  configs = [build.resolved(overriding.apply(base, arm.items())) for arm in arms]
+  for mode in ("turn", "map", "vmap"):
+    outcomes, _ = group(tmp_path / mode, configs, mode)
+    assert {o.status for o in outcomes.values()} == {"finished"}
+  assert len(arms) > 10
+  for i, arm in enumerate(arms):
+    one, two, three = (state(tmp_path / m / f"{i}") for m in ("turn", "map", "vmap"))
+    for path, wanted in one.items():
+      np.testing.assert_array_equal(two[path], wanted, err_msg=f"{arm} {path}")
+      np.testing.assert_allclose(
+        three[path], wanted, rtol=1e-5, atol=1e-5, err_msg=f"{arm} {path}"
+      )
+
+
+def test_arms_that_end_leave_and_the_others_go_on(tmp_path):
+  """One diverges, one stops by patience, two go on in a program of half the size."""
+  patient = {
+    "train.num_steps": 12,
+    "train.patience": 1,
+    "evaluators.validation.every": 5,
+  }
+  arms = [
+    {**patient, "optimizer.learning_rate.peak": 1e-2},
+    {**patient, "optimizer.learning_rate.peak": 1e38},
+    {**patient, "optimizer.learning_rate.peak": 3e-3},
+  ]
+  configs = [config(arm) for arm in arms]
+  outcomes, _ = group(tmp_path, configs, "map")
+  assert outcomes[1].status == "diverged" and "not applied" in outcomes[1].line
+  assert [outcomes[i].status for i in (0, 2)] == ["finished"] * 2
+  alone(tmp_path / "alone", configs[0])
+  for path, wanted in state(tmp_path / "alone").items():
+    np.testing.assert_array_equal(state(tmp_path / "0")[path], wanted, err_msg=path)
+
+
+def test_a_group_resumes_where_each_arm_stands(tmp_path):
+  configs = [config(arm) for arm in ARMS[:2]]
+  short = [
+    build.resolved(overriding.apply(c, [("train.num_steps", 4)])) for c in configs
+  ]
+  alone(tmp_path / "0", short[0])
+  outcomes, _ = group(tmp_path, configs, "map")
+  assert {o.status for o in outcomes.values()} == {"finished"}
+  assert state(tmp_path / "0")["step"] == state(tmp_path / "1")["step"] == NUM_STEPS
+
+
+def test_what_changes_the_program_is_apart(tmp_path):
+  """No dropout is another structure, though it is another value of a number."""
+  configs = [config(), config({"task.model.dropout": 0.0})]
+  outcomes, _ = group(tmp_path, configs, "map")
+  assert outcomes[0].status == "finished" and outcomes[1].status == "apart"
+
+
+def test_runs_of_several_structures_are_no_group(tmp_path):
+  with pytest.raises(ValueError, match="differ in more than"):
+    group(tmp_path, [config(), config({"task.model.width": 64})], "map")
+
+
+def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path):
+  (tmp_path / "1").write_text("a file where the folder would be")
+  outcomes, _ = group(tmp_path, [config(), config({"seed": 1})], "turn")
+  assert outcomes[0].status == "finished" and outcomes[1].status == "failed"
+  assert str(tmp_path / "1") in outcomes[1].line
+
+
+def test_the_mode_is_measured_and_said(tmp_path):
+  outcomes, said = group(tmp_path, [config(), config({"seed": 1})], None)
+  assert {o.mode for o in outcomes.values()} <= set(together.MODES)
+  assert "ms by vmap" in said[0]
+
+
+def test_a_convolution_goes_in_turn_on_a_cpu(tmp_path):
+  small = {"task.network.multipliers": (1,), "task.network.width": 8}
+  some = {k: v for k, v in BASE.items() if k.startswith("train")} | small
+  base = config_files.load(f"{ROOT}/configs/diffusion/digits.py:smoke")
+  configs = [
+    build.resolved(overriding.apply(base, {**some, "seed": i}.items())) for i in (0, 1)
+  ]
+  outcomes, said = group(tmp_path, configs, None)
+  assert {(o.status, o.mode) for o in outcomes.values()} == {("finished", "turn")}
+  assert "convolutions" in said[0]
