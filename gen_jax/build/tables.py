@@ -181,7 +181,7 @@ HOW: Mapping[str, Callable[[Any], Entry]] = {
   **dict.fromkeys(("activation", "remat", "scale", "template"), _value),
   **dict.fromkeys(("rotary", "scaling", "schedule", "target", "weighting"), _plain),
   **dict.fromkeys(("time_sampler", "codec", "condition", "source", "features"), _plain),
-  "attention": _given(_later, "num_heads", "num_groups", "dtype"),
+  "attention": _given(_later, "num_heads", "num_groups", "dtype", "query_scale"),
   "attention_impl": _given(_later, *kernels.GIVEN),
   "norm": _later,
   "mlp": _given(_later, "hidden", "use_bias", "init", "out_init", "dtype"),

@@ -43,6 +43,7 @@ COMMANDS = {
   "sweep": "run the arms of an experiment; the same command resumes",
   "together": "train runs of one structure in one process, for `sweep`",
   "repro": "run a recorded experiment again: inside its band, or not",
+  "coordinates": "check that what a model computes has one size at every width",
   "compare": "the difference between runs, with an interval over seeds",
   "inspect": "show a workdir: config, parameters, steps, hashes of the state",
   "import": "read released weights, of text or images, into a workdir",
