@@ -1,6 +1,7 @@
 """What only an extra installs: without it one line says which one."""
 
 import base64
+import importlib
 import pathlib
 import sys
 
@@ -44,6 +45,23 @@ def test_missing(monkeypatch, package, extra, use):
     use()
   install = f"python -m pip install 'gen_jax[{extra}]'"
   assert str(error.value) == f"{package} is not installed: {install}"
+
+
+@pytest.mark.parametrize(
+  "package, extra, module",
+  [
+    ("starlette", "serve", "gen_jax.serving.server"),
+    ("uvicorn", "serve", "gen_jax.serving.server"),
+    ("lm_eval", "harness", "gen_jax.serving.harness"),
+  ],
+)
+def test_missing_for_a_module(monkeypatch, package, extra, module):
+  for name in [name for name in sys.modules if name.split(".")[0] == package]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, package, None)
+  monkeypatch.delitem(sys.modules, module, raising=False)
+  with pytest.raises(InputError, match=rf"is not installed.*gen_jax\[{extra}\]"):
+    importlib.import_module(module)
 
 
 BYTES = b"\n".join(b"%s %d" % (base64.b64encode(bytes([i])), i) for i in range(256))

@@ -33,6 +33,7 @@ COMMANDS = {
   "list": "the configs that come with gen_jax: sizes, and what each needs",
   "train": "train a model from a config; the same command resumes",
   "sample": "draw text or images from a trained model",
+  "serve": "answer requests of OpenAI's protocol with a text model",
   "plan": "compile a config for chips that are not here; say what it costs",
   "edit": "edit an image, or a part of it, for a prompt",
   "tokenize": "write text of any size as a token store to train on",

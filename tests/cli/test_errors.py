@@ -30,7 +30,7 @@ TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
   "compare, doctor, edit, encode, evaluate, export, illustrate, import, inspect, "
-  "launch, list, pack, plan, report, repro, sample, sweep, tokenize, train"
+  "launch, list, pack, plan, report, repro, sample, serve, sweep, tokenize, train"
 )
 
 
