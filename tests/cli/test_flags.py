@@ -18,7 +18,7 @@ NOT_PATHS = set(
   " guidance_scale guidance_interval guidance_rescale size tile topology invert"
   " outpaint samplers image_guidance_scale features split revision dtype title"
   " metric field subset drop search address together system host name image"
-  " caption widths".split()
+  " caption label widths".split()
 )
 ENGINES = ("launch", "sweep")  # the commands that take --on
 OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
