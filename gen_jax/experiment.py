@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from gen_jax.evaluation import image_sets
 from gen_jax.tasks import base, lora
 from gen_jax.train import evaluators, init_from, loop, mup
 from gen_jax.train import state as states
-from gen_jax.types import Batch, InputError, Params, PyTree
+from gen_jax.types import Batch, InputError, Params, PyTree, unknown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,14 +142,25 @@ class Experiment:
     """Loss of a uniform predictor; None if unknown."""
     return self.family.baseline_loss(self.task)
 
+  def evaluator(self, name: str) -> evaluators.Evaluator:
+    """One of them; InputError for a name that no block has."""
+    block = self.config["evaluators"].get(name)
+    if block is None:
+      raise unknown("evaluator", name, self.config["evaluators"])
+    return build.build("evaluator", block, f"evaluators.{name}", experiment=self)
+
   def evaluators(self) -> list[evaluators.Evaluator]:
     """The config's evaluators; reads the data."""
     blocks = self.config["evaluators"]
-    return [
-      build.build("evaluator", block, f"evaluators.{name}", experiment=self)
-      for name, block in blocks.items()
-      if block is not None
-    ]
+    return [self.evaluator(name) for name, block in blocks.items() if block is not None]
+
+  def drawing(self, changes: Mapping[str, Any]) -> "Experiment":
+    """The same with these keys of `sampling`; InputError if they cannot be."""
+    block = {**self.config["sampling"], **changes}
+    sampling = build.build("sampling", block)
+    self.family.check_fit(self.task, self.data, sampling)
+    config = {**self.config, "sampling": block}
+    return dataclasses.replace(self, config=config, sampling=sampling)
 
   def generator(self) -> families.Generator:
     """Answers prompts with text or images."""

@@ -95,6 +95,16 @@ class Arm:
   config: Mapping[str, Any]
   sha256: str
 
+  @property
+  def settings(self) -> list[tuple[str, Overrides]]:
+    """(what its metrics' names begin with, overrides) of each row that it gives.
+
+    One, with nothing; or those of an evaluator `sampling_sweep`.
+    """
+    blocks = [block or {} for block in self.config.get("evaluators", {}).values()]
+    labels = [label for block in blocks for label, _ in block.get("settings", ())]
+    return [(f"{label}/", _read(label)) for label in labels] or [("", {})]
+
 
 def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
   """Resolves and checks every arm before any of them runs.
@@ -204,6 +214,16 @@ def short(key: str, keys: Sequence[str]) -> str:
     if sum(f".{other}".endswith(f".{last}") for other in keys) == 1:
       return last
   return key
+
+
+def _read(label: str) -> Overrides:
+  """The overrides of a label.
+
+  >>> _read("sampler=ddim,evaluations=8")
+  {'sampler': 'ddim', 'evaluations': 8}
+  """
+  pairs = (part.partition("=") for part in label.split(","))
+  return {key: overriding.literal(value, key) for key, _, value in pairs}
 
 
 def _file_name(name: str) -> str:

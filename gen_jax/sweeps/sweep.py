@@ -8,7 +8,8 @@ An experiment is a folder with a sweep.py:
     def get_sweep():
       return product(values("task.model.width", (64, 128)), values("seed", range(3)))
 
-X_AXIS, if there, is the key along which its figure shows the metric, see `figure`.
+X_AXIS, if there, is the key along which its figure shows the metric, see `figure`; ALSO
+names further metrics, which are columns of the table and parts of the figure.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Sweep:
     metric: that decides, as it stands in metrics.jsonl.
     arms: all, checked.
     x_axis: of the figure.
+    also: further metrics.
   """
 
   folder: pathlib.Path
@@ -45,6 +47,7 @@ class Sweep:
   metric: str
   arms: Sequence[space.Arm]
   x_axis: str = figure.STEP
+  also: Sequence[str] = ()
 
   def only(self, overrides: space.Overrides) -> "Sweep":
     """The arms of one row: these overrides, every seed.
@@ -52,7 +55,9 @@ class Sweep:
     Raises:
       InputError: there are none.
     """
-    arms = [a for a in self.arms if space.without_seed(a.overrides) == overrides]
+    keys = space.keys([arm.overrides for arm in self.arms])  # others are settings
+    wanted = {key: value for key, value in overrides.items() if key in keys}
+    arms = [a for a in self.arms if space.without_seed(a.overrides) == wanted]
     if not arms:
       raise InputError(f"{self.folder / FILE} has no arm {overrides}")
     return dataclasses.replace(self, arms=arms)
@@ -88,6 +93,7 @@ class Sweep:
   def ledger(self, home: pathlib.Path) -> dict[str, Any]:
     """See `ledger.collect`."""
     about = {"question": self.question, "config": self.config, "metric": self.metric}
+    about |= {"also": [*self.also]} if self.also else {}
     workdirs = {arm.sha256: engine.workdir(home, arm) for arm in self.arms}
     return ledger.collect(about, self.arms, engine.states(home), workdirs)
 
@@ -155,11 +161,13 @@ def load(path: pathlib.Path) -> Sweep:
   file, module, made = opened(path, "get_sweep")
   if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
     raise InputError(f"{file}: get_sweep must return a list of dicts")
+  also = getattr(module, "ALSO", ())
+  for metric in also:
+    evaluators.cost(metric, 0.0)
   arms = space.arms(config_files.load(module.CONFIG), made)
   x_axis = getattr(module, "X_AXIS", figure.STEP)
-  varied = space.varied([arm.overrides for arm in arms])
+  varied = space.varied([arm.overrides | s for arm in arms for _, s in arm.settings])
   if x_axis not in (figure.STEP, *varied):
     raise unknown(f"X_AXIS (of {file})", x_axis, (figure.STEP, *varied))
-  return Sweep(
-    file.parent, question(file, module), module.CONFIG, module.METRIC, arms, x_axis
-  )
+  about = (question(file, module), module.CONFIG, module.METRIC)
+  return Sweep(file.parent, *about, arms, x_axis, also)

@@ -1,6 +1,7 @@
 """A figure shows the means and intervals of its ledger, and knows whose it is."""
 
 import pytest
+from PIL import Image
 
 from gen_jax.sweeps import figure, ledger, statistics, sweep
 from gen_jax.system import files
@@ -81,3 +82,12 @@ def test_an_axis_that_does_not_vary_is_refused(tmp_path):
     InputError, match=r"X_AXIS .*did you mean 'optimizer.learning_rate"
   ):
     sweep.load(tmp_path)
+
+
+def test_a_further_metric_is_a_part_of_the_figure(tmp_path):
+  one = {"also": {"validation/accuracy": {"value": 0.5, "curve": [[20, 0.5]]}}}
+  both = {**LEDGER, "also": ["validation/accuracy"], "arms": [a | one for a in ARMS]}
+  (tmp_path / "a.png").write_bytes(figure.png(both))
+  (tmp_path / "b.png").write_bytes(figure.png(LEDGER))
+  wide, narrow = (Image.open(tmp_path / name).size for name in ("a.png", "b.png"))
+  assert wide[0] > narrow[0] and wide[1] == narrow[1]
