@@ -30,7 +30,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "batch_size": 512,
     },
     optimizer={"b2": 0.98, "weight_decay": 1.0},
-    train={"num_steps": 1000, "log_every": 100, "save_every": 1000},
+    train={"num_steps": 600, "log_every": 100, "save_every": 600},
     evaluators={
       "validation": {"name": "loss", "every": 50},
       "training": {"name": "loss", "every": 50, "split": "train"},
