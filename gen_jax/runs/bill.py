@@ -1,8 +1,9 @@
 """What a run has cost so far: chip-hours of all its starts, and their list price.
 
 WORKDIR/hours.json has an entry for each start: when it began, when it was last at work,
-the number of its chips and their kind. Work that a restart did again counts, as the
-provider counts it; waiting for machines does not.
+the number of its chips (of runs that share a chip, a part of it each) and their kind.
+Work that a restart did again counts, as the provider counts it; waiting for machines
+does not.
 """
 
 import pathlib
