@@ -175,11 +175,9 @@ class _Member(training.Solo):
     self._go.acquire()
     status, line = "failed", ""
     try:
-      ended = training.train(
-        self.arm.config, self.arm.directory, training.Alone(), self
-      )
-      is_told = ended["reason"] == "interrupted"
-      status = "interrupted" if is_told else "finished"
+      given = self.arm.config, self.arm.directory, training.Alone(), self
+      reason = training.train(*given)["reason"]
+      status = "interrupted" if reason == "interrupted" else "finished"
     except Diverged as error:
       status, line = "diverged", one_line(error)
     except Apart as error:
@@ -327,8 +325,7 @@ class _Group:
     if self.alone:
       return fresh
     key = json.dumps([experiment.config[k] for k in ("seed", "data")] + [first])
-    kept, mine = itertools.tee(self._streams.get(key, fresh))
-    self._streams[key] = kept
+    self._streams[key], mine = itertools.tee(self._streams.get(key, fresh))
     return mine
 
   def take(self, calls: Sequence[_Call]) -> None:
