@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gen_jax import build, sharding
+from gen_jax.convert import matching
 from gen_jax.data import datasets, sources
 from gen_jax.diffusion import codec as codecs
 from gen_jax.evaluation import image_sets, scoring
@@ -61,6 +62,8 @@ class Family:
       for each prompt.
     program: experiment -> what `generator` compiles, to be priced.
     export: (args of `gen-jax export`, run) -> its result.
+    adapter_plans: (experiment, origin of its weights) -> the tensors of each network
+      that LoRA files may change, by their names there.
     scorer: experiment -> what finds how likely text is.
     check_flags: args of `gen-jax sample` -> None; refuses what excludes each other.
     draws: whether it draws images.
@@ -90,6 +93,7 @@ class Family:
   program: Callable[[Experiment], Program]
   export: Callable[[Any, Run], dict[str, Any]]
   scorer: Callable[[Experiment], scoring.Scorer]
+  adapter_plans: Callable[[Experiment, Mapping[str, Any]], dict[str, matching.Plan]]
   check_flags: Callable[[Any], None] = lambda args: None
   draws: bool = False
   codec: Callable[[Task, Params, PyTree], tuple[codecs.Codec, PyTree] | None] = (

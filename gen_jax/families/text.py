@@ -178,6 +178,7 @@ FAMILY = base.Family(
   sample=_sample,
   check_flags=_check_flags,
   export=to_transformers.export,
+  adapter_plans=to_transformers.adapter_plans,
   reference_images=_reference_images,
   scorer=lambda experiment: scoring.Scorer(experiment.task.model),
   idle=lambda task, sampling: sampling.idle(),
