@@ -263,6 +263,15 @@ def read(file: pathlib.Path, plans: Mapping[str, matching.Plan], what: str) -> P
   return found
 
 
+def check_width(config: Any) -> None:
+  """Raises InputError for a model with muP's factors, which its kernels lack."""
+  if config.width_ratio != 1.0:
+    raise InputError(
+      f"LoRA files are not for a model with base_width={config.base_width}: its kernels"
+      " lack the factors of muP; export all its weights, and import them"
+    )
+
+
 def out_first(entry: names.TensorMap, shape: names.Shape) -> names.Shape:
   """A kernel's foreign shape with its outputs first, as those of up and down are."""
   return shape[::-1] if len(shape) == 2 and not entry.transposed else shape

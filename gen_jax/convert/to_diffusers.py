@@ -45,6 +45,11 @@ def export(args, opened) -> dict[str, Any]:
       f"{args.workdir} is not exported: Stable Diffusion is conditioned on text, DiT on"
       " labels"
     )
+  if task.network.config.width_ratio != 1.0:
+    raise InputError(
+      f"{args.workdir} is not exported: its network has a base_width, and diffusers has"
+      " no UNet with the factors of muP"
+    )
   chosen, origin = opened.weights(args.checkpoint, args.weights), opened.base_origin()
   vae, frozen, latents = _autoencoder(experiment, chosen)
   size, scheduler = experiment.data.image_size, _scheduler(experiment, origin)

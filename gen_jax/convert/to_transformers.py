@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 from gen_jax import safetensors, tree
@@ -16,7 +17,10 @@ from gen_jax.convert import (
   target,
 )
 from gen_jax.data import tokenizers
+from gen_jax.models import transformer
+from gen_jax.nn import widths
 from gen_jax.system import copies, files
+from gen_jax.types import Params
 
 
 def export(args, opened) -> dict[str, Any]:
@@ -31,7 +35,8 @@ def export(args, opened) -> dict[str, Any]:
   if args.adapter:
     return _adapter(args, opened, architecture)
   weights = opened.weights(args.checkpoint, args.weights)
-  plan = huggingface.foreign_tensors(architecture, weights.params)
+  params = _standard(model, weights.params)
+  plan = huggingface.foreign_tensors(architecture, params)
   home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with target.whole(args.to) as partial:
     if tokenizer is None:
@@ -59,6 +64,7 @@ def adapter_plans(experiment, origin) -> dict[str, matching.Plan]:
   """See `families.base.Family`."""
   del origin
   architecture = architectures.fitting(experiment.task.model.config)
+  lora_files.check_width(experiment.task.model.config)
   plan = huggingface.plan(architecture, experiment.abstract_params())
   return {lora_files.LANGUAGE: plan}
 
@@ -86,6 +92,18 @@ def _adapter(args, opened, architecture: language.Architecture) -> dict[str, Any
     peft.write_folder(partial, modules, kernels, about, dtype)
   name = f"a LoRA adapter of {architecture.name}"
   return target.told(args, chosen, name, tree.size(chosen.params))
+
+
+def _standard(config: transformer.Config, params: Params) -> Params:
+  """Weights of the same function without the factors of muP: see `nn.widths`."""
+
+  def one(path, x):
+    if re.search(r"query/(kernel|bias)$", path):
+      return widths.times(x, config.query_scale)
+    is_last = config.tied_head and path.startswith("final_norm/")
+    return widths.times(x, 1.0 / config.width_ratio) if is_last else x
+
+  return tree.map_with_path(one, params)
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

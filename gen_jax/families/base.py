@@ -14,6 +14,7 @@ from gen_jax.data import datasets, sources
 from gen_jax.diffusion import codec as codecs
 from gen_jax.evaluation import image_sets, scoring
 from gen_jax.inference import image_generator, text_generator
+from gen_jax.inference import slots as slots_
 from gen_jax.tasks import base
 from gen_jax.train import init_from
 from gen_jax.types import Array, InputError, Params, PyTree
@@ -65,6 +66,8 @@ class Family:
     adapter_plans: (experiment, origin of its weights) -> the tensors of each network
       that LoRA files may change, by their names there.
     scorer: experiment -> what finds how likely text is.
+    slots: (generator, weights, num, context) -> what draws for many at once; None: the
+      model cannot be served.
     check_flags: args of `gen-jax sample` -> None; refuses what excludes each other.
     draws: whether it draws images.
     codec: (task, params, frozen) -> the autoencoder that the model is, or works in,
@@ -94,6 +97,7 @@ class Family:
   export: Callable[[Any, Run], dict[str, Any]]
   scorer: Callable[[Experiment], scoring.Scorer]
   adapter_plans: Callable[[Experiment, Mapping[str, Any]], dict[str, matching.Plan]]
+  slots: Callable[..., slots_.Slots] | None = None
   check_flags: Callable[[Any], None] = lambda args: None
   draws: bool = False
   codec: Callable[[Task, Params, PyTree], tuple[codecs.Codec, PyTree] | None] = (
