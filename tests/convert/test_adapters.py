@@ -1,5 +1,6 @@
 """Adapters in and out, unmerged: as PEFT, diffusers and kohya have them."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 import gen_jax
-from gen_jax import rng, safetensors, tree
+from gen_jax import rng, safetensors, tree, types
 from gen_jax.convert import adapters, lora_files, matching
+from gen_jax.models import transformer
 from gen_jax.tasks import lora
 from tests.cli import conftest
 
@@ -312,3 +314,10 @@ def test_bad_words(refuse, llama, tmp_path):
   refuse(*words, says=["does not fit", "lora"])
   words = ("export", "--adapter", "--workdir", llama, "--to", target)
   refuse(*words, says=[f"{llama} has no adapter"])
+
+
+def test_kernels_with_factors_of_mup_are_refused():
+  model = transformer.Config(64, 8, 1, 32, 4, base_width=8)
+  with pytest.raises(types.InputError, match="base_width=8"):
+    lora_files.check_width(model)
+  lora_files.check_width(dataclasses.replace(model, base_width=None))
