@@ -67,13 +67,16 @@ CHIPS: Mapping[str, Chip] = {
 
 def of(device: jax.Device) -> Chip | None:
   """The data sheet of a device; None for one that has none here, such as a CPU."""
-  kind = device.device_kind
+  return _of_kind(device.device_kind)
+
+
+def _of_kind(kind: str) -> Chip | None:
   return next((c for c in CHIPS.values() if kind.startswith(c.kind)), None)
 
 
 def price(kind: str) -> float | None:
   """USD for a chip-hour of jax's device_kind, at `PRICES_OF`; None: not known here."""
-  found = next((c for c in CHIPS.values() if kind.startswith(c.kind)), None)
+  found = _of_kind(kind)
   return found and found.usd_per_hour
 
 

@@ -1,8 +1,9 @@
 """What a run has cost so far: chip-hours of all its starts, and their list price.
 
 WORKDIR/hours.json has an entry for each start: when it began, when it was last at work,
-the number of its chips and their kind. Work that a restart did again counts, as the
-provider counts it; waiting for machines does not.
+the number of its chips (of runs that share a chip, a part of it each) and their kind.
+Work that a restart did again counts, as the provider counts it; waiting for machines
+does not.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ from gen_jax.types import InputError
 
 NAME = "hours.json"
 _EVERY_SECS = 30.0
-_ENTRY = {"began": float, "until": float, "chips": int, "kind": str}
+_ENTRY = {"began": float, "until": float, "chips": float, "kind": str}
 
 
 def _starts(directory: pathlib.Path) -> list[dict[str, Any]]:
@@ -43,17 +44,22 @@ class Bill:
   """Notes how long this start has been at work: a writer of metrics, see `writers`."""
 
   def __init__(
-    self, directory: pathlib.Path, began: float, devices: Sequence[jax.Device]
+    self,
+    directory: pathlib.Path,
+    began: float,
+    devices: Sequence[jax.Device],
+    share: float = 1.0,
   ):
     """Args:
     began: seconds since 1970.
     devices: of all processes.
+    share: of the devices; less than 1 if other runs use them at the same time.
     """
     self._directory, self._before = directory, _starts(directory)
     self._start = {
       "began": began,
       "until": began,
-      "chips": chips.count(devices),
+      "chips": chips.count(devices) * share,
       "kind": devices[0].device_kind,
     }
     self._due = 0.0

@@ -38,9 +38,7 @@ from gen_jax.types import Batch, Diverged, InputError, one_line
 
 MODES = ("map", "vmap", "turn")
 _TIMED = 3  # group steps of each mode
-_EXACT = (
-  0.9  # `map` is taken unless another mode needs less than this share of its time
-)
+_EXACT = 0.9  # another mode is taken if it needs less than this share of map's time
 
 
 class Apart(Exception):
@@ -162,6 +160,8 @@ class _Member(training.Solo):
     # A daemon: a driver that stops leaves nothing behind.
     threading.Thread(target=self._run, daemon=True).start()
 
+  share = property(lambda self: self._group.share)
+
   def resume(self) -> None:
     """Lets the thread work until its next step or its end."""
     began = time.monotonic()
@@ -175,11 +175,9 @@ class _Member(training.Solo):
     self._go.acquire()
     status, line = "failed", ""
     try:
-      ended = training.train(
-        self.arm.config, self.arm.directory, training.Alone(), self
-      )
-      is_told = ended["reason"] == "interrupted"
-      status = "interrupted" if is_told else "finished"
+      given = self.arm.config, self.arm.directory, training.Alone(), self
+      reason = training.train(*given)["reason"]
+      status = "interrupted" if reason == "interrupted" else "finished"
     except Diverged as error:
       status, line = "diverged", one_line(error)
     except Apart as error:
@@ -232,10 +230,12 @@ class _Group:
   Attributes:
     mode: None until it is chosen.
     alone: a step by the program of a run alone, for runs in turn from the first on.
+    share: of the device, for each run at work.
   """
 
   def __init__(self, configs, mode: str | None, say: Callable[[str], None]):
     self._configs, self.mode, self._say = configs, mode, say
+    self.share = 1.0 / len(configs)
     self.alone: steps.Step | None = None
     self._program: programs.Program | None = None
     self._decisions: list[numbers.Decision] = []
@@ -276,7 +276,7 @@ class _Group:
         self.mode = "turn"
         self._say(f"in turn: {reason}")
       if self.mode == "turn":
-        self.alone = made.compiled()
+        self.alone, self.share = made.compiled(), 1.0
     made = self._program.of(experiment, num_examples)
     if not self._is_alike(made.values):
       raise Apart("a number decides on the structure of its program")
@@ -325,8 +325,7 @@ class _Group:
     if self.alone:
       return fresh
     key = json.dumps([experiment.config[k] for k in ("seed", "data")] + [first])
-    kept, mine = itertools.tee(self._streams.get(key, fresh))
-    self._streams[key] = kept
+    self._streams[key], mine = itertools.tee(self._streams.get(key, fresh))
     return mine
 
   def take(self, calls: Sequence[_Call]) -> None:
@@ -346,9 +345,8 @@ class _Group:
   def _take_together(self, calls: Sequence[_Call]) -> None:
     together = self._together
     if together is None or 2 * len(calls) <= together.num:
-      together = self._together = programs.Together(
-        self._program, self.mode, len(calls)
-      )
+      given = self._program, self.mode, len(calls)
+      together = self._together = programs.Together(*given)
     if not all(call.placed and call.placed.together is together for call in calls):
       _load(together, calls)
     batches = [calls[0].args[2]] * together.num

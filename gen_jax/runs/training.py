@@ -35,6 +35,7 @@ class Alone:
 class Solo:
   """A run that shares nothing; those of a group answer to the same names."""
 
+  share = 1.0  # of the devices
   program = staticmethod(programs.program)
 
   def experiment(self, config: dict, directory: pathlib.Path):
@@ -174,7 +175,7 @@ def _train(
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
       sinks = _sinks(directory, kept, start, made.num_steps)
       devices = experiment.layout.mesh.devices.ravel().tolist()
-      sinks.append(bill.Bill(directory, begun.at, devices))
+      sinks.append(bill.Bill(directory, begun.at, devices, shared.share))
       for sink in sinks:
         used.callback(sink.close)
     try:

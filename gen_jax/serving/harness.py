@@ -112,8 +112,8 @@ class Model(model.LM):
       ids = tokenizer.encode(request.args[0])
       marks = (*tokenizer.opening[-1:], tokenizer.bos, tokenizer.eos)
       start = next((mark for mark in marks if mark is not None), None)
-      if start is None:  # the first token is what cannot be scored
-        start, ids = ids[0], ids[1:]
+      if start is None:  # the first token, if any, is what cannot be scored
+        start, ids = next(iter(ids), 0), ids[1:]
       windows = lm_eval.utils.get_rolling_token_windows(ids, start, size, 1)
       for context, scored in map(lm_eval.utils.make_disjoint_window, windows):
         rows.append(scoring.Row(np.int32([*context, *scored]), len(context)))

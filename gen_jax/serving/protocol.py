@@ -153,7 +153,8 @@ def _messages(given: list[Any]) -> list[dict[str, str]]:
   found = []
   for i, message in enumerate(given):
     where = f"messages[{i}]"
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in _ROLES:
       raise Refused(
         f"{where}={message!r:.60} must have a role: {', '.join(_ROLES)}, and content"
       )
@@ -161,7 +162,7 @@ def _messages(given: list[Any]) -> list[dict[str, str]]:
     if rest:
       raise Refused(f"{where} has {', '.join(rest)}: not supported; leave it out")
     content = _content(message.get("content"), where)
-    found.append({"role": _ROLES[message["role"]], "content": content})
+    found.append({"role": _ROLES[role], "content": content})
   chat.check(found)
   return found
 

@@ -250,7 +250,8 @@ def listen(host: str, port: int, secs: float) -> socket.socket:
     why = os.strerror(number) if number > 0 else getattr(error, "strerror", error)
     raise InputError(f"cannot listen on --host {host} --port {port}: {why}") from None
   if hasattr(socket, "TCP_USER_TIMEOUT"):  # those who connect have it from this one
-    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1e3 * secs))
+    millis = min(int(1e3 * secs), 2**31 - 1)  # what the system takes
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, millis)
   return found
 
 

@@ -132,7 +132,7 @@ def _cores(num: int) -> Iterator[Sequence[int]]:
   with contextlib.ExitStack() as held:
     taken = []
     for core in every:
-      file = held.enter_context((folder / str(core)).open("wb"))
+      file = held.enter_context((folder / str(core)).open("ab"))
       with contextlib.suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         taken.append(core)

@@ -7,16 +7,13 @@ another structure than all others, started from other weights, apart) are left t
 """
 
 import dataclasses
-import os
 import pathlib
-import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_jax.runs import together
-from gen_jax.sweeps import attempt, engine, space
+from gen_jax.sweeps import engine, space
 from gen_jax.system import files
 
 FOLDER = "groups"
@@ -26,8 +23,8 @@ LEFT = ("apart", "failed")  # to be run alone
 @dataclasses.dataclass(eq=False)
 class _Running:
   arms: list[space.Arm]
-  process: subprocess.Popen
-  cores: tuple[int, ...]
+  process: engine.Process
+  slot: Any
   file: pathlib.Path
 
 
@@ -70,12 +67,13 @@ def run(
   if not waiting:
     return
   (home / FOLDER).mkdir(parents=True, exist_ok=True)
-  free = engine.shares(sorted(os.sched_getaffinity(0)), jobs)
+  place = engine.Local()
+  free = place.slots(jobs)
   running: list[_Running] = []
   try:
     while waiting or running:
       while waiting and free:
-        running.append(_start(waiting.pop(0), home, words, mode, free.pop()))
+        running.append(_start(waiting.pop(0), home, words, mode, place, free.pop()))
       for one in [*running]:
         is_over = one.process.poll() is not None
         for arm, state in _new(one, known, is_over):
@@ -85,16 +83,16 @@ def run(
             yield arm, state
         if is_over:
           running.remove(one)
-          free.append(one.cores)
+          free.append(one.slot)
       time.sleep(0.05)
   finally:
     for one in running:
-      one.process.send_signal(signal.SIGTERM)
+      one.process.terminate()
     for one in running:
       one.process.wait()
 
 
-def _start(arms, home, words, mode, cores) -> _Running:
+def _start(arms, home, words, mode, place, slot) -> _Running:
   tag = files.value_sha256([arm.sha256 for arm in arms])[:8]
   file = home / FOLDER / f"{tag}.json"
   for i in range(len(arms)):
@@ -105,21 +103,14 @@ def _start(arms, home, words, mode, cores) -> _Running:
   files.write_json(file, files.sealed({"mode": mode, "runs": listed}))
   log = home / "logs" / f"group-{tag}.txt"
   log.parent.mkdir(exist_ok=True)
-  with log.open("ab") as out:
-    process = subprocess.Popen(
-      [*attempt.wrapped(cores), *words, str(file)],
-      stdin=subprocess.DEVNULL,
-      stdout=out,
-      stderr=out,
-    )
-  return _Running([*arms], process, cores, file)
+  return _Running([*arms], place.start(slot, [*words, str(file)], log), slot, file)
 
 
 def _new(
   one: _Running, known: Mapping[str, Any], is_over: bool
 ) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
   """Arms of which the process has said since that they ended, or whose process has."""
-  status = engine.CODES.get(one.process.returncode, "failed")
+  status = engine.CODES.get(one.process.poll(), "failed")
   for i, arm in enumerate(one.arms):
     if arm is None:
       continue
@@ -128,7 +119,7 @@ def _new(
       found = files.read_json(path)
     elif is_over:
       found = {"status": status if status == "interrupted" else "failed", "secs": 0.0}
-      found["line"] = f"its group ended with exit code {one.process.returncode}"
+      found["line"] = f"its group ended with exit code {one.process.poll()}"
     else:
       continue
     one.arms[i] = None

@@ -27,9 +27,14 @@ def sizes(
   Args:
     config: as --config takes it.
     depth: width -> num_layers; None: the config's.
+
+  Raises:
+    InputError: a model without a `base_width`, or numbers that do not scale.
   """
   base = runs.fresh(config, None).config
   key = config_widths.place(base)
+  if key is None:
+    raise InputError("a ladder needs a model with a base_width, as a transformer has")
   arms = []
   for width in widths:
     own = base["task"][key]
@@ -49,7 +54,7 @@ def arms(
   Sizes for which a budget gives fewer than `least_steps` are left out of it.
 
   Raises:
-    InputError: a budget that is enough for fewer than three sizes.
+    InputError: a budget that is enough for fewer than three sizes, or epochs.
   """
   costs = [_experiment(config, arm).flops_per_step()["mfu"] for arm in sizes]
   found: space.Space = []
@@ -69,7 +74,10 @@ def arms(
 
 
 def _experiment(config: Any, overrides: space.Overrides):
-  return runs.fresh(config, None, overrides).experiment
+  made = runs.fresh(config, None, overrides).experiment
+  if made.train.num_epochs is not None:  # the run may end before num_steps
+    raise InputError("a ladder needs train.num_epochs=None: budgets are steps")
+  return made
 
 
 def measure(config: Any, overrides: space.Overrides) -> tuple[float, float, float]:

@@ -146,12 +146,12 @@ class Slurm:
       raise InputError("--on slurm needs sbatch on this machine; log in where it is")
     self._submitit = submitit
     given = {"cpus_per_task": 1, "timeout_min": 24 * 60, **given}
-    self._cores = int(given["cpus_per_task"])
     common = submitit.AutoExecutor._typed_parameters()
-    given = {k if k in common else f"slurm_{k}": v for k, v in given.items()}
+    named = {k if k in common else f"slurm_{k}": v for k, v in given.items()}
     try:
+      self._cores = int(given["cpus_per_task"])
       self._executor = submitit.AutoExecutor(home / "submitit", cluster=cluster)
-      self._executor.update_parameters(**given)
+      self._executor.update_parameters(**named)
     except (NameError, ValueError, TypeError, AssertionError, RuntimeError) as error:
       raise InputError(f"--on slurm: {one_line(error):.300}") from None
 

@@ -31,7 +31,8 @@ from gen_jax.types import InputError
 _HUBER = 1e-3  # of log L, where absolute errors begin to count less than squares
 _NEAR = 1.1  # budgets that differ by less are one
 _EFFORT = {"maxiter": 2_000, "maxfun": 4_000}
-_LOST = 0.05  # share of a bootstrap's draws that may be without an optimum
+_LOST = 0.05  # share of a bootstrap's draws that may be without a fit
+_STEEPEST = 20.0  # exponent; beyond it a draw has no power law, and powers overflow
 
 
 class Point(NamedTuple):
@@ -184,6 +185,21 @@ def _growth(valleys: Sequence[Valley]) -> float:
   return float(np.polyfit(flops, params, 1)[0])
 
 
+def _kept(fit: Callable[[Any], Any], draws: Iterable[Any], num: int) -> list[Any]:
+  """fit(draw) of the draws that have one; InputError if too many of `num` do not."""
+  found, lost = [], 0
+  for draw in draws:
+    try:
+      found.append(fit(draw))
+    except InputError as error:
+      lost, why = lost + 1, error
+  if lost > _LOST * num:
+    raise InputError(
+      f"{lost} of {num} draws of the seeds have no fit ({why}); run more seeds"
+    )
+  return found
+
+
 def optimum(
   points: Sequence[Point], *, num: int = 500, seed: int = 0, level: float = 0.95
 ) -> Optimum:
@@ -200,19 +216,11 @@ def optimum(
       f"all points have one budget, {groups[0][0].flops:.3g} FLOPs: growth needs two"
     )
   found = tuple(valley(_means(group)) for group in groups)
-  drawn, lost = [], 0
-  for parts in zip(
+  draws = zip(
     *(_draws(g, num, seed + i, of_points=False) for i, g in enumerate(groups)),
     strict=True,
-  ):
-    try:
-      drawn.append(_growth([valley(part) for part in parts]))
-    except InputError as error:
-      lost, why = lost + 1, error
-  if lost > _LOST * num:
-    raise InputError(
-      f"{lost} of {num} draws of the seeds have no optimum ({why}); run more seeds"
-    )
+  )
+  drawn = _kept(lambda parts: _growth([valley(part) for part in parts]), draws, num)
   return Optimum(found, _interval(_growth(found), drawn, level))
 
 
@@ -239,7 +247,11 @@ def _starts(target: np.ndarray) -> Iterable[np.ndarray]:
 
 
 def _fit(drawn: Sequence[tuple[Point, float]], start=None) -> tuple[Surface, Any]:
-  """The surface of points and losses, and theta; by L-BFGS, the best of all starts."""
+  """The surface of points and losses, and theta; by L-BFGS, the best of all starts.
+
+  Raises:
+    InputError: the losses follow no power law.
+  """
   size = np.log([point.params for point, _ in drawn])
   data = np.log([point.items for point, _ in drawn])
   target = np.log([loss for _, loss in drawn])
@@ -254,6 +266,11 @@ def _fit(drawn: Sequence[tuple[Point, float]], start=None) -> tuple[Surface, Any
   ]
   best = min(tried, key=lambda result: result.fun).x
   e, a, b, alpha, beta = best.tolist()
+  if not max(abs(alpha), abs(beta)) <= _STEEPEST:
+    raise InputError(
+      f"the losses follow no power law (alpha = {alpha:.2g}, beta = {beta:.2g}); run"
+      " more seeds, or more sizes"
+    )
   a, b = a + alpha * float(size.mean()), b + beta * float(data.mean())
   return Surface(math.exp(e), math.exp(a), math.exp(b), alpha, beta), best
 
@@ -309,7 +326,9 @@ def surface(
       f" {found.beta:.2g}): the ladder is too short or too noisy for L(N, D)"
     )
   draws = _draws(points, num, seed, of_points=True)
-  drawn = tuple(_fit(d, theta)[0] for d in draws if len({p for p, _ in d}) > 5)
+  drawn = _kept(
+    lambda d: _fit(d, theta)[0], (d for d in draws if len({p for p, _ in d}) > 5), num
+  )
   pairs = [point.params * point.items for point in points]
   costs = [p.flops / pair for p, pair in zip(points, pairs, strict=True)]
-  return Fitted(found, drawn, float(np.median(costs)), max(pairs), level)
+  return Fitted(found, tuple(drawn), float(np.median(costs)), max(pairs), level)

@@ -64,6 +64,8 @@ class Search:
       raise InputError(f"--arms {self.num} must be at least 2")
     if self.num_fresh < 2:
       raise InputError(f"--fresh {self.num_fresh} must be at least 2, for an interval")
+    if self.seed < 0:
+      raise InputError(f"--seed {self.seed} must be at least 0")
     searched = search.ranges(self.space)
     if self.factor and _STEPS in searched:
       raise InputError(f"--halving needs one {_STEPS} for all arms; do not search it")

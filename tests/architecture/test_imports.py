@@ -296,8 +296,8 @@ BUDGETS = {
   "inference": 1_960,  # images that say how they were made; flags; slots, a chat, tints
   "models": 1_610,  # each at another width
   "nn": 1_660,  # widths: muP
-  "runs": 2_610,  # adapters; groups and shared programs: 540; the bill; until; weights
-  "sweeps": 3_460,  # groups; the page, a lease; clusters: 375; searches: 615
+  "runs": 2_625,  # adapters; groups and shared programs: 540; the bill; until; weights
+  "sweeps": 3_475,  # groups; the page, a lease; clusters: 375; searches: 615
   "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
   "system": 2_065,  # programs between commands; buckets: addresses, ranges, copies
   "tasks": 1_200,

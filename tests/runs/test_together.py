@@ -11,8 +11,9 @@ import pytest
 from gen_jax import build, ranges, tree
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
-from gen_jax.runs import programs, together, training
+from gen_jax.runs import bill, programs, together, training
 from gen_jax.runs import run as runs
+from gen_jax.system import files
 from gen_jax.train import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -73,6 +74,9 @@ def test_arms_train_to_the_bit_as_alone(mode, tmp_path):
   outcomes, _ = group(tmp_path / "group", configs, mode)
   assert [outcomes[i].status for i in range(3)] == ["finished"] * 3
   assert {o.mode for o in outcomes.values()} == {mode}
+  for i in range(3):  # of the one device, each has its share while all are at work
+    (start,) = files.read_sealed(tmp_path / f"group/{i}" / bill.NAME)["starts"]
+    assert start["chips"] == {"map": 1 / 3, "turn": 1}[mode]
   for i in (1, 2):
     home = tmp_path / f"alone_{i}"
     alone(home, configs[i])

@@ -1,6 +1,7 @@
 """lm-evaluation-harness asks a run of ours, on tasks whose data is here."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -175,3 +176,14 @@ def test_greedy_is_the_likeliest_token(workdir, one_chip):
 def test_bad_arguments(workdir, words, says):
   with pytest.raises(InputError, match=says):
     harness.Model(workdir, **words)
+
+
+def test_an_empty_text_without_a_token_that_opens_it():
+  tokenizer = types.SimpleNamespace(opening=(), bos=None, eos=None, encode=list)
+  config = types.SimpleNamespace(max_length=8)
+  scorer = types.SimpleNamespace(model=types.SimpleNamespace(config=config))
+  scored = {"_tokenizer": tokenizer, "_scorer": scorer}
+  scored["_scored"] = lambda rows: [(-float(len(row.tokens)), True) for row in rows]
+  texts = [types.SimpleNamespace(args=(ids,)) for ids in ((), (5,), (5, 6, 7))]
+  model = types.SimpleNamespace(**scored)
+  assert harness.Model.loglikelihood_rolling(model, texts) == [0.0, 0.0, -3.0]

@@ -81,3 +81,10 @@ def test_a_prompt_leaves_room_for_an_answer():
     else:
       with pytest.raises(protocol.Refused, match="30 tokens; with its answer 30 fit"):
         READER.completion(fields)
+
+
+@pytest.mark.parametrize("role", [["user"], {"user": 1}, 3, None, "robot"])
+def test_a_role_that_is_none(role):
+  fields = {"model": "own", "messages": [{"role": role, "content": "a"}]}
+  with pytest.raises(protocol.Refused, match="must have a role: system"):
+    READER.chat(fields)

@@ -17,6 +17,7 @@ import openai
 import pytest
 
 import gen_jax
+from gen_jax.serving import server as server_
 from tests.serving import conftest
 
 PROMPTS = [f"{'import sys ' * (i % 7)}def f{i}(x" for i in range(100)]
@@ -273,3 +274,8 @@ def test_a_key_a_full_queue_and_ctrl_c(workdir):
     out, err = server[0].communicate(timeout=30)
     assert time.monotonic() - sent < 8
     assert (server[0].returncode, out, err) == (0, "", "")
+
+
+def test_a_time_limit_beyond_what_the_system_takes():
+  with server_.listen("127.0.0.1", 0, 1e9) as at:
+    assert at.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2**31 - 1

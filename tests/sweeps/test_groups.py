@@ -82,6 +82,16 @@ def test_a_group_that_is_told_to_stop_is_interrupted(tmp_path):
   assert list(run(tmp_path, body).values()) == ["finished"] + 3 * ["interrupted"]
 
 
+def test_groups_get_chips_of_their_own(tmp_path, monkeypatch):
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+  body = "print(os.environ['CUDA_VISIBLE_DEVICES'])\n"
+  body += "for i, _ in enumerate(runs): end(i, 'finished')"
+  assert len(run(tmp_path, body, jobs=2)) == 4
+  logs = (tmp_path / "logs").glob("group-*.txt")
+  assert sorted(log.read_text() for log in logs) == ["5\n", "7\n"]
+
+
 @pytest.mark.long
 def test_a_killed_group_goes_on_and_ends_as_its_arms_alone(tmp_path):
   folder, home = tmp_path / "experiment", tmp_path / "runs"

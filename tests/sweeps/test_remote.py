@@ -184,6 +184,8 @@ def test_slurm_needs_slurm_and_known_options(tmp_path):
   pytest.importorskip("submitit")
   with pytest.raises(InputError, match="needs sbatch"):
     remote.Slurm(tmp_path, {})
+  with pytest.raises(InputError, match="invalid literal for int"):
+    remote.Slurm(tmp_path, {"cpus_per_task": "many"}, "local")
   with pytest.raises(InputError, match="Unknown argument 'partitoin'"):
     remote.Slurm(tmp_path, {"partitoin": "a"}, "local")
 

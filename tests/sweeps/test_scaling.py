@@ -95,7 +95,7 @@ def test_a_minimum_outside_the_sizes_is_refused(side, factor):
 
 
 def test_a_valley_that_drowns_in_its_seeds_is_refused():
-  with pytest.raises(InputError, match="draws of the seeds have no optimum"):
+  with pytest.raises(InputError, match="draws of the seeds have no fit"):
     noisy = [
       p._replace(losses=tuple(x + d for x, d in zip(p.losses, (-0.4, 0.0, 0.4))))  # noqa: B905
       for p in planted()
@@ -118,6 +118,17 @@ def test_too_little_to_fit():
     scaling.surface(rising, num=2)
 
 
+def test_a_step_is_no_power_law():
+  """Its exponent grows without an end, until powers overflow."""
+  points = [
+    scaling.Point(n, d, 6.0 * n * d, (3.0 + (n < 2e6) + 5.0 * d**-0.1,) * 2)
+    for n in (1e6, 1e7, 1e8)
+    for d in (1e8, 1e9, 1e10)
+  ]
+  with pytest.raises(InputError, match="follow no power law"):
+    scaling.surface(points, num=2)
+
+
 CONFIG = "configs/lm/pydoc.py:smoke"
 
 
@@ -134,6 +145,13 @@ def test_a_ladder_spends_its_budgets():
     assert params > 16 * 256
   with pytest.raises(InputError, match="too small for the ladder: 0 of 3 sizes"):
     ladder.arms(CONFIG, sizes, (1e6,))
+
+
+def test_what_has_no_ladder():
+  with pytest.raises(InputError, match="with a base_width"):
+    ladder.sizes("configs/vae/emoji.py:smoke", (16, 32))
+  with pytest.raises(InputError, match="num_epochs=None"):
+    ladder.measure(CONFIG, {"train.num_epochs": 1})
 
 
 def test_points_of_a_ledger():

@@ -197,6 +197,7 @@ def test_another_search_in_its_place_is_refused(folder):
   [
     ("", "", {"num": 1}, "--arms 1 must be at least 2"),
     ("", "", {"num_fresh": 1}, "--fresh 1 must be at least 2"),
+    ("", "", {"seed": -1}, "--seed -1 must be at least 0"),
     ("90", "8", {"factor": 3}, "at least 9; it is 8"),
     ("90", "integers(5, 9)", {"factor": 3}, "needs one train.num_steps"),
     ("90,", "90, 'train.num_epochs': 1.0,", {"factor": 3}, "num_epochs=None"),
