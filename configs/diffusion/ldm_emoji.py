@@ -5,6 +5,11 @@ gen-jax encode --workdir runs/vae --to runs/codes
 gen-jax train  --config configs/diffusion/ldm_emoji.py --workdir runs/ldm
   --config.task.codec.workdir=runs/vae --config.data.source.directory=runs/codes
 gen-jax sample --workdir runs/ldm --prompt "red apple"
+
+`:diffusers` has the parts that diffusers knows, and can be exported; not yet run:
+
+gen-jax train  --config configs/diffusion/ldm_emoji.py:diffusers --workdir runs/ldm ...
+gen-jax export --workdir runs/ldm --to exported
 """
 
 import ml_collections
@@ -12,10 +17,17 @@ import ml_collections
 from configs import common
 from configs.vae import emoji
 
+VARIANTS = ("own", "diffusers")
+ATTENTION = {
+  "name": "transformer",
+  "mlp": {"name": "gated_mlp", "activation": "gelu_exact"},
+  "use_bias": False,
+}
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """`:smoke` shrinks it to seconds, on the pixels of digits."""
-  _, smoke = common.parse_arg(arg)
+  """`:diffusers` can be exported; `:smoke` shrinks it, on the pixels of digits."""
+  variant, smoke = common.parse_arg(arg, VARIANTS)
   config = common.images(
     common.diffusion(
       common.unet(
@@ -44,4 +56,12 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   )
   config.evaluators.validation.every = 1000
   config.sampling.guidance_scale = 2.0
+  if variant == "diffusers":
+    with config.unlocked():
+      config.task.network.attention = ATTENTION
+      config.task.schedule = {"name": "scaled_linear"}
+      config.task.conditioning.text_encoder.update(
+        {"is_causal": True, "activation": "quick_gelu"}
+      )
+      config.sampling.grid = {"name": "trailing"}
   return common.smoke(config) if smoke else config

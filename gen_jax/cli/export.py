@@ -1,4 +1,4 @@
-"""`gen-jax export`: a workdir's model as transformers or diffusers load it."""
+"""`gen-jax export`: a workdir's model as transformers, diffusers or PEFT load it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def add_arguments(parser) -> None:
     required=True,
     metavar="DIR",
     help="new folder; FILE.safetensors: Stable Diffusion 1 by its original names",
+  )
+  parser.add_argument(
+    "--adapter",
+    action="store_true",
+    help="the LoRA adapter alone, for PEFT or diffusers; a FILE has kohya's names",
   )
   parser.add_argument(
     "--dtype", default="float32", help="float32 (default), bfloat16 or float16"

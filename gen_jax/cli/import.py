@@ -26,7 +26,8 @@ from gen_jax.convert import (
 )
 from gen_jax.data import kept, latents, tokenizers
 from gen_jax.errors import InputError
-from gen_jax.runs import importing, lease, workdir
+from gen_jax.runs import adapting, importing, lease, workdir
+from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
 from gen_jax.system import files
 
@@ -43,7 +44,7 @@ def add_arguments(parser) -> None:
     action=flags.Paths,
     default=[],
     metavar="FILE",
-    help="of Stable Diffusion: added to its weights; may be repeated",
+    help="of Stable Diffusion: merged into its weights; may be repeated",
   )
   parser.add_argument(
     "--lora_scale",
@@ -51,6 +52,12 @@ def add_arguments(parser) -> None:
     default=[],
     type=float,
     help="of each --lora; default 1, 0 is without",
+  )
+  parser.add_argument(
+    "--base",
+    action=flags.Path,
+    metavar="WORKDIR",
+    help="--from is a LoRA adapter of this workdir's model; it stays one",
   )
   parser.add_argument(
     "--text", action=flags.Path, metavar="FILES", help="to evaluate on; default: pydoc"
@@ -83,6 +90,8 @@ def run(args) -> dict:
   if directory.exists() and not is_free:
     raise InputError(f"--workdir {directory} is not empty; take another one")
   source = hub.locate(getattr(args, "from"), args.revision)
+  if args.base:
+    return _adapter(args, source, directory)
   is_dit = dit.is_here(source.folder)
   if diffusers.is_image_model(source.folder) and not is_dit:
     return _images(args, source, directory)
@@ -119,12 +128,27 @@ def run(args) -> dict:
   return {"workdir": str(directory), "params": num_params, "step": 0, **origin}
 
 
+def _adapter(args, source: hub.Source, directory: pathlib.Path) -> dict:
+  """A LoRA adapter of PEFT, diffusers or kohya, around another workdir's model."""
+  file, base = adapting.find(source.folder), runs.open_run(args.base)
+  settings = file.with_name(lora_files.CONFIG)
+  others = [settings] if settings.is_file() else []
+  tensors = safetensors.read_header(file).values()
+  origin = _origin(source, "LoRA", file.parent, tensors, others)
+  block = adapting.write(directory, file, base, args.overrides, origin)
+  print(
+    f"{directory}: {source.name} around {args.base}: rank {block['rank']}, alpha"
+    f" {block['alpha']:g}"
+  )
+  return {"workdir": str(directory), "step": 0, "adapter": block, **origin}
+
+
 def _check_contents(folder: pathlib.Path) -> None:
   """Raises InputError for a folder without config.json, and says what is in it."""
   if (folder / "config.json").is_file():
     return
   if (folder / "adapter_config.json").is_file():
-    what = "it is a LoRA adapter of PEFT: merge it into its base model first"
+    what = "it is a LoRA adapter of PEFT: import its base model, and say --base"
   elif found := sorted(folder.glob("*.safetensors")):
     kind = foreign.kind(safetensors.read_header(found[0]))
     what = f"{found[0].name} is {kind}" if kind else f"it has {found[0].name} alone"
@@ -167,8 +191,9 @@ def _images(args, source: hub.Source, directory: pathlib.Path) -> dict:
     for name, model in models.items()
   }
   loras = _loras(args)
+  plans = {n: models[n].plan(abstract[n], 0) for n in lora_files.NETWORKS}
   for file, scale in loras.items():
-    places = lora_files.merge(file, scale, places, models, abstract)
+    places = lora_files.merge(file, scale, places, plans)
   # All is checked before anything is read.
   loaded = {name: matching.load(places[name], abstract[name]) for name in models}
   vae = loaded.pop("autoencoder")

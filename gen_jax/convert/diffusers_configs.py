@@ -15,6 +15,7 @@ from gen_jax.types import InputError, unsupported
 
 Block = dict[str, Any]
 _INEXACT = "attention other than softmax"
+_EXPORTED = "configs/diffusion/ldm_emoji.py:diffusers trains a model that can be"
 
 
 class Reader:
@@ -223,18 +224,17 @@ def write_unet(cfg: unet.Config, context: int, is_linear: bool, side: int) -> Bl
     text
     for text, is_wrong in (
       ("attention other than transformer", feed is None),
-      ("its feed-forward", feed and not _is_gated(feed)),
-      (_INEXACT, not cfg.has_exact_attention),
-      ("biases of its attention", getattr(attend, "use_bias", False)),
       (
-        f"timestep_offset={cfg.timestep_offset}, -1 is needed",
-        cfg.timestep_offset != -1.0,
+        "its feed-forward, attention.mlp=gated_mlp with gelu_exact is needed",
+        feed and not _is_gated(feed),
       ),
+      (_INEXACT, not cfg.has_exact_attention),
+      ("attention.use_bias=True", getattr(attend, "use_bias", False)),
     )
     if is_wrong
   ]
   if wrong:
-    raise InputError(f"the UNet cannot be exported: {'; '.join(wrong)}")
+    raise InputError(f"the UNet cannot be exported: {'; '.join(wrong)}; {_EXPORTED}")
   down = [
     f"{'CrossAttn' * (i in cfg.attention_levels)}DownBlock2D"
     for i in range(len(channels))
@@ -305,7 +305,10 @@ def write_text_encoder(cfg: text_encoder.Config) -> Block:
   names = [k for k, v in known.items() if table[v].make() is cfg.activation]
   positions = embed.are_learned(cfg.position) and cfg.rotary is None
   if not (cfg.is_causal and names and positions):
-    raise InputError("the text encoder cannot be exported: it is not CLIP's")
+    raise InputError(
+      "the text encoder cannot be exported: it is not CLIP's, with is_causal=True,"
+      f" learned positions and quick_gelu or gelu_exact; {_EXPORTED}"
+    )
   return {
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",

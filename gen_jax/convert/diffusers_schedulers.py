@@ -270,7 +270,8 @@ def _chain(chain: schedule.Schedule, target: parameterisation.Target) -> Block:
   if type(chain) not in kinds or type(target) not in types:
     raise InputError(
       f"schedule {type(chain).__name__} with target {type(target).__name__} cannot be"
-      " exported; scaled_linear or linear with eps, v or x0 can"
+      " exported; scaled_linear or linear with eps, v or x0 can, as in"
+      " configs/diffusion/ldm_emoji.py:diffusers"
     )
   return {
     "num_train_timesteps": chain.num_timesteps,

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 _UNET = r"(model\.diffusion_model\.)?"
 _KINDS = {
   r"lora_(unet|te\d?|transformer)_|.*(\.lora_[AB]\.|\.lora\.(up|down)\.|"
-  r"\.lora_linear_layer\.|_lora\.(up|down)\.)": "a LoRA file; give it with --lora",
+  r"\.lora_linear_layer\.|_lora\.(up|down)\.)": "a LoRA file; give its"
+  " model's workdir with --base, or it with --lora",
   r"control_model\.|controlnet_|input_hint_block\.": "a ControlNet",
   r"image_proj\.|ip_adapter\.": "an IP-Adapter",
   r"emb_params|string_to_param": "a textual inversion",

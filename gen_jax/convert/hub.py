@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
 # Pickles (*.bin, *.pth) are never fetched.
 _FETCHED = (
   "config.json",
+  "adapter_config.json",
   "*.safetensors",
   "model.safetensors.index.json",
   *TOKENIZER_FILES,

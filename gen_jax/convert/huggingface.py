@@ -60,12 +60,13 @@ def match(
   """
   shapes = matching.unrolled_shapes(abstract)
   ends = tuple(f".{part}." for part in biasless)
-  plan = {
+  wanted = {
     name: item
     for name, item in matching.plan(_entries(architecture, shapes), shapes).items()
     if not (name.endswith(".bias") and any(end in name for end in ends))
   }
-  return matching.match(plan, _canonical(tensors, architecture, plan), "the weights")
+  found = _canonical(tensors, architecture, wanted)
+  return matching.match(wanted, found, "the weights")
 
 
 def foreign_tensors(
@@ -78,9 +79,15 @@ def foreign_tensors(
     for path, shape in _biases(architecture, shapes).items()
     if path not in shapes
   }
-  shapes |= {path: zero.shape for path, zero in zeros.items()}
-  plan = matching.plan(_entries(architecture, shapes), shapes)
-  return matching.foreign_tensors(plan, {**tree.flatten(params), **zeros})
+  everything = {**tree.flatten(params), **zeros}
+  return matching.foreign_tensors(plan(architecture, params), everything)
+
+
+def plan(architecture: language.Architecture, abstract: Params) -> matching.Plan:
+  """The foreign tensors of a model, biases that only the format has among them."""
+  shapes = matching.unrolled_shapes(abstract)
+  shapes = {**_biases(architecture, shapes), **shapes}
+  return matching.plan(_entries(architecture, shapes), shapes)
 
 
 def _biases(

@@ -6,7 +6,16 @@ import re
 from typing import Any
 
 from gen_jax import safetensors, tree
-from gen_jax.convert import architectures, huggingface, target
+from gen_jax.convert import (
+  adapters,
+  architectures,
+  huggingface,
+  language,
+  lora_files,
+  matching,
+  peft,
+  target,
+)
 from gen_jax.data import tokenizers
 from gen_jax.models import transformer
 from gen_jax.nn import widths
@@ -23,6 +32,8 @@ def export(args, opened) -> dict[str, Any]:
   experiment = opened.experiment
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
+  if args.adapter:
+    return _adapter(args, opened, architecture)
   weights = opened.weights(args.checkpoint, args.weights)
   params = _standard(model, weights.params)
   plan = huggingface.foreign_tensors(architecture, params)
@@ -47,6 +58,40 @@ def export(args, opened) -> dict[str, Any]:
       partial / "generation_config.json", {**ids, **_drawing(experiment.sampling)}
     )
   return target.told(args, weights, architecture.name, tree.size(weights.params))
+
+
+def adapter_plans(experiment, origin) -> dict[str, matching.Plan]:
+  """See `families.base.Family`."""
+  del origin
+  architecture = architectures.fitting(experiment.task.model.config)
+  lora_files.check_width(experiment.task.model.config)
+  plan = huggingface.plan(architecture, experiment.abstract_params())
+  return {lora_files.LANGUAGE: plan}
+
+
+def _adapter(args, opened, architecture: language.Architecture) -> dict[str, Any]:
+  """A run's adapter alone, as PEFT loads it."""
+  chosen = opened.adapter_weights(args.checkpoint, args.weights)
+  plans = adapter_plans(opened.experiment, {})
+  modules = adapters.write(chosen.params, plans, "PEFT")[lora_files.LANGUAGE]
+  kernels = {
+    name.removesuffix(".weight"): entry
+    for name, (entry, _) in plans[lora_files.LANGUAGE].items()
+    if entry.paths[0].endswith("/kernel")
+  }
+  origin = opened.base_origin()
+  about = {
+    "base_model_name_or_path": origin.get("base", origin.get("from")),
+    "r": opened.experiment.adapter.rank,
+    "lora_alpha": opened.experiment.adapter.alpha,
+    "fan_in_fan_out": not any(kernels[name].transposed for name in modules),
+  }
+  with target.whole(args.to) as partial:
+    partial.mkdir()
+    dtype = target.DTYPES[args.dtype]
+    peft.write_folder(partial, modules, kernels, about, dtype)
+  name = f"a LoRA adapter of {architecture.name}"
+  return target.told(args, chosen, name, tree.size(chosen.params))
 
 
 def _standard(config: transformer.Config, params: Params) -> Params:

@@ -33,6 +33,11 @@ def _export(args, run: base.Run):
   )
 
 
+def _adapter_plans(experiment: base.Experiment, origin):
+  del experiment, origin
+  raise InputError("LoRA files are of language models and Stable Diffusion")
+
+
 def _codec(task: autoencoder.Autoencode, params: Params, frozen: PyTree):
   del frozen
   codec = autoencoder.codec(task.autoencoder)
@@ -61,6 +66,7 @@ FAMILY = base.Family(
   sample=images.sample,
   check_flags=images.check_flags,
   export=_export,
+  adapter_plans=_adapter_plans,
   reference_images=images.reference_images,
   scorer=images.scorer,
 )

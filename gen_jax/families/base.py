@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gen_jax import build, sharding
+from gen_jax.convert import matching
 from gen_jax.data import datasets, sources
 from gen_jax.diffusion import codec as codecs
 from gen_jax.evaluation import image_sets, scoring
@@ -62,6 +63,8 @@ class Family:
       for each prompt.
     program: experiment -> what `generator` compiles, to be priced.
     export: (args of `gen-jax export`, run) -> its result.
+    adapter_plans: (experiment, origin of its weights) -> the tensors of each network
+      that LoRA files may change, by their names there.
     scorer: experiment -> what finds how likely text is.
     slots: (generator, weights, num, context) -> what draws for many at once; None: the
       model cannot be served.
@@ -93,6 +96,7 @@ class Family:
   program: Callable[[Experiment], Program]
   export: Callable[[Any, Run], dict[str, Any]]
   scorer: Callable[[Experiment], scoring.Scorer]
+  adapter_plans: Callable[[Experiment, Mapping[str, Any]], dict[str, matching.Plan]]
   slots: Callable[..., slots_.Slots] | None = None
   check_flags: Callable[[Any], None] = lambda args: None
   draws: bool = False

@@ -222,6 +222,7 @@ FAMILY = base.Family(
   sample=sample,
   check_flags=check_flags,
   export=to_diffusers.export,
+  adapter_plans=to_diffusers.adapter_plans,
   reference_images=reference_images,
   scorer=scorer,
   idle=diffusion.idle,

@@ -197,6 +197,7 @@ FAMILY = base.Family(
   slots=slots.Slots,
   check_flags=_check_flags,
   export=to_transformers.export,
+  adapter_plans=to_transformers.adapter_plans,
   reference_images=_reference_images,
   scorer=lambda experiment: scoring.Scorer(experiment.task.model),
   idle=lambda task, sampling: sampling.idle(),

@@ -83,6 +83,12 @@ class Run:
     """Where imported weights came from; {} of a trained run."""
     return files.read_sealed(self.workdir / "import.json") if self.is_imported else {}
 
+  def base_origin(self) -> dict[str, Any]:
+    """`origin` of the weights that it started from, else its own; {} if unknown."""
+    start = self.experiment.source
+    path = start and start.directory / "import.json"
+    return files.read_sealed(path) if path and path.exists() else self.origin()
+
   def configured(self, overrides: Overrides) -> "Run":
     """The run with other values, by dotted key, of what does not change the model.
 
@@ -157,6 +163,19 @@ class Run:
       args = (self.experiment, self.workdir, str(which), kind, self.autoencoder)
       self._loaded[key] = weighing.load(*args)
     return self._loaded[key]
+
+  def adapter_weights(self, which: str | int, kind: str | None) -> weighing.Weights:
+    """The adapters of a checkpoint, without their base.
+
+    Raises:
+      InputError: the run has none.
+    """
+    if self.experiment.adapter is None:
+      raise InputError(
+        f"{self.workdir} has no adapter: it was trained without --config.adapter.name="
+        "lora; export all its weights, without --adapter"
+      )
+    return weighing.load_learned(self.experiment, self.workdir, str(which), kind)
 
   def image_weights(self, which: str | int, kind: str | None) -> weighing.Weights:
     """`weights` of a model of images.

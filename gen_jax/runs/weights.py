@@ -103,18 +103,34 @@ def load(
   Raises:
     InputError: no such checkpoint, or the autoencoder that it needs is not there.
   """
+  learned = load_learned(experiment, workdir, which, kind)
+  frozen = load_frozen(experiment, workdir, autoencoder)
+  if experiment.adapter:
+    base = lora.Frozen(load_base(workdir, experiment).params, frozen)
+    merged = jax.jit(experiment.learner.merged)(learned.params, base)
+    learned = learned._replace(params=merged)
+  return learned._replace(frozen=frozen)
+
+
+def load_learned(
+  experiment: experiments.Experiment,
+  workdir: pathlib.Path,
+  which: str = "best",
+  kind: str | None = None,
+) -> Weights:
+  """What a run has trained, all weights or adapters alone, as they were saved.
+
+  Raises:
+    InputError: no such checkpoint.
+  """
   if kind not in (None, *NAMES, *NAMES.values()):
     raise unknown("--weights", kind, dict.fromkeys([*NAMES.values(), *NAMES]))
   has_average = experiment.train.ema_decay is not None
   kind = "ema" if kind in (None, "ema") and has_average else "params"
-  frozen = load_frozen(experiment, workdir, autoencoder)
   abstract = experiment.abstract_state(optax.identity()).params
   restore = checkpoint.restore_weights
-  chosen, step = _restore(restore, workdir, which, abstract, part=kind)
-  if experiment.adapter:
-    base = load_base(workdir, experiment).params
-    chosen = jax.jit(experiment.learner.merged)(chosen, lora.Frozen(base, frozen))
-  return Weights(chosen, frozen, step, kind)
+  params, step = _restore(restore, workdir, which, abstract, part=kind)
+  return Weights(params, {}, step, kind)
 
 
 def load_state(

@@ -142,7 +142,7 @@ def _gguf(folder):
 @pytest.mark.parametrize(
   "damage, says",
   [
-    (_adapter, ["has no config.json", "a LoRA adapter of PEFT: merge it"]),
+    (_adapter, ["has no config.json", "a LoRA adapter of PEFT: import its base"]),
     (_lfs, ["model.safetensors is a pointer of Git LFS", "git lfs pull"]),
     (_gguf, ["model-q4.gguf is GGUF, quantised for llama.cpp"]),
     (lambda f: (f / "config.json").unlink(), ["model.safetensors is a language model"]),

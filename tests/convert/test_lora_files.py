@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,10 +34,16 @@ def base():
   return tiny.modules(opened.task), places, models, abstract, expected
 
 
+def plans_of(models, abstract):
+  """The tensors that LoRA files may change."""
+  column = stable_diffusion.FOLDER
+  return {n: models[n].plan(abstract[n], column) for n in lora_files.NETWORKS}
+
+
 def load(base, file, scale):
   """Weights with a file merged."""
   _, places, models, abstract, _ = base
-  merged = lora_files.merge(file, scale, places, models, abstract)
+  merged = lora_files.merge(file, scale, places, plans_of(models, abstract))
   return {name: matching.load(merged[name], abstract[name]) for name in abstract}
 
 
@@ -64,7 +71,7 @@ def test_scale_0_is_the_base_and_files_add_up(base):
   twice = places
   for scale in (0.3, 0.4):
     file = V1 / "lora_kohya.safetensors"
-    twice = lora_files.merge(file, scale, twice, models, abstract)
+    twice = lora_files.merge(file, scale, twice, plans_of(models, abstract))
   twice = matching.load(twice["unet"], abstract["unet"])
   once = load(base, V1 / "lora_kohya.safetensors", 0.7)["unet"]
   assert np.abs(kernel(once) - kernel(plain)).max() > 0.01
@@ -223,16 +230,39 @@ def test_peft_keeps_alpha_in_a_file_of_its_own(base, tmp_path):
   one = write(tmp_path / "one.safetensors", arrays, metadata)
   assert same_weights(load(base, one, 1.0), load(base, two, 1.0))
   assert not same_weights(load(base, one, 1.0), load(base, one, 0.0))
-  settings.write_text('{"lora_alpha": 5, "use_rslora": true}')
-  with pytest.raises(types.InputError, match="use_rslora=True"):
+  settings.write_text('{"lora_alpha": 5, "use_dora": true}')
+  with pytest.raises(types.InputError, match="use_dora=True"):
     load(base, two, 1.0)
+
+
+def test_rank_stabilised_scales_and_patterns(base, tmp_path):
+  """alpha / sqrt(r); an alpha of their own for some modules."""
+  arrays = {k: v for k, v in arrays_of("lora_diffusers").items() if "attn1.to_q" in k}
+
+  def written(name, **settings):
+    about = json.dumps({f"unet.{key}": value for key, value in settings.items()})
+    file = tmp_path / f"{name}.safetensors"
+    return write(file, arrays, {"lora_adapter_metadata": about})
+
+  plain = load(base, written("one", lora_alpha=6), 2**-0.5)  # r is 2
+  stable = load(base, written("two", lora_alpha=3, use_rslora=True), 1.0)
+  for name in ("to_q", "o_q", "^to_q"):
+    named = load(base, written("three", lora_alpha=1, alpha_pattern={name: 6}), 2**-0.5)
+    same = tree.flatten(jax.tree.map(np.array_equal, named, plain))
+    assert all(same.values()) == (name == "to_q")
+  patterns = {"attn1.to_q": 6, "to_q": 9}  # the first that fits decides
+  named = load(base, written("four", lora_alpha=1, alpha_pattern=patterns), 2**-0.5)
+  for a, b in ((named, plain), (stable, plain)):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
 
 
 @pytest.mark.parametrize(
   "metadata, says",
   [
-    ({"lora_adapter_metadata": '{"unet.use_rslora": true}'}, "use_rslora"),
-    ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"a": 1}}'}, "alpha_pattern"),
+    ({"lora_adapter_metadata": '{"unet.use_rslora": "yes"}'}, "use_rslora"),
+    ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"(a*)*": 1}}'}, "alpha_patt"),
+    ({"lora_adapter_metadata": '{"unet.alpha_pattern": {"to_q": "a"}}'}, "alpha='a'"),
+    ({"lora_adapter_metadata": '{"unet.alpha_pattern": [1]}'}, "alpha_pattern"),
     ({"lora_adapter_metadata": '{"unet.init_lora_weights": "pissa"}'}, "pissa"),
     ({"lora_adapter_metadata": '{"unet.lora_alpha": "many"}'}, "alpha='many'"),
     ({"lora_adapter_metadata": '{"unet.lora_alpha": true}'}, "alpha=True"),
