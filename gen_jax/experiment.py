@@ -14,7 +14,7 @@ from gen_jax.cost import flops
 from gen_jax.data import datasets, kept, pipeline, tokenizers
 from gen_jax.evaluation import image_sets
 from gen_jax.tasks import base, lora
-from gen_jax.train import evaluators, init_from, loop
+from gen_jax.train import evaluators, init_from, loop, trackers
 from gen_jax.train import state as states
 from gen_jax.types import Batch, InputError, Params, PyTree
 
@@ -131,6 +131,11 @@ class Experiment:
       for name, block in blocks.items()
       if block is not None
     ]
+
+  def trackers(self) -> dict[str, trackers.Open]:
+    """What opens each of train.writers; InputError without its package."""
+    names = dict.fromkeys(self.train.writers)
+    return {name: build.build("writer", name, "train.writers") for name in names}
 
   def generator(self) -> families.Generator:
     """Answers prompts with text or images."""

@@ -10,7 +10,7 @@ from gen_jax.data import encodings, ranks, tfds, token_settings
 from gen_jax.data.digits import scorer, source
 from gen_jax.data.tokens import duplicates, foreign
 from gen_jax.evaluation import metrics
-from gen_jax.train import curves
+from gen_jax.train import curves, trackers
 from gen_jax.types import InputError
 
 
@@ -27,6 +27,9 @@ from gen_jax.types import InputError
     ("datasets", "corpora", lambda: foreign._hub("hf:name||train")),
     ("zstandard", "corpora", lambda: foreign.Zstandard(None, "a.zst")),
     ("huggingface_hub", "hub", lambda: hub.locate("org/name", None)),
+    ("wandb", "wandb", trackers.wandb),
+    ("trackio", "trackio", trackers.trackio),
+    ("mlflow", "mlflow", trackers.mlflow),
   ],
 )
 def test_missing(monkeypatch, package, extra, use):
