@@ -170,6 +170,9 @@ def _diffusion(conditioning, **keys):
   return diffusion.Diffusion(conditioning=conditioning(vector_width=width), **keys)
 
 
+# Of what is not named after its kind: the place in a config.
+KINDS = {"data": "dataset", "train.writers": "writer"}
+
 # How what a kind's name stands for becomes an entry, for what users register as well.
 HOW: Mapping[str, Callable[[Any], Entry]] = {
   **dict.fromkeys(("model", "network", "text_encoder"), _model),

@@ -27,11 +27,8 @@ from gen_jax.types import InputError
 LENGTH = ("train.num_steps", "train.num_epochs", "train.patience")
 MAY_CHANGE = (
   *LENGTH,
-  "mesh",
-  "sampling",
-  "train.log_every",
-  "train.keep",
-  *("train.profile_steps", "train.first_rows", "train.writers"),
+  *("mesh", "sampling", "train.log_every", "train.keep", "train.profile_steps"),
+  *("train.first_rows", "train.writers"),
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
   "imports",  # modules may move

@@ -283,23 +283,23 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 1_256,  # trackers; config files, overrides, defaults, users' own; upgrade.py goes
-  "cli": 4_060,  # answers and first rows in reports; pack, together; stores inspected; forecasts; list; a sweep's page
+  "build": 1_256,  # config files, overrides, defaults, users' own; upgrade.py goes
+  "cli": 4_060,  # pack, together; stores inspected; forecasts; list; pages' texts
   "convert": 3_400,
   "cost": 1_410,  # forecasts, Cloud's names of slices
-  "data": 8_925,  # rows as models see them; stores: of text 2,330 lines in tokens/, of images 640 in stored/
+  "data": 8_925,  # stores: of text 2,330 lines in tokens/, of images 640 in stored/
   "decoding": 350,
   "families": 675,  # from experiment, cli, cost
   "diffusion": 2_250,
   "evaluation": 1_490,  # batches of a command that was cut off; loss by position
-  "inference": 1_525,  # sheets with captions; images that say how they were made; flags, once in families
+  "inference": 1_525,  # images that say how they were made; captions; flags
   "models": 1_570,
   "nn": 1_600,
-  "runs": 2_585,  # first rows, trackers; groups and the programs they share: 540; the bill; workdir, weights
+  "runs": 2_585,  # groups and the programs they share: 540; bill, first rows; weights
   "sweeps": 1_535,  # groups; what the page shows, a lease
-  "system": 2_115,  # bars, in notebooks as well; programs between commands; buckets: addresses, ranges, copies
+  "system": 2_115,  # programs between commands; bars; buckets
   "tasks": 1_200,
-  "train": 3_190,  # trackers: 245; items, waiting for data, a profile, plots, numbers; buckets
+  "train": 3_190,  # trackers: 245; items, waiting for data, a profile, plots; buckets
   "loose files": 2_040,  # errors without jax; register; numbers as arguments
 }
 
