@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint bench faults clean
+.PHONY: quickstart test test-all lint bench faults repro-smoke clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/quickstart/run.py
@@ -27,6 +27,10 @@ bench: .venv-bench/installed
 # Kills, damaged files, full disks, signals, fuzzed inputs; see experiments/reliability.
 faults: $(VENV)/installed
 	$(BIN)/python experiments/reliability/run.py $(FAULTS)
+
+# A recorded experiment's best row, again: is it inside its band?
+repro-smoke: $(VENV)/installed
+	$(BIN)/gen-jax repro experiments/learning_rate --smoke
 
 clean:
 	rm -rf $(VENV) .venv-bench runs

@@ -3,20 +3,21 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from gen_jax import build, families, numbers, rng, sharding
+from gen_jax.build import widths
 from gen_jax.cost import flops
 from gen_jax.data import datasets, kept, pipeline, tokenizers
 from gen_jax.evaluation import image_sets
 from gen_jax.tasks import base, lora
-from gen_jax.train import evaluators, init_from, loop, trackers
+from gen_jax.train import evaluators, init_from, loop, mup, trackers
 from gen_jax.train import state as states
-from gen_jax.types import Batch, InputError, Params, PyTree
+from gen_jax.types import Batch, InputError, Params, PyTree, unknown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Experiment:
   run), and where the task reads no captions, or no labels. `source` and `adapter` are
   None where training starts at random and moves all weights. `frozen` is what the task
   needs besides its parameters: abstract, until the command line puts the weights there.
+  `narrow` is the task at the width whose settings are kept, see `nn.widths`.
   """
 
   config: build.Config
@@ -40,6 +42,7 @@ class Experiment:
   source: init_from.InitFrom | None = None
   adapter: lora.LoRA | None = None
   frozen: PyTree = dataclasses.field(default_factory=dict)
+  narrow: base.Task | None = None
 
   @property
   def family(self) -> families.Family:
@@ -69,8 +72,24 @@ class Experiment:
     self, num_steps: int
   ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate for a run of num_steps."""
-    num_steps = numbers.named(num_steps, "num_steps")
-    return build.build("optimizer", self.config["optimizer"], num_steps=num_steps)
+    num_steps, block = numbers.named(num_steps, "num_steps"), self.config["optimizer"]
+    optimizer, rate = build.build("optimizer", block, num_steps=num_steps)
+    if rates := self.rates():
+      optimizer = mup.scaled(optimizer, rates)
+    return optimizer, rate
+
+  def rates(self) -> dict[str, float]:
+    """{path: multiplier of the learning rate} of a model that has a `base_width`.
+
+    Raises:
+      InputError: an optimiser for which there is no such rule.
+    """
+    if self.narrow is None:
+      return {}
+    tasks = (self.task, self.narrow)
+    learners = [dataclasses.replace(self, task=task).learner for task in tasks]
+    trees = [_boxed(learner.init, self.batch()) for learner in learners]
+    return mup.rates(self.config["optimizer"]["name"], mup.ratios(*trees))
 
   def batch(self) -> Batch:
     """An abstract global batch in this run's layout."""
@@ -123,14 +142,25 @@ class Experiment:
     """Loss of a uniform predictor; None if unknown."""
     return self.family.baseline_loss(self.task)
 
+  def evaluator(self, name: str) -> evaluators.Evaluator:
+    """One of them; InputError for a name that no block has."""
+    block = self.config["evaluators"].get(name)
+    if block is None:
+      raise unknown("evaluator", name, self.config["evaluators"])
+    return build.build("evaluator", block, f"evaluators.{name}", experiment=self)
+
   def evaluators(self) -> list[evaluators.Evaluator]:
     """The config's evaluators; reads the data."""
     blocks = self.config["evaluators"]
-    return [
-      build.build("evaluator", block, f"evaluators.{name}", experiment=self)
-      for name, block in blocks.items()
-      if block is not None
-    ]
+    return [self.evaluator(name) for name, block in blocks.items() if block is not None]
+
+  def drawing(self, changes: Mapping[str, Any]) -> "Experiment":
+    """The same with these keys of `sampling`; InputError if they cannot be."""
+    block = {**self.config["sampling"], **changes}
+    sampling = build.build("sampling", block)
+    self.family.check_fit(self.task, self.data, sampling)
+    config = {**self.config, "sampling": block}
+    return dataclasses.replace(self, config=config, sampling=sampling)
 
   def trackers(self) -> dict[str, trackers.Open]:
     """What opens each of train.writers; InputError without its package."""
@@ -146,9 +176,14 @@ class Experiment:
     return self.family.reference_images(self, split)
 
 
+def _boxed(init: Callable, *args: Any) -> PyTree:
+  """Shapes and axis names of what `init` makes of a key and args."""
+  return jax.eval_shape(init, jax.random.key(0), *args)
+
+
 def _abstract(layout: sharding.Layout, init: Callable, *args: Any) -> PyTree:
   """Shapes and shardings of what `init` makes of a key and args."""
-  boxed = jax.eval_shape(init, jax.random.key(0), *args)
+  boxed = _boxed(init, *args)
   return jax.tree.map(_placed, sharding.unbox(boxed), layout.of(boxed))
 
 
@@ -188,6 +223,7 @@ def make(
     tokenizer = kept.tokenizer_for(data, workdir, start and start.directory)
   injected = {"tokenizer": tokenizer, "caption_length": data.caption_length}
   task = build.build("task", config["task"], **injected)
+  narrow = widths.of_base(config)
   sampling = build.build("sampling", config["sampling"])
   family = families.of(config)
   family.check_fit(task, data, sampling)
@@ -203,4 +239,5 @@ def make(
     class_names=names,
     source=start,
     adapter=adapter,
+    narrow=narrow and build.build("task", narrow["task"], **injected),
   ).around(task)

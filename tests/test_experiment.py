@@ -80,3 +80,31 @@ def test_a_grid_that_begins_with_noise_alone_needs_a_target_that_bears_it(
   else:
     with pytest.raises(types.InputError, match=r"t=1 with 0 of the image left.*eps"):
       build()
+
+
+def test_a_base_width_multiplies_rates_and_only_where_it_is_narrower():
+  plain = make("lm/pydoc.py:smoke", "task.model.base_width=32")
+  assert plain.narrow is None and plain.rates() == {}
+  wide = make("lm/pydoc.py:smoke", "task.model.base_width=8")
+  assert wide.rates()["block_0/mlp/down/kernel"] == 0.25
+  assert not {"embed/table", "final_norm/scale"} & wide.rates().keys()
+  muon = "optimizer={'name': 'muon', 'learning_rate': {'name': 'constant', 'peak': 1}}"
+  rates = make("lm/pydoc.py:smoke", "task.model.base_width=8", muon).rates()
+  assert rates["block_0/mlp/down/kernel"] == 0.5
+  sgd = make(
+    "lm/pydoc.py:smoke", "task.model.base_width=8", muon.replace("muon", "sgd")
+  )
+  with pytest.raises(types.InputError, match=r"optimizer=sgd.*adamw"):
+    sgd.optimizer(1)
+
+
+def test_labels_fit_the_network_at_either_width():
+  """The vector of a class is as wide as the time embedding, in the base as well."""
+  labels = "{'name': 'labels', 'num_classes': 10}"
+  changes = (f"task.conditioning={labels}", "data.tokenizer=None")
+  made = make(
+    *("diffusion/digits.py:smoke", *changes, "data.caption_length=None"),
+    *("task.network.width=32", "task.network.base_width=16"),
+  )
+  assert made.rates()["unet/time_out/kernel"] == 0.5
+  assert "labels/table" not in made.rates()

@@ -1,6 +1,8 @@
 """What only an extra installs: without it one line says which one."""
 
 import base64
+import importlib
+import pathlib
 import sys
 
 import pytest
@@ -10,8 +12,12 @@ from gen_jax.data import encodings, ranks, tfds, token_settings
 from gen_jax.data.digits import scorer, source
 from gen_jax.data.tokens import duplicates, foreign
 from gen_jax.evaluation import metrics
+from gen_jax.sweeps import remote, search, statistics
 from gen_jax.train import curves, trackers
 from gen_jax.types import InputError
+
+SPACE = {"a": search.uniform(0, 1)}
+TRIED = [({"a": i / 10}, 0.0) for i in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,10 @@ from gen_jax.types import InputError
     ("datasketch", "corpora", lambda: duplicates.near("text")),
     ("datasets", "corpora", lambda: foreign._hub("hf:name||train")),
     ("zstandard", "corpora", lambda: foreign.Zstandard(None, "a.zst")),
+    ("scipy", "sweeps", lambda: statistics.over_seeds([1.0, 2.0])),
+    ("optuna", "sweeps", lambda: search.propose(SPACE, "tpe", 0, TRIED, 1)),
+    ("ray", "ray", lambda: remote.Ray("localhost:1", {})),
+    ("submitit", "slurm", lambda: remote.Slurm(pathlib.Path("runs"), {})),
     ("huggingface_hub", "hub", lambda: hub.locate("org/name", None)),
     ("wandb", "wandb", trackers.wandb),
     ("trackio", "trackio", trackers.trackio),
@@ -38,6 +48,23 @@ def test_missing(monkeypatch, package, extra, use):
     use()
   install = f"python -m pip install 'gen_jax[{extra}]'"
   assert str(error.value) == f"{package} is not installed: {install}"
+
+
+@pytest.mark.parametrize(
+  "package, extra, module",
+  [
+    ("starlette", "serve", "gen_jax.serving.server"),
+    ("uvicorn", "serve", "gen_jax.serving.server"),
+    ("lm_eval", "harness", "gen_jax.serving.harness"),
+  ],
+)
+def test_missing_for_a_module(monkeypatch, package, extra, module):
+  for name in [name for name in sys.modules if name.split(".")[0] == package]:
+    monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, package, None)
+  monkeypatch.delitem(sys.modules, module, raising=False)
+  with pytest.raises(InputError, match=rf"is not installed.*gen_jax\[{extra}\]"):
+    importlib.import_module(module)
 
 
 BYTES = b"\n".join(b"%s %d" % (base64.b64encode(bytes([i])), i) for i in range(256))

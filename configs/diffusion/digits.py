@@ -1,17 +1,19 @@
 """A small text-conditioned UNet on 1,797 handwritten digits with captions.
 
 The images ship with scikit-learn, so this runs anywhere, offline. It is the other
-half of `make quickstart`.
+half of `make quickstart`. `:small` is a quarter of it, for sweeps over many runs.
 """
 
 import ml_collections
 
 from configs import common
 
+VARIANTS = ("full", "small")
+
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """`:smoke` shrinks it to seconds."""
-  _, smoke = common.parse_arg(arg)
+  """One of `VARIANTS`; `:smoke` shrinks it to seconds."""
+  variant, smoke = common.parse_arg(arg, VARIANTS)
   config = common.images(
     common.diffusion(
       common.unet(image_channels=1, width=48, multipliers=(1, 2), attention_levels=()),
@@ -34,4 +36,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "reading": {"name": "prompt_accuracy", "every": 0},
   }
   config.sampling.update({"num_steps": 20, "guidance_scale": 2.0})
+  if variant == "small":
+    config.task.network.width = 24
+    config.data.batch_size = 32
   return common.smoke(config) if smoke else config

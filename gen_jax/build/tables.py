@@ -20,6 +20,7 @@ from gen_jax.data import (
   edits,
   embedded,
   latents,
+  modular,
   pipeline,
   repeats,
   sources,
@@ -76,6 +77,10 @@ class Entry:
 
   def keys(self) -> dict[str, inspect.Parameter]:
     """{key: its default and annotation}."""
+    return self._keys
+
+  @functools.cached_property  # every arm of a sweep asks
+  def _keys(self) -> dict[str, inspect.Parameter]:
     hidden = {*self.injected, "parent", "name"}  # linen adds the last two
     parameters = inspect.signature(self.signature).parameters
     return {name: p for name, p in parameters.items() if name not in hidden}
@@ -180,7 +185,7 @@ HOW: Mapping[str, Callable[[Any], Entry]] = {
   **dict.fromkeys(("activation", "remat", "scale", "template"), _value),
   **dict.fromkeys(("rotary", "scaling", "schedule", "target", "weighting"), _plain),
   **dict.fromkeys(("time_sampler", "codec", "condition", "source", "features"), _plain),
-  "attention": _given(_later, "num_heads", "num_groups", "dtype"),
+  "attention": _given(_later, "num_heads", "num_groups", "dtype", "query_scale"),
   "attention_impl": _given(_later, *kernels.GIVEN),
   "norm": _later,
   "mlp": _given(_later, "hidden", "use_bias", "init", "out_init", "dtype"),
@@ -326,6 +331,7 @@ TABLES: Mapping[str, dict[str, Entry]] = {
     tokens=tokens.Tokens,
     mixture=tokens.Mixture,
     repeats=repeats.Repeats,
+    modular=modular.Modular,
     tfds_images=sources.TfdsImages,
     digits=digits.Digits,
     emoji=emoji.Emoji,

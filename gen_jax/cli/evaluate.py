@@ -9,16 +9,17 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 
 from gen_jax.cli import evaluate_images, flags, hosts
 from gen_jax.errors import InputError
-from gen_jax.inference import sheets
+from gen_jax.evaluation import scoring
+from gen_jax.inference import sheets, tint
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
-from gen_jax.system import files, folders
+from gen_jax.system import files, folders, globs
 from gen_jax.train import writers
 
 _PARTIAL = "evaluation.partial"  # folder of what an interrupted command has done
@@ -132,7 +133,18 @@ def _requested(args, opened: runs.Run, other: dict) -> dict:
         of += f", in {protocol['features']}"
         print(f"{of}: {sheets.save_figure(args.workdir, 'nearest', sheet, of)}")
       result |= _show(found, other)
+  if args.text is not None:
+    tint.show(_beginning(opened, weights, args.text))
   return {**result, **about}
+
+
+def _beginning(opened: runs.Run, weights, pattern) -> Iterator[tuple[str, float]]:
+  """How likely each token of the beginning was found; computed if it is shown."""
+  made = opened.experiment
+  text, tokenizer = files.read(globs.matching(str(pattern))[0]), made.tokenizer
+  given = (opened.family.scorer(made), weights.params, tokenizer, text)
+  ids, logprobs = scoring.beginning(*given)
+  yield from zip(tint.pieces(tokenizer, ids), logprobs, strict=True)
 
 
 def _of_the_config(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:

@@ -72,7 +72,7 @@ def run(args) -> dict:
   fields = [field.name for field in dataclasses.fields(engines.Job)]
   given = {name: getattr(args, name) for name in fields if name != "scratch"}
   if args.dry_run:
-    return _show(ENGINES[args.on](engines.Job(**given)))
+    return show(ENGINES[args.on](engines.Job(**given)))
   with tempfile.TemporaryDirectory(prefix="gen-jax-") as scratch:  # for this user alone
     return _run(args, ENGINES[args.on](engines.Job(**given, scratch=scratch)))
 
@@ -100,7 +100,8 @@ def _run(args, plan: engines.Plan) -> dict:
   return {"reason": "interrupted" if told else "finished", "starts": attempt + 1}
 
 
-def _show(plan: engines.Plan) -> dict:
+def show(plan: engines.Plan) -> dict:
+  """Prints the commands of a plan and its files; returns them."""
   shown = dataclasses.asdict(plan)
   for path, text in plan.files.items():
     print(f"# {path}\n{text}")

@@ -13,6 +13,7 @@ from gen_jax.cli import flags
 from gen_jax.cost import chips, plan
 from gen_jax.errors import InputError
 from gen_jax.runs import run as runs
+from gen_jax.sweeps import ladder, ledger, scaling
 
 ASSUMED = (
   "bounds, not forecasts: peaks as their makers print them, everything overlapped,"
@@ -62,6 +63,12 @@ def add_arguments(parser) -> None:
   budget = parser.add_mutually_exclusive_group()
   budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")
   budget.add_argument("--images", type=float, help="the same for images")
+  parser.add_argument(
+    "--scaling",
+    action=flags.LocalPath,
+    metavar="RESULTS",
+    help="results.json of a ladder of sizes: adds the loss to expect",
+  )
   parser.epilog = (
     "The compiler is that of libtpu; it runs on any machine. Values of the config can\n"
     "be set as for train: --config.mesh.fsdp=64 --config.train.num_microbatches=4"
@@ -86,10 +93,11 @@ def run(args) -> dict:
     args.price = topology.chip.usd_per_hour
   specs = [args.config] + ([args.compare] if args.compare else [])
   configs = [runs.fresh(spec, None, args.overrides).config for spec in specs]
+  expected = _expected(configs[0], args) if args.scaling else {}
   if not topology.devices:
-    return _by_formula(configs[0], topology, args)
+    return {**_by_formula(configs[0], topology, args), **expected}
   if args.search:
-    return _search(configs[0], topology, args)
+    return {**_search(configs[0], topology, args), **expected}
   results = [_plan(config, topology, args) for config in configs]
   if args.compare:
     for line in _beside(specs, results):
@@ -97,7 +105,7 @@ def run(args) -> dict:
     return {"plans": dict(zip(specs, results, strict=True))}
   for line in (*plan.lines(results[0]), *_chip_lines(results[0])):
     print(line)
-  return results[0]
+  return {**results[0], **expected}
 
 
 def _plan(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
@@ -158,6 +166,38 @@ def _by_formula(config: dict, topology: chips.Topology, args) -> dict[str, Any]:
   print(f"{result['params']:,} parameters, {result['model_flops']:.4g} FLOPs a step")
   print(_forecast_line(result))
   return result
+
+
+def _expected(config: dict, args) -> dict[str, Any]:
+  """What a ladder of smaller runs says of this config's budget; prints it."""
+  recorded = ledger.read(args.scaling)
+  ladder.check_data(recorded, config)
+  made = experiments.make({**config, "mesh": {}}, None)
+  fitted = scaling.surface(ladder.points(recorded))
+  steps, unit = _num_steps(made, args), made.data.unit
+  params, items = tree.size(made.abstract_params()), steps * made.data.items_per_step
+  forecast = fitted.forecast(params, items)
+  best = fitted.surface.best(params * items)
+  found = {
+    "metric": recorded["metric"],
+    "params": params,
+    "items": items,
+    "interval": forecast.loss._asdict(),
+    "times_largest_run": forecast.times,
+    "best": {"params": best[0], "items": best[1], "loss": fitted.surface(*best)},
+    "surface": fitted.surface._asdict(),
+  }
+  low, high = forecast.loss.low, forecast.loss.high
+  print(
+    f"expected {found['metric']}: {forecast.loss.mean:.3f}, 95 % interval {low:.3f} to"
+    f" {high:.3f}, for {params:.3g} parameters after {items:.3g} {unit},"
+    f" {forecast.times:.3g} times the compute of the largest run of {args.scaling}"
+  )
+  print(
+    f"the same compute is best spent on {best[0]:.3g} parameters and {best[1]:.3g}"
+    f" {unit}: {found['best']['loss']:.3f}"
+  )
+  return {"expected": found}
 
 
 def _forecast_line(result: dict[str, Any]) -> str:

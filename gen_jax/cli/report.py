@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jinja2
 
+from gen_jax import ranges
 from gen_jax.cli import flags
 from gen_jax.cost import chips
 from gen_jax.errors import InputError
-from gen_jax.inference import drawing
+from gen_jax.inference import drawing, tint
 from gen_jax.runs import run as runs
 from gen_jax.system import files
 from gen_jax.train import curves, writers
@@ -157,12 +159,12 @@ def _prompts(path: pathlib.Path) -> tuple[dict[str, Any], str]:
   return how, " · ".join(files.text(prompt, str(path)) for prompt in prompts)
 
 
-def _texts(directory: pathlib.Path) -> tuple[list[list[str]], dict[str, Any]]:
-  """[prompt, text] of every sample that is kept, and how the last one was drawn."""
+def _texts(directory: pathlib.Path) -> tuple[list[list[Any]], dict[str, Any]]:
+  """[prompt, `_parts`] of every sample that is kept, and how the last one was drawn."""
   path, shown, how = directory / "samples/text.jsonl", [], None
   for where, sample in files.records(path) if path.exists() else ():
-    parts = (files.field(sample, name, where) for name in ("prompt", "text"))
-    shown.append([files.text(part, where) for part in parts])
+    prompt = files.text(files.field(sample, "prompt", where), where)
+    shown.append([prompt, _parts(sample, where)])
     how = sample.get("sampling")
   return shown, _flat(how) if isinstance(how, dict) else {}
 
@@ -175,6 +177,19 @@ def _notes(directory: pathlib.Path) -> Iterator[tuple[str, str]]:
   last = {path.name[:-13]: (path, n) for path, n in writers.sheets(directory, "txt")}
   for name, (path, step) in last.items():
     yield f"{name}, step {step:,}", files.read(path)
+
+
+def _parts(sample: dict[str, Any], where: str) -> list[tuple[str, float, str]]:
+  """(text, strength of its tint, its probability) of a sample's tokens, or its text."""
+  text = files.text(files.field(sample, "text", where), where)
+  if "pieces" not in sample:
+    return [(text, 0.0, "")]
+  pieces = ranges.typed(sample["pieces"], tuple[str, ...], where)
+  logprobs = ranges.typed(sample.get("logprobs"), tuple[float, ...], where)
+  return [
+    (files.text(piece, where), tint.shade(logprob), f"{math.exp(min(logprob, 0)):.2%}")
+    for piece, logprob in zip(pieces, logprobs, strict=False)
+  ]
 
 
 def _figures(directory: pathlib.Path) -> Iterator[Figure]:

@@ -37,7 +37,8 @@ def run(args) -> dict:
     top = ledger.best(ledger.rows(recorded), recorded["metric"])
     loaded = loaded.only(top.overrides)
   home = args.to or pathlib.Path("runs") / f"{loaded.folder.absolute().name}-repro"
-  for arm, state in loaded.run(home, sweep_command.TRAIN, args.jobs):
+  ran = loaded.run(home, sweep_command.TRAIN, args.jobs, sweep_command.TOGETHER)
+  for arm, state in ran:
     print(f"{arm.name}: {state['status']} after {state['secs']:.0f} s", flush=True)
   if any(s["status"] not in ledger.DONE for _, s in loaded.states(home)):
     return {"experiment": str(loaded.folder), "reason": "interrupted"}

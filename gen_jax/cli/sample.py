@@ -7,7 +7,7 @@ import dataclasses
 from gen_jax import families
 from gen_jax.cli import flags, hosts
 from gen_jax.errors import InputError
-from gen_jax.inference import drawing, settings
+from gen_jax.inference import batches, drawing, settings
 from gen_jax.runs import run as runs
 
 
@@ -17,6 +17,12 @@ def add_arguments(parser) -> None:
   hosts.add_arguments(parser)
   parser.add_argument(
     "--prompt", action="append", help="what to continue or to draw; may be repeated"
+  )
+  parser.add_argument(
+    "--prompts",
+    action=flags.Path,
+    metavar="FILE",
+    help="one a line, or `prompt` of each record of a .jsonl",
   )
   parser.add_argument("--num", type=int, default=1, help="samples per prompt")
   parser.add_argument(
@@ -41,6 +47,8 @@ def run(args) -> dict:
   family = opened.family
   _check_kind(args, family)
   family.check_flags(args)
+  if args.prompts:
+    args.prompt = [*(args.prompt or []), *batches.read(args.prompts)]
   given = flags.given(args, family.settings)
   tuples = {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
   given = {f"sampling.{k}": v for k, v in {**given, **tuples}.items()}

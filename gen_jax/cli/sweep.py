@@ -6,12 +6,14 @@ import collections
 import pathlib
 import sys
 
-from gen_jax.cli import flags
-from gen_jax.errors import InputError
-from gen_jax.sweeps import ledger, sweep
+from gen_jax.cli import engines, flags, launch
+from gen_jax.errors import InputError, unknown
+from gen_jax.sweeps import chips, engine, ledger, remote, search, searching, sweep
 
 _RUN = (sys.executable, "-m", "gen_jax.cli.main")
 TRAIN, TOGETHER = (*_RUN, "train"), (*_RUN, "together")  # an arm's process, a group's
+PLACES = ("local", "ray", "slurm", "sky")
+_SEARCH = {"arms": 40, "halving": None, "fresh": 3, "seed": 0}  # flags of --search
 
 
 def add_arguments(parser) -> None:
@@ -19,7 +21,12 @@ def add_arguments(parser) -> None:
   add = parser.add_argument
   add("experiment", action=flags.LocalPath, help="a folder with a sweep.py")
   add("--list", action="store_true", help="show the arms and what has come of them")
-  add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
+  add(
+    "--jobs",
+    type=int,
+    help="arms at a time; they share cores and chips. By default one, or one for each"
+    " GPU or TPU chip; on ray and slurm as many as there are",
+  )
   add(
     "--together",
     choices=("map", "vmap", "turn", "no"),
@@ -33,6 +40,30 @@ def add_arguments(parser) -> None:
     action="store_true",
     help="write results.json, its table and figure (every arm must be done)",
   )
+  add(
+    "--on",
+    default="local",
+    metavar="ENGINE",
+    help="local; ray, slurm: machines that see these files at the same paths (Slurm was"
+    " tried by submitit's stand-in alone); sky: prints a task of SkyPilot that runs the"
+    " whole sweep, written from its documentation and never run",
+  )
+  add("--address", metavar="HOST:PORT", help="ray: of the head node")
+  what = "of Ray's tasks, of sbatch or submitit, of sky's resources"
+  add("--option", action="append", metavar="KEY=VALUE", help=f"may be repeated: {what}")
+  add("--bucket", help="sky: URL of the object store to mount as /bucket")
+  how = "search the space of get_search(): tpe, halton or random"
+  add("--search", metavar="METHOD", help=how)
+  add("--arms", type=int, help="search: how many; more later run those alone (40)")
+  add(
+    "--halving",
+    type=int,
+    metavar="N",
+    help="search: train all arms for 1/N² of their steps, the best 1/N of them for 1/N,"
+    " the best 1/N of those to the end",
+  )
+  add("--fresh", type=int, help="search: seeds on which the best arm is run again (3)")
+  add("--seed", type=int, help="search: of what is drawn (0)")
   parser.epilog = (
     "The same command resumes: an arm that has finished or diverged is never run\n"
     "again, also when more arms are added. Exit code 75 while any is missing or failed."
@@ -47,13 +78,25 @@ def load(args) -> sweep.Sweep:
 
 def run(args) -> dict:
   """Runs, lists or records."""
-  loaded = load(args)
-  home = args.to or pathlib.Path("runs") / loaded.folder.absolute().name
+  _check(args)
+  name = args.experiment.absolute().name
+  if args.on == "sky":
+    return _sky(args, name)
+  if args.on == "local":
+    if args.jobs is None:
+      args.jobs = max(len(chips.here().names), 1)
+    flags.check_processes(args.jobs, "--jobs")
+  elif args.jobs is not None and args.jobs < 1:
+    raise InputError(f"--jobs {args.jobs} must be at least 1")
+  if args.search:
+    return _search(args, name)
+  loaded = sweep.load(args.experiment)
+  home = args.to or pathlib.Path("runs") / name
   if not args.list and not args.record:
-    groups = () if args.together == "no" else TOGETHER
-    ran = loaded.run(home, TRAIN, args.jobs, groups, args.together)
-    for number, (arm, state) in enumerate(ran, 1):
-      print(f"{number}: {arm.name}: {_words(state)}", flush=True)
+    place = _place(args, home)
+    groups = () if args.together == "no" or args.on != "local" else TOGETHER
+    jobs = args.jobs or len(loaded.arms)
+    _follow(loaded.run(home, TRAIN, jobs, groups, args.together, place))
   states = loaded.states(home)
   counts = collections.Counter(state["status"] for _, state in states)
   if args.list:
@@ -68,10 +111,99 @@ def run(args) -> dict:
     if done < len(states):
       left = len(states) - done
       raise InputError(f"{left} arms are not done; run the sweep before --record")
-    loaded.record(found)
-    print(f"\nrecorded in {loaded.folder / sweep.RESULTS}")
+    _record(loaded.folder, found, loaded.x_axis)
   reason = "finished" if done == len(states) or args.list else "interrupted"
   return {"experiment": str(loaded.folder), "arms": counts, "reason": reason}
+
+
+def _check(args) -> None:
+  """Raises InputError for flags without effect."""
+  if args.on not in PLACES:
+    raise unknown("engine (--on)", args.on, PLACES)
+  if args.together and (args.on != "local" or args.search):
+    raise InputError("--together needs --on local, and no --search")
+  given = flags.given(args, ("address", "option", "bucket", *_SEARCH))
+  wanted = {"address": ("ray",), "option": PLACES[1:], "bucket": ("sky",)}
+  for name in given:
+    if name in wanted and args.on not in wanted[name]:
+      raise InputError(f"--{name} needs --on {' or '.join(wanted[name])}")
+    if name in _SEARCH and not args.search:
+      raise InputError(f"--{name} needs --search METHOD")
+  if args.on == "ray" and not args.address:
+    raise InputError("--on ray needs --address HOST:PORT of Ray's head node")
+  if args.search and args.search not in search.METHODS:
+    raise unknown("method (--search)", args.search, search.METHODS)
+  if args.on != "local" and (args.list or args.record):
+    raise InputError(f"--on {args.on} runs arms; --list and --record run none")
+  if args.on == "ray":
+    remote.probe(args.address)  # before all that takes long
+
+
+def _place(args, home: pathlib.Path) -> engine.Place:
+  if args.on == "ray":
+    return remote.Ray(args.address, remote.options(args.option or ()))
+  if args.on == "slurm":
+    return remote.Slurm(home, remote.options(args.option or ()))
+  return engine.Local()
+
+
+def _follow(ran) -> None:
+  for number, (arm, state) in enumerate(ran, 1):
+    print(f"{number}: {arm.name}: {_words(state)}", flush=True)
+
+
+def _record(folder: pathlib.Path, *found) -> None:
+  sweep.record(folder, *found)
+  print(f"\nrecorded in {folder / sweep.RESULTS}")
+
+
+def _search(args, name: str) -> dict:
+  """Searches, lists or records."""
+  given = {**_SEARCH, **flags.given(args, _SEARCH)}
+  loaded = searching.load(
+    args.experiment,
+    method=args.search,
+    num=given["arms"],
+    factor=given["halving"],
+    num_fresh=given["fresh"],
+    seed=given["seed"],
+  )
+  tag = f"{name}-{args.search}"
+  tag += f"-halving{loaded.factor}" if loaded.factor else ""
+  home = args.to or pathlib.Path("runs") / tag
+  if not args.list and not args.record:
+    _follow(loaded.run(home, TRAIN, args.jobs or loaded.num, _place(args, home)))
+  entries = loaded.entries(home)
+  for line in loaded.lines(entries, None if args.list else 10):
+    print(line)
+  best = loaded.best(entries)
+  print(f"{len(entries)} of {loaded.num} arms tried" + ("" if best else ", not done"))
+  done = best is not None and not loaded.missing(home, best)
+  if done:
+    found = loaded.ledger(home)
+    print(f"\n{ledger.table(found)}")
+  if args.record:
+    if not done:
+      raise InputError("the search is not done; run it before --record")
+    _record(loaded.folder, found)
+  reason = "finished" if done or args.list else "interrupted"
+  return {"experiment": str(loaded.folder), "arms": len(entries), "reason": reason}
+
+
+def _sky(args, name: str) -> dict:
+  """Prints the task and the command that run this sweep on a machine of a cloud."""
+  if not args.bucket:
+    raise InputError(
+      "--on sky needs --bucket gs://... or s3://..., where the runs outlive the machine"
+    )
+  words = ["sweep", str(args.experiment), "--to", f"/bucket/{name}"]
+  for flag, value in flags.given(args, ("jobs", "search", *_SEARCH)).items():
+    words += [f"--{flag}", str(value)]
+  plain = "".join(c if c.isalnum() else "-" for c in name).strip("-") or "sweep"
+  job = engines.Job(
+    words, name=plain, bucket=args.bucket, option=args.option or (), scratch="."
+  )
+  return {**launch.show(engines.sky(job)), "reason": "finished"}
 
 
 def _words(state) -> str:

@@ -26,6 +26,13 @@ def add_arguments(parser) -> None:
     action="store_true",
     help="list what can be set: type, range, default and meaning; run nothing",
   )
+  parser.add_argument(
+    "--until",
+    type=int,
+    metavar="STEP",
+    help="stop there, evaluated and saved as at the end; the rates are those of the"
+    " whole run, which goes on later",
+  )
   hosts.add_arguments(parser)
   parser.epilog = (
     "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
@@ -39,13 +46,15 @@ def run(args) -> dict:
   """Trains, resumes, or only says what would be done."""
   if not (args.workdir or args.dry_run or args.keys):
     raise InputError("--workdir is needed (or --dry_run, or --keys)")
+  if args.until is not None and args.until < 1:
+    raise InputError(f"--until {args.until} must be at least 1")
   made = runs.fresh(args.config, args.workdir, args.overrides)
   if args.keys:
     return config_args.show_keys(made.config)
   if args.dry_run:
     return _dry_run(made)
   with hosts.join(args, made.config) as group:
-    return training.train(made.config, made.workdir, group)
+    return training.train(made.config, made.workdir, group, until=args.until)
 
 
 def _dry_run(made: runs.Run) -> dict:

@@ -34,6 +34,11 @@ def export(args, opened) -> dict[str, Any]:
       f"{args.workdir} is not exported: Stable Diffusion is conditioned on text, DiT on"
       " labels"
     )
+  if task.network.config.width_ratio != 1.0:
+    raise InputError(
+      f"{args.workdir} is not exported: its network has a base_width, and diffusers has"
+      " no UNet with the factors of muP"
+    )
   chosen, origin = opened.weights(args.checkpoint, args.weights), opened.origin()
   where = f"{args.workdir}/import.json: is_linear"
   is_linear = ranges.typed(origin.get("is_linear", False), bool, where)

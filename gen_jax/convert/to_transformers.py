@@ -2,12 +2,16 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 from gen_jax import safetensors, tree
 from gen_jax.convert import architectures, huggingface, target
 from gen_jax.data import tokenizers
+from gen_jax.models import transformer
+from gen_jax.nn import widths
 from gen_jax.system import copies, files
+from gen_jax.types import Params
 
 
 def export(args, opened) -> dict[str, Any]:
@@ -20,7 +24,8 @@ def export(args, opened) -> dict[str, Any]:
   model = experiment.task.model.config
   architecture = architectures.fitting(model)
   weights = opened.weights(args.checkpoint, args.weights)
-  plan = huggingface.foreign_tensors(architecture, weights.params)
+  params = _standard(model, weights.params)
+  plan = huggingface.foreign_tensors(architecture, params)
   home, tokenizer = opened.tokenizer_folder, experiment.tokenizer
   with target.whole(args.to) as partial:
     if tokenizer is None:
@@ -42,6 +47,18 @@ def export(args, opened) -> dict[str, Any]:
       partial / "generation_config.json", {**ids, **_drawing(experiment.sampling)}
     )
   return target.told(args, weights, architecture.name, tree.size(weights.params))
+
+
+def _standard(config: transformer.Config, params: Params) -> Params:
+  """Weights of the same function without the factors of muP: see `nn.widths`."""
+
+  def one(path, x):
+    if re.search(r"query/(kernel|bias)$", path):
+      return widths.times(x, config.query_scale)
+    is_last = config.tied_head and path.startswith("final_norm/")
+    return widths.times(x, 1.0 / config.width_ratio) if is_last else x
+
+  return tree.map_with_path(one, params)
 
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:

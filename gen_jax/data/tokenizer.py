@@ -104,6 +104,14 @@ class Tokenizer:
     """Text of `ids`, control tokens left out; broken UTF-8 becomes U+FFFD."""
     return "".join(self.decode_pieces(ids)).removeprefix(self.prefix)
 
+  def piece(self, i: int) -> bytes:
+    """UTF-8 text of an id, maybe a part of a character; of an unknown id nothing.
+
+    A model may have more ids than its tokenizer.
+    """
+    pieces = self.encoding.pieces
+    return pieces[i] if i < len(pieces) else b""
+
   def decode_pieces(self, ids: Iterable[int]) -> Iterator[str]:
     """Text of ids that continue others, in pieces of whole characters.
 
@@ -111,9 +119,8 @@ class Tokenizer:
     prepends to texts: after a prompt that space counts.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces = self.encoding.pieces
-    for i in ids:  # a model may have more ids than the tokenizer: these have no text
-      if text := decoder.decode(pieces[i] if i < len(pieces) else b""):
+    for i in ids:
+      if text := decoder.decode(self.piece(i)):
         yield text
     if text := decoder.decode(b"", final=True):
       yield text

@@ -9,13 +9,14 @@ batch nor on how the loop is split for streaming.
 """
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from gen_jax import ranges, rng
+from gen_jax import ranges
 from gen_jax.decoding import filters
 from gen_jax.types import Array, InputError, PyTree
 
@@ -66,12 +67,18 @@ class Sampling:
       ("top_k", "top_p", "min_p", "seed"), "temperature=0 takes the likeliest"
     )
 
-  def filter(self, logits: Array, seen: Array) -> Array:
+  def filter(
+    self,
+    logits: Array,
+    seen: Array,
+    own: Mapping[str, filters.Filter] = types.MappingProxyType({}),
+  ) -> Array:
     """Applies the filters in `order`; dropped tokens have logit -inf.
 
     Args:
       logits: float32 [B, V].
       seen: bool [B, V], tokens that have occurred.
+      own: {name of FILTERS: filter} in place of those of the fields.
     """
     parts = {
       "repetition": filters.repetition(self.repetition_penalty, seen),
@@ -87,6 +94,7 @@ class Sampling:
       "top_p": self.top_p == 1,
       "min_p": self.min_p == 0,
     }
+    parts, idle = {**parts, **own}, {**idle, **dict.fromkeys(own, False)}
     used = [parts[name] for name in self.order if not idle[name]]
     return filters.chain(*used)(logits)
 
@@ -102,6 +110,39 @@ class Sampling:
       return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
+  def draw_by_row(self, temperature: Array, top_p: Array) -> Draw:
+    """`draw` with numbers of its own for each row, in place of the fields.
+
+    What is not asked for by any row is not computed.
+
+    Args:
+      temperature: float32 [B], 0 is greedy.
+      top_p: float32 [B] in (0, 1].
+    """
+    is_drawn, is_cut = temperature > 0, top_p < 1
+
+    def nucleus(logits):
+      cut = filters.top_p(top_p[:, None])
+      return jax.lax.cond(
+        jnp.any(is_drawn & is_cut),
+        lambda: jnp.where(is_cut[:, None], cut(logits), logits),
+        lambda: logits,
+      )
+
+    heat = filters.temperature(jnp.where(is_drawn, temperature, 1.0)[:, None])
+
+    def draw(logits, seen, keys):
+      logits = self.filter(logits, seen, {"temperature": heat, "top_p": nucleus})
+      best = jnp.argmax(logits, axis=-1)
+      drawn = jax.lax.cond(
+        jnp.any(is_drawn),
+        lambda: jax.vmap(jax.random.categorical)(keys, logits),
+        lambda: best,
+      )
+      return jnp.where(is_drawn, drawn, best).astype(jnp.int32)
+
+    return draw
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +152,7 @@ class State:
   Attributes:
     cache: the model's; has a field `length` int32 [B].
     logits: float32 [B, V], of the next token.
-    num_drawn: int32 [], tokens drawn so far.
+    num_drawn: int32 [B], tokens drawn so far.
     seen: bool [B, V], tokens of the prompt and of the continuation so far.
     done: bool [B], sequences that have drawn one of `stops`.
     keys: [B], one key per sequence.
@@ -144,7 +185,7 @@ def prefill(
     seen, prompts, is_prompt
   )
   done = jnp.zeros(lengths.shape, bool)
-  return State(cache, last, jnp.int32(0), seen, done, keys)
+  return State(cache, last, jnp.zeros_like(lengths), seen, done, keys)
 
 
 def extend(
@@ -162,7 +203,7 @@ def extend(
   """
 
   def body(state, _):
-    keys = rng.fold_in(state.keys, state.num_drawn)
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.num_drawn)
     token = draw(state.logits, state.seen, keys)
     if stops:
       token = jnp.where(state.done, stops[0], token)

@@ -7,7 +7,8 @@ functions, and returns one of `train.evaluators`.
 import dataclasses
 import functools
 import operator
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -253,6 +254,45 @@ def fidelity(
   return evaluators.Measured(every, measure)
 
 
+def sampling_sweep(
+  experiment, every: ranges.Whole, settings: Sequence[Any], of: tuple[str, ...]
+) -> evaluators.Measured:
+  """Other evaluators of the config under several settings of `sampling`, in one run.
+
+  Sweeps show each of them as a row of its own.
+
+  Args:
+    settings: pairs of a label and changes of the sampling block, such as
+      ("guidance_scale=2", {"guidance_scale": 2.0}). A label is KEY=VALUE, or several
+      with commas between; it stands before the names of what is measured.
+    of: names of evaluators of this config.
+  """
+  blocks = experiment.config["evaluators"]
+  if nested := [n for n in of if (blocks.get(n) or {}).get("name") == "sampling_sweep"]:
+    raise InputError(
+      f"evaluator sampling_sweep: of={nested[0]} is another; name others"
+    )
+  made = {}
+  for pair in settings:
+    is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+    if not is_pair or "=" not in str(pair[0]) or not isinstance(pair[1], Mapping):
+      raise InputError(
+        f"evaluator sampling_sweep: settings has {ranges.shown(pair)}; it must be a"
+        ' pair like ("guidance_scale=2", {"guidance_scale": 2.0})'
+      )
+    other = experiment.drawing(pair[1])
+    made[pair[0]] = [other.evaluator(name) for name in of]
+
+  def measure(weights, frozen):
+    found = {}
+    for label, some in made.items():
+      for one in some:
+        found |= {f"{label}/{name}": value for name, value in one(weights, frozen)}
+    return found
+
+  return evaluators.Measured(every, measure)
+
+
 def samples(
   experiment,
   every: ranges.Whole,
@@ -312,6 +352,7 @@ ALL = (
   answers,
   prompt_accuracy,
   fidelity,
+  sampling_sweep,
   samples,
   edits,
 )

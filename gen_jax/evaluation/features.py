@@ -5,6 +5,7 @@ alone, and figures in different features are never put side by side.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 
@@ -62,6 +63,7 @@ def pixels(side: ranges.Size = 16) -> Features:
   return Features(f"pixels_{side}", "", rows)
 
 
+@functools.cache
 def digits() -> Features:
   """The last hidden layer of a network that reads the embedded digits, trained here."""
   hidden, weights = scorer.hidden(source.Digits())

@@ -8,10 +8,11 @@ is summed in float64 on the host.
 import collections
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,7 +21,7 @@ from gen_jax.data import slicing
 from gen_jax.data import tokenizer as tokenizers
 from gen_jax.models import transformer
 from gen_jax.system import files, folders, progress
-from gen_jax.types import InputError, Params
+from gen_jax.types import Array, InputError, Params
 
 
 class Row(NamedTuple):
@@ -64,6 +65,17 @@ def windows(tokens: Sequence[int], context: int, stride: int) -> list[Row]:
   ]
 
 
+def likelihood(logits: Array, targets: Array) -> Array:
+  """log p(target), float32 [B, T], of logits float32 [B, T, V]."""
+  return -optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+def likelihood_and_rank(logits: Array, targets: Array) -> Array:
+  """`likelihood` and whether the target is the likeliest, 1 or 0: float32 [B, T, 2]."""
+  is_first = jnp.argmax(logits, -1) == targets
+  return jnp.stack([likelihood(logits, targets), is_first], -1)
+
+
 class Scorer:
   """Log-likelihoods of tokens; compiled once per bucket of row lengths.
 
@@ -72,12 +84,17 @@ class Scorer:
     batch_tokens: tokens that a batch holds (at least one row); changes no result.
   """
 
-  def __init__(self, model: transformer.Transformer, batch_tokens: int = 4096):
+  def __init__(
+    self,
+    model: transformer.Transformer,
+    batch_tokens: int = 4096,
+    measure: Callable[[Array, Array], Array] = likelihood,
+  ):
     self.model, self.batch_tokens = model, batch_tokens
 
     def score(params, tokens):
       logits, _ = model.apply({"params": params}, tokens[:, :-1])
-      return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+      return measure(logits, tokens[:, 1:])
 
     self._score = jax.jit(score)
 
@@ -87,7 +104,7 @@ class Scorer:
   def log_likelihoods(
     self, params: Params, rows: Sequence[Row], keep: folders.Keep = folders.nothing_kept
   ) -> list[np.ndarray]:
-    """Natural log-likelihoods float32 of each row's scored tokens.
+    """Natural log-likelihoods float32 [n] of each row's n scored tokens.
 
     Args:
       keep: stores the batches that are scored.
@@ -177,6 +194,18 @@ def score_texts(
   scores = scorer.log_likelihoods(params, rows, keep)
   nats = -sum(float(np.sum(score, dtype=np.float64)) for score in scores)
   return TextScore(nats, sum(map(len, scores)), num_bytes)
+
+
+def beginning(
+  scorer: Scorer, params: Params, tokenizer: tokenizers.Tokenizer, text: str
+) -> tuple[list[int], list[float]]:
+  """The first tokens of a text that are scored, at most 300, and log p of each."""
+  ids = [*tokenizer.opening, *tokenizer.encode(text[:4_000])][:301]
+  rows = windows(ids, scorer.model.config.max_length, 1)[:1]
+  if not rows:
+    return [], []
+  (scores,) = scorer.log_likelihoods(params, rows)
+  return rows[0].tokens[1:].tolist(), scores.tolist()
 
 
 class Question(NamedTuple):

@@ -13,6 +13,7 @@ from gen_jax.data import datasets, sources
 from gen_jax.diffusion import codec as codecs
 from gen_jax.evaluation import image_sets, scoring
 from gen_jax.inference import image_generator, text_generator
+from gen_jax.inference import slots as slots_
 from gen_jax.tasks import base
 from gen_jax.train import init_from
 from gen_jax.types import Array, InputError, Params, PyTree
@@ -62,6 +63,8 @@ class Family:
     program: experiment -> what `generator` compiles, to be priced.
     export: (args of `gen-jax export`, run) -> its result.
     scorer: experiment -> what finds how likely text is.
+    slots: (generator, weights, num, context) -> what draws for many at once; None: the
+      model cannot be served.
     check_flags: args of `gen-jax sample` -> None; refuses what excludes each other.
     draws: whether it draws images.
     codec: (task, params, frozen) -> the autoencoder that the model is, or works in,
@@ -90,6 +93,7 @@ class Family:
   program: Callable[[Experiment], Program]
   export: Callable[[Any, Run], dict[str, Any]]
   scorer: Callable[[Experiment], scoring.Scorer]
+  slots: Callable[..., slots_.Slots] | None = None
   check_flags: Callable[[Any], None] = lambda args: None
   draws: bool = False
   codec: Callable[[Task, Params, PyTree], tuple[codecs.Codec, PyTree] | None] = (

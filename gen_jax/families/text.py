@@ -13,7 +13,15 @@ from gen_jax.data import datasets
 from gen_jax.decoding import generate
 from gen_jax.evaluation import scoring
 from gen_jax.families import base
-from gen_jax.inference import drawing, settings, text_generator, texts
+from gen_jax.inference import (
+  batches,
+  drawing,
+  settings,
+  slots,
+  talk,
+  text_generator,
+  texts,
+)
 from gen_jax.models import transformer
 from gen_jax.system import folders, progress
 from gen_jax.tasks import lm
@@ -65,10 +73,12 @@ def _check_flags(args) -> None:
   """Raises InputError for a flag that another one switches off."""
   idle = {}
   if args.interactive:
-    alone = ("prompt", "out", "chat", "infill", "logprobs")
+    alone = ("prompt", "prompts", "out", "chat", "infill", "logprobs")
     idle |= dict.fromkeys(alone, "--interactive asks for lines and prints answers")
   if args.chat:
     idle |= {"infill": "--chat puts the template around the prompt"}
+  elif not args.interactive:
+    idle |= {"system": "it is for --chat and --interactive"}
   drawing.check_idle([name for name in idle if getattr(args, name)], idle)
 
 
@@ -76,7 +86,9 @@ def _reader(args, experiment: base.Experiment):
   """How a --prompt becomes what the model continues."""
   tokenizer = experiment.tokenizer
   if args.chat:
-    return lambda text: tokenizer.encode_chat([{"role": "user", "content": text}])
+    system = [{"role": "system", "content": args.system}] if args.system else []
+    user = {"role": "user"}
+    return lambda text: tokenizer.encode_chat([*system, {**user, "content": text}])
   if args.infill:
     if not isinstance(experiment.data, datasets.Infill):
       raise InputError("--infill needs a model trained with data.name=infill")
@@ -89,7 +101,8 @@ def _sample(args, run: base.Run, weights: base.Weights):
   if args.interactive:
     if jax.process_count() > 1:
       raise InputError("--interactive is for a run of one process")
-    return texts.talk(_generator(run.experiment, 2), weights.params, args.seed)
+    given = (weights.params, args.seed, args.system)
+    return talk.talk(_generator(run.experiment, 2), *given)
   writer = run.generator
   _check_num(args.num, writer.sampling)
   how = {
@@ -98,10 +111,15 @@ def _sample(args, run: base.Run, weights: base.Weights):
     "flags": [name for name in settings.TEXT_FLAGS if getattr(args, name)],
     "model": weights.provenance(),
   }
-  given = (writer, weights.params, args.prompt or [""], args.num, how)
+  how |= {"system": args.system} if args.system else {}
+  given = (args.prompt or [""], args.num, how)
   with folders.out(args.out, args.workdir / "samples") as folder:
-    read = _reader(args, run.experiment)
-    result = texts.write(folder, *given, read=read, logprobs=args.logprobs)
+    more = {"read": _reader(args, run.experiment), "logprobs": args.logprobs}
+    if args.prompts:
+      batch = slots.Slots(writer, weights.params, piece=writer.piece)
+      result = batches.write(folder, batch, *given, **more)
+    else:
+      result = texts.write(folder, writer, weights.params, *given, **more)
   return base.made_by(weights, result)
 
 
@@ -176,6 +194,7 @@ FAMILY = base.Family(
   generate=_generate,
   program=_program,
   sample=_sample,
+  slots=slots.Slots,
   check_flags=_check_flags,
   export=to_transformers.export,
   reference_images=_reference_images,

@@ -15,9 +15,9 @@ TEXT_FLAGS = {
     "logprobs": "print the log-probability of every token",
     "chat": "each --prompt is a message; the tokenizer's chat template goes around it",
     "infill": "each --prompt holds <FILL>, which is written (data.name=infill)",
-    "interactive": "talk in the terminal: /reset, /exit",
+    "interactive": "talk in the terminal: /help says how",
   }.items()
-}
+} | {"system": {"metavar": "TEXT", "help": "what a chat's model is told first"}}
 IMAGE_SETTINGS = {
   **{name: {} for name in ("sampler", "grid", "num_steps", "size", "tile")},
   **{f"guidance_{name}": {} for name in ("scale", "interval", "rescale")},

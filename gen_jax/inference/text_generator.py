@@ -1,5 +1,6 @@
 """Prompts in, text out: the strings around the compiled decoding loop."""
 
+import codecs
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,7 +15,7 @@ from gen_jax.models import transformer
 from gen_jax.types import Array, InputError, Params
 
 
-def _bucket(length: int) -> int:
+def bucket(length: int) -> int:
   """The next power of two, at least 16: few prompt lengths need few compilations."""
   return max(16, 1 << (length - 1).bit_length())
 
@@ -37,48 +38,52 @@ class Sample:
   logprobs: np.ndarray
 
 
-class _Row:
-  """An unfinished continuation: its tokens, and the text that is safe to show."""
+class Row:
+  """An unfinished continuation: its tokens, and the text that is safe to show.
+
+  Attributes:
+    text: without a stop text, or what may be the beginning of one.
+    done: whether it has ended.
+    is_stopped: whether a stop token or stop text ended it.
+  """
 
   def __init__(self, tokenizer: tokenizers.Tokenizer, stop: tuple[str, ...], room: int):
     self._tokenizer, self._stop, self._room = tokenizer, stop, room
+    self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    self._decoded = ""  # all of it, with what may be a stop text
+    self._longest = max(map(len, stop), default=0)
     self.tokens: list[int] = []
     self.logprobs: list[float] = []
-    self.text, self.done = "", False
+    self.text, self.done, self.is_stopped = "", False, False
 
   def extend(self, tokens: np.ndarray, logprobs: np.ndarray) -> str:
     """Adds drawn tokens; returns the new text, or "" while it may be a stop text."""
+    end = None
     for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
       if self.done:
         break
       self.tokens.append(token)
       self.logprobs.append(logprob)
-      is_stop = token in self._tokenizer.stops
-      self.done = is_stop or len(self.tokens) >= self._room
-      if self._stop and self._ended(self._decoded()) is not None:
-        self.done = True
-    text = self._decoded()
-    end = self._ended(text)
-    if end is not None:
-      text = text[:end]
-    elif not self.done:
+      self.is_stopped = token in self._tokenizer.stops
+      self.done = self.is_stopped or len(self.tokens) >= self._room
+      seen = max(0, len(self._decoded) - self._longest + 1)
+      piece = b"" if self.is_stopped else self._tokenizer.piece(token)
+      # The last character may still lack bytes.
+      self._decoded += self._decoder.decode(piece, final=self.done)
+      end = self._ended(seen)
+      if end is not None:
+        self.done = self.is_stopped = True
+    text = self._decoded[:end]
+    if not self.done:
       text = text[: len(text) - self._held(text)]
     new = text[len(self.text) :]
     self.text = text if len(text) > len(self.text) else self.text
     return new
 
-  def _decoded(self) -> str:
-    ids = self.tokens
-    if ids and ids[-1] in self._tokenizer.stops:
-      ids = ids[:-1]
-    text = "".join(self._tokenizer.decode_pieces(ids))
-    # The last character may still lack bytes.
-    return text if self.done else text.rstrip("\ufffd")
-
-  def _ended(self, text: str) -> int | None:
-    """Where the first stop text begins; None without one."""
-    found = [text.find(stop) for stop in self._stop if stop in text]
-    return min(found) if found else None
+  def _ended(self, seen: int) -> int | None:
+    """Where the first stop text begins, after `seen` characters; None without one."""
+    found = [self._decoded.find(stop, seen) for stop in self._stop]
+    return min((at for at in found if at >= 0), default=None)
 
   def _held(self, text: str) -> int:
     """Number of characters at the end that may begin a stop text."""
@@ -134,8 +139,12 @@ class TextGenerator:
     self._extend = jax.jit(extend, donate_argnums=1)
     self._unstack = jax.jit(transformer.unstack)
 
-  def _ids(self, prompt: Prompt) -> list[int]:
-    """Tokens of a prompt, with the tokenizer's opening; ids are used as given."""
+  def ids(self, prompt: Prompt) -> list[int]:
+    """Tokens of a prompt, with the tokenizer's opening; ids are used as given.
+
+    Raises:
+      InputError: see `samples`.
+    """
     ids = list(prompt)
     if isinstance(prompt, str):
       ids = [*self.tokenizer.opens(prompt), *self.tokenizer.encode(prompt)]
@@ -151,14 +160,14 @@ class TextGenerator:
 
   def _pieces(
     self, params: Params, prompts: Sequence[Prompt], keys: Array
-  ) -> Iterator[tuple[list[_Row], list[str]]]:
+  ) -> Iterator[tuple[list[Row], list[str]]]:
     """Yields the rows, and the new text of each, until all are done."""
     if "blocks" in params:
       params = self._unstack(params)
-    ids = [self._ids(prompt) for prompt in prompts]
+    ids = [self.ids(prompt) for prompt in prompts]
     context = self.model.config.max_length
     longest = max(map(len, ids))
-    width = min(_bucket(longest), context)
+    width = min(bucket(longest), context)
     padded = np.zeros((len(ids), width), np.int32)
     for i, row in enumerate(ids):
       padded[i, : len(row)] = row
@@ -166,7 +175,7 @@ class TextGenerator:
     limit = self.sampling.max_tokens
     num_slots = min(width + limit, context) + self.piece
     rooms = [min(limit, context - len(row)) for row in ids]
-    rows = [_Row(self.tokenizer, self.sampling.stop, room) for room in rooms]
+    rows = [Row(self.tokenizer, self.sampling.stop, room) for room in rooms]
     state = self._start(params, padded, lengths, keys, num_slots=num_slots)
     while not all(row.done for row in rows):
       state, tokens, logprobs = self._extend(params, state)

@@ -1,18 +1,19 @@
-"""Texts in the terminal and on disk: continuations and their records, and chat."""
+"""Texts in the terminal and on disk: continuations and their records."""
 
 import contextlib
+import itertools
 import json
 import pathlib
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gen_jax import rng
-from gen_jax.inference import text_generator
-from gen_jax.system import files, progress, signals
+from gen_jax.data import tokenizers
+from gen_jax.inference import text_generator, tint
+from gen_jax.system import files, progress
 from gen_jax.types import InputError, Params
 
 AT_ONCE = 8  # continuations; none depends on it
@@ -49,11 +50,16 @@ def write(
     logprobs: whether to show and keep the log-probability of every token.
   """
   how = json.loads(json.dumps(how))  # as JSON reads it back
+  tokenizer = writer.tokenizer if logprobs else None
   keys = rng.sample_keys(how["seed"], num)
   samples, path = [], folder / "text.jsonl"
-  done = _drawn_before(path, how) if how["model"]["sha256"] else {}
+  before, wanted = (
+    drawn_before(path, how),
+    {(p, i) for p in prompts for i in range(num)},
+  )
+  done = {pair: record for pair, record in before.items() if pair in wanted}
   batches = groups(prompts, num)
-  with _appending(path, done.values()) as write:
+  with appending(path, done, how) as write:
     for prompt, group in progress.lines(batches, len(batches), "groups of samples"):
       found = [done.get((prompt, i)) for i in group]
       if None in found:
@@ -61,7 +67,7 @@ def write(
         given = [read(prompt)] * len(group)
         drawn = writer.samples(params, given, keys[np.array(group)], show)
         found = [
-          {**_record(prompt, sample, i, logprobs), **how}
+          {**record_of(prompt, sample, i, tokenizer), **how}
           for i, sample in zip(group, drawn, strict=True)
         ]
         if num == 1:
@@ -72,35 +78,46 @@ def write(
         if num > 1:
           print(f"{prompt}{record['text']}\n", flush=True)
         if logprobs:
-          _show_logprobs(record, writer.tokenizer)
+          _show_logprobs(record)
         write(record)
         samples.append(record)
   return {"samples": samples, "path": str(path)}
 
 
-def _drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
+def drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
   """{(prompt, index): record} drawn in the same way; {} of a damaged file."""
+  if not how["model"]["sha256"]:
+    return {}
   found = {}
   for file in (path, path.with_name(f"{path.name}.partial")):
-    with contextlib.suppress(InputError):
-      for _, record in files.records(file):
-        if isinstance(record.get("text"), str) and how.items() <= record.items():
-          found[record.get("prompt"), record.get("index")] = record
+    for record in _records(file):
+      if how.items() <= record.items():
+        found[record.get("prompt"), record.get("index")] = record
   return found
 
 
+def _records(path: pathlib.Path) -> Iterator[dict]:
+  """The continuations in a file, up to a damaged line."""
+  with contextlib.suppress(InputError):
+    for _, record in files.records(path):
+      if isinstance(record.get("text"), str):
+        yield record
+
+
 @contextlib.contextmanager
-def _appending(
-  path: pathlib.Path, before: Iterable[dict]
+def appending(
+  path: pathlib.Path, before: Mapping[tuple[str, int], dict], how: dict
 ) -> Iterator[Callable[[dict], None]]:
   """Yields a function that writes a line of JSON to a partial file.
 
   However the body ends, the partial file then replaces the path if it has a line. A
-  killed process leaves the partial file; its last line may be incomplete.
+  killed process leaves the partial file; its last line may be incomplete. A file of
+  other continuations keeps them under another name, and a line says which.
 
   Args:
     before: records that must not be lost: if the body fails, those that it did not
       reach are written after its own.
+    how: what all records that are written hold.
   """
   if jax.process_index():
     yield lambda record: None
@@ -116,13 +133,31 @@ def _appending(
     try:
       yield write
     except BaseException:
-      for record in before:
-        if (record["prompt"], record["index"]) not in written:
+      for pair, record in before.items():
+        if pair not in written:
           write(record)
       raise
     finally:
       file.close()
+      if written:
+        _move_others(path, written, how)
       partial.replace(path) if written else partial.unlink()
+
+
+def _move_others(path: pathlib.Path, written: set[tuple[str, int]], how: dict) -> None:
+  """Renames a file that holds what another command drew."""
+  pairs = [
+    (record.get("prompt"), record.get("index")) if how.items() <= record.items() else ()
+    for record in _records(path)
+  ]
+  others = sum(pair not in written for pair in pairs)
+  if others:
+    names = (
+      path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1)
+    )
+    new = next(name for name in names if not name.exists())
+    path.replace(new)
+    progress.warn(f"what another command drew ({others}) is now in {new}")
 
 
 def _stream(prompt: str):
@@ -136,78 +171,26 @@ def _stream(prompt: str):
   return show
 
 
-def _show_logprobs(record: dict, tokenizer) -> None:
-  for token, logprob in zip(record["tokens"], record["logprobs"], strict=True):
-    print(f"  {logprob:9.4f}  {''.join(tokenizer.decode_pieces([token]))!r}")
+def _show_logprobs(record: dict) -> None:
+  """A tint behind each token, or a table where there are no colours."""
+  found = list(zip(record["pieces"], record["logprobs"], strict=True))
+  if not tint.show(found):
+    for piece, logprob in found:
+      print(f"  {logprob:9.4f}  {piece!r}")
   print()
 
 
-def _record(
-  prompt: str, sample: text_generator.Sample, index: int, logprobs: bool
+def record_of(
+  prompt: str,
+  sample: text_generator.Sample,
+  index: int,
+  tokenizer: tokenizers.Tokenizer | None,
 ) -> dict:
+  """What text.jsonl says of a continuation; of its tokens, if there is a tokenizer."""
   record = {"prompt": prompt, "text": sample.text, "index": index}
   record["logprob"] = float(sample.logprobs.sum())
-  if logprobs:
+  if tokenizer is not None:
     record["tokens"] = sample.tokens.tolist()
+    record["pieces"] = tint.pieces(tokenizer, record["tokens"])
     record["logprobs"] = sample.logprobs.tolist()
   return record
-
-
-def talk(
-  writer: text_generator.TextGenerator, params: Params, seed: int
-) -> dict[str, int]:
-  """Reads lines and answers them, as a chat if there is a template."""
-  is_chat = writer.tokenizer.chat_template is not None
-  print("a chat" if is_chat else "continues what you type", "(/reset, /exit)")
-  messages, num = [], 0
-  while True:
-    try:
-      line = input("> ")
-    except EOFError:
-      break
-    if line.strip() == "/exit":
-      break
-    if line.strip() == "/reset":
-      messages = []
-      continue
-    try:
-      messages.append({"role": "user", "content": line})
-      prompt = _history(writer, messages) if is_chat else line
-      key = rng.sample_keys(seed, 1, num)[0]
-      answer = _answer(writer.stream(params, prompt, key))
-      messages.append({"role": "assistant", "content": answer})
-    except InputError as error:  # the chat goes on
-      messages = messages[:-1]
-      progress.warn(str(error))
-    num += 1
-  print()
-  return {"answers": num}
-
-
-def _answer(pieces: Iterator[str]) -> str:
-  """Prints an answer as it is drawn; Ctrl-C ends the answer, not the chat."""
-  answer = ""
-  with signals.held():
-    for piece in pieces:
-      if signals.asked():
-        break
-      print(piece, end="", flush=True)
-      answer += piece
-  if signals.asked() == signal.SIGINT:
-    signals.forget()
-    print(" [stopped]", end="")
-  elif signals.asked():
-    raise signals.Interrupted
-  print()
-  return answer
-
-
-def _history(writer: text_generator.TextGenerator, messages: list[dict]) -> list[int]:
-  """Tokens of the chat so far, without the oldest turns if the context is too short."""
-  room = writer.model.config.max_length - min(32, writer.sampling.max_tokens)
-  while True:
-    ids = writer.tokenizer.encode_chat(messages)
-    if len(ids) <= room or len(messages) < 3:
-      return ids
-    progress.warn("the oldest turn is forgotten")
-    del messages[:2]

@@ -16,15 +16,16 @@ task's, not the network's.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gen_jax import ranges, sharding
-from gen_jax.nn import attention, block, embed, linear, mlp, norms
+from gen_jax.nn import attention, block, embed, linear, mlp, norms, widths
 from gen_jax.types import UNCONDITIONAL, Array, InputError, States
 
 _EPS = 1e-6  # of every LayerNorm
@@ -54,6 +55,8 @@ class Config:
     attention_impl: how attention is computed, of `attention` or `kernels`.
     remat: policy that says what of a block is kept for the backward pass; None keeps
       all.
+    base_width: D of the model whose settings are kept, by muP: see `nn.widths`; its
+      heads have this one's size; None: the standard parametrisation.
     dtype: of activations; parameters are float32.
   """
 
@@ -70,6 +73,7 @@ class Config:
   timestep_offset: ranges.Constant = 0.0
   attention_impl: attention.Attend = attention.attend
   remat: Callable[..., bool] | None = None
+  base_width: ranges.Size | None = None
   dtype: str = "float32"
 
   params_name: ClassVar[str] = "dit"  # among a task's parameters
@@ -88,6 +92,23 @@ class Config:
         f" column; try width={-(-self.width // 4) * 4}"
       )
     self.check_side(self.image_size, self.image_size)
+    if self.width_ratio != 1.0:
+      dataclasses.replace(self, **self.at_width(self.base_width))
+
+  @property
+  def width_ratio(self) -> float:
+    """m of `nn.widths`."""
+    return widths.ratio("DiT", self.width, self.base_width)
+
+  def at_width(self, width: int) -> dict[str, Any]:
+    """Keys that make this the standard model of another width, heads of one size.
+
+    Raises:
+      InputError: a number would not be whole.
+    """
+    sizes = {"num_heads": self.num_heads, "mlp_width": self.mlp_width}
+    keys = widths.scaled("DiT", width, self.width, **sizes)
+    return {**keys, "width": width, "base_width": None}
 
   @property
   def vector_width(self) -> int:
@@ -247,7 +268,8 @@ class DiT(nn.Module):
       window=p,
       stride=p,
       padding=(0, 0),
-      init=linear.fan_in(2 * fan / (fan + cfg.width)),  # Xavier of a linear map
+      # Xavier of a linear map; its inputs do not grow with the width.
+      init=linear.fan_in(2 * fan / (fan + (cfg.base_width or cfg.width))),
       dtype=x.dtype,
     )(x)
     return x.reshape(x.shape[0], -1, cfg.width)
@@ -273,8 +295,7 @@ class DiT(nn.Module):
     timesteps = 1000.0 * t + cfg.timestep_offset
     frequencies = embed.frequencies(_FREQUENCIES, cfg.max_period)
     time = embed.sinusoids(timesteps, frequencies).astype(dtype)
-    init = linear.normal(0.02)
-    for name, axes in (("time_in", ("embed", "mlp")), ("time_out", ("mlp", "embed"))):
-      time = linear.dense(cfg.width, axes, name=name, init=init, dtype=dtype)(time)
-      time = jax.nn.silu(time) if name == "time_in" else time
-    return time
+    dense = functools.partial(linear.dense, cfg.width, dtype=dtype)
+    init, inner = linear.normal(0.02), linear.normal(0.02 / cfg.width_ratio**0.5)
+    time = dense(("embed", "mlp"), name="time_in", init=init)(time)
+    return dense(("mlp", "embed"), name="time_out", init=inner)(jax.nn.silu(time))

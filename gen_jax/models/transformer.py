@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gen_jax import ranges, sharding
-from gen_jax.nn import attention, block, embed, linear, mlp, norms
+from gen_jax.nn import attention, block, embed, linear, mlp, norms, widths
 from gen_jax.types import Array, InputError, Params, PyTree
 
 
@@ -49,6 +50,9 @@ class Config:
       `jax.checkpoint_policies`; None keeps all.
     head_chunk: tokens of each sequence whose logits exist at once in training; divides
       its length; None is all.
+    base_width: D of the model whose settings are kept, by muP: see `nn.widths`; None:
+      the standard parametrisation.
+    base_num_heads: N of that model; None: its heads have this one's size.
     dtype: of activations; parameters are float32.
   """
 
@@ -72,6 +76,8 @@ class Config:
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
   head_chunk: ranges.Size | None = None
+  base_width: ranges.Size | None = None
+  base_num_heads: ranges.Size | None = None
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -89,11 +95,48 @@ class Config:
     embed.check_pairs(
       "transformer", self.width, self.dim_per_head, self.position, self.rotary
     )
+    if self.base_width is None and self.base_num_heads is not None:
+      raise InputError(
+        f"transformer base_num_heads={self.base_num_heads} is of the model that"
+        " base_width names; set both or neither"
+      )
+    if self.width_ratio != 1.0:
+      dataclasses.replace(self, **self.at_width(self.base_width))
 
   @property
   def dim_per_head(self) -> int:
     """Dh."""
     return self.head_dim or self.width // self.num_heads
+
+  @property
+  def width_ratio(self) -> float:
+    """m of `nn.widths`."""
+    return widths.ratio("transformer", self.width, self.base_width)
+
+  @property
+  def query_scale(self) -> float:
+    """sqrt(head size of the base / Dh)."""
+    heads = self.base_num_heads
+    return (self.num_heads / heads / self.width_ratio) ** 0.5 if heads else 1.0
+
+  def at_width(self, width: int) -> dict[str, Any]:
+    """Keys that make this the standard model of another width.
+
+    It has `base_num_heads` heads, or as many of this one's size as it takes.
+
+    Raises:
+      InputError: a number would not be whole.
+    """
+    scaled = functools.partial(widths.scaled, "transformer")
+    heads, sizes = self.base_num_heads, {"num_kv_heads": self.num_kv_heads}
+    if heads is None:
+      keys = scaled(width, self.width, num_heads=self.num_heads, **sizes)
+    else:
+      keys = {"num_heads": heads, **scaled(heads, self.num_heads, **sizes)}
+      inner = (width * self.num_heads, self.width * heads)
+      keys |= scaled(*inner, head_dim=self.head_dim)
+    keys |= scaled(width, self.width, mlp_width=self.mlp_width)
+    return {**keys, "width": width, "base_width": None, "base_num_heads": None}
 
 
 @jax.tree_util.register_dataclass
@@ -281,11 +324,12 @@ class Transformer(nn.Module):
 
   def _score(self, x, embedding, logits_fn, logits_fn_args):
     """The logits of x, or `logits_fn` of them."""
-    cfg = self.config
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     if cfg.tied_head:
-      head = embedding.score
+      head, x = embedding.score, widths.times(x, 1.0 / cfg.width_ratio)
     else:
-      head = embed.Head(cfg.vocab_size, dtype=jnp.dtype(cfg.dtype), name="head")
+      std = 0.02 if cfg.width_ratio == 1.0 else 0.0
+      head = embed.Head(cfg.vocab_size, std, dtype, name="head")
     if logits_fn is None:
       return head(x, logits_fn=lambda logits: logits)
     return head(x, *logits_fn_args, logits_fn=logits_fn, chunk=cfg.head_chunk)
@@ -329,11 +373,12 @@ class Transformer(nn.Module):
   def _make_block(self):
     """Constructor of a layer; takes its name."""
     cfg = self.config
+    std = 0.02 / cfg.width_ratio**0.5
     common = dict(
       use_bias=cfg.use_bias,
-      init=linear.normal(0.02),
+      init=linear.normal(std),
       # Residual branches start 1/sqrt(2L) smaller (Radford et al. 2019, section 2.3).
-      out_init=linear.normal(0.02 / (2 * cfg.num_layers) ** 0.5),
+      out_init=linear.normal(std / (2 * cfg.num_layers) ** 0.5),
       dtype=jnp.dtype(cfg.dtype),
     )
     make_attention = functools.partial(
@@ -343,6 +388,7 @@ class Transformer(nn.Module):
       head_dim=cfg.dim_per_head,
       rotary=cfg.rotary,
       attention_impl=cfg.attention_impl,
+      query_scale=cfg.query_scale,
       **common,
     )
     make_mlp = functools.partial(

@@ -11,14 +11,14 @@ appendix E.2.1.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gen_jax import ranges
-from gen_jax.nn import attention, block, embed, linear, norms, spatial
+from gen_jax.nn import attention, block, embed, linear, norms, spatial, widths
 from gen_jax.types import UNCONDITIONAL, Array, InputError, States
 
 
@@ -42,6 +42,8 @@ class Config:
     timestep_offset: added to 1000 t; -1 where a published chain counts steps from 0.
     remat: policy that says what of a block is kept for the backward pass; None keeps
       all.
+    base_width: width of the model whose settings are kept, by muP: see `nn.widths`;
+      None: the standard parametrisation.
     dtype: of activations; parameters are float32.
   """
 
@@ -59,6 +61,7 @@ class Config:
   extra_channels: ranges.Whole = 0
   timestep_offset: ranges.Constant = 0.0
   remat: Callable[..., bool] | None = None
+  base_width: ranges.Size | None = None
   dtype: str = "float32"
 
   params_name: ClassVar[str] = "unet"  # among a task's parameters
@@ -85,6 +88,17 @@ class Config:
           f"UNet attention_levels has {level}; levels are counted from 0 and there are"
           f" {len(self.multipliers)}"
         )
+    if self.width_ratio != 1.0:
+      dataclasses.replace(self, **self.at_width(self.base_width))
+
+  @property
+  def width_ratio(self) -> float:
+    """m of `nn.widths`."""
+    return widths.ratio("UNet", self.width, self.base_width)
+
+  def at_width(self, width: int) -> dict[str, Any]:
+    """Keys that make this the standard model of another width."""
+    return {"width": width, "base_width": None}
 
   @property
   def vector_width(self) -> int:
@@ -185,8 +199,11 @@ class UNet(nn.Module):
     """Attention to other pixels, and to `states.tokens`."""
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     heads = cfg.num_heads or h.shape[-1] // cfg.head_dim
+    # As many heads as the base's are larger ones.
+    ratio = cfg.width_ratio if cfg.num_heads else 1.0
+    scale = {} if ratio == 1.0 else {"query_scale": ratio**-0.5}
     module = cfg.attention(
-      num_heads=heads, num_groups=cfg.num_groups, dtype=dtype, name=name
+      num_heads=heads, num_groups=cfg.num_groups, dtype=dtype, name=name, **scale
     )
     return block.remat(block.call, cfg.remat)(module, h, states.tokens, states.mask)
 
@@ -195,7 +212,9 @@ class UNet(nn.Module):
     cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     # Published UNets count time in steps of 1/1000.
     timestep = 1000.0 * t + cfg.timestep_offset
-    time = embed.sinusoids(timestep, embed.frequencies(cfg.width)).astype(dtype)
+    # Inputs that do not grow: as many sinusoids as the base's.
+    frequencies = embed.frequencies(cfg.base_width or cfg.width)
+    time = embed.sinusoids(timestep, frequencies).astype(dtype)
     width = 4 * cfg.width
     time = linear.dense(width, ("embed", "mlp"), name="time_in", dtype=dtype)(time)
     time = jax.nn.silu(time)

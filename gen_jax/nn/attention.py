@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import sharding
-from gen_jax.nn import cpu, linear
+from gen_jax.nn import cpu, linear, widths
 from gen_jax.types import Array
 
 
@@ -282,6 +282,7 @@ class Attention(nn.Module):
   init: linear.Init | None = None
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
+  query_scale: float = 1.0  # besides 1 / sqrt(Dh), see `widths`
 
   @nn.compact
   def __call__(
@@ -319,6 +320,7 @@ class Attention(nn.Module):
       return y
 
     query = project("query", x, self.num_heads, "heads")
+    query = widths.times(query, self.query_scale)
     key = project("key", source, num_kv_heads, "kv_heads")
     value = project("value", source, num_kv_heads, "kv_heads")
     if self.rotary is not None:

@@ -77,6 +77,15 @@ def widen(params: Params, name: str, num: int) -> Params:
   return {**params, name: {**params[name], "kernel": kernel}}
 
 
+def split(names: tuple[str | None, ...]) -> tuple[int, int]:
+  """(stacked axes, output axes) of a kernel with these axis names.
+
+  >>> split(('embed', 'heads', 'head_dim')), split(('layers', 'embed', 'mlp'))
+  ((0, 2), (1, 1))
+  """
+  return int(names[0] == "layers"), 2 if names[-1] == "head_dim" else 1
+
+
 def dense(
   features: int | Sequence[int],
   axes: Sequence[str | None],

@@ -73,6 +73,7 @@ class SelfAttention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   eps: ranges.PositiveConstant = 1e-6
   attention_impl: attention.Attend = attention.attend
+  query_scale: float = 1.0
 
   @nn.compact
   def __call__(
@@ -95,6 +96,7 @@ class SelfAttention(nn.Module):
       num_heads=self.num_heads,
       head_dim=channels // self.num_heads,
       attention_impl=self.attention_impl,
+      query_scale=self.query_scale,
       out_init=linear.fan_in(0.0),
       dtype=self.dtype,
       name="attention",
@@ -119,6 +121,7 @@ class SpatialTransformer(nn.Module):
   mlp: Callable[..., nn.Module] = mlp.MLP
   use_bias: bool = True
   attention_impl: attention.Attend = attention.attend
+  query_scale: float = 1.0
 
   @nn.compact
   def __call__(self, x: Array, states: Array | None, mask: Array | None) -> Array:
@@ -132,6 +135,7 @@ class SpatialTransformer(nn.Module):
         use_bias=self.use_bias,
         out_bias=True,
         attention_impl=self.attention_impl,
+        query_scale=self.query_scale,
         dtype=self.dtype,
         name=name,
       )(*inputs, mask=mask)[0]

@@ -27,8 +27,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from gen_jax.errors import InputError
 from gen_jax.system import exclusive, files
-from gen_jax.types import InputError
 
 NAME = "lease.json"
 _STALE_SECS = 60.0

@@ -73,9 +73,13 @@ class Outcome:
 
 
 def structure(config: build.Config) -> str:
-  """What runs of a group have in common: all but the seed and programs' numbers."""
+  """What runs of a group have in common: all but the seed and programs' numbers.
+
+  A number that is 0 counts as structure: it often switches something off.
+  """
   plain = workdir.flat(build.resolved(config))
-  for key in (*programs.config_numbers(config), "seed"):
+  arguments = programs.config_numbers(config)
+  for key in ("seed", *(key for key, value in arguments.items() if value)):
     plain.pop(key, None)
   return json.dumps(plain, sort_keys=True, default=str)
 

@@ -69,16 +69,22 @@ class Solo:
 
 
 def train(
-  config: dict, directory: pathlib.Path, group: Alone, shared: Solo | None = None
+  config: dict,
+  directory: pathlib.Path,
+  group: Alone,
+  shared: Solo | None = None,
+  until: int | None = None,
 ) -> dict:
   """Trains to the config's end, or until a signal asks for it.
 
   Args:
     shared: what this run shares with others of its process, see `together`.
+    until: end at this step if it comes first, evaluated and saved as at the end. The
+      run goes on from there as if it had not stopped.
 
   Returns:
-    workdir, reason ('finished', 'patience' or 'interrupted'), step, and the last value
-    of each metric.
+    workdir, reason ('finished', 'until', 'patience' or 'interrupted'), step, and the
+    last value of each metric.
 
   Raises:
     InputError: a workdir of another config or at work, data or numbers that cannot be.
@@ -94,7 +100,7 @@ def train(
   # One lease for all processes of a run.
   with contextlib.nullcontext() if group.process_id else lease.hold(directory):
     begun = _begin(config, directory, group, shared or Solo())
-    return _train(begun, directory, group, shared or Solo())
+    return _train(begun, directory, group, shared or Solo(), until)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +157,9 @@ def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) ->
   return _Begun(experiment, examples, evals, made, step, tracked, base, began)
 
 
-def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -> dict:
+def _train(
+  begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo, until: int | None
+) -> dict:
   experiment, made, step = begun.experiment, begun.program, begun.step
   numbers = made.arguments()
   with (
@@ -196,7 +204,7 @@ def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -
         manager=manager,
         sinks=sinks,
         config=experiment.train,
-        num_steps=made.num_steps,
+        num_steps=min(made.num_steps, until or made.num_steps),
         learning_rate=made.rate,
         per_step=_per_step(experiment, made.compute),
         heartbeat=group.heartbeat,
@@ -209,18 +217,23 @@ def _train(begun: _Begun, directory: pathlib.Path, group: Alone, shared: Solo) -
       ) from error
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, begun, directory)) from error
-  return _ended(result, directory, group)
+  return _ended(result, made.num_steps, directory, group)
 
 
-def _ended(result: loop.Result, directory: pathlib.Path, group: Alone) -> dict:
+def _ended(
+  result: loop.Result, num_steps: int, directory: pathlib.Path, group: Alone
+) -> dict:
   """What `train` returns; says how it ended, and what it has cost."""
   last = {}
   for row in writers.read_metrics(directory):
     last.update(row)
   end = int(result.state.step)
+  has_way_to_go = result.reason == "finished" and end < num_steps
+  reason = "until" if has_way_to_go else result.reason
+  told = f"{'stopped' if reason == 'until' else reason} at step {end}"
   cost = None if group.process_id else bill.line(directory)
-  print(*filter(None, (f"{result.reason} at step {end}", cost)), sep="\n", flush=True)
-  return {"workdir": str(directory), "reason": result.reason, **last, "step": end}
+  print(*filter(None, (told, cost)), sep="\n", flush=True)
+  return {"workdir": str(directory), "reason": reason, **last, "step": end}
 
 
 def _state(

@@ -1,8 +1,9 @@
-"""Arms as processes of this machine, each in a folder of its own, until all are done.
+"""Arms as processes, each in a folder of its own, until all are done.
 
 What an arm has come to stands in `arms.json` of the sweep's folder, sealed and replaced
 whole. An arm's folder is an ordinary workdir, so that a killed arm, or a killed driver,
-goes on where it was. Exit codes of an arm's process:
+goes on where it was. Where the processes run is a `Place`: this machine (`Local`), or
+what `remote` reaches. Exit codes of an arm's process:
 
     0                        finished
     os.EX_DATAERR (65)       diverged: a result, never tried again
@@ -13,28 +14,16 @@ goes on where it was. Exit codes of an arm's process:
 import dataclasses
 import os
 import pathlib
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from gen_jax.sweeps import space
+from gen_jax.sweeps import attempt, chips, space
 from gen_jax.system import files
 
 ATTEMPTS = 3
 NAME = "arms.json"
-# In a process of its own: JAX's threads forbid Python between fork and exec. 1 is
-# PR_SET_PDEATHSIG of Linux.
-_WRAPPER = """
-import ctypes, os, signal, sys
-os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[2]):
-  sys.exit(os.EX_TEMPFAIL)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
 CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
@@ -63,11 +52,58 @@ def note(home: pathlib.Path, known: Mapping[str, Any]) -> None:
   files.write_json(home / NAME, files.sealed({"arms": known}))
 
 
+class Process(Protocol):
+  """A command under way, as `subprocess.Popen` shows it."""
+
+  def poll(self) -> int | None:
+    """Its exit code; None while it runs."""
+
+  def terminate(self) -> None:
+    """Tells it to save and stop."""
+
+  def wait(self) -> int:
+    """Its exit code, when it has ended."""
+
+
+class Place(Protocol):
+  """Where commands run."""
+
+  def slots(self, jobs: int) -> list[Any]:
+    """What each of `jobs` commands at a time is given to run in."""
+
+  def start(self, slot: Any, words: Sequence[str], log: pathlib.Path) -> Process:
+    """Starts a command; what it prints is appended to `log`."""
+
+
+class Local:
+  """This machine. Jobs share its cores, and its GPUs or TPU chips one by one.
+
+  When the driver ends, in any way, its commands end too.
+  """
+
+  def slots(self, jobs: int) -> list[tuple[tuple[int, ...], dict[str, str]]]:
+    """Cores and environment of each job; see `chips.environments`."""
+    cores = shares(sorted(os.sched_getaffinity(0)), jobs)
+    return list(zip(cores, chips.environments(chips.here(), jobs), strict=True))
+
+  def start(self, slot, words: Sequence[str], log: pathlib.Path) -> Process:
+    """See `Place`."""
+    cores, environment = slot
+    with log.open("ab") as out:
+      return subprocess.Popen(
+        [*attempt.wrapped(cores), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=out,
+        env={**os.environ, **environment},
+      )
+
+
 @dataclasses.dataclass
 class _Running:
   arm: space.Arm
-  process: subprocess.Popen
-  cores: tuple[int, ...]
+  process: Process
+  slot: Any
   log: pathlib.Path
   began: float
 
@@ -78,20 +114,20 @@ def run(
   command: Command,
   jobs: int,
   done: Sequence[str],
+  place: Place | None = None,
 ) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
   """Runs the arms that are not done, `jobs` at a time; yields each as it ends.
-
-  The cores of this machine are shared evenly. When the driver ends, in any way, its
-  arms end too.
 
   Args:
     home: the sweep's folder.
     done: statuses that need no run.
+    place: where they run; this machine by default.
   """
+  place = place or Local()
   known = states(home)
   todo = [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
   home.mkdir(parents=True, exist_ok=True)
-  free = shares(sorted(os.sched_getaffinity(0)), jobs)
+  free = place.slots(jobs)
   running: list[_Running] = []
   attempts = {arm.sha256: 0 for arm in todo}
   try:
@@ -99,11 +135,11 @@ def run(
       while todo and free:
         arm = todo.pop(0)
         attempts[arm.sha256] += 1
-        running.append(_start(arm, home, command, free.pop()))
+        running.append(_start(arm, home, command, place, free.pop()))
       ended = [one for one in running if one.process.poll() is not None]
       for one in ended:
         running.remove(one)
-        free.append(one.cores)
+        free.append(one.slot)
         state = _ended(one, known.get(one.arm.sha256, {}))
         known[one.arm.sha256] = state
         note(home, known)
@@ -115,7 +151,7 @@ def run(
         time.sleep(0.05)
   finally:
     for one in running:
-      one.process.send_signal(signal.SIGTERM)
+      one.process.terminate()
     for one in running:
       one.process.wait()
 
@@ -125,30 +161,18 @@ def shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
   return [tuple(cores[i::jobs]) or (cores[i % len(cores)],) for i in range(jobs)]
 
 
-def wrapped(cores: Sequence[int]) -> list[str]:
-  """Words before a command that keep it to these cores and end it with this process."""
-  listed = ",".join(map(str, cores))
-  return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
-
-
-def _start(arm, home, command, cores) -> _Running:
+def _start(arm, home, command, place, slot) -> _Running:
   folder = workdir(home, arm)
   log = home / "logs" / f"{folder.name}.txt"
   log.parent.mkdir(exist_ok=True)
-
-  with log.open("ab") as out:
-    process = subprocess.Popen(
-      [*wrapped(cores), *command(arm, folder)],
-      stdin=subprocess.DEVNULL,
-      stdout=out,
-      stderr=out,
-    )
-  return _Running(arm, process, cores, log, time.monotonic())
+  process = place.start(slot, command(arm, folder), log)
+  return _Running(arm, process, slot, log, time.monotonic())
 
 
 def _ended(one: _Running, before: Mapping[str, Any]) -> dict[str, Any]:
-  status = CODES.get(one.process.returncode, "failed")
-  lines = files.lines(files.decode(one.log.read_bytes(), str(one.log)))
+  status = CODES.get(one.process.poll(), "failed")
+  said = one.log.read_bytes() if one.log.exists() else b""
+  lines = files.lines(said.decode(errors="replace"))
   return {
     "name": one.arm.name,
     "status": status,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from gen_jax.sweeps import space, statistics
+from gen_jax.sweeps import ledger, space, statistics
 from gen_jax.system import files
 
 FILE, STEP = "figure.png", "step"
@@ -38,7 +38,7 @@ class Line(NamedTuple):
     ]
 
 
-def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
+def lines(found: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
   """{what sets a line apart: its points}.
 
   Args:
@@ -46,21 +46,21 @@ def lines(ledger: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
       key that the sweep varies, for the metric at the end. Runs that diverged have
       none.
   """
-  arms = [arm for arm in ledger["arms"] if arm["status"] == "finished"]
+  arms = [arm for arm in found["arms"] if arm["status"] == "finished"]
   arms = [arm for arm in arms if arm["value"] is not None]
   rest = [{k: v for k, v in a["overrides"].items() if k != x_axis} for a in arms]
   every = space.keys([arm["overrides"] for arm in arms])
   varied = [key for key in space.varied(rest) if key != "seed"]
-  found: dict[str, dict[Any, list[float]]] = {}
+  points: dict[str, dict[Any, list[float]]] = {}
   for arm, others in zip(arms, rest, strict=True):
     name = space.label({k: others[k] for k in varied if k in others}, every)
-    values = found.setdefault(name, {})
+    values = points.setdefault(name, {})
     at = space.text(arm["overrides"].get(x_axis, ""))
     curve = [(step, value) for step, value in arm["curve"] if step]
     for x, y in curve if x_axis == STEP else [(at, arm["value"])]:
       values.setdefault(x, []).append(y)
   return {
-    name: Line(list(values), list(values.values())) for name, values in found.items()
+    name: Line(list(values), list(values.values())) for name, values in points.items()
   }
 
 
@@ -75,13 +75,29 @@ def span(lines: Mapping[str, Line], share: float) -> tuple[float, float]:
   return min(seen) - room, max(seen) + room
 
 
-def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
-  """Draws `lines`; values of a key stand at equal distances, in the sweep's order."""
+def png(found: Mapping[str, Any], x_axis: str = STEP) -> bytes:
+  """Draws `lines` of a ledger, and of each of its further metrics next to them.
+
+  Values of a key stand at equal distances, in the sweep's order.
+  """
   from matplotlib import figure as figures  # not pyplot, whose state is the caller's
 
-  found = lines(ledger, x_axis)
-  figure = figures.Figure(figsize=(7.0, 4.2))
-  axis = figure.subplots()
+  views = ledger.views(found)
+  width = 7.0 if len(views) == 1 else 4.4 * len(views)
+  figure = figures.Figure(figsize=(width, 4.2))
+  for axis, view in zip(figure.subplots(1, len(views), squeeze=False)[0], views):  # noqa: B905
+    _draw(axis, view, x_axis)
+  figure.suptitle(found["question"], fontsize=10)
+  figure.tight_layout()
+  out = io.BytesIO()
+  metadata = {_SOURCE: files.value_sha256(found), "Software": None}
+  figure.savefig(out, format="png", dpi=110, metadata=metadata)
+  return out.getvalue()
+
+
+def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
+  """The lines of one metric."""
+  found = lines(view, x_axis)
   ticks = list(dict.fromkeys(x for line in found.values() for x in line.x))
   for name, line in found.items():
     x = line.x if x_axis == STEP else [ticks.index(at) for at in line.x]
@@ -95,16 +111,10 @@ def png(ledger: Mapping[str, Any], x_axis: str = STEP) -> bytes:
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
   axis.set_ylim(*span(found, 0.2))
   axis.set_xlabel(x_axis)
-  axis.set_ylabel(ledger["metric"])
-  axis.set_title(ledger["question"], fontsize=10)
+  axis.set_ylabel(view["metric"])
   axis.grid(alpha=0.3)
   if len(found) > 1:
     axis.legend(fontsize=8)
-  figure.tight_layout()
-  out = io.BytesIO()
-  metadata = {_SOURCE: files.value_sha256(ledger), "Software": None}
-  figure.savefig(out, format="png", dpi=110, metadata=metadata)
-  return out.getvalue()
 
 
 def source(path: pathlib.Path) -> str | None:

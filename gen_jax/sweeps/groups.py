@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_jax.runs import together
-from gen_jax.sweeps import engine, space
+from gen_jax.sweeps import attempt, engine, space
 from gen_jax.system import files
 
 FOLDER = "groups"
@@ -107,7 +107,7 @@ def _start(arms, home, words, mode, cores) -> _Running:
   log.parent.mkdir(exist_ok=True)
   with log.open("ab") as out:
     process = subprocess.Popen(
-      [*engine.wrapped(cores), *words, str(file)],
+      [*attempt.wrapped(cores), *words, str(file)],
       stdin=subprocess.DEVNULL,
       stdout=out,
       stderr=out,

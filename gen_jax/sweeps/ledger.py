@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gen_jax.sweeps import space, statistics
+from gen_jax.sweeps import search, space, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators, writers
 from gen_jax.types import InputError, unknown
@@ -55,6 +55,10 @@ class Row(NamedTuple):
     found = list(self.values.values())
     return sum(found) / len(found) if found else float("nan")
 
+  def __str__(self) -> str:
+    """The mean, with its interval if there is one."""
+    return str(self.interval) if self.interval else f"{self.mean:.4g}"
+
 
 def curve(workdir: pathlib.Path, metric: str) -> list[tuple[int, float]]:
   """(step, value) of a metric wherever a run wrote it.
@@ -70,10 +74,38 @@ def curve(workdir: pathlib.Path, metric: str) -> list[tuple[int, float]]:
   return found
 
 
+def last(workdir: pathlib.Path, metric: str) -> float | None:
+  """The last value of a metric; None if it is not finite. See `curve`."""
+  points = curve(workdir, metric)
+  return points[-1][1] if points and math.isfinite(points[-1][1]) else None
+
+
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
   """Evenly chosen points, the last one among them."""
   every = -(-len(points) // _CURVE) or 1
   return list(reversed(list(reversed(points))[::every]))
+
+
+def _measured(workdir: pathlib.Path, metric: str, status: str) -> dict[str, Any]:
+  """What a ledger keeps of a metric of one arm."""
+  points = curve(workdir, metric)
+  return {
+    "step": points[-1][0] if points else 0,
+    "value": last(workdir, metric) if status == "finished" else None,
+    "curve": _thinned([point for point in points if math.isfinite(point[1])]),
+  }
+
+
+def views(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+  """The ledger itself, and one with each further metric in the metric's place."""
+  return [ledger] + [
+    {
+      **ledger,
+      "metric": metric,
+      "arms": [{**arm, **arm["also"][metric]} for arm in ledger["arms"]],
+    }
+    for metric in ledger.get("also", ())
+  ]
 
 
 def collect(
@@ -85,7 +117,7 @@ def collect(
   """The ledger of the arms that are done.
 
   Args:
-    about: question, config, metric.
+    about: question, config, metric, and also: further metrics.
     states: {sha256: status, starts, secs} by `engine`.
     workdirs: {sha256: folder}.
 
@@ -97,16 +129,16 @@ def collect(
     state = states.get(arm.sha256, {})
     if state.get("status") not in DONE:
       continue
-    points = curve(workdirs[arm.sha256], about["metric"])
-    ended = bool(points) and math.isfinite(points[-1][1])
-    entry = {"name": arm.name, "overrides": arm.overrides, "sha256": arm.sha256}
+    entry = {"name": arm.name, "overrides": {}, "sha256": arm.sha256}
     entry |= {key: state[key] for key in ("status", "starts", "secs")}
-    entry |= {
-      "step": points[-1][0] if points else 0,
-      "value": points[-1][1] if ended and state["status"] == "finished" else None,
-      "curve": _thinned([point for point in points if math.isfinite(point[1])]),
-    }
-    entries.append(entry)
+    for prefix, overrides in arm.settings:
+      first, *others = (
+        _measured(workdirs[arm.sha256], prefix + metric, state["status"])
+        for metric in (about["metric"], *about.get("also", ()))
+      )
+      also = dict(zip(about.get("also", ()), others, strict=True))
+      more = {"also": also} if also else {}
+      entries.append(entry | {"overrides": arm.overrides | overrides} | first | more)
   return {"format": FORMAT, **about, **_where(), "arms": entries}
 
 
@@ -228,27 +260,31 @@ def edges(rows: Sequence[Row], metric: str) -> list[str]:
 def table(ledger: Mapping[str, Any]) -> str:
   """The sweep as Markdown: a line for each config, the best one in bold.
 
-  Columns are the keys that vary. p is of the difference from the best, over common
-  seeds where there are, adjusted for the number of lines.
+  Columns are the keys that vary, and further metrics. p is of the metric's difference
+  from the best, over common seeds where there are, adjusted for the number of lines.
   """
   found, metric = rows(ledger), ledger["metric"]
+  others = [rows(view) for view in views(ledger)[1:]]
   every = space.keys([row.overrides for row in found])
   keys = space.varied([row.overrides for row in found])
   top, pvalue = best(found, metric), pvalues(found, metric)
   head = [*(space.short(key, every) for key in keys), "seeds", metric, "p"]
+  head += ledger.get("also", ())
   lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-  for row in found:
-    shown = str(row.interval) if row.interval else f"{row.mean:.4g}"
-    shown = f"**{shown}**" if row is top else shown
+  for row, *more in zip(found, *others, strict=True):
+    shown = f"**{row}**" if row is top else str(row)
     if row.num_diverged:
       shown += f" ({row.num_diverged} diverged)"
     p = f"{pvalue[id(row)]:.2g}" if id(row) in pvalue else ""
     cells = [space.text(row.overrides[k]) if k in row.overrides else "" for k in keys]
-    lines.append(f"| {' | '.join([*cells, str(len(row.values)), shown, p])} |")
+    cells += [str(len(row.values)), shown, p, *map(str, more)]
+    lines.append(f"| {' | '.join(cells)} |")
   if same := {k: v for k, v in top.overrides.items() if k not in keys}:
     lines += ["", f"All with {space.label(same, every)}."]
   if at := edges(found, metric):
     lines += ["", AT_EDGE.format(", ".join(at))]
+  if "search" in ledger:
+    lines += ["", search.remark(ledger["search"])]
   return "\n".join(lines)
 
 

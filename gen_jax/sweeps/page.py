@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gen_jax.sweeps import figure, ledger, space, statistics
+from gen_jax.sweeps import figure, ledger, search, space, statistics
 from gen_jax.train import curves, evaluators
 
 _COLOURS = (  # of plotly's own, for lines and, with their transparency, for bands
@@ -219,4 +219,6 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     said.append(ledger.AT_EDGE.format(", ".join(at)))
   if diverged := sum(row.num_diverged for row in rows):
     said.append(f"{diverged} run(s) diverged.")
+  if "search" in found:
+    said.append(search.remark(found["search"]))
   return said

@@ -95,6 +95,16 @@ class Arm:
   config: Mapping[str, Any]
   sha256: str
 
+  @property
+  def settings(self) -> list[tuple[str, Overrides]]:
+    """(what its metrics' names begin with, overrides) of each row that it gives.
+
+    One, with nothing; or those of an evaluator `sampling_sweep`.
+    """
+    blocks = [block or {} for block in self.config.get("evaluators", {}).values()]
+    labels = [label for block in blocks for label, _ in block.get("settings", ())]
+    return [(f"{label}/", _read(label)) for label in labels] or [("", {})]
+
 
 def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
   """Resolves and checks every arm before any of them runs.
@@ -108,25 +118,42 @@ def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
   """
   if not space:
     raise InputError("the sweep has no arms; get_sweep() must return at least one")
-  names = _names(space)
-  found: dict[str, Arm] = {}
+  found = resolve(config, space, _names(space))
   usual = build.resolved(config)
-  useless = {key for arm in space for key in arm}
-  for name, overrides in zip(names, space, strict=True):
+  useless = {
+    key
+    for key in keys(space)
+    if all(
+      _at(arm.config, key) == _at(usual, key) for arm in found if key in arm.overrides
+    )
+  }
+  if useless:
+    key = min(useless)
+    raise InputError(f"override {key}={_at(usual, key)!r} changes nothing; remove it")
+  return found
+
+
+def resolve(
+  config: Mapping[str, Any], space: Space, names: Sequence[str] | None = None
+) -> list[Arm]:
+  """`arms`, of which a key may change nothing: they are a part of a larger space.
+
+  Args:
+    names: of the arms; by default what sets them apart.
+  """
+  found: dict[str, Arm] = {}
+  for name, overrides in zip(names or _names(space), space, strict=True):
+    name = _file_name(name)
     texts = [(key, text(value)) for key, value in overrides.items()]
     try:
       resolved = build.resolved(overriding.apply(config, texts))
       build.check_config(resolved)
     except InputError as error:
       raise InputError(f"arm {name}: {error}") from None
-    useless -= {key for key in overrides if _at(resolved, key) != _at(usual, key)}
     digest = files.value_sha256(resolved)
     if digest in found:
       raise InputError(f"arms {found[digest].name} and {name} have one config")
     found[digest] = Arm(name, overrides, resolved, digest)
-  if useless:
-    key = min(useless)
-    raise InputError(f"override {key}={_at(usual, key)!r} changes nothing; remove it")
   return list(found.values())
 
 
@@ -187,6 +214,16 @@ def short(key: str, keys: Sequence[str]) -> str:
     if sum(f".{other}".endswith(f".{last}") for other in keys) == 1:
       return last
   return key
+
+
+def _read(label: str) -> Overrides:
+  """The overrides of a label.
+
+  >>> _read("sampler=ddim,evaluations=8")
+  {'sampler': 'ddim', 'evaluations': 8}
+  """
+  pairs = (part.partition("=") for part in label.split(","))
+  return {key: overriding.literal(value, key) for key, _, value in pairs}
 
 
 def _file_name(name: str) -> str:

@@ -14,9 +14,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from gen_jax import errors
 from gen_jax.types import InputError
+
+
+def _stats():
+  """scipy.stats, which takes a second to import: only where it is needed."""
+  with errors.extra("sweeps"):
+    from scipy import stats
+  return stats
 
 
 class Interval(NamedTuple):
@@ -76,7 +83,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Interval:
   """
   array = _checked(values, "values")
   num, mean = len(array), float(array.mean())
-  half = float(stats.sem(array)) * float(stats.t.ppf(0.5 + 0.5 * level, num - 1))
+  half = float(_stats().sem(array)) * float(_stats().t.ppf(0.5 + 0.5 * level, num - 1))
   return Interval(mean, mean - half, mean + half, num, level)
 
 
@@ -88,7 +95,7 @@ def predicted(values: Sequence[float], num: int, level: float = 0.95) -> Interva
   """
   array = _checked(values, "values")
   spread = float(np.std(array, ddof=1)) * math.sqrt(1.0 / len(array) + 1.0 / num)
-  half = spread * float(stats.t.ppf(0.5 + 0.5 * level, len(array) - 1))
+  half = spread * float(_stats().t.ppf(0.5 + 0.5 * level, len(array) - 1))
   mean = float(array.mean())
   return Interval(mean, mean - half, mean + half, len(array), level)
 
@@ -105,7 +112,7 @@ def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Diffe
   interval = over_seeds(b - a, level)
   if np.ptp(b - a) == 0.0:  # no spread: equal runs, or a shift of all alike
     return Difference(interval, float(interval.mean == 0.0), True)
-  return Difference(interval, float(stats.ttest_rel(b, a).pvalue), True)
+  return Difference(interval, float(_stats().ttest_rel(b, a).pvalue), True)
 
 
 def unpaired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Difference:
@@ -118,7 +125,7 @@ def unpaired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Dif
   mean, num = float(b.mean() - a.mean()), min(len(a), len(b))
   if np.ptp(a) == 0.0 and np.ptp(b) == 0.0:
     return Difference(Interval(mean, mean, mean, num, level), float(mean == 0), False)
-  test = stats.ttest_ind(b, a, equal_var=False)
+  test = _stats().ttest_ind(b, a, equal_var=False)
   low, high = test.confidence_interval(level)
   interval = Interval(mean, float(low), float(high), num, level)
   return Difference(interval, float(test.pvalue), False)
@@ -152,16 +159,20 @@ def over_examples(
   value = float(mean(delta, counts))
   if np.ptp(delta / np.maximum(counts, 1e-300)) == 0.0:
     return Interval(value, value, value, len(delta), level)
-  found = stats.bootstrap(
-    (delta, counts),
-    mean,
-    n_resamples=2_000,
-    paired=True,
-    vectorized=True,
-    confidence_level=level,
-    method="BCa",
-    rng=np.random.default_rng(seed),
-  ).confidence_interval
+  found = (
+    _stats()
+    .bootstrap(
+      (delta, counts),
+      mean,
+      n_resamples=2_000,
+      paired=True,
+      vectorized=True,
+      confidence_level=level,
+      method="BCa",
+      rng=np.random.default_rng(seed),
+    )
+    .confidence_interval
+  )
   return Interval(value, float(found.low), float(found.high), len(delta), level)
 
 
@@ -175,7 +186,7 @@ def adjusted(pvalues: Sequence[float]) -> list[float]:
   """
   if not len(pvalues):
     return []
-  return stats.false_discovery_control(pvalues).tolist()
+  return _stats().false_discovery_control(pvalues).tolist()
 
 
 def power(effect: float, num: int, level: float = 0.95) -> float:
@@ -186,11 +197,15 @@ def power(effect: float, num: int, level: float = 0.95) -> float:
   Args:
     effect: true mean difference / standard deviation of the differences.
   """
+  stats = _stats()
   edge = stats.t.ppf(0.5 + 0.5 * level, num - 1)
   shift = abs(effect) * math.sqrt(num)
   if shift > edge + 6.0:  # where scipy's noncentral t runs out of digits
     return 1.0
-  this, other = stats.nct.sf(edge, num - 1, shift), stats.nct.cdf(-edge, num - 1, shift)
+  this, other = (
+    stats.nct.sf(edge, num - 1, shift),
+    stats.nct.cdf(-edge, num - 1, shift),
+  )
   return float(this + np.nan_to_num(other))  # nan: too small for a number
 
 

@@ -8,7 +8,8 @@ An experiment is a folder with a sweep.py:
     def get_sweep():
       return product(values("task.model.width", (64, 128)), values("seed", range(3)))
 
-X_AXIS, if there, is the key along which its figure shows the metric, see `figure`.
+X_AXIS, if there, is the key along which its figure shows the metric, see `figure`; ALSO
+names further metrics, which are columns of the table and parts of the figure.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Sweep:
     metric: that decides, as it stands in metrics.jsonl.
     arms: all, checked.
     x_axis: of the figure.
+    also: further metrics.
   """
 
   folder: pathlib.Path
@@ -45,15 +47,7 @@ class Sweep:
   metric: str
   arms: Sequence[space.Arm]
   x_axis: str = figure.STEP
-
-  def command(self, words: Sequence[str]) -> engine.Command:
-    """The processes of arms: `words`, then the flags of `gen-jax train`."""
-
-    def train(arm: space.Arm, workdir: pathlib.Path) -> list[str]:
-      overrides = [f"--config.{k}={space.text(v)}" for k, v in arm.overrides.items()]
-      return [*words, "--config", self.config, "--workdir", str(workdir), *overrides]
-
-    return train
+  also: Sequence[str] = ()
 
   def only(self, overrides: space.Overrides) -> "Sweep":
     """The arms of one row: these overrides, every seed.
@@ -61,7 +55,9 @@ class Sweep:
     Raises:
       InputError: there are none.
     """
-    arms = [a for a in self.arms if space.without_seed(a.overrides) == overrides]
+    keys = space.keys([arm.overrides for arm in self.arms])  # others are settings
+    wanted = {key: value for key, value in overrides.items() if key in keys}
+    arms = [a for a in self.arms if space.without_seed(a.overrides) == wanted]
     if not arms:
       raise InputError(f"{self.folder / FILE} has no arm {overrides}")
     return dataclasses.replace(self, arms=arms)
@@ -73,6 +69,7 @@ class Sweep:
     jobs: int,
     together: Sequence[str] = (),
     mode: str | None = None,
+    place: engine.Place | None = None,
   ) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
     """Runs what is not done; see `groups.run`, then `engine.run`.
 
@@ -85,7 +82,8 @@ class Sweep:
     with lease.hold(home):
       if together:
         yield from groups.run(self.arms, home, together, jobs, mode, ledger.DONE)
-      yield from engine.run(self.arms, home, self.command(words), jobs, ledger.DONE)
+      run = command(self.config, words)
+      yield from engine.run(self.arms, home, run, jobs, ledger.DONE, place)
 
   def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:
     """Every arm with what it has come to; status "missing" before it is begun."""
@@ -95,46 +93,81 @@ class Sweep:
   def ledger(self, home: pathlib.Path) -> dict[str, Any]:
     """See `ledger.collect`."""
     about = {"question": self.question, "config": self.config, "metric": self.metric}
+    about |= {"also": [*self.also]} if self.also else {}
     workdirs = {arm.sha256: engine.workdir(home, arm) for arm in self.arms}
     return ledger.collect(about, self.arms, engine.states(home), workdirs)
 
-  def record(self, found: Mapping[str, Any]) -> None:
-    """Writes a ledger to results.json; from that file the README's table and figure."""
-    ledger.write(self.folder / RESULTS, found)
-    found = ledger.read(self.folder / RESULTS)
-    readme = self.folder / "README.md"
-    if readme.exists():
-      files.write(readme, ledger.render(files.read(readme), found))
-    files.write_bytes(self.folder / figure.FILE, figure.png(found, self.x_axis))
+
+def record(
+  folder: pathlib.Path, found: Mapping[str, Any], x_axis: str = figure.STEP
+) -> None:
+  """Writes a ledger to results.json; from that file the README's table and figure."""
+  ledger.write(folder / RESULTS, found)
+  found = ledger.read(folder / RESULTS)
+  readme = folder / "README.md"
+  if readme.exists():
+    files.write(readme, ledger.render(files.read(readme), found))
+  files.write_bytes(folder / figure.FILE, figure.png(found, x_axis))
 
 
-def load(path: pathlib.Path) -> Sweep:
-  """Runs sweep.py of an experiment's folder and checks all of its arms.
+def command(
+  config: str, words: Sequence[str], flags: Sequence[str] = ()
+) -> engine.Command:
+  """The processes of arms: `words`, then the flags of `gen-jax train`."""
+
+  def train(arm: space.Arm, workdir: pathlib.Path) -> list[str]:
+    overrides = [f"--config.{k}={space.text(v)}" for k, v in arm.overrides.items()]
+    own = ["--config", config, "--workdir", str(workdir)]
+    return [*words, *own, *flags, *overrides]
+
+  return train
+
+
+def opened(path: pathlib.Path, name: str) -> tuple[pathlib.Path, Any, Any]:
+  """sweep.py of an experiment's folder, its module, and what its function returns.
 
   Raises:
     InputError: no sweep.py, one that raises (file and line), or lacks a part; a metric
-      of unknown direction; see `space.arms`.
+      of unknown direction.
   """
   file = path / FILE if path.is_dir() else path
   if not file.is_file() or file.suffix != ".py":
     raise InputError(f"{path} has no {FILE}; an experiment's folder holds one")
   try:
     module = config_files.module(str(file))
-    missing = [n for n in ("CONFIG", "METRIC", "get_sweep") if not hasattr(module, n)]
+    missing = [n for n in ("CONFIG", "METRIC", name) if not hasattr(module, n)]
     if missing:
       raise InputError(f"{file} needs {', '.join(missing)}")
-    made = module.get_sweep()
+    made = getattr(module, name)()
   except InputError as error:
     raise InputError(f"{file}: {error}" if str(file) not in str(error) else str(error))  # noqa: B904
   except (Exception, SystemExit) as error:  # a program: anything can happen in it
     raise InputError(config_files.failure(str(file), error)) from None
+  evaluators.cost(module.METRIC, 0.0)
+  return file, module, made
+
+
+def question(file: pathlib.Path, module: Any) -> str:
+  """The first line of a sweep.py."""
+  return (module.__doc__ or file.parent.name).strip().partition("\n")[0]
+
+
+def load(path: pathlib.Path) -> Sweep:
+  """Runs sweep.py of an experiment's folder and checks all of its arms.
+
+  Raises:
+    InputError: see `opened` and `space.arms`.
+  """
+  file, module, made = opened(path, "get_sweep")
   if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
     raise InputError(f"{file}: get_sweep must return a list of dicts")
-  evaluators.cost(module.METRIC, 0.0)
+  also = getattr(module, "ALSO", ())
+  for metric in also:
+    evaluators.cost(metric, 0.0)
   arms = space.arms(config_files.load(module.CONFIG), made)
-  question = (module.__doc__ or file.parent.name).strip().partition("\n")[0]
   x_axis = getattr(module, "X_AXIS", figure.STEP)
-  varied = space.varied([arm.overrides for arm in arms])
+  varied = space.varied([arm.overrides | s for arm in arms for _, s in arm.settings])
   if x_axis not in (figure.STEP, *varied):
     raise unknown(f"X_AXIS (of {file})", x_axis, (figure.STEP, *varied))
-  return Sweep(file.parent, question, module.CONFIG, module.METRIC, arms, x_axis)
+  about = (question(file, module), module.CONFIG, module.METRIC)
+  return Sweep(file.parent, *about, arms, x_axis, also)

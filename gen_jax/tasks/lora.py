@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_jax import ranges, rng, tree
+from gen_jax.nn import linear
 from gen_jax.tasks import base
 from gen_jax.types import Array, Batch, InputError, Params, PyTree
 
@@ -66,15 +67,6 @@ class LoRA:
     return self.alpha / self.rank
 
 
-def split(names: tuple[str | None, ...]) -> tuple[int, int]:
-  """(stacked axes, output axes) of a kernel with these axis names.
-
-  >>> split(('embed', 'heads', 'head_dim')), split(('layers', 'embed', 'mlp'))
-  ((0, 2), (1, 1))
-  """
-  return int(names[0] == "layers"), 2 if names[-1] == "head_dim" else 1
-
-
 def init(config: LoRA, boxed: Params, key: Array) -> Params:
   """Adapters {..., kernel: {a, b}} of the kernels of a model.
 
@@ -100,7 +92,7 @@ def init(config: LoRA, boxed: Params, key: Array) -> Params:
     leaf = params[path]
     names = leaf.names if nn.meta.is_axis_metadata(leaf) else (None,) * leaf.ndim
     shape = leaf.value.shape if nn.meta.is_axis_metadata(leaf) else leaf.shape
-    stacked, outputs = split(names) if names else (0, 1)
+    stacked, outputs = linear.split(names) if names else (0, 1)
     if len(shape) - stacked - outputs < 1:
       raise InputError(
         f"adapter.pattern={config.pattern!r} names {path} of shape {shape}, which is"
@@ -116,7 +108,7 @@ def init(config: LoRA, boxed: Params, key: Array) -> Params:
 
 
 def _pair(rank: int, shape, names, key: Array) -> Params:
-  stacked, outputs = split(names)
+  stacked, outputs = linear.split(names)
   cut = len(shape) - outputs
   fan_in = math.prod(shape[stacked:cut])
   a = jax.random.normal(key, (*shape[:cut], rank)) / fan_in**0.5

@@ -128,7 +128,9 @@ def adamw(
   )
 
 
-def _muon_axes(path: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+def _muon_axes(
+  path: str, leaf: jax.Array | None
+) -> optax.contrib.MuonDimensionNumbers | None:
   """Input and output axes of a kernel; None: it is left to AdamW.
 
   Axes count from the end, so that stacked layers [L, ...] are L matrices.
@@ -142,6 +144,11 @@ def _muon_axes(path: str, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers
     if re.search(pattern, path):
       return optax.contrib.MuonDimensionNumbers(*axes)
   return None
+
+
+def is_muon(path: str) -> bool:
+  """Whether `muon` takes a parameter as a matrix; the rest it leaves to AdamW."""
+  return _muon_axes(path, None) is not None
 
 
 @ranges.checked

@@ -45,6 +45,8 @@ LOCAL = {
   "runs/lease.py": "/proc",
   "runs/workdir.py": "the program's own files",
   "safetensors.py": "`copies.here`",
+  "sweeps/attempt.py": "the disk of a sweep, and locks in a temporary folder",
+  "sweeps/chips.py": "/dev",
   "sweeps/engine.py": "workdirs of a sweep are of this disk: `files.local`",
   "sweeps/groups.py": "as sweeps/engine.py",
   "sweeps/figure.py": "figures of experiments are in the repository",

@@ -77,16 +77,22 @@ def _text_workdir(tmp_path_factory):
 
 
 def save(path: pathlib.Path, experiment, steps, std: float = 0.0) -> None:
-  """Checkpoints (step, value) of numbers from N(0, std^2): of zeros without it."""
+  """Checkpoints (step, value) of numbers from N(0, std^2): of zeros without it.
+
+  Scales of norms are about 1, unless all is 0.
+  """
   abstract = experiment.abstract_state(experiment.optimizer(1)[0])
   draw = np.random.default_rng(0)
 
-  def numbers(x):
-    return draw.normal(0, std, x.shape).astype(x.dtype)
+  def numbers(path, x):
+    centre = float(std > 0 and jax.tree_util.keystr(path).endswith("['scale']"))
+    return draw.normal(centre, std, x.shape).astype(x.dtype)
 
   with checkpoint.open_manager(path) as manager:
     for step, value in steps:
-      state = jax.tree.map(lambda x: jax.device_put(numbers(x), x.sharding), abstract)
+      state = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(numbers(path, x), x.sharding), abstract
+      )
       state = dataclasses.replace(state, step=state.step * 0 + step)
       checkpoint.save(manager, step, state, checkpoint.Progress(value, step), value)
 

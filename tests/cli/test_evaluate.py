@@ -3,11 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 
 import pytest
 
 import gen_jax
+from gen_jax.inference import tint
 from gen_jax.runs import workdir
 from gen_jax.train import evaluators
 
@@ -29,6 +31,23 @@ def test_text_and_choices(call, text_workdir, tmp_path):
   assert result["choices/accuracy"] == 1.0
   assert hashlib.sha256(text.read_bytes()).hexdigest() == result["text/sha256"]
   assert (result["text/stride"], result["weights"], result["step"]) == (7, "raw", 2)
+
+
+def test_a_terminal_shows_how_likely_the_beginning_was(
+  call, text_workdir, tmp_path, monkeypatch
+):
+  """Each token of all 300 is as likely; elsewhere nothing is computed."""
+  text, shown = tmp_path / "a.txt", []
+  text.write_text("The import statement. " * 200)
+  words = ("evaluate", "--workdir", text_workdir, "--text", text)
+  plain = call(*words)
+  monkeypatch.setattr(tint, "show", lambda found: shown.extend(found))
+  assert call(*words).out == plain.out and plain.code == 0
+  pieces, logprobs = zip(*shown, strict=True)
+  assert text.read_text().startswith("".join(pieces))
+  context = gen_jax.open(text_workdir).config["task"]["model"]["max_length"]
+  assert len(pieces) == min(context, 300)
+  assert logprobs == pytest.approx([-math.log(300)] * len(pieces), rel=1e-4)
 
 
 def test_flags_are_blocks_of_a_config(text_workdir, tmp_path):

@@ -17,8 +17,10 @@ NOT_PATHS = set(
   " top_k top_p min_p repetition_penalty order stop sampler grid num_steps"
   " guidance_scale guidance_interval guidance_rescale size tile topology invert"
   " outpaint samplers image_guidance_scale features split revision dtype title"
-  " metric field subset drop".split()
+  " metric field subset drop search address together system host name image"
+  " caption label widths".split()
 )
+ENGINES = ("launch", "sweep")  # the commands that take --on
 OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
 ELSEWHERE = {
   "config",
@@ -37,7 +39,7 @@ def _flags(command: str) -> dict[str, argparse.Action]:
 
 @pytest.mark.parametrize("command", main.COMMANDS)
 def test_every_path_expands_the_home_and_refuses_an_address(command):
-  others = NOT_PATHS | ELSEWHERE | (OF_THE_HOSTS if command == "launch" else set())
+  others = NOT_PATHS | ELSEWHERE | (OF_THE_HOSTS if command in ENGINES else set())
   for name, action in _flags(command).items():
     if not isinstance(action, flags.Path | flags.Paths):
       is_text = action.nargs != 0 and action.type in (None, str)

@@ -1,11 +1,15 @@
 """`gen-jax plan`: its data, its refusals, its search."""
 
 import importlib.metadata
+import itertools
 import json
 
 import pytest
 
 from gen_jax.cost import chips
+from gen_jax.sweeps import ladder, ledger, scaling
+
+SMOKE = "configs/lm/pydoc.py:smoke"
 
 
 def test_a_plan_is_data(call):
@@ -105,6 +109,48 @@ def test_without_the_right_libtpu_a_plan_says_which(call, monkeypatch, version, 
   )
   assert outcome.code == 2 and outcome.err.count("\n") == 1
   assert part in outcome.err and "pip install 'libtpu==" in outcome.err
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+  """A ladder whose losses are those of a planted surface."""
+  truth, arms = scaling.Surface(1.0, 20.0, 40.0, 0.4, 0.3), []
+  for width, num_steps in itertools.product((16, 32, 64), (100, 400, 1_600)):
+    overrides = {"task.model.width": width, "train.num_steps": num_steps}
+    params, items, _ = ladder.measure(SMOKE, overrides)
+    arms += [
+      {"name": f"{width}-{num_steps}-{seed}", "overrides": {**overrides, "seed": seed},
+       "status": "finished", "value": truth(params, items) + 1e-4 * seed, "curve": []}
+      for seed in (-1, 1)
+    ]  # fmt: skip
+  about = {"format": 1, "question": "?", "config": SMOKE, "metric": "validation/loss"}
+  path = tmp_path_factory.mktemp("ladder") / "results.json"
+  ledger.write(path, {**about, "arms": arms})
+  return path, truth
+
+
+@pytest.mark.long
+def test_a_ladder_of_runs_says_what_loss_to_expect(call, results):
+  path, truth = results
+  words = ("--topology", "a100:8", "--mfu", "0.4", "--tokens", "1e7", "--json")
+  outcome = call("plan", "--config", SMOKE, *words, "--scaling", path)
+  assert outcome.code == 0, outcome.err
+  found = json.loads(outcome.out.splitlines()[-1])["expected"]
+  items = -(-(10**7) // 128) * 128
+  assert found["items"] == items and found["params"] > 300 * 32
+  assert found["interval"]["mean"] == pytest.approx(
+    truth(found["params"], items), rel=0.01
+  )
+  assert found["interval"]["low"] < found["interval"]["mean"]
+  assert found["best"]["loss"] <= found["interval"]["mean"]
+  assert "expected validation/loss" in outcome.out
+
+
+@pytest.mark.long
+def test_losses_on_other_data_are_not_expected(call, results):
+  words = ("--topology", "a100:8", "--mfu", "0.4", "--scaling", results[0])
+  outcome = call("plan", "--config", SMOKE, *words, "--config.data.length=8")
+  assert outcome.code == 2 and "data.length is 8" in outcome.err
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -57,7 +58,9 @@ def test_a_long_list_is_quick_and_runs_nothing(call, experiment, tmp_path):
   folder = experiment(
     "product(values('seed', range(50)), values('data.length', (8, 9, 10, 11)))"
   )
+  began = time.process_time()
   outcome = call("sweep", folder, "--list", "--to", tmp_path / "runs")
+  assert time.process_time() - began < 1.5  # and 2 s to import what it needs
   assert outcome.code == 0 and "200 arms: 200 missing" in outcome.out
   assert not (tmp_path / "runs").exists()
 
@@ -69,6 +72,49 @@ def test_jobs_that_no_machine_has_cores_for_are_refused(
   words = ("sweep", experiment("fixed()"), "--to", tmp_path / "runs", "--jobs", jobs)
   refuse(*words, says=[f"--jobs {jobs} must be", "four for each core"])
   assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+  "flags, says",
+  [
+    (["--on", "rai"], ["unknown engine (--on) 'rai': did you mean 'ray'?"]),
+    (["--on", "ray"], ["needs --address HOST:PORT"]),
+    (["--on", "ray", "--address", "127.0.0.1:1"], ["no Ray answers"]),
+    (["--on", "ray", "--address", "a:1", "--list"], ["--list and --record run none"]),
+    (["--on", "slurm", "--option", "a"], ["--option 'a' must be KEY=VALUE"]),
+    (["--on", "slurm", "--jobs", "0"], ["--jobs 0 must be at least 1"]),
+    (["--on", "sky"], ["needs --bucket"]),
+    (["--on", "sky", "--bucket", "s3://b;x"], ["--bucket 's3://b;x'"]),
+    (["--address", "a:1"], ["--address needs --on ray"]),
+    (["--option", "a=1"], ["--option needs --on ray or slurm or sky"]),
+    (["--bucket", "gs://b"], ["--bucket needs --on sky"]),
+    (["--arms", "3"], ["--arms needs --search"]),
+    (["--halving", "3"], ["--halving needs --search"]),
+    (["--search", "tpa"], ["unknown method (--search) 'tpa': did you mean 'tpe'?"]),
+    (["--search", "tpe"], ["needs get_search"]),
+  ],
+)
+def test_bad_engines_and_searches(refuse, experiment, tmp_path, flags, says):
+  folder, home = experiment("fixed()"), tmp_path / "runs"
+  refuse("sweep", folder, "--to", home, *flags, says=says)
+  assert not home.exists()
+
+
+def test_sky_s_task_is_the_sweep_itself_with_its_runs_in_a_bucket(call, experiment):
+  folder = experiment("fixed()")
+  words = ("--on", "sky", "--bucket", "gs://b", "--option", "accelerators=H100:8")
+  outcome = call("sweep", folder, *words, "--search", "halton", "--arms", "9", "--json")
+  assert outcome.code == 0
+  found = json.loads(outcome.out.splitlines()[-1])
+  ((path, text),) = found["files"].items()
+  task = json.loads(text)
+  assert task["file_mounts"]["/bucket"]["source"] == "gs://b"
+  assert task["resources"] == {"use_spot": True, "accelerators": "H100:8"}
+  assert task["run"].endswith(
+    f"sweep {folder} --to /bucket/experiment --search halton --arms 9"
+  )
+  assert found["start"][0][:3] == ["sky", "jobs", "launch"]
+  assert text in outcome.out and path in outcome.out
 
 
 def test_a_second_sweep_in_one_place_is_refused(refuse, experiment, tmp_path):
@@ -142,6 +188,40 @@ def test_an_edited_ledger_is_refused(refuse, tmp_path):
 
 def test_repro_needs_a_record(refuse, experiment):
   refuse("repro", experiment("fixed()"), says=["results.json is not there"])
+
+
+SEARCH = """
+from gen_jax.sweeps import log_uniform
+def get_search():
+  rate = log_uniform(1e-4, 1e-2)
+  return {"optimizer.learning_rate.peak": rate, "train.num_steps": 8}
+"""
+
+
+@pytest.mark.long
+def test_a_search_from_end_to_end(call, experiment, tmp_path):
+  """Three real arms by halving; the best one on two seeds is recorded."""
+  folder, home = experiment("fixed()"), tmp_path / "runs"
+  with (folder / "sweep.py").open("a") as file:
+    file.write(SEARCH)
+  (folder / "README.md").write_text("<!-- table -->\n<!-- end -->\n")
+  words = ("sweep", folder, "--to", home, "--search", "halton", "--arms", "3")
+  words = (*words, "--halving", "2", "--fresh", "2")
+  assert "0 of 3 arms tried" in call(*words, "--list").out
+  outcome = call(*words, "--jobs", "2")
+  assert outcome.code == 0 and "3 of 3 arms tried" in outcome.out, outcome
+  before = os.stat(home / engine.NAME).st_mtime_ns
+  assert call(*words, "--record").code == 0
+  assert os.stat(home / engine.NAME).st_mtime_ns == before
+  found = ledger.read(folder / "results.json")
+  assert [arm["overrides"]["seed"] for arm in found["arms"]] == [1, 2]
+  assert ledger.table(found) in (folder / "README.md").read_text()
+  assert "best 1/2 went on" in ledger.table(found)
+  page = tmp_path / "page.html"
+  results = folder / "results.json"
+  assert call("report", "--sweep", results, "--out", page).code == 0
+  best = found["search"]["arms"][found["search"]["best"]]
+  assert f"{best['name']}. In the search it came to" in page.read_text()
 
 
 @pytest.mark.long

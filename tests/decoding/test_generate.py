@@ -66,11 +66,11 @@ def test_greedy_is_the_argmax_of_the_full_forward(setup):
 def test_a_prompt_is_opened_as_its_tokenizer_opens_it(setup):
   tokenizer = setup[1]
   ids, bos = tokenizer.encode("the fox"), tokenizer.bos
-  assert writer(setup)._ids("the fox") == [bos, *ids]
+  assert writer(setup).ids("the fox") == [bos, *ids]
   bare = writer((setup[0], dataclasses.replace(tokenizer, opening=())))
-  assert bare._ids("the fox") == ids
-  assert bare._ids("") == [bos]  # something must be there to continue
-  assert bare._ids([5, 6]) == [5, 6]
+  assert bare.ids("the fox") == ids
+  assert bare.ids("") == [bos]  # something must be there to continue
+  assert bare.ids([5, 6]) == [5, 6]
 
 
 @pytest.mark.parametrize("piece", [1, 3, 10])

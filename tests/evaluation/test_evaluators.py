@@ -56,3 +56,60 @@ def test_parts_that_do_not_divide_a_row_and_images_are_refused(tmp_path):
   block = {"name": "by_position", "every": 0}
   with pytest.raises(InputError, match="which are 0"):
     build.build("evaluator", block, "evaluators.x", experiment=images)
+
+
+SWEEP = {
+  "name": "sampling_sweep",
+  "every": 0,
+  "settings": (
+    ("guidance_scale=0", {"guidance_scale": 0.0}),
+    ("steps=3", {"num_steps": 3, "sampler": {"name": "ddpm"}}),
+  ),
+  "of": ("fidelity",),
+}
+FIDELITY = {"name": "fidelity", "every": 0, "features": {"name": "pixels"}, "num": 4}
+
+
+def digits(tmp_path, evaluators, **changes):
+  blocks = config_files.load("configs/diffusion/digits.py:smoke")
+  blocks["evaluators"] = evaluators
+  blocks = overriding.apply(blocks, list(changes.items()))
+  return experiments.make(blocks, tmp_path, jax.local_devices()[:1])
+
+
+def test_a_sampling_sweep_is_evaluations_of_other_configs(tmp_path):
+  made = digits(tmp_path, {"fidelity": FIDELITY, "sweep": SWEEP})
+  # Not those of an untrained network, which draws alike with any scale.
+  params = sharding.unbox(made.task.init(jax.random.key(0), _batch(made)))
+  params = jax.tree.map(
+    lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), params
+  )
+  found = dict(made.evaluator("sweep")(params, {}))
+  assert {name.split("/")[0] for name in found} == {"guidance_scale=0", "steps=3"}
+  for label, changes in (
+    ("guidance_scale=0", {"sampling.guidance_scale": 0.0}),
+    ("steps=3", {"sampling.num_steps": 3, "sampling.sampler": "ddpm"}),
+  ):
+    alone = digits(tmp_path, {"fidelity": FIDELITY}, **changes)
+    for name, value in alone.evaluator("fidelity")(params, {}):
+      assert found[f"{label}/{name}"] == pytest.approx(value, rel=1e-5)
+  assert found["guidance_scale=0/pixels_16/frechet"] != pytest.approx(
+    found["steps=3/pixels_16/frechet"], rel=1e-2
+  )
+
+
+@pytest.mark.parametrize(
+  "changes, says",
+  [
+    ({"of": ("fidelty",)}, "did you mean 'fidelity'"),
+    ({"of": ("sweep",)}, "is another"),
+    ({"settings": ("guidance_scale=2",)}, "must be a pair"),
+    ({"settings": (("two", {"guidance_scale": 2.0}),)}, "must be a pair"),
+    ({"settings": (("scale=2", {"guidance_scal": 2.0}),)}, "guidance_scale"),
+    ({"settings": (("steps=0", {"num_steps": 0}),)}, "num_steps=0 must be"),
+  ],
+)
+def test_sampling_sweeps_that_cannot_be(changes, says, tmp_path):
+  made = digits(tmp_path, {"fidelity": FIDELITY, "sweep": {**SWEEP, **changes}})
+  with pytest.raises(InputError, match=says):
+    made.evaluator("sweep")

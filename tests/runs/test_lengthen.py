@@ -65,6 +65,32 @@ def test_a_lengthened_run_is_the_longer_run(train, hashes, refuse, tmp_path):
   assert json.loads((twice / "run.json").read_text())["history"] == history
 
 
+def test_a_run_that_stops_on_its_way_is_the_whole_run(call, train, hashes, tmp_path):
+  """Bit for bit with a schedule that depends on the length: that is the whole one's."""
+  cosine = ("optimizer.learning_rate=cosine", "optimizer.learning_rate.peak=0.01")
+  words = ("train.num_steps=5", *cosine)
+  flags = [f"--config.{word}" for word in words]
+  once, parts = tmp_path / "once", tmp_path / "parts"
+  train(once, *words)
+  for until in (2, 2, 3):  # the second time there is nothing to do
+    outcome = call(*TRAIN, "--workdir", parts, "--until", until, *flags, "--json")
+    assert outcome.code == 0 and f"stopped at step {until}" in outcome.out, outcome
+    result = json.loads(outcome.out.splitlines()[-1])
+    assert result["reason"] == "until" and result["step"] == until
+    rows = [json.loads(line) for line in (parts / "metrics.jsonl").open()]
+    (last,) = [r for r in rows if r["step"] == until and "validation/loss" in r]
+    assert result["validation/loss"] == last["validation/loss"]
+  assert "in place of" not in (out := train(parts, *words)) and "finished at" in out
+  assert hashes(parts) == hashes(once)
+
+
+@pytest.mark.parametrize("until", ["0", "-1"])
+def test_a_stop_before_the_first_step_is_refused(refuse, tmp_path, until):
+  words = (*TRAIN, "--workdir", tmp_path / "run", f"--until={until}")
+  refuse(*words, says=[f"--until {until} must be at least 1"])
+  assert not (tmp_path / "run").exists()
+
+
 def test_the_schedule_is_that_of_the_longer_run_from_there_on(train, tmp_path):
   cosine = ("optimizer.learning_rate=cosine", "optimizer.learning_rate.peak=0.01")
   train(tmp_path, "train.num_steps=2", *cosine)

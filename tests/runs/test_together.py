@@ -59,6 +59,7 @@ def rows(home):
   ]
 
 
+WARMUP = "optimizer.learning_rate.warmup_steps"
 ARMS = (
   {},
   {"optimizer.learning_rate.peak": 1e-2, "optimizer.clip_norm": 0.3},
@@ -156,10 +157,17 @@ def test_a_group_resumes_where_each_arm_stands(tmp_path):
 
 
 def test_what_changes_the_program_is_apart(tmp_path):
-  """No dropout is another structure, though it is another value of a number."""
-  configs = [config(), config({"task.model.dropout": 0.0})]
+  """A warm-up that outlasts the run is another structure: nothing decays."""
+  configs = [config({WARMUP: 3}), config({WARMUP: 50}), config({WARMUP: 2})]
   outcomes, _ = group(tmp_path, configs, "map")
-  assert outcomes[0].status == "finished" and outcomes[1].status == "apart"
+  statuses = [outcomes[i].status for i in range(3)]
+  assert statuses == ["finished", "apart", "finished"]
+
+
+def test_what_is_switched_off_is_no_group_with_what_is_on():
+  off, on = (config({"task.model.dropout": rate}) for rate in (0.0, 0.1))
+  assert together.structure(off) != together.structure(on)
+  assert together.structure(on) == together.structure(config({**ARMS[1], "seed": 3}))
 
 
 def test_runs_of_several_structures_are_no_group(tmp_path):

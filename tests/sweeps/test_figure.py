@@ -1,6 +1,7 @@
 """A figure shows the means and intervals of its ledger, and knows whose it is."""
 
 import pytest
+from PIL import Image
 
 from gen_jax.sweeps import figure, ledger, statistics, sweep
 from gen_jax.system import files
@@ -66,7 +67,7 @@ def get_sweep():
 def test_a_figure_names_its_ledger_and_needs_nothing_else(tmp_path):
   (tmp_path / sweep.FILE).write_text(SWEEP.format(PEAK))
   loaded = sweep.load(tmp_path)
-  loaded.record({"format": ledger.FORMAT, **LEDGER})
+  sweep.record(tmp_path, {"format": ledger.FORMAT, **LEDGER}, loaded.x_axis)
   recorded = ledger.read(tmp_path / sweep.RESULTS)
   assert recorded["arms"] == ARMS
   path = tmp_path / figure.FILE
@@ -80,4 +81,46 @@ def test_an_axis_that_does_not_vary_is_refused(tmp_path):
   with pytest.raises(
     InputError, match=r"X_AXIS .*did you mean 'optimizer.learning_rate"
   ):
+    sweep.load(tmp_path)
+
+
+def test_a_further_metric_is_a_part_of_the_figure(tmp_path):
+  one = {"also": {"validation/accuracy": {"value": 0.5, "curve": [[20, 0.5]]}}}
+  both = {**LEDGER, "also": ["validation/accuracy"], "arms": [a | one for a in ARMS]}
+  (tmp_path / "a.png").write_bytes(figure.png(both))
+  (tmp_path / "b.png").write_bytes(figure.png(LEDGER))
+  wide, narrow = (Image.open(tmp_path / name).size for name in ("a.png", "b.png"))
+  assert wide[0] > narrow[0] and wide[1] == narrow[1]
+
+
+SETTINGS = '''"""which?"""
+from configs.diffusion import digits
+from gen_jax.sweeps import product, values
+METRIC, ALSO, X_AXIS = "pixels_8/frechet", ("pixels_8/recall",), "scale"
+CONFIG = __file__
+def get_config(arg):
+  config = digits.get_config("smoke")
+  pairs = tuple((f"scale={s}", {"guidance_scale": s}) for s in (1.0, 2.0))
+  block = {"name": "sampling_sweep", "every": 0, "settings": pairs, "of": ("a",)}
+  config.evaluators["scales"] = block
+  return config
+def get_sweep():
+  return product(values("optimizer.b1", (0.8, 0.9)), values("seed", range(2)))
+'''
+
+
+def test_settings_are_an_axis_and_a_row_of_one_is_run_by_its_arms(tmp_path):
+  (tmp_path / sweep.FILE).write_text(SETTINGS)
+  loaded = sweep.load(tmp_path)
+  assert (loaded.x_axis, loaded.also) == ("scale", ("pixels_8/recall",))
+  some = loaded.only({"optimizer.b1": 0.8, "scale": 2.0})
+  assert [arm.overrides["seed"] for arm in some.arms] == [0, 1]
+  assert {arm.overrides["optimizer.b1"] for arm in some.arms} == {0.8}
+  with pytest.raises(InputError, match="has no arm"):
+    loaded.only({"optimizer.b1": 0.7, "scale": 2.0})
+  (tmp_path / sweep.FILE).write_text(SETTINGS.replace('"scale"\n', '"scales"\n'))
+  with pytest.raises(InputError, match=r"X_AXIS .*did you mean 'scale'"):
+    sweep.load(tmp_path)
+  (tmp_path / sweep.FILE).write_text(SETTINGS.replace("recall", "recal"))
+  with pytest.raises(InputError, match="pixels_8/recal: it is not known"):
     sweep.load(tmp_path)

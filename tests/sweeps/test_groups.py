@@ -10,8 +10,6 @@ import pytest
 
 from gen_jax import build
 from gen_jax.build import config_files
-from gen_jax.build import overrides as overriding
-from gen_jax.runs import run as runs
 from gen_jax.sweeps import engine, groups, ledger, space
 
 BASE = build.resolved(config_files.load("configs/lm/pydoc.py:smoke"))
@@ -108,9 +106,10 @@ def test_a_killed_group_goes_on_and_ends_as_its_arms_alone(tmp_path):
   assert subprocess.run(words, stdout=subprocess.DEVNULL).returncode == 0
   known = engine.states(home)
   assert {(s["status"], s["together"]) for s in known.values()} == {("finished", "map")}
-  config = overriding.apply(BASE, {**steps, RATE: 2e-3}.items())
-  alone = runs.new(build.resolved(config), tmp_path / "alone")
-  alone.train()
+  train = [sys.executable, "-m", "gen_jax.cli.main", "train", "--workdir"]
+  train += [str(tmp_path / "alone"), "--config", "configs/lm/pydoc.py:smoke"]
+  overrides = (f"--config.{k}={v}" for k, v in {**steps, RATE: 2e-3}.items())
+  subprocess.run([*train, *overrides], stdout=subprocess.DEVNULL, check=True)
   (arm,) = (path for path in home.glob("peak=0.002-*"))
   hashes = []
   for workdir in (arm, tmp_path / "alone"):

@@ -165,3 +165,38 @@ def test_the_same_runs_again_are_inside_and_others_are_not(made):
     ledger.repeated(made, {**made, "metric": "validation/mse"})
   with pytest.raises(InputError, match="is not in the recorded"):
     ledger.repeated({**made, "arms": made["arms"][:3]}, made)
+
+
+def test_settings_of_sampling_are_rows_with_further_metrics(tmp_path):
+  """One run of each seed gives a row for each setting, paired like any other."""
+  block = {"settings": [["scale=1,sampler=ddim", {}], ["scale=2.5,sampler=ddim", {}]]}
+  config = {"evaluators": {"fidelity": None, "x": block}}
+  arms, states, workdirs = [], {}, {}
+  for seed in range(3):
+    one = space.Arm(f"seed={seed}", {"seed": seed}, config, f"sha{seed}")
+    workdirs[one.sha256] = folder = tmp_path / one.name
+    folder.mkdir()
+    sink = writers.JsonLines(folder, -1)
+    for step in (1, 2):
+      row = {f"scale={s},sampler=ddim/f/frechet": s + seed / step for s in (1, 2.5)}
+      row |= {f"scale={s},sampler=ddim/f/recall": 1 / (s + step) for s in (1, 2.5)}
+      sink.write(step, row)
+    sink.close()
+    states[one.sha256] = {"status": "finished", "starts": 1, "secs": 2.5}
+    arms.append(one)
+  about = {"question": "?", "config": "c", "metric": "f/frechet", "also": ["f/recall"]}
+  found = ledger.collect(about, arms, states, workdirs)
+  assert [arm["overrides"] for arm in found["arms"][:2]] == [
+    {"seed": 0, "scale": 1, "sampler": "ddim"},
+    {"seed": 0, "scale": 2.5, "sampler": "ddim"},
+  ]
+  assert [arm["name"] for arm in found["arms"][1:3]] == ["seed=0", "seed=1"]
+  first, second = ledger.rows(found)
+  assert first.values == {0: 1.0, 1: 1.5, 2: 2.0}
+  assert ledger.compare(first, second).is_paired
+  frechet, recall = ledger.views(found)
+  assert frechet is found and recall["metric"] == "f/recall"
+  assert ledger.rows(recall)[1].values == dict.fromkeys(range(3), 1 / 4.5)
+  head, _, line, *_ = ledger.table(found).splitlines()
+  assert head == "| scale | seeds | f/frechet | p | f/recall |"
+  assert line.startswith("| 1 | 3 | **1.5 ± 1.2** |  | 0.3333 ± 0 |")

@@ -72,3 +72,19 @@ def test_bad_spaces():
     product(values("a", (1,)), values("a", (2,)))
   with pytest.raises(InputError, match="a has 1, b has 2"):
     zip_({"a": (1,), "b": (1, 2)})
+
+
+def test_an_arm_has_the_settings_of_its_evaluators():
+  (plain,) = arms(fixed({"seed": 1}))
+  assert plain.settings == [("", {})]
+  blocks = config_files.load("configs/diffusion/digits.py:smoke")
+  settings = tuple(
+    (f"sampler=ddim,scale={s}", {"guidance_scale": s}) for s in (1.0, 2.5)
+  )
+  block = {"name": "sampling_sweep", "every": 0, "settings": settings, "of": ("a",)}
+  blocks["evaluators"] |= {"none": None, "scales": block}
+  (found,) = space.arms(blocks, values("seed", (1,)))
+  assert found.settings == [
+    ("sampler=ddim,scale=1.0/", {"sampler": "ddim", "scale": 1.0}),
+    ("sampler=ddim,scale=2.5/", {"sampler": "ddim", "scale": 2.5}),
+  ]

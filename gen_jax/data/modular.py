@@ -1,0 +1,85 @@
+"""A source of differences modulo p: some are learned, the others must be inferred.
+
+A document is three letters a, b, c with c = (a - b) mod p. All p^2 pairs are split
+once; a model that only remembers the training pairs knows nothing of the others (Power
+et al. 2022, arXiv:2201.02177).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+
+from gen_jax import ranges
+from gen_jax.data import cache, pipeline, repeats, tokenizers
+from gen_jax.data import rows as row_batches
+from gen_jax.types import InputError
+
+LETTERS = repeats.LETTERS  # the number n is the n-th
+
+
+@dataclasses.dataclass(frozen=True)
+class Modular:
+  """Documents of three letters; only the third is a target.
+
+  Attributes:
+    modulus: p; numbers are 0 to p - 1.
+    train_fraction: share of the pairs that is for training.
+    seed: of the split.
+  """
+
+  modulus: Annotated[int, ranges.Range(2, len(LETTERS))] = 59
+  train_fraction: ranges.OpenFraction = 0.5
+  seed: ranges.Seed = 0
+
+  def __post_init__(self) -> None:
+    ranges.check(self)
+    if not 0 < self._num_train < self.modulus**2:
+      raise InputError(
+        f"train_fraction={self.train_fraction} of {self.modulus**2} pairs leaves none"
+        " on one side; take another fraction, or a larger modulus"
+      )
+
+  @property
+  def _num_train(self) -> int:
+    return round(self.train_fraction * self.modulus**2)
+
+  def documents(self, split: str) -> Sequence[str]:
+    """All documents; the splits share no pair (a, b)."""
+    order = np.random.default_rng(self.seed).permutation(self.modulus**2)
+    parts = np.split(order, [self._num_train])
+    return [self._document(i) for i in parts[split != "train"]]
+
+  def _document(self, index: int) -> str:
+    a, b = divmod(int(index), self.modulus)
+    return "".join(LETTERS[n] for n in (a, b, (a - b) % self.modulus))
+
+  def identity(self) -> str:
+    return ""
+
+  def feed(
+    self,
+    split: str,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    rows: row_batches.Rows,
+    length: int,
+    batch_size: int,
+    seed: int,
+  ) -> pipeline.Pipeline:
+    """Batches of a split: a row is a document, and its last letter the target.
+
+    Raises:
+      InputError: rows that are too short for the target.
+    """
+    if length < 2:
+      raise InputError(f"data.length={length} must be at least 2 for source modular")
+
+    def transform(document, generator):
+      window = cache.Tokens(np.asarray(tokenizer.encode(document)), np.zeros(1, int))
+      features = row_batches.one(rows, window, length, generator)
+      features["weights"][0] = 0.0  # b cannot be known from a
+      return features
+
+    return pipeline.Pipeline(self.documents(split), transform, batch_size, seed)
