@@ -179,8 +179,8 @@ def _train(
     if is_new and experiment.train.health_check:
       _health(begun, state, numbers, directory)
     if is_new and experiment.train.first_rows and not group.process_id:
-      rows = first_rows.show(experiment, begun.examples, directory)
-      print(*rows, sep="\n" + "  ", flush=True)
+      for line in first_rows.show(experiment, begun.examples, directory):
+        print(f"  {line}", flush=True)
     sinks = []
     if group.process_id == 0:
       kept = -1 if is_new else start  # a fresh run evaluates step 0 again

@@ -69,7 +69,7 @@ def test_wandb(tmp_path):
   pytest.importorskip("wandb")
   start_twice("wandb", tmp_path / "run")
   files = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
-  assert len({file.name for file in files}) == 1  # of one id: `wandb sync` joins them
+  assert len({file.name for file in files}) == 1  # of one id
   found, config, media = {}, {}, []
   for file in files:
     for record in records(file):
