@@ -15,7 +15,7 @@ from gen_jax.cost import flops
 from gen_jax.data import datasets, kept, pipeline, tokenizers
 from gen_jax.evaluation import image_sets
 from gen_jax.tasks import base, lora
-from gen_jax.train import evaluators, init_from, loop, mup
+from gen_jax.train import evaluators, init_from, loop, mup, trackers
 from gen_jax.train import state as states
 from gen_jax.types import Batch, InputError, Params, PyTree, unknown
 
@@ -161,6 +161,11 @@ class Experiment:
     self.family.check_fit(self.task, self.data, sampling)
     config = {**self.config, "sampling": block}
     return dataclasses.replace(self, config=config, sampling=sampling)
+
+  def trackers(self) -> dict[str, trackers.Open]:
+    """What opens each of train.writers; InputError without its package."""
+    names = dict.fromkeys(self.train.writers)
+    return {name: build.build("writer", name, "train.writers") for name in names}
 
   def generator(self) -> families.Generator:
     """Answers prompts with text or images."""

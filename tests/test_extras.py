@@ -13,7 +13,7 @@ from gen_jax.data.digits import scorer, source
 from gen_jax.data.tokens import duplicates, foreign
 from gen_jax.evaluation import metrics
 from gen_jax.sweeps import remote, search, statistics
-from gen_jax.train import curves
+from gen_jax.train import curves, trackers
 from gen_jax.types import InputError
 
 SPACE = {"a": search.uniform(0, 1)}
@@ -37,6 +37,9 @@ TRIED = [({"a": i / 10}, 0.0) for i in range(10)]
     ("ray", "ray", lambda: remote.Ray("localhost:1", {})),
     ("submitit", "slurm", lambda: remote.Slurm(pathlib.Path("runs"), {})),
     ("huggingface_hub", "hub", lambda: hub.locate("org/name", None)),
+    ("wandb", "wandb", trackers.wandb),
+    ("trackio", "trackio", trackers.trackio),
+    ("mlflow", "mlflow", trackers.mlflow),
   ],
 )
 def test_missing(monkeypatch, package, extra, use):

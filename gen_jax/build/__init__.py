@@ -22,7 +22,7 @@ from typing import Any
 
 from gen_jax import numbers, ranges
 from gen_jax.build import registry
-from gen_jax.build.tables import TABLES, Entry
+from gen_jax.build.tables import KINDS, TABLES, Entry
 from gen_jax.types import InputError, unknown
 
 Config = Mapping[str, Any]
@@ -100,6 +100,8 @@ def check(kind: str, block: Any, path: str) -> None:
     for key, value in values.items():
       if is_block(key, entry.keys()[key].annotation):
         check(key, value, f"{path}.{key}")
+      for name in value if f"{path}.{key}" in KINDS else ():  # several names
+        check(KINDS[f"{path}.{key}"], name, f"{path}.{key}")
 
 
 def check_config(config: Config) -> None:
@@ -158,7 +160,7 @@ def build(kind: str, block: Any, path: str | None = None, **injected: Any) -> An
 def _kind(path: str) -> str:
   """The kind of the block at a dotted path of the config."""
   head, _, last = path.rpartition(".")
-  return "evaluator" if head == "evaluators" else {"data": "dataset"}.get(path, last)
+  return "evaluator" if head == "evaluators" else KINDS.get(path, last)
 
 
 def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:

@@ -113,7 +113,8 @@ def used(config: Mapping[str, Any], kind: Callable[[str], str]) -> tuple[str, ..
 def _homes(block: Any, kind: Callable[[str], str], path: str = "") -> Iterator[str]:
   for key, value in block.items() if isinstance(block, Mapping) else ():
     below = f"{path}.{key}" if path else key
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if isinstance(name, str) and (home := _HOMES.get((kind(below), name))):
-      yield home
+    names = value.get("name") if isinstance(value, Mapping) else value
+    for name in names if isinstance(names, list | tuple) else [names]:
+      if isinstance(name, str) and (home := _HOMES.get((kind(below), name))):
+        yield home
     yield from _homes(value, kind, below)

@@ -57,7 +57,7 @@ from gen_jax.models import text_encoder as text_encoders
 from gen_jax.nn import attention, embed, kernels, mlp, norms, spatial
 from gen_jax.tasks import autoencoder as autoencoding
 from gen_jax.tasks import conditioning, diffusion, lm, lora
-from gen_jax.train import init_from, loop, optim
+from gen_jax.train import init_from, loop, optim, trackers
 from gen_jax.types import InputError
 
 
@@ -175,6 +175,9 @@ def _diffusion(conditioning, **keys):
   return diffusion.Diffusion(conditioning=conditioning(vector_width=width), **keys)
 
 
+# Of what is not named after its kind: the place in a config.
+KINDS = {"data": "dataset", "train.writers": "writer"}
+
 # How what a kind's name stands for becomes an entry, for what users register as well.
 HOW: Mapping[str, Callable[[Any], Entry]] = {
   **dict.fromkeys(("model", "network", "text_encoder"), _model),
@@ -193,6 +196,7 @@ HOW: Mapping[str, Callable[[Any], Entry]] = {
   "optimizer": _scheduled,
   "tokenizer": _given(_later, "texts"),
   "evaluator": _given(_plain, "experiment"),
+  "writer": _given(_later, "run"),
 }
 
 
@@ -349,6 +353,11 @@ TABLES: Mapping[str, dict[str, Entry]] = {
   ),
   "evaluator": _all("evaluator", *evaluators.ALL, *requested.ALL),
   "features": _all("features", *features.ALL),
+  "writer": {  # called, it imports its package
+    "wandb": _plain(trackers.wandb),
+    "trackio": _plain(trackers.trackio),
+    "mlflow": _plain(trackers.mlflow),
+  },
   "train": {"train": _plain(loop.Config)},
   "init_from": {"init_from": _plain(init_from.InitFrom)},
   "adapter": {"lora": _plain(lora.LoRA)},

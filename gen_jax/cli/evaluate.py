@@ -11,6 +11,8 @@ import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 
+import jax
+
 from gen_jax.cli import evaluate_images, flags, hosts
 from gen_jax.errors import InputError
 from gen_jax.evaluation import scoring
@@ -18,6 +20,7 @@ from gen_jax.inference import sheets, tint
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
 from gen_jax.system import files, folders, globs
+from gen_jax.train import writers
 
 _PARTIAL = "evaluation.partial"  # folder of what an interrupted command has done
 
@@ -152,22 +155,33 @@ def _of_the_config(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
   print(f"step {weights.step}, {weights.name} weights")
   result, provenance = {}, weights.provenance()
   about = {**provenance, **{k: config[k] for k in ("evaluators", "data", "sampling")}}
+  measure = functools.partial(_measure, args.workdir, weights)
   if provenance["sha256"] is None:  # of several processes none has pieces of its own
-    found = (runs.numbers(e, weights) for e in evals)
+    found = map(measure, evals)
   else:
-    found = _kept(args.workdir / _PARTIAL, about, evals, weights)
+    found = _kept(args.workdir / _PARTIAL, about, evals, measure)
   for numbers in found:
     result |= _show(numbers)
   return {**provenance, **result, "sampling": config["sampling"]}
 
 
-def _kept(home: pathlib.Path, about: dict, evals, weights):
+def _measure(directory: pathlib.Path, weights, evaluator) -> dict:
+  """The numbers of an evaluator; its texts go where training puts them."""
+
+  def keep(name, text):
+    if not jax.process_index():
+      print(f"{name}: {writers.save_text(directory, name, weights.step, text)}")
+
+  return runs.numbers(evaluator, weights, keep)
+
+
+def _kept(home: pathlib.Path, about: dict, evals, measure):
   """Yields the numbers of each evaluator, those of an interrupted command first."""
   with folders.unfinished(home, about):
     for i, evaluator in enumerate(evals):
       path = home / f"{i}.json"
       if not path.exists():
-        workdir.write_sealed(path, runs.numbers(evaluator, weights))
+        workdir.write_sealed(path, measure(evaluator))
       yield files.read_sealed(path)
 
 

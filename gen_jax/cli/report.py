@@ -139,6 +139,7 @@ def _section(run: runs.Run, plot_id: str) -> dict[str, Any]:
     "plots": [curves.html(plot, plot_id) for plot in drawn],
     "texts": texts,
     "sampling": sampling,
+    "notes": list(_notes(directory)),
     "figures": list(_figures(directory)),
     "config": json.dumps(run.config, indent=2),
   }
@@ -168,6 +169,16 @@ def _texts(directory: pathlib.Path) -> tuple[list[list[Any]], dict[str, Any]]:
   return shown, _flat(how) if isinstance(how, dict) else {}
 
 
+def _notes(directory: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Title and text: the first rows, and the last text of each evaluator."""
+  first = directory / "samples/first_rows.txt"
+  if first.exists():
+    yield "first rows of training", files.read(first)
+  last = {path.name[:-13]: (path, n) for path, n in writers.sheets(directory, "txt")}
+  for name, (path, step) in last.items():
+    yield f"{name}, step {step:,}", files.read(path)
+
+
 def _parts(sample: dict[str, Any], where: str) -> list[tuple[str, float, str]]:
   """(text, strength of its tint, its probability) of a sample's tokens, or its text."""
   text = files.text(files.field(sample, "text", where), where)
@@ -188,6 +199,9 @@ def _figures(directory: pathlib.Path) -> Iterator[Figure]:
     how, prompts = _prompts(directory / "samples/prompts.json")
     caption = f"rows from top to bottom: {prompts}"
     yield Figure("samples", grid.read_bytes(), caption, _flat(how))
+  first = directory / "samples/first_rows.png"
+  if first.exists():
+    yield Figure("first rows of training", first.read_bytes(), "as the model sees them")
   for i, (path, step) in enumerate(writers.sheets(directory)):
     title = "" if i else "over training"
     yield Figure(title, path.read_bytes(), f"step {step:,}")

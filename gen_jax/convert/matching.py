@@ -16,7 +16,7 @@ import numpy as np
 
 from gen_jax import safetensors, tree
 from gen_jax.convert import names
-from gen_jax.system import memory
+from gen_jax.system import memory, progress
 from gen_jax.types import InputError, Params
 
 Plan = Mapping[str, tuple[names.TensorMap, names.Shape]]  # by foreign name
@@ -140,7 +140,10 @@ def load(places: Places, abstract: Params) -> Params:
     array = jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
     return array.block_until_ready()
 
-  return tree.map_with_path(one, abstract)
+  flat = tree.flatten(abstract)
+  watched = progress.track(flat.items(), len(flat), "arrays read")
+  read = {path: one(path, leaf) for path, leaf in watched}
+  return tree.map_with_path(lambda path, leaf: read[path], abstract)
 
 
 def foreign_tensors(plan: Plan, params: Params) -> dict[str, safetensors.LazyTensor]:

@@ -1,5 +1,6 @@
 """The batch of a training step, example by example: which, from where, a glimpse."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,13 +58,61 @@ def line(row: Mapping[str, Any]) -> str:
   return " ".join(words)
 
 
+_NO_LOSS, _PART = "⟦{}⟧", "│"  # around what is not predicted; between tokens
+
+
+def marked(features: Mapping[str, np.ndarray], tokenizer: tokenizers.Tokenizer) -> str:
+  """A row of text as a model sees it: tokens parted by │, in ⟦⟧ those without loss.
+
+  Each piece of a packed row begins on a line of its own; padding is counted.
+
+  Args:
+    features: inputs, targets and weights [T]; segments [T] of packed rows.
+  """
+  inputs, targets, weights = (features[n] for n in ("inputs", "targets", "weights"))
+  names, size = {i: name for name, i in tokenizer.specials.items()}, len(inputs)
+  is_text = np.arange(size) <= np.flatnonzero(weights).max(initial=-1)
+  segments = features.get("segments", is_text)
+  lines = []
+  for number in dict.fromkeys(segments[segments > 0].tolist()):
+    place = np.flatnonzero(segments == number)
+    ids, counts = [inputs[place[0]], *targets[place]], [False, *(weights[place] > 0)]
+    after = inputs[place[-1] + 1 :][:1]
+    if not counts[-1] and np.array_equal(after, ids[-1:]):
+      ids, counts = ids[:-1], counts[:-1]  # the next piece begins with it
+    words = [_word(int(i), names, tokenizer) for i in ids]
+    spans = itertools.groupby(zip(counts, words, strict=True), key=lambda pair: pair[0])
+    lines.append("")
+    for counted, span in spans:
+      text = _PART.join(word for _, word in span)
+      lines[-1] += _PART + text if counted else _NO_LOSS.format(text)
+  if padding := int((segments == 0).sum()):
+    lines.append(f"({padding} of {size} places are padding)")
+  return "\n".join(lines)
+
+
+def _word(token: int, names: Mapping[int, str], tokenizer) -> str:
+  """A token on one line; a control token by its name."""
+  piece = tokenizer.encoding.pieces[token]
+  text = names.get(token) or piece.decode("utf-8", "backslashreplace")
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def sheet(batch: Mapping[str, np.ndarray]) -> np.ndarray | None:
   """The images of a batch, uint8 [rows, columns, H, W, C]; None of other data."""
-  images = [batch[name] for name in _IMAGES if name in batch]
-  if not images:
+  found = [pixels for _, pixels in images(batch)]
+  if not found:
     return None
-  flat = np.concatenate(images)
+  flat = np.concatenate(found)
   columns = min(8, len(flat))
   flat = np.pad(flat, [(0, -len(flat) % columns), *[(0, 0)] * 3])
-  pixels = np.nan_to_num((flat + 1.0) * 127.5).clip(0, 255).round().astype(np.uint8)
-  return pixels.reshape(-1, columns, *pixels.shape[1:])
+  return flat.reshape(-1, columns, *flat.shape[1:])
+
+
+def images(batch: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+  """Name and uint8 [B, H, W, C] of each kind of image in a batch."""
+  return [
+    (name, np.nan_to_num((batch[name] + 1.0) * 127.5).clip(0, 255).round().astype("u1"))
+    for name in _IMAGES
+    if name in batch
+  ]

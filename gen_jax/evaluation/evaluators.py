@@ -42,9 +42,12 @@ def loss(
   task, layout, data = experiment.task, experiment.layout, experiment.data
   rows = layout.local_rows(data.batch_size)
   split_pipeline = experiment.pipeline(split)
+  total = -(-len(split_pipeline.examples) // data.batch_size)
+  total = min(total, max_batches or total)
 
   def batches():
-    for batch in split_pipeline.once(rows, max_batches):
+    found = split_pipeline.once(rows, max_batches)
+    for batch in progress.track(found, total, f"batches of {split}"):
       yield layout.put(batch, data.batch_size)
 
   def sums(weights, frozen, batch, keys):
@@ -132,7 +135,7 @@ def likelihood(
 
   def bits(*given):
     state = start(*given)
-    for i in progress.lines(range(num_steps), num_steps, "steps of likelihood"):
+    for i in progress.track(range(num_steps), num_steps, "steps of likelihood"):
       state = jax.block_until_ready(step(state, i, *given))
     return end(state, *given)
 
@@ -182,12 +185,14 @@ def answers(
   )
 
   def answer(weights):
-    for first in range(0, len(questions), 16):
+    firsts = range(0, len(questions), 16)
+    for first in progress.track(firsts, len(firsts), "groups of answers"):
       prompts = [question.prompt for question in questions[first : first + 16]]
       yield from writer.texts(weights, prompts, rng.sample_keys(0, len(prompts)))
 
+  asked = [experiment.tokenizer.decode(question.prompt) for question in questions]
   wanted = [question.answer for question in questions]
-  return evaluators.Answers(every, answer, wanted, metrics.answers)
+  return evaluators.Answers(every, answer, asked, wanted, metrics.answers)
 
 
 def prompt_accuracy(

@@ -12,6 +12,7 @@ from gen_jax.data import image_files
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import fidelity
 from gen_jax.inference import image_generator
+from gen_jax.system import progress
 from gen_jax.tasks import autoencoder, diffusion
 from gen_jax.types import Params, PyTree
 
@@ -58,7 +59,8 @@ class ReferenceImages:
   def batches(self, num: int | None = None) -> Iterator[np.ndarray]:
     """The first num images (default: all), uint8 [n, size, size, channels]."""
     num = len(self) if num is None else min(num, len(self))
-    for first in range(0, num, _BATCH):
+    firsts = range(0, num, _BATCH)
+    for first in progress.track(firsts, len(firsts), "batches of real images"):
       yield self.images(range(first, min(first + _BATCH, num)))
 
   def sha256(self) -> str:
@@ -84,7 +86,8 @@ def drawn(
     begin: number of batches to leave out.
   """
   size = min(generator.batch_size, len(captions))
-  for first in range(begin * size, len(captions), size):
+  firsts, total = range(begin * size, len(captions), size), -(-len(captions) // size)
+  for first in progress.track(firsts, total, "batches drawn", begin):
     some = captions[first : first + size]
     filled = [*some, *[some[-1]] * (size - len(some))]
     keys = rng.sample_keys(seed, size, first)

@@ -22,7 +22,7 @@ from gen_jax.data import image_files, sources
 from gen_jax.evaluation import evaluators as own
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, scoring
-from gen_jax.system import files, folders, globs, progress
+from gen_jax.system import files, folders, globs
 from gen_jax.types import InputError, Params, PyTree
 
 Made = Callable[[Params, PyTree, int], Iterator[np.ndarray]]
@@ -191,9 +191,7 @@ def _drawn(experiment, reference, num: int, seed: int) -> tuple[Made, dict[str, 
   generator, captions = experiment.generator(), reference.captions(num)
 
   def made(params, frozen, begin):
-    drawn = image_sets.drawn(generator, params, frozen, captions, seed, begin)
-    batches = -(-len(captions) // min(generator.batch_size, len(captions)))
-    return progress.lines(drawn, batches, "batches drawn", begin)
+    return image_sets.drawn(generator, params, frozen, captions, seed, begin)
 
   return made, {"num": num, "seed": seed, "sampling": experiment.config["sampling"]}
 

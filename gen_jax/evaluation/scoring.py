@@ -120,7 +120,7 @@ class Scorer:
       batches += [(width, size, members[first : first + size]) for first in firsts]
 
     def scores(begin: int) -> Iterator[np.ndarray]:
-      for width, size, chosen in progress.lines(
+      for width, size, chosen in progress.track(
         batches[begin:], len(batches), "batches scored", begin
       ):
         batch = np.zeros((size, width + 1), np.int32)  # what follows a row, it ignores

@@ -23,7 +23,7 @@ from gen_jax.inference import (
   texts,
 )
 from gen_jax.models import transformer
-from gen_jax.system import folders
+from gen_jax.system import folders, progress
 from gen_jax.tasks import lm
 from gen_jax.train import init_from
 from gen_jax.types import InputError
@@ -138,10 +138,10 @@ def _generate(
   if negative:
     raise InputError(f"negative={negative!r} is for images; leave it out")
   _check_num(num, writer.sampling)
-  keys = rng.sample_keys(seed, num)
+  keys, groups = rng.sample_keys(seed, num), list(texts.groups(prompts, num))
   return [
     text
-    for prompt, some in texts.groups(prompts, num)
+    for prompt, some in progress.track(groups, len(groups), "groups of samples")
     for text in writer.texts(weights.params, [prompt] * len(some), keys[np.array(some)])
   ]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from gen_jax import numbers, tree
 from gen_jax.inference import prompts
+from gen_jax.system import progress
 from gen_jax.tasks import diffusion
 from gen_jax.types import Array, InputError, Params, PyTree
 
@@ -161,7 +162,9 @@ class ImageGenerator:
       self.read(kind)  # raises before anything is drawn
     num = len(texts[0])
     size = min(self.batch_size, num)
-    for first in range(start, num, size):
+    total = -(-num // size)
+    firsts = range(start, num, size)
+    for first in progress.track(firsts, total, "batches drawn", start // size):
       index = np.minimum(np.arange(first, first + size), num - 1)
       given = (self.place(self.read([kind[i] for i in index])) for kind in texts)
       yield to_uint8(tree.fetch(draw(index, *given))[: num - first])

@@ -4,16 +4,17 @@ import contextlib
 import io
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 import gen_jax
 from gen_jax.data import image_files
-from gen_jax.system import copies, files, progress
+from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
 _ABOUT = "gen_jax"  # the text chunk of a PNG with JSON
@@ -34,9 +35,42 @@ def grid_image(images: np.ndarray, columns: int, border: int = 1) -> np.ndarray:
 
 def save_sheet(path: pathlib.Path, images: np.ndarray) -> None:
   """Writes uint8 [rows, columns, H, W, C] as one PNG, each at least 64 wide."""
+  save_image(path, one_image(images))
+
+
+def one_image(images: np.ndarray, least: int = 64) -> np.ndarray:
+  """uint8 [rows, columns, H, W, C] -> one image, each at least `least` wide."""
   columns, height = images.shape[1:3]
-  flat = images.reshape(-1, *images.shape[2:])
-  save_image(path, grid_image(flat, columns), max(1, 64 // height))
+  whole = grid_image(images.reshape(-1, *images.shape[2:]), columns)
+  zoom = max(1, least // height)
+  return whole.repeat(zoom, 0).repeat(zoom, 1)
+
+
+def in_colour(images: np.ndarray) -> np.ndarray:
+  """`one_image` in three channels, uint8 [height, width, 3]."""
+  whole = one_image(images)
+  return np.broadcast_to(whole, (*whole.shape[:2], 3))
+
+
+def save_captioned(
+  path: pathlib.Path, images: np.ndarray, captions: Sequence[str], columns: int = 4
+) -> None:
+  """Writes uint8 [N, H, W, C] as one PNG, up to three lines of text under each."""
+  font, line = ImageFont.load_default(12), 15
+  large = [one_image(image[None, None], least=160)[..., :3] for image in images]
+  height, width = large[0].shape[:2]
+  columns, rows = min(columns, len(large)), -(-len(large) // columns)
+  size = (columns * width, rows * (height + 3 * line + 4))
+  page = Image.new("RGB", size, "white")
+  pen = ImageDraw.Draw(page)
+  for i, (pixels, caption) in enumerate(zip(large, captions, strict=True)):
+    x, y = i % columns * width, i // columns * (height + 3 * line + 4)
+    page.paste(_pillow(pixels), (x, y))
+    words = textwrap.wrap(caption, width // 7, max_lines=3, placeholder=" ...")
+    for k, text in enumerate(words):
+      pen.text((x + 3, y + height + 2 + k * line), text, "black", font)
+  with files.replacing(path) as partial, partial.open("wb") as file:
+    page.save(file, format="png")
 
 
 def save_figure(
@@ -61,8 +95,7 @@ def save_image(
   Args:
     about: how it was made, words of JSON: text chunks that `about_image` reads.
   """
-  pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-  image = Image.fromarray(pixels)
+  image = _pillow(pixels)
   size = (image.width * zoom, image.height * zoom)
   chunks = PngImagePlugin.PngInfo()
   if about is not None:
@@ -72,6 +105,10 @@ def save_image(
     image = image.resize(size, Image.Resampling.NEAREST)
     with partial.open("wb") as file:
       image.save(file, format="png", pnginfo=chunks)
+
+
+def _pillow(pixels: np.ndarray) -> Image.Image:
+  return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def about_image(path: pathlib.Path) -> dict[str, Any]:
@@ -143,9 +180,8 @@ def write_images(
     done = next((i for i, p in enumerate(paths) if not p.exists()), len(paths))
   start = done // size * size if done < len(paths) else done
   is_begun = start > 0
-  at, batches = start, draw(start) if start < len(paths) else ()
-  left = -(-len(paths) // size)
-  for images in progress.track(batches, left, "batches drawn", start // size):
+  at = start
+  for images in draw(start) if start < len(paths) else ():
     if writes and not is_begun:  # files of these names may show other images
       _clear(paths, before, record)
       files.write_json(about, record)

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -325,11 +325,16 @@ class Run:
 
 
 def numbers(
-  evaluator: evaluators.Evaluator, weights: weighing.Weights
+  evaluator: evaluators.Evaluator,
+  weights: weighing.Weights,
+  keep: Callable[[str, str], Any] = lambda name, text: None,
 ) -> dict[str, float]:
-  """What an evaluator measures, without its images."""
-  pairs = evaluator(weights.params, weights.frozen)
-  return {name: value for name, value in pairs if isinstance(value, float)}
+  """What an evaluator measures, without its images; its texts go to `keep`, by name."""
+  found = dict(evaluator(weights.params, weights.frozen))
+  for name, value in found.items():
+    if isinstance(value, str):
+      keep(name, value)
+  return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 def open_run(workdir: str | os.PathLike, overrides: Overrides = ()) -> Run:

@@ -14,9 +14,17 @@ from gen_jax import sharding, tree
 from gen_jax.cost import flops
 from gen_jax.data import batches, pipeline
 from gen_jax.inference import sheets
-from gen_jax.runs import bill, lease, programs, weights, workdir
+from gen_jax.runs import bill, first_rows, lease, programs, weights, workdir
 from gen_jax.system import copies, files
-from gen_jax.train import checkpoint, evaluators, health, loop, profile, writers
+from gen_jax.train import (
+  checkpoint,
+  evaluators,
+  health,
+  loop,
+  profile,
+  trackers,
+  writers,
+)
 from gen_jax.train import state as states
 from gen_jax.train import step as steps
 from gen_jax.types import Batch, Diverged, InputError, Params, PyTree
@@ -101,6 +109,7 @@ class _Begun:
   """What training needs besides the state.
 
   Attributes:
+    trackers: what opens each of train.writers, by name.
     base: weights that it starts from, or whose adapters it trains; None: neither.
     at: when the process began with it, seconds since 1970.
   """
@@ -110,6 +119,7 @@ class _Begun:
   evals: Sequence[evaluators.Evaluator]
   program: programs.Program
   step: steps.Step
+  trackers: Mapping[str, trackers.Open]
   base: Params | None
   at: float
 
@@ -127,6 +137,7 @@ def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) ->
       experiment = shared.experiment(config, directory)
       examples = experiment.pipeline("train")
       evals = shared.evaluators(experiment)
+      tracked = {} if group.process_id else experiment.trackers()
       remarks = (workdir.unlike_start(config), experiment.data.remark())
       if not group.process_id and any(remarks):
         print(*filter(None, remarks), sep="\n", flush=True)
@@ -144,7 +155,7 @@ def _begin(config: dict, directory: pathlib.Path, group: Alone, shared: Solo) ->
       print(f"starting from {experiment.source.workdir}, {which}", flush=True)
   if experiment.adapter:
     evals = [evaluators.WithWeights(e, _merged(experiment)) for e in evals]
-  return _Begun(experiment, examples, evals, made, step, base, began)
+  return _Begun(experiment, examples, evals, made, step, tracked, base, began)
 
 
 def _train(
@@ -168,15 +179,18 @@ def _train(
       )
     if is_new and experiment.train.health_check:
       _health(begun, state, numbers, directory)
+    if is_new and experiment.train.first_rows and not group.process_id:
+      for line in first_rows.show(experiment, begun.examples, directory):
+        print(f"  {line}", flush=True)
     sinks = []
     if group.process_id == 0:
       kept = -1 if is_new else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
-      sinks = _sinks(directory, kept, start, made.num_steps)
+      sinks = _sinks(begun, directory, kept, start)
       devices = experiment.layout.mesh.devices.ravel().tolist()
       sinks.append(bill.Bill(directory, begun.at, devices, shared.share))
-      for sink in sinks:
+      for sink in reversed(sinks):  # closed in order: the copies into a bucket last
         used.callback(sink.close)
     try:
       result = loop.run(
@@ -251,21 +265,25 @@ def _announce(begun: _Begun, directory: pathlib.Path, state, is_new: bool) -> No
   )
 
 
-def _sinks(directory: pathlib.Path, kept: int, start: int, num_steps: int):
-  """Where metrics and images go; rows and sheets up to step `kept` stay."""
+def _sinks(begun: _Begun, directory: pathlib.Path, kept: int, start: int):
+  """Where metrics, images and text go; what there is up to step `kept` stays."""
   here, more = directory, []
   if not files.is_local(directory):  # nothing can be appended there
-    here, name = copies.scratch("metrics"), "metrics.jsonl"
+    here = copies.scratch("metrics")
     copies.remove(here)
     here.mkdir()
-    if (directory / name).exists():
-      copies.copy(directory / name, here / name)
+    for name in ("metrics.jsonl", "writers", "mlflow"):
+      if (directory / name).exists():
+        copies.copy(directory / name, here / name)
     more = [writers.Upload(here, directory)]
+  config, draw = begun.experiment.config, sheets.in_colour
+  run = trackers.Run("", directory.name, here, config, workdir.flat(config), draw)
   return [
+    *(trackers.Once(name, make, run) for name, make in begun.trackers.items()),
     writers.JsonLines(here, kept),
-    writers.TensorBoard(here, kept),
-    writers.ImageFiles(directory, kept, sheets.save_sheet),
-    writers.Terminal(start, num_steps, directory.name),
+    writers.TensorBoard(here, kept, draw),
+    writers.SampleFiles(directory, kept, sheets.save_sheet),
+    writers.Terminal(start, begun.program.num_steps, directory.name),
     *more,
   ]
 

@@ -27,11 +27,8 @@ from gen_jax.types import InputError
 LENGTH = ("train.num_steps", "train.num_epochs", "train.patience")
 MAY_CHANGE = (
   *LENGTH,
-  "mesh",
-  "sampling",
-  "train.log_every",
-  "train.keep",
-  "train.profile_steps",
+  *("mesh", "sampling", "train.log_every", "train.keep", "train.profile_steps"),
+  *("train.first_rows", "train.writers"),
   "init_from.workdir",  # it may move: `load_base` knows its weights by their hash
   "task.codec.workdir",  # it may go: its weights are copied
   "imports",  # modules may move
@@ -42,7 +39,8 @@ ATTENTION = "attention_impl"  # under task; see `attention.is_exact`
 AUTOENCODER = "autoencoder"  # the item that makes the latents; once a workdir in here
 _OF_AN_UNTRAINED_RUN = (  # config.json goes last: without it this is no workdir
   *("checkpoints", "tokenizer", AUTOENCODER, "init_from.json", "health.json"),
-  *("metrics.jsonl", "tensorboard", kept.CLASS_NAMES, "run.json", "config.json"),
+  *("metrics.jsonl", "tensorboard", "writers", "wandb", "mlflow", kept.CLASS_NAMES),
+  *("run.json", "config.json"),
 )
 _PACKAGES = ("gen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 

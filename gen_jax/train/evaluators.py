@@ -1,7 +1,7 @@
 """Evaluators: dataclasses called with (weights, frozen) that yield named numbers.
 
 They do not depend on the loop; functions are passed to them. They may also yield
-images, uint8 [rows, columns, H, W, C], which each writer keeps or drops.
+images, uint8 [rows, columns, H, W, C], and text, which each writer keeps or drops.
 """
 
 import dataclasses
@@ -159,25 +159,41 @@ class GzipBaseline:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-  """Similarity of a model's answers to reference answers.
+  """Similarity of a model's answers to reference answers, and both as text.
 
   Attributes:
     every: steps between evaluations.
     answer: weights -> answers, one per reference.
+    prompts: the questions, for people.
     wanted: the references.
     compare: (answers, wanted) -> {name: value}.
   """
 
   every: int
   answer: Callable[[Params], Iterable[str]]
+  prompts: Sequence[str]
   wanted: Sequence[str]
   compare: Callable[[Sequence[str], Sequence[str]], Mapping[str, float]]
 
-  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+  def __call__(
+    self, weights: Params, frozen: PyTree
+  ) -> Iterator[tuple[str, float | str]]:
     del frozen
-    found = self.compare(list(self.answer(weights)), self.wanted)
-    for name, value in found.items():
+    given = list(self.answer(weights))
+    for name, value in self.compare(given, self.wanted).items():
       yield f"answers/{name}", value
+    rows = zip(self.prompts, given, self.wanted, strict=True)
+    text = "\n\n".join(_side_by_side(i, *row) for i, row in enumerate(rows, 1))
+    yield "answers", text + "\n"
+
+
+def _side_by_side(number: int, prompt: str, given: str, wanted: str) -> str:
+  """An answer next to its reference; whether they are one is said first."""
+  verdict = "the same" if given.strip() == wanted.strip() else "another"
+  parts = {"prompt": prompt, "answer": given, "reference": wanted}
+  told = (f"{name:9} | {text}" for name, text in parts.items())
+  told = (text.replace("\n", f"\n{'':9} | ") for text in told)
+  return "\n".join((f"{number}: {verdict}", *told))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -62,6 +62,10 @@ class Config:
     num_microbatches: microbatches per batch, to save memory.
     ema_decay: decay of the moving average of the weights; None: no average.
     health_check: check the first batch before the first step, see `health`.
+    first_rows: show rows of the first batch before the first step, as the model sees
+      them; also in the workdir's samples/first_rows.txt and .png.
+    writers: trackers that also get metrics, images and text: wandb, trackio, mlflow,
+      see `trackers`.
     profile_steps: (first, last): profile the steps from first to before last, see
       `profile`.
   """
@@ -76,6 +80,8 @@ class Config:
   num_microbatches: ranges.Size = 1
   ema_decay: ranges.ProperFraction | None = None
   health_check: bool = True
+  first_rows: bool = True
+  writers: tuple[str, ...] = ()
   profile_steps: tuple[ranges.Whole, ranges.Whole] | None = None
 
   def __post_init__(self) -> None:

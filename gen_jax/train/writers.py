@@ -1,9 +1,10 @@
-"""Metric writers: terminal, metrics.jsonl, TensorBoard (without TensorFlow), images."""
+"""Metric writers: terminal, metrics.jsonl, TensorBoard (without TensorFlow), files."""
 
 import contextlib
 import json
 import math
 import pathlib
+import re
 import sys
 import threading
 import time
@@ -12,20 +13,23 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
-import rich.console
 import rich.progress
 
-from gen_jax.system import copies, files
+from gen_jax.system import copies, files, progress
 from gen_jax.types import InputError
 
 _CRC = "crc32"  # of the rest of a row of metrics.jsonl
 _TIME = "time"  # when it was written: seconds since 1970
 
 
+# A number, images uint8 [rows, columns, H, W, C], or text.
+Value = float | np.ndarray | str
+
+
 class Writer(Protocol):
   """Writes the metrics of a step."""
 
-  def write(self, step: int, values: dict[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
     """Writes {name: value}."""
     ...
 
@@ -94,15 +98,26 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
   ]
 
 
-def numbers(values: Mapping[str, float | np.ndarray]) -> dict[str, float]:
+def numbers(values: Mapping[str, Value]) -> dict[str, float]:
   """The scalar entries."""
-  return {k: v for k, v in values.items() if not isinstance(v, np.ndarray)}
+  return {k: v for k, v in values.items() if not isinstance(v, np.ndarray | str)}
 
 
-class ImageFiles:
-  """samples/NAME_STEP.png: one sheet of images per evaluation.
+def as_code(text: str) -> str:
+  """Text as a block of code in Markdown, whatever it holds.
 
-  On resuming after step i it deletes later sheets, which the run draws again.
+  >>> as_code("a")
+  '````\\na\\n````'
+  """
+  longest = max(map(len, re.findall("`+", text)), default=0)
+  fence = "`" * max(4, longest + 1)
+  return f"{fence}\n{text}\n{fence}"
+
+
+class SampleFiles:
+  """samples/NAME_STEP.png and .txt: a sheet of images, or text, per evaluation.
+
+  On resuming after step i it deletes later files, which the run makes again.
 
   Attributes:
     save: (path, uint8 [rows, columns, H, W, C]).
@@ -115,22 +130,35 @@ class ImageFiles:
     save: Callable[[pathlib.Path, np.ndarray], None],
   ):
     self._folder, self._save = workdir / "samples", save
-    for path, step in sheets(workdir):
+    for path, step in [*sheets(workdir), *sheets(workdir, "txt")]:
       if step > last_step:
         path.unlink()
 
-  def write(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
-    for name in values.keys() - numbers(values).keys():
-      self._folder.mkdir(exist_ok=True)
-      self._save(self._folder / f"{name}_{step:08}.png", values[name])
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
+    for name, value in values.items():
+      if isinstance(value, str):
+        save_text(self._folder.parent, name, step, value)
+      elif isinstance(value, np.ndarray):
+        self._folder.mkdir(exist_ok=True)
+        self._save(self._folder / f"{name}_{step:08}.png", value)
 
   def close(self) -> None:
     """Does nothing."""
 
 
-def sheets(workdir: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-  """The sheets of `ImageFiles` and their steps, in order."""
-  paths = sorted((workdir / "samples").glob("*_????????.png"))
+def save_text(workdir: pathlib.Path, name: str, step: int, text: str) -> pathlib.Path:
+  """Writes a text of `SampleFiles`."""
+  path = workdir / "samples" / f"{name}_{step:08}.txt"
+  path.parent.mkdir(exist_ok=True)
+  files.write(path, text)
+  return path
+
+
+def sheets(
+  workdir: pathlib.Path, suffix: str = "png"
+) -> list[tuple[pathlib.Path, int]]:
+  """The files of `SampleFiles` and their steps, in order."""
+  paths = sorted((workdir / "samples").glob(f"*_????????.{suffix}"))
   steps = [path.stem[-8:] for path in paths]
   return [(p, int(s)) for p, s in zip(paths, steps, strict=True) if s.isdecimal()]
 
@@ -153,7 +181,7 @@ class JsonLines:
     files.write(path, "".join(map(_line, rows)))
     self._path = path
 
-  def write(self, step: int, values: dict[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
     with self._path.open("a", encoding="utf-8") as file:  # recreated if deleted
       row = {"step": step, **numbers(values), _TIME: round(time.time(), 3)}
       file.write(_line(row))
@@ -163,18 +191,33 @@ class JsonLines:
 
 
 class TensorBoard:
-  """Event files under workdir/tensorboard; `last_step` as in `JsonLines`."""
+  """Event files under workdir/tensorboard; `last_step` as in `JsonLines`.
 
-  def __init__(self, workdir: pathlib.Path, last_step: int):
+  Attributes:
+    draw: uint8 [rows, columns, H, W, C] -> one image, uint8 [height, width, 3].
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    last_step: int,
+    draw: Callable[[np.ndarray], np.ndarray],
+  ):
     import tensorboardX  # imported here: it imports torch if installed
 
+    self._draw = draw
     self._writer = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"), purge_step=last_step + 1
     )
 
-  def write(self, step: int, values: dict[str, float]) -> None:
-    for name, value in numbers(values).items():
-      self._writer.add_scalar(name, value, step)
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
+    for name, value in values.items():
+      if isinstance(value, str):
+        self._writer.add_text(name, as_code(value), step)
+      elif isinstance(value, np.ndarray):
+        self._writer.add_image(name, self._draw(value), step, dataformats="HWC")
+      else:
+        self._writer.add_scalar(name, value, step)
 
   def close(self) -> None:
     with contextlib.suppress(OSError):  # its thread may have ended on a full disk
@@ -213,7 +256,7 @@ class Upload:
         copies.copy(self._here / name, self._there / name)
         self._sent[name] = stamp
 
-  def write(self, step: int, values: Mapping[str, float | np.ndarray]) -> None:
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
     self._due.set()
 
   def close(self) -> None:
@@ -235,7 +278,7 @@ class Terminal:
   def __init__(self, start_step: int, num_steps: int, title: str):
     self._start, self._num_steps = start_step, num_steps
     self._began = time.monotonic()
-    self._bar = None
+    self._bar, self._shown = None, contextlib.ExitStack()
     if sys.stderr.isatty():
       columns = (
         rich.progress.TextColumn("{task.description}"),
@@ -245,14 +288,12 @@ class Terminal:
         rich.progress.TextColumn("ETA"),
         rich.progress.TimeRemainingColumn(),
       )
-      console = rich.console.Console(stderr=True)
-      self._bar = rich.progress.Progress(*columns, console=console)
+      self._bar = self._shown.enter_context(progress.bar(*columns))
       self._task = self._bar.add_task(
         title, total=num_steps, completed=start_step, numbers=""
       )
-      self._bar.start()
 
-  def write(self, step: int, values: dict[str, float]) -> None:
+  def write(self, step: int, values: Mapping[str, Value]) -> None:
     values = numbers(values)
     shown = "  ".join(f"{name} {_show(value)}" for name, value in values.items())
     if self._bar is not None:
@@ -271,8 +312,7 @@ class Terminal:
     print(f"step {step}/{self._num_steps}  {shown}{eta}", flush=True)
 
   def close(self) -> None:
-    if self._bar is not None:
-      self._bar.stop()
+    self._shown.close()
 
 
 def _show(value: float) -> str:

@@ -70,6 +70,37 @@ def own(tmp_path):
   return config
 
 
+TRACKER = """
+import json
+import gen_jax
+
+class Notes:
+  def __init__(self, run):
+    self.file = open(run.workdir / f"notes_{run.id}", "a")
+
+  def write(self, step, values):
+    print(step, *values, file=self.file, flush=True)
+
+  def close(self):
+    self.file.close()
+
+gen_jax.register("writer", Notes, "notes")
+"""
+
+
+def test_a_tracker_of_ones_own(tmp_path, one_device):
+  (tmp_path / "my_notes.py").write_text(TRACKER)
+  words = {"train.writers": ("notes",), "imports": (str(tmp_path / "my_notes.py"),)}
+  home = tmp_path / "run"
+  run = gen_jax.new("lm/pydoc:smoke", home, words)
+  run.train()
+  (notes,) = home.glob("notes_*")
+  steps = [int(line.split()[0]) for line in notes.read_text().splitlines()]
+  assert steps == [row["step"] for row in run.metrics()]
+  forget()
+  assert gen_jax.open(home).config["imports"] == (str(tmp_path / "my_notes.py"),)
+
+
 def test_a_variant_is_used_in_training_evaluation_and_sampling(
   own, tmp_path, one_device
 ):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 
 import pytest
 
@@ -61,6 +62,42 @@ def test_flags_are_blocks_of_a_config(text_workdir, tmp_path):
   (evaluator,) = run.experiment.evaluators()
   assert evaluator.about["text/stride"] == 7
   assert found.keys() == {"text/perplexity", "text/bits_per_byte"}
+
+
+def test_answers_stand_next_to_their_references(call, tmp_path, one_device):
+  """After training and by command, one file per step; the report shows the last."""
+  rows = [{"instruction": f"Say <{w}>", "output": f"{w}\n{w}"} for w in range(64)]
+  (tmp_path / "rows.json").write_text(json.dumps(rows))
+  home, answers = tmp_path / "run", {"name": "answers", "every": 1, "num": 3}
+  data = {"name": "instructions", "length": 128, "batch_size": 2, "tokenizer": "bytes"}
+  data["source"] = {"name": "alpaca", "pattern": str(tmp_path / "rows.json")}
+  data["source"]["validation_fraction"] = 0.25
+  data |= {"template": "plain"}
+  model = {"num_layers": 1, "width": 8, "num_heads": 2, "max_length": 128}
+  run = gen_jax.new("lm/pydoc:smoke", home)
+  config = {
+    **run.config,
+    "data": data,
+    "evaluators": {"a": {**answers, "max_tokens": 9}},
+  }
+  config["task"] = {**config["task"], "model": {**config["task"]["model"], **model}}
+  config["train"] |= {"num_steps": 1, "monitor": "answers/exact_match"}
+  run = gen_jax.new(config, home)
+  run.train()
+  texts = [home / "samples" / f"answers_{step:08}.txt" for step in (0, 1)]
+  assert sorted((home / "samples").glob("answers*")) == texts
+  found = texts[1].read_text()
+  assert found.startswith("1: another\nprompt    | ") and found.count("\n\n") == 2
+  asked = re.search(r"Say <(\w+)>", found)[1]
+  assert f"reference | {asked}\n          | {asked}\n" in found
+  texts[1].unlink()
+  outcome = call("evaluate", "--workdir", home, "--checkpoint", "latest")
+  assert outcome.code == 0 and f"answers: {texts[1]}" in outcome.out
+  assert texts[1].read_text() == found
+  assert call("report", "--workdir", home).code == 0
+  page = (home / "report.html").read_text()
+  assert "answers, step 1" in page and "answers, step 0" not in page
+  assert f"Say &lt;{asked}&gt;" in page and "first rows of training" in page
 
 
 def test_text_of_an_image_model(refuse, digits_workdir):

@@ -33,7 +33,7 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
     "samplers": (1, 2),
     "attention": (2, 4),
   }
-  writers.ImageFiles(digits_workdir, 0, sheets.save_sheet).write(
+  writers.SampleFiles(digits_workdir, 0, sheets.save_sheet).write(
     1500, {"samples": np.zeros((1, 3, 8, 8, 1), np.uint8)}
   )
   page = tmp_path / "page.html"

@@ -3,12 +3,15 @@
 import io
 import json
 import re
+import struct
 import sys
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from gen_jax.inference import sheets
 from gen_jax.train import writers
 
 ROW = {"loss": 1.25, "grad_norm": 0.5, "learning_rate": 1e-3, "tokens_per_sec": 5700.0}
@@ -54,8 +57,8 @@ def test_images_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
     saved[path.name] = images.shape
     path.write_bytes(b"")
 
-  values = {"loss": 1.0, "samples": np.zeros((2, 3, 8, 8, 1), np.uint8)}
-  sinks = [writers.ImageFiles(tmp_path, 0, save), writers.JsonLines(tmp_path, 0)]
+  values = {"loss": 1.0, "samples": np.zeros((2, 3, 8, 8, 1), np.uint8), "words": "é"}
+  sinks = [writers.SampleFiles(tmp_path, 0, save), writers.JsonLines(tmp_path, 0)]
   sinks.append(writers.Terminal(0, 40, "run"))
   for step in (20, 40):
     for sink in sinks:
@@ -66,8 +69,40 @@ def test_images_go_into_files_and_numbers_elsewhere(tmp_path, capsys):
   assert "samples" not in capsys.readouterr().out
   assert saved["samples_00000020.png"] == (2, 3, 8, 8, 1)
   assert [step for _, step in writers.sheets(tmp_path)] == [20, 40]
-  writers.ImageFiles(tmp_path, 20, save)
+  writers.SampleFiles(tmp_path, 20, save)
   assert [path.name for path, _ in writers.sheets(tmp_path)] == ["samples_00000020.png"]
+  ((path, step),) = writers.sheets(tmp_path, "txt")
+  assert (path.name, step, path.read_text()) == ("words_00000020.txt", 20, "é")
+
+
+def events(workdir):
+  """(tag, step, value) of TensorBoard's files: TFRecords of protocol buffers."""
+  from tensorboardX.proto import event_pb2
+
+  for file in sorted((workdir / "tensorboard").iterdir()):
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+      (size,) = struct.unpack_from("<Q", content, at)
+      event = event_pb2.Event.FromString(content[at + 12 : at + 12 + size])
+      at += size + 16
+      for value in event.summary.value:
+        yield value.tag, event.step, value
+
+
+def test_tensorboard_shows_images_and_text(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 1), np.uint8)
+  sink = writers.TensorBoard(tmp_path, -1, sheets.in_colour)
+  sink.write(20, {"loss": 1.5, "samples": images, "answers": "a | b\n````"})
+  sink.close()
+  found = {tag: (step, value) for tag, step, value in events(tmp_path)}
+  assert {step for step, _ in found.values()} == {20}
+  assert found["loss"][1].simple_value == 1.5
+  (text,) = found["answers/text_summary"][1].tensor.string_val
+  assert text.decode() == "`````\na | b\n````\n`````"
+  picture = Image.open(io.BytesIO(found["samples"][1].image.encoded_image_string))
+  sheets.save_sheet(tmp_path / "sheet.png", images)
+  want = Image.open(tmp_path / "sheet.png").convert("RGB")
+  assert np.array_equal(np.asarray(picture), np.asarray(want))
 
 
 DAMAGES = {
