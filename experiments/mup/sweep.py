@@ -11,7 +11,7 @@ X_AXIS = "optimizer.learning_rate.peak"
 
 
 def get_sweep():
-  """The base, four and eight times its width at one head size; rates an octave apart."""
+  """The base, four and eight times its width; rates an octave apart, three seeds."""
   width, heads = "task.model.width", "task.model.num_heads"
   wide = zip_({width: (128, 256), heads: (16, 32)})
   models = chain(

@@ -266,8 +266,8 @@ class _Group:
     if self._program is None:
       if experiment.layout.mesh.size > 1:
         raise Apart("runs of a group share one device; these have several each")
-      if experiment.train.profile_steps:
-        raise Apart("a run that is profiled is alone")
+      if experiment.train.profile_steps or experiment.train.writers:
+        raise Apart("a run that is profiled, or that a tracker follows, is alone")
       with self.observed():
         made = programs.program(experiment, num_examples)
       self._check_arguments(made, directory)

@@ -177,11 +177,8 @@ def _train(
       step = used.enter_context(
         profile.traced(step, between, start, directory / "profile", say)
       )
-    if is_new and experiment.train.health_check:
-      _health(begun, state, numbers, directory)
-    if is_new and experiment.train.first_rows and not group.process_id:
-      for line in first_rows.show(experiment, begun.examples, directory):
-        print(f"  {line}", flush=True)
+    if is_new:
+      _look(begun, state, numbers, directory, group)
     sinks = []
     if group.process_id == 0:
       kept = -1 if is_new else start  # a fresh run evaluates step 0 again
@@ -301,6 +298,16 @@ def _not_finite(error, begun: _Begun, directory: pathlib.Path) -> str:
     f" --step {error.step}` shows them all. Mend the data, or begin again with a lower"
     " learning rate"
   )
+
+
+def _look(begun: _Begun, state, numbers, directory: pathlib.Path, group: Alone) -> None:
+  """Shows what the first batch holds, and checks it."""
+  experiment = begun.experiment
+  if experiment.train.health_check:
+    _health(begun, state, numbers, directory)
+  if experiment.train.first_rows and not group.process_id:
+    for line in first_rows.show(experiment, begun.examples, directory):
+      print(f"  {line}", flush=True)
 
 
 def _health(begun: _Begun, state, numbers, directory: pathlib.Path) -> None:
