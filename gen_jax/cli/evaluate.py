@@ -11,8 +11,6 @@ import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 
-import jax
-
 from gen_jax.cli import evaluate_images, flags, hosts
 from gen_jax.errors import InputError
 from gen_jax.evaluation import scoring
@@ -155,7 +153,7 @@ def _of_the_config(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
   print(f"step {weights.step}, {weights.name} weights")
   result, provenance = {}, weights.provenance()
   about = {**provenance, **{k: config[k] for k in ("evaluators", "data", "sampling")}}
-  measure = functools.partial(_measure, args.workdir, weights)
+  measure = functools.partial(_measure, args.workdir, weights, group)
   if provenance["sha256"] is None:  # of several processes none has pieces of its own
     found = map(measure, evals)
   else:
@@ -165,11 +163,11 @@ def _of_the_config(args, opened: runs.Run, group: hosts.ProcessGroup) -> dict:
   return {**provenance, **result, "sampling": config["sampling"]}
 
 
-def _measure(directory: pathlib.Path, weights, evaluator) -> dict:
+def _measure(directory: pathlib.Path, weights, group, evaluator) -> dict:
   """The numbers of an evaluator; its texts go where training puts them."""
 
   def keep(name, text):
-    if not jax.process_index():
+    if not group.process_id:
       print(f"{name}: {writers.save_text(directory, name, weights.step, text)}")
 
   return runs.numbers(evaluator, weights, keep)
