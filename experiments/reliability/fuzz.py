@@ -149,8 +149,8 @@ def _call(words) -> tuple[int, str]:
   from gen_jax.cli import main, sample
   from gen_jax.runs import training, weights, workdir
 
-  def begin(config, directory, group):
-    del group
+  def begin(config, directory, group, shared):
+    del group, shared
     from gen_jax import experiment as experiments
 
     with workdir.claim(directory, config):
@@ -170,8 +170,8 @@ def _call(words) -> tuple[int, str]:
     list(tokenizer.decode_pieces(tokenizer.encode("hello, world")))
     raise _Enough
 
-  saved = training._train, weights.load, sample._draw
-  training._train, sample._draw = begin, draw
+  saved = training._begin, weights.load, sample._draw
+  training._begin, sample._draw = begin, draw
   weights.load = opened if words[0] == "evaluate" else saved[1]
   out, err, code = io.StringIO(), io.StringIO(), 0
   try:
@@ -183,7 +183,7 @@ def _call(words) -> tuple[int, str]:
       except _Enough:
         pass
   finally:
-    training._train, weights.load, sample._draw = saved
+    training._begin, weights.load, sample._draw = saved
   return code, err.getvalue()
 
 
