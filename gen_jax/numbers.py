@@ -308,14 +308,12 @@ class Jitted:
   fn: Callable[..., Any]
   program: Callable[..., Any]
   values: Numbers | None = None
-  _met: dict[str, float | int] = dataclasses.field(default_factory=dict)
-  _is_traced: list[None] = dataclasses.field(default_factory=list)
+  _met: list[Numbers] = dataclasses.field(default_factory=list)  # once it was called
 
   def __call__(self, *args, **kwargs):
-    if not self._is_traced:
-      self._met.update(met(functools.partial(self.fn, **kwargs), *args))
-      self._is_traced.append(None)
-    numbers = arguments(self._met, self.values)
+    if not self._met:
+      self._met.append(met(functools.partial(self.fn, **kwargs), *args))
+    numbers = arguments(self._met[0], self.values)
     return self.program(*args, numbers=numbers, **kwargs)
 
   def under(self, values: Numbers | None) -> "Jitted":

@@ -157,10 +157,7 @@ class Together:
 
   def __init__(self, program: Program, mode: str, num: int):
     self.num, self._step, self._num_batches = num, program.step, 1
-    self._map = {
-      "map": lambda fn, arms: jax.lax.map(fn, arms),
-      "vmap": lambda fn, arms: jax.vmap(fn)(arms),
-    }[mode]
+    self._map = {"map": jax.lax.map, "vmap": lambda fn, arms: jax.vmap(fn)(arms)}[mode]
     replicated = program.experiment.layout.replicated
     self._stack = jax.jit(_stacked, out_shardings=replicated)
     self._program = jax.jit(self._all, donate_argnums=0, out_shardings=replicated)

@@ -61,13 +61,13 @@ class Outcome:
     status: 'finished', 'diverged', 'interrupted', 'failed'; 'apart': it did not begin.
     line: why, if it has not finished.
     secs: its share of the process's time.
-    mode: how it was trained.
+    mode: how it was trained; None if its process did not say.
   """
 
   status: str
   line: str
   secs: float
-  mode: str
+  mode: str | None
 
 
 def structure(config: build.Config) -> str:
@@ -176,19 +176,20 @@ class _Member(training.Solo):
     status, line = "failed", ""
     try:
       given = self.arm.config, self.arm.directory, training.Alone(), self
-      reason = training.train(*given)["reason"]
-      status = "interrupted" if reason == "interrupted" else "finished"
+      is_told = training.train(*given)["reason"] == "interrupted"
+      status = "interrupted" if is_told else "finished"
     except Diverged as error:
       status, line = "diverged", one_line(error)
     except Apart as error:
       status, line = "apart", one_line(error)
     except InputError as error:
       line = one_line(error)
-    except Exception as error:  # it may not end the others
+    except Exception as error:
       traceback.print_exc()
       line = one_line(error)
-    self.outcome = Outcome(status, line, 0.0, self._group.mode or "turn")
-    self._back.release()
+    finally:  # whatever ends it, the group does not wait
+      self.outcome = Outcome(status, line, 0.0, self._group.mode or "turn")
+      self._back.release()
 
   def _step(self, *args: Any) -> Any:
     placed, self._placed = self._placed, None
@@ -345,9 +346,9 @@ class _Group:
   def _take_together(self, calls: Sequence[_Call]) -> None:
     together = self._together
     if together is None or 2 * len(calls) <= together.num:
-      given = self._program, self.mode, len(calls)
-      together = self._together = programs.Together(*given)
-    if not all(call.placed and call.placed.together is together for call in calls):
+      together = programs.Together(self._program, self.mode, len(calls))
+      self._together = together
+    if any(not call.placed or call.placed.together is not together for call in calls):
       _load(together, calls)
     batches = [calls[0].args[2]] * together.num
     for call in calls:
@@ -364,7 +365,7 @@ class _Group:
     secs, made = {}, {}
     for mode in ("map", "vmap"):
       made[mode] = programs.Together(self._program, mode, len(calls))
-      made[mode].load(*zip(*((c.state, c.args[3]) for c in calls), strict=True))
+      made[mode].load([c.state for c in calls], [c.args[3] for c in calls])
       batches = [call.args[2] for call in calls]
       secs[mode] = _secs(functools.partial(made[mode].step, frozen, batches))
     state = jax.tree.map(jax.numpy.copy, calls[0].state)
@@ -383,9 +384,9 @@ class _Group:
 
 
 def _load(together: programs.Together, calls: Sequence[_Call]) -> None:
-  """Puts the states of all calls into the first places, also of those that are left."""
+  """Puts the states of all calls into the first places; the first one's into the rest."""
   padded = [*calls, *[calls[0]] * (together.num - len(calls))]
-  together.load(*zip(*((call.state, call.args[3]) for call in padded), strict=True))
+  together.load([c.state for c in padded], [c.args[3] for c in padded])
   for place, call in enumerate(calls):
     call.placed = _Placed(together, place)
 

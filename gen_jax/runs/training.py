@@ -95,13 +95,13 @@ def train(
       f"{directory} holds imported weights, without an optimiser to go on with; train"
       f" in another --workdir with --config.init_from.workdir={directory}"
     )
-  # Refuse a bad config before anything is written.
   if shared is None:  # a group's configs are checked
-    experiments.make(config, None)
+    shared = Solo()
+    experiments.make(config, None)  # refuses a bad one before anything is written
   # One lease for all processes of a run.
   with contextlib.nullcontext() if group.process_id else lease.hold(directory):
-    begun = _begin(config, directory, group, shared or Solo())
-    return _train(begun, directory, group, shared or Solo(), until)
+    begun = _begin(config, directory, group, shared)
+    return _train(begun, directory, group, shared, until)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

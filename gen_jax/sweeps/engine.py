@@ -47,6 +47,27 @@ def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
   return files.read_sealed(path)["arms"] if path.exists() else {}
 
 
+def left(
+  arms: Sequence[space.Arm], known: Mapping[str, Any], done: Sequence[str]
+) -> list[space.Arm]:
+  """The arms that are not done, by what `states` has read."""
+  return [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
+
+
+def state(
+  arm: space.Arm, known: Mapping[str, Any], status: str, secs: float, line: str
+) -> dict[str, Any]:
+  """What an arm has come to after one more start, of `secs` seconds."""
+  before = known.get(arm.sha256, {})
+  return {
+    "name": arm.name,
+    "status": status,
+    "starts": before.get("starts", 0) + 1,
+    "secs": round(before.get("secs", 0.0) + secs, 1),
+    "line": line,
+  }
+
+
 def note(home: pathlib.Path, known: Mapping[str, Any]) -> None:
   """Writes what `states` reads."""
   files.write_json(home / NAME, files.sealed({"arms": known}))
@@ -63,6 +84,14 @@ class Process(Protocol):
 
   def wait(self) -> int:
     """Its exit code, when it has ended."""
+
+
+def stop(processes: Sequence[Process]) -> None:
+  """Tells all to save and stop, and waits for them."""
+  for process in processes:
+    process.terminate()
+  for process in processes:
+    process.wait()
 
 
 class Place(Protocol):
@@ -125,7 +154,7 @@ def run(
   """
   place = place or Local()
   known = states(home)
-  todo = [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
+  todo = left(arms, known, done)
   home.mkdir(parents=True, exist_ok=True)
   free = place.slots(jobs)
   running: list[_Running] = []
@@ -140,20 +169,16 @@ def run(
       for one in ended:
         running.remove(one)
         free.append(one.slot)
-        state = _ended(one, known.get(one.arm.sha256, {}))
-        known[one.arm.sha256] = state
+        known[one.arm.sha256] = found = _ended(one, known)
         note(home, known)
-        if state["status"] == "failed" and attempts[one.arm.sha256] < ATTEMPTS:
+        if found["status"] == "failed" and attempts[one.arm.sha256] < ATTEMPTS:
           todo.append(one.arm)
           continue
-        yield one.arm, state
+        yield one.arm, found
       if not ended:
         time.sleep(0.05)
   finally:
-    for one in running:
-      one.process.terminate()
-    for one in running:
-      one.process.wait()
+    stop([one.process for one in running])
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
@@ -169,14 +194,9 @@ def _start(arm, home, command, place, slot) -> _Running:
   return _Running(arm, process, slot, log, time.monotonic())
 
 
-def _ended(one: _Running, before: Mapping[str, Any]) -> dict[str, Any]:
+def _ended(one: _Running, known: Mapping[str, Any]) -> dict[str, Any]:
   status = CODES.get(one.process.poll(), "failed")
   said = one.log.read_bytes() if one.log.exists() else b""
   lines = files.lines(said.decode(errors="replace"))
-  return {
-    "name": one.arm.name,
-    "status": status,
-    "starts": before.get("starts", 0) + 1,
-    "secs": round(before.get("secs", 0.0) + time.monotonic() - one.began, 1),
-    "line": "" if status == "finished" else next(iter(reversed(lines)), ""),
-  }
+  line = "" if status == "finished" else next(iter(reversed(lines)), "")
+  return state(one.arm, known, status, time.monotonic() - one.began, line)

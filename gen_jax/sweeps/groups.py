@@ -62,8 +62,7 @@ def run(
     jobs, done: see `engine.run`.
   """
   known = engine.states(home)
-  todo = [arm for arm in arms if known.get(arm.sha256, {}).get("status") not in done]
-  waiting = split(todo, jobs)
+  waiting = split(engine.left(arms, known, done), jobs)
   if not waiting:
     return
   (home / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -86,10 +85,7 @@ def run(
           free.append(one.slot)
       time.sleep(0.05)
   finally:
-    for one in running:
-      one.process.terminate()
-    for one in running:
-      one.process.wait()
+    engine.stop([one.process for one in running])
 
 
 def _start(arms, home, words, mode, place, slot) -> _Running:
@@ -110,30 +106,22 @@ def _new(
   one: _Running, known: Mapping[str, Any], is_over: bool
 ) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
   """Arms of which the process has said since that they ended, or whose process has."""
-  status = engine.CODES.get(one.process.poll(), "failed")
+  code = one.process.poll()
   for i, arm in enumerate(one.arms):
     if arm is None:
       continue
-    path, before = ended(one.file, i), known.get(arm.sha256, {})
+    path = ended(one.file, i)
     if path.exists():
-      found = files.read_json(path)
+      found = together.Outcome(**files.read_json(path))
     elif is_over:
-      found = {"status": status if status == "interrupted" else "failed", "secs": 0.0}
-      found["line"] = f"its group ended with exit code {one.process.poll()}"
+      status = "interrupted" if engine.CODES.get(code) == "interrupted" else "failed"
+      line = f"its group ended with exit code {code}"
+      found = together.Outcome(status, line, 0.0, None)
     else:
       continue
     one.arms[i] = None
-    yield (
-      arm,
-      {
-        "name": arm.name,
-        "status": found["status"],
-        "starts": before.get("starts", 0) + 1,
-        "secs": round(before.get("secs", 0.0) + found["secs"], 1),
-        "line": found["line"],
-        "together": found.get("mode"),
-      },
-    )
+    state = engine.state(arm, known, found.status, found.secs, found.line)
+    yield arm, {**state, "together": found.mode}
 
 
 def read(file: pathlib.Path) -> tuple[str | None, list[together.Arm]]:
