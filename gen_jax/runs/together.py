@@ -157,8 +157,7 @@ class _Member(training.Solo):
     self._placed: _Placed | None = None
     self._go, self._back = threading.Lock(), threading.Lock()
     self._go.acquire(), self._back.acquire()
-    # A daemon: a driver that stops leaves nothing behind.
-    threading.Thread(target=self._run, daemon=True).start()
+    threading.Thread(target=self._run, daemon=True).start()  # ends with the driver
 
   share = property(lambda self: self._group.share)
 
@@ -384,7 +383,7 @@ class _Group:
 
 
 def _load(together: programs.Together, calls: Sequence[_Call]) -> None:
-  """Puts the states of all calls into the first places; the first one's into the rest."""
+  """Puts the states of all calls into the first places, the first one into the rest."""
   padded = [*calls, *[calls[0]] * (together.num - len(calls))]
   together.load([c.state for c in padded], [c.args[3] for c in padded])
   for place, call in enumerate(calls):
