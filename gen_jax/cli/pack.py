@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gen_jax import ranges
-from gen_jax.cli import flags, tokenize
+from gen_jax.cli import tokenize
 from gen_jax.data.stored import captioned, packing
 from gen_jax.data.tokens import making
 
@@ -18,13 +18,6 @@ def add_arguments(parser) -> None:
     " these in quotes, hf:NAME or tfds:NAME; may be repeated",
   )
   parser.add_argument(
-    "--to",
-    action=flags.Path,
-    required=True,
-    metavar="DIR",
-    help="folder of the store, or an address in a bucket",
-  )
-  parser.add_argument(
     "--image", default="image", help="column of encoded images (default image)"
   )
   parser.add_argument(
@@ -33,11 +26,7 @@ def add_arguments(parser) -> None:
     help="column of captions, or of class numbers, whose names are the captions"
     " (default text)",
   )
-  parser.add_argument("--label", help="column of class numbers besides captions")
-  parser.add_argument(
-    "--split", default="train", help="of hf: and tfds: data sets (default train)"
-  )
-  parser.add_argument("--subset", help="configuration of hf: and tfds: data sets")
+  parser.add_argument("--label", help="column of class numbers, next to captions")
   parser.add_argument(
     "--held_out",
     type=float,
@@ -48,7 +37,7 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--drop", choices=("exact",), help="drop images of the same bytes as another"
   )
-  tokenize.add_work(parser, "images")
+  tokenize.add_store(parser, "images")
   parser.epilog = (
     "Images are kept as they are encoded. Killed at any moment, the same command goes\n"
     "on and gives the same bytes. To train on it: --config.data.source=image_store\n"
@@ -60,17 +49,10 @@ def run(args) -> dict:
   """Makes the store, or goes on with it."""
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
   workers, shard_bytes = tokenize.work(args)
-  paths = [
-    path
-    for source in args.source
-    for path in captioned.listed(source, args.subset, args.split)
-  ]
+  paths = tokenize.paths(args, captioned.listed)
   fields = captioned.Fields(args.image, args.caption, args.label)
-  job = packing.Job(
-    tuple(dict.fromkeys(paths)), fields, held_out, args.drop, shard_bytes
-  )
+  job = packing.Job(paths, fields, held_out, args.drop, shard_bytes)
   made = making.make(args.to, job, workers)
   for split, num in made["num_images"].items():
     print(f"{args.to}, {split}: {num:,} images, {made['num_bytes'][split]:,} bytes")
-  names = ("num_images", "num_bytes", "source_sha256")
-  return {"to": str(args.to), **{name: made[name] for name in names}}
+  return tokenize.result(args, made, "num_images", "num_bytes", "source_sha256")

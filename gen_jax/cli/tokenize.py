@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable, Iterable
 
 from gen_jax import ranges
 from gen_jax.cli import flags
@@ -26,19 +28,8 @@ def add_arguments(parser) -> None:
     help="folder or file of a tokenizer (WORKDIR/tokenizer is one), or bytes",
   )
   parser.add_argument(
-    "--to",
-    action=flags.Path,
-    required=True,
-    metavar="DIR",
-    help="folder of the store, or an address in a bucket",
-  )
-  parser.add_argument(
     "--field", default="text", help="of JSON, Parquet and data sets (default text)"
   )
-  parser.add_argument(
-    "--split", default="train", help="of hf: and tfds: data sets (default train)"
-  )
-  parser.add_argument("--subset", help="configuration of hf: and tfds: data sets")
   parser.add_argument(
     "--held_out",
     type=float,
@@ -50,7 +41,7 @@ def add_arguments(parser) -> None:
     choices=duplicates.KEYS,
     help="drop copies: exact (but for case and spaces), or near as well (MinHash)",
   )
-  add_work(parser, "text")
+  add_store(parser, "text")
   parser.epilog = (
     "Killed at any moment, the same command goes on and gives the same bytes.\n"
     "To train on it: --config.data.source=tokens --config.data.source.path=DIR\n"
@@ -58,8 +49,19 @@ def add_arguments(parser) -> None:
   )
 
 
-def add_work(parser, what: str) -> None:
+def add_store(parser, what: str) -> None:
   """Flags of every command that makes a store."""
+  parser.add_argument(
+    "--to",
+    action=flags.Path,
+    required=True,
+    metavar="DIR",
+    help="folder of the store, or an address in a bucket",
+  )
+  parser.add_argument(
+    "--split", default="train", help="of hf: and tfds: data sets (default train)"
+  )
+  parser.add_argument("--subset", help="configuration of hf: and tfds: data sets")
   parser.add_argument(
     "--workers", type=int, help="processes (default: one a core); changes no byte"
   )
@@ -76,27 +78,29 @@ def work(args) -> tuple[int, int]:
   return workers, size
 
 
+def paths(args, listed: Callable[..., Iterable[str]]) -> tuple[str, ...]:
+  """All that the sources hold, each once; `listed` says it of one source."""
+  found = (listed(source, args.subset, args.split) for source in args.source)
+  return tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
+
+
+def result(args, made, *names: str) -> dict:
+  """The command's result: where the store is, and these values of its manifest."""
+  return {"to": str(args.to), **{name: made[name] for name in names}}
+
+
 def run(args) -> dict:
   """Makes the store, or goes on with it."""
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
   workers, shard_bytes = work(args)
-  paths = [
-    path
-    for source in args.source
-    for path in documents.listed(source, args.subset, args.split)
-  ]
+  found = paths(args, documents.listed)
   if args.tokenizer == "bytes":
     tokenizer = tokenizers.plain_bytes()
   else:
     tokenizer = tokenizers.load(files.path(args.tokenizer, "--tokenizer"))
-  job = tokenising.Job(
-    tuple(dict.fromkeys(paths)), tokenizer, args.field, held_out, args.drop, shard_bytes
-  )
+  job = tokenising.Job(found, tokenizer, args.field, held_out, args.drop, shard_bytes)
   made = making.make(args.to, job, workers)
   for split in made["splits"]:
     tokens, texts = made["num_tokens"][split], made["num_documents"][split]
     print(f"{args.to}, {split}: {tokens:,} tokens of {texts:,} documents")
-  found = {
-    name: made[name] for name in ("num_tokens", "num_documents", "source_sha256")
-  }
-  return {"to": str(args.to), **found}
+  return result(args, made, "num_tokens", "num_documents", "source_sha256")

@@ -1,8 +1,8 @@
 """A source of differences modulo p: some are learned, the others must be inferred.
 
 A document is three letters a, b, c with c = (a - b) mod p. All p^2 pairs are split
-once; a model that only remembers the training pairs knows nothing of the others (Power
-et al. 2022, arXiv:2201.02177).
+once. A model that only remembers the training pairs cannot answer the others (Power et
+al. 2022, arXiv:2201.02177).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 
 from gen_jax import ranges
-from gen_jax.data import cache, pipeline, repeats, tokenizers
+from gen_jax.data import pipeline, repeats, tokenizers
 from gen_jax.data import rows as row_batches
 from gen_jax.types import InputError
 
@@ -76,9 +76,10 @@ class Modular:
     if length < 2:
       raise InputError(f"data.length={length} must be at least 2 for source modular")
 
+    row = repeats.by_document(rows, tokenizer, length)
+
     def transform(document, generator):
-      window = cache.Tokens(np.asarray(tokenizer.encode(document)), np.zeros(1, int))
-      features = row_batches.one(rows, window, length, generator)
+      features = row(document, generator)
       features["weights"][0] = 0.0  # b cannot be known from a
       return features
 

@@ -68,10 +68,18 @@ class Repeats:
     seed: int,
   ) -> pipeline.Pipeline:
     """Batches of a split: a row is a document from its beginning on."""
-
-    def transform(document, generator):
-      ids = np.asarray(tokenizer.encode(document)[: length + 1])
-      window = cache.Tokens(ids, np.zeros(1, np.int64))
-      return row_batches.one(rows, window, length, generator)
-
+    transform = by_document(rows, tokenizer, length)
     return pipeline.Pipeline(self.documents(split), transform, batch_size, seed)
+
+
+def by_document(
+  rows: row_batches.Rows, tokenizer: tokenizers.Tokenizer, length: int
+) -> pipeline.Transform:
+  """Makes a row of `length` tokens of a document's beginning."""
+
+  def transform(document, generator):
+    ids = np.asarray(tokenizer.encode(document)[: length + 1])
+    window = cache.Tokens(ids, np.zeros(1, np.int64))
+    return row_batches.one(rows, window, length, generator)
+
+  return transform

@@ -131,7 +131,23 @@ def wandb() -> Open:
   return functools.partial(_Wandb, package)
 
 
-class _Wandb:
+class _Rows:
+  """A tracker that takes a row of numbers, images and texts for each step.
+
+  Its classes set `_package`, `_draw` and `_run`, and say what a text becomes.
+  """
+
+  def write(self, step: int, values: Mapping[str, writers.Value]) -> None:
+    row: dict[str, Any] = {**writers.numbers(values)}
+    row |= {n: self._package.Image(self._draw(v)) for n, v in _images(values)}
+    row |= {n: self._shown(text) for n, text in _text(values)}
+    self._run.log(row, step=step)
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+class _Wandb(_Rows):
   def __init__(self, package: Any, run: Run):
     self._package, self._draw = package, run.draw
     self._run = package.init(
@@ -145,15 +161,8 @@ class _Wandb:
       settings=package.Settings(console="off"),
     )
 
-  def write(self, step: int, values: Mapping[str, writers.Value]) -> None:
-    row: dict[str, Any] = {**writers.numbers(values)}
-    row |= {n: self._package.Image(self._draw(v)) for n, v in _images(values)}
-    for name, text in _text(values):
-      row[name] = self._package.Html(f"<pre>{html.escape(text)}</pre>")
-    self._run.log(row, step=step)
-
-  def close(self) -> None:
-    self._run.finish()
+  def _shown(self, text: str) -> Any:
+    return self._package.Html(f"<pre>{html.escape(text)}</pre>")
 
 
 def trackio() -> Open:
@@ -163,7 +172,7 @@ def trackio() -> Open:
   return functools.partial(_Trackio, package)
 
 
-class _Trackio:
+class _Trackio(_Rows):
   def __init__(self, package: Any, run: Run):
     self._package, self._draw = package, run.draw
     self._run = package.init(
@@ -176,14 +185,8 @@ class _Trackio:
       auto_log_cpu=False,
     )
 
-  def write(self, step: int, values: Mapping[str, writers.Value]) -> None:
-    row: dict[str, Any] = {**writers.numbers(values)}
-    row |= {n: self._package.Image(self._draw(v)) for n, v in _images(values)}
-    row |= {n: self._package.Markdown(writers.as_code(t)) for n, t in _text(values)}
-    self._run.log(row, step=step)
-
-  def close(self) -> None:
-    self._run.finish()
+  def _shown(self, text: str) -> Any:
+    return self._package.Markdown(writers.as_code(text))
 
 
 def mlflow() -> Open:

@@ -14,7 +14,7 @@ from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.cli import main
 from gen_jax.runs import workdir
-from gen_jax.train import checkpoint
+from gen_jax.train import checkpoint, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -40,6 +40,28 @@ def call(capfd, monkeypatch):
     except SystemExit as stop:
       code = stop.code
     return Outcome(code, *capfd.readouterr())
+
+  return run
+
+
+@pytest.fixture
+def train_in_parts(call, tmp_path):
+  """Trains four steps at once, and two and two: the losses are the same."""
+
+  def run(train):
+    for steps, name in ((4, "whole"), (2, "parts"), (4, "parts")):
+      words = (f"--config.train.num_steps={steps}", "--workdir", tmp_path / name)
+      outcome = call(*train(*words))
+      assert outcome.code == 0, outcome.err
+    whole, parts = (
+      writers.read_metrics(tmp_path / name) for name in ("whole", "parts")
+    )
+    losses = [
+      {row["step"]: row["loss"] for row in rows if "loss" in row}
+      for rows in (whole, parts)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert any("validation/loss" in row for row in whole)
 
   return run
 

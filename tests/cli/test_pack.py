@@ -5,7 +5,6 @@ import json
 import pytest
 
 from gen_jax.runs import bill
-from gen_jax.train import writers
 from tests.data.stored import images
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -29,23 +28,15 @@ def train(store, *more):
   )
 
 
-def test_a_store_is_trained_from_and_resumed(call, pack, refuse, tmp_path):
+def test_a_store_is_trained_from_and_resumed(
+  call, train_in_parts, pack, refuse, tmp_path
+):
   told = call(*pack, "--json")
   assert told.code == 0, told.err
   result = json.loads(told.out.splitlines()[-1])
   assert sum(result["num_images"].values()) == 40
   store = tmp_path / "store"
-  for steps, name in ((4, "whole"), (2, "parts"), (4, "parts")):
-    words = (f"--config.train.num_steps={steps}", "--workdir", tmp_path / name)
-    outcome = call(*train(store, *words))
-    assert outcome.code == 0, outcome.err
-  whole, parts = (writers.read_metrics(tmp_path / name) for name in ("whole", "parts"))
-  losses = [
-    {row["step"]: row["loss"] for row in rows if "loss" in row}
-    for rows in (whole, parts)
-  ]
-  assert losses[0] == losses[1] and len(losses[0]) == 4
-  assert any("validation/loss" in row for row in whole)
+  train_in_parts(lambda *words: train(store, *words))
   assert [bill.so_far(tmp_path / n)["starts"] for n in ("whole", "parts")] == [1, 2]
   assert bill.so_far(tmp_path / "parts")["chip_hours"] > 0
   page = call("report", "--workdir", tmp_path / "parts")
