@@ -39,7 +39,9 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Prints config, parameter table, steps, and a SHA-256 per part of the state."""
   if (args.workdir is None) == (args.path is None):
-    raise InputError("give --workdir of a run, or the PATH of an image or a store")
+    raise InputError(
+      "give --workdir of a run, or the PATH of an image or a store; not both"
+    )
   if args.path is not None:
     names = [n for n in ("step", "checkpoint") if getattr(args, n) is not None]
     drawing.check_idle(names, dict.fromkeys(names, _OF_A_RUN))

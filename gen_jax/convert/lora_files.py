@@ -169,10 +169,10 @@ def _settings(
     }
     for network in networks
   }
-  beside = file.with_name(CONFIG)
-  is_peft = any(_PEFT in name for name in names) or beside.is_file()
+  config = file.with_name(CONFIG)
+  is_peft = any(_PEFT in name for name in names) or config.is_file()
   if not any(settings.values()) and is_peft:
-    where = beside
+    where = config
     settings = dict.fromkeys(networks, files.read_json(where))
   for own in settings.values():
     if not isinstance(own, dict):

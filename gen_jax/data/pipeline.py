@@ -40,8 +40,8 @@ class Pipeline:
       counts.
     batch_size: global batch size B.
     seed: of shuffling and of the generators.
-    readers: threads of `stream` that make examples one by one, of which a batch is put
-      together; 0: a few that make whole batches. It changes no batch.
+    readers: threads of `stream` that make single examples, which are then put into
+      batches; 0: a few threads that make whole batches. It changes no batch.
   """
 
   examples: Sequence

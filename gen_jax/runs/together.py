@@ -1,9 +1,9 @@
 """Several runs of one structure in one process: they compile once and step together.
 
 An arm is an ordinary run, with its own folder, lease, loop, checkpoints and
-evaluations. Arms are threads of which one works at a time. At its step an arm hands
-over (state, batch, numbers) and waits; once every arm has, one program takes all of
-these steps, and each arm goes on with its own result.
+evaluations. Arms are threads; one of them works at a time. At its step an arm hands
+over (state, batch, numbers) and waits. When every arm has done so, one program takes
+all of these steps, and each arm goes on with its own result.
 
     map    one after another within a program: to the bit what a run alone does
     vmap   at once, as larger products: the same to rounding

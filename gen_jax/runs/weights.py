@@ -103,8 +103,8 @@ def load(
   Raises:
     InputError: no such checkpoint, or the autoencoder that it needs is not there.
   """
-  learned = load_learned(experiment, workdir, which, kind)
   frozen = load_frozen(experiment, workdir, autoencoder)
+  learned = load_learned(experiment, workdir, which, kind)
   if experiment.adapter:
     base = lora.Frozen(load_base(workdir, experiment).params, frozen)
     merged = jax.jit(experiment.learner.merged)(learned.params, base)

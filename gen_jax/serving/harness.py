@@ -2,7 +2,7 @@
 
   python -m gen_jax.serving.harness --model gen_jax --model_args workdir=W --tasks T
 
-is the harness's own command, which knows the model `gen_jax` besides. From Python
+is the harness's own command, which then also knows the model `gen_jax`. From Python
 `lm_eval.simple_evaluate(model=harness.Model("W"), tasks=[...])`.
 """
 

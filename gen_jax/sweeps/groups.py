@@ -105,7 +105,7 @@ def _start(arms, home, words, mode, place, slot) -> _Running:
 def _new(
   one: _Running, known: Mapping[str, Any], is_over: bool
 ) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
-  """Arms of which the process has said since that they ended, or whose process has."""
+  """Arms that have ended since the last call, with what they have come to."""
   code = one.process.poll()
   for i, arm in enumerate(one.arms):
     if arm is None:

@@ -46,7 +46,7 @@ COMMANDS = (
     ("train", ["required: --config", "gen-jax train --help"]),
     (f"train --config {TEXT}", ["--workdir is needed"]),
     (f"train --config {TEXT} --workdir=", ["--workdir is not set"]),
-    ("inspect there --workdir x", ["--workdir of a run, or", "PATH"]),
+    ("inspect there --workdir x", ["--workdir of a run, or", "PATH", "; not both"]),
     ("inspect", ["give --workdir of a run"]),
     ("inspect x.png --step 1", ["--step changes nothing", "not an image"]),
     ("inspect x.png --checkpoint best", ["--checkpoint changes nothing"]),

@@ -28,7 +28,7 @@ class Fields(NamedTuple):
 
   Attributes:
     caption: text; or a class number, whose name is the caption.
-    label: a class number; None: there is none besides.
+    label: a class number; None: the image has none.
   """
 
   image: str = "image"

@@ -60,7 +60,7 @@ class Job(Protocol):
     ...
 
   def prepare(self, home: pathlib.Path) -> None:
-    """Writes what workers and readers need besides the shards."""
+    """Writes what workers and readers need next to the shards."""
     ...
 
   def manifest(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -302,7 +302,7 @@ def _checked(
 
 
 _FIELDS = {"format": int, "dtype": str, "splits": dict}
-# Kinds of stores: what their manifests have besides, their dtypes, and what reads them.
+# Kinds of stores: more fields of their manifests, their dtypes, and what reads them.
 _KINDS = {
   "tokens": ({"tokenizer": str}, ("uint16", "int32"), "data.source=tokens"),
   "images": ({}, ("uint8",), "data.source=image_store"),

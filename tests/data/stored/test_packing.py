@@ -1,10 +1,6 @@
 """Image stores: what goes in comes out, whoever packs it, killed or not."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import functools
 
 import numpy as np
 import pytest
@@ -12,10 +8,10 @@ import pytest
 from gen_jax.data import image_files, sources
 from gen_jax.data.stored import captioned, packing, source
 from gen_jax.data.tokens import documents, making, store
-from gen_jax.data.tokens import folder as tokens
 from gen_jax.system import files
 from gen_jax.types import InputError
 from tests.data.stored import images
+from tests.data.tokens import processes
 
 NUM = 40
 
@@ -137,23 +133,7 @@ def test_two_workers_make_the_same_bytes_and_the_same_command_finds_them(
     packed(tmp_path / "s", job(folder, held_out=0.3))
 
 
-def killed(home, folder, after):
-  """A command that is killed when `after` pieces are done; whether it was whole."""
-  code = (
-    "import sys; from tests.data.stored import test_packing as t;"
-    " from gen_jax.system import files;"
-    " t.making.make(files.path(sys.argv[1], 'x'), t.job(sys.argv[2]), 2)"
-  )
-  words = [sys.executable, "-c", code, str(home), str(folder)]
-  process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-  until, place = time.monotonic() + 120, tokens.Folder(home)
-  while process.poll() is None and time.monotonic() < until:
-    if len(place.done("images")) >= after:
-      os.kill(process.pid, signal.SIGKILL)
-      break
-    time.sleep(0.001)
-  process.wait()
-  return (home / store.MANIFEST).exists()
+killed = functools.partial(processes.killed, "tests.data.stored.test_packing", "images")
 
 
 def test_killed_at_any_moment_it_goes_on_and_makes_the_same_bytes(

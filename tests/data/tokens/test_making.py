@@ -1,12 +1,8 @@
 """Stores that are made: the same bytes by any number of workers, killed or not."""
 
+import functools
 import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -22,6 +18,7 @@ from gen_jax.data.tokens import (
   tokenising,
   worker,
 )
+from tests.data.tokens import processes
 
 TEXTS = [f"Document {i} of the corpus. " * (i % 9 + 1) for i in range(400)]
 COPIES = [TEXTS[3].upper(), TEXTS[200], TEXTS[3]]
@@ -108,23 +105,7 @@ def test_two_workers_make_the_same_bytes_and_the_same_command_finds_them(
   assert again == store.read_manifest(made)
 
 
-def killed(home, corpus, after):
-  """A command that is killed when `after` pieces are done; whether it was whole."""
-  code = (
-    "import sys, pathlib; from tests.data.tokens import test_making as t;"
-    " from gen_jax.system import files; home = files.path(sys.argv[1], 'x');"
-    " t.making.make(home, t.job(pathlib.Path(sys.argv[2])), 2)"
-  )
-  words = [sys.executable, "-c", code, str(home), str(corpus)]
-  process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-  until = time.monotonic() + 120
-  while process.poll() is None and time.monotonic() < until:
-    if len(folder.Folder(home).done("tokens")) >= after:
-      os.kill(process.pid, signal.SIGKILL)
-      break
-    time.sleep(0.001)
-  process.wait()
-  return (home / store.MANIFEST).exists()
+killed = functools.partial(processes.killed, "tests.data.tokens.test_making", "tokens")
 
 
 def test_killed_at_any_moment_it_goes_on_and_makes_the_same_bytes(
