@@ -46,6 +46,7 @@ class Search:
     factor: of halving; None: every arm is trained to its end.
     seed: of what is drawn.
     num_fresh: seeds on which the best arm is run again.
+    lengths: steps after which each rung ends; None is the end of the run.
   """
 
   folder: pathlib.Path
@@ -58,6 +59,7 @@ class Search:
   factor: int | None
   seed: int
   num_fresh: int
+  lengths: tuple[int | None, ...] = dataclasses.field(init=False)
 
   def __post_init__(self) -> None:
     if self.num < 2:
@@ -71,19 +73,10 @@ class Search:
       raise InputError(f"--halving needs one {_STEPS} for all arms; do not search it")
     if self.num > (size := search.size(self.space)):
       raise InputError(f"--arms {self.num} must be at most {size}, all that there are")
-    config = self._arms([self._first()])[0].config
-    if self.factor is not None:
-      _lengths(config, self.factor)
-
-  @property
-  def lengths(self) -> tuple[int | None, ...]:
-    """Steps after which each rung ends; None is the end of the run."""
-    if self.factor is None:
-      return (None,)
-    return _lengths(self._arms([self._first()])[0].config, self.factor)
-
-  def _first(self) -> space.Overrides:
-    return search.propose(self.space, self.method, self.seed, (), 1)[0]
+    first = search.propose(self.space, self.method, self.seed, (), 1)
+    config = self._arms(first)[0].config
+    lengths = (None,) if self.factor is None else _lengths(config, self.factor)
+    object.__setattr__(self, "lengths", lengths)
 
   def _arms(self, overrides: Sequence[space.Overrides]) -> list[space.Arm]:
     """Checked, and named by what is searched."""
@@ -207,10 +200,7 @@ class Search:
 
   def missing(self, home: pathlib.Path, best: Entry) -> int:
     """Runs of the best arm on fresh seeds that are not done."""
-    states = engine.states(home)
-    arms = self.fresh(best)
-    done = (states.get(a.sha256, {}).get("status") in ledger.DONE for a in arms)
-    return len(arms) - sum(done)
+    return len(engine.left(self.fresh(best), engine.states(home), ledger.DONE))
 
   def lines(self, entries: Sequence[Entry], most: int | None) -> list[str]:
     """The arms, the best ones first, each with the values after its rungs."""
