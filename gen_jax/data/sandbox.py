@@ -23,6 +23,7 @@ SECONDS = 1.0  # processor time
 CHARACTERS = 2**26  # characters made in all, plus 64 times the input's
 OUTPUT = 2**22  # characters of the text, plus 16 times the input's
 SOURCE = 2**17  # characters of the template
+_PAUSE = SECONDS / 4  # longer ones are Python's collection of garbage
 _TURN = 128  # cost of a loop iteration, a call or a container, in characters
 # Names with a space, which no template can use.
 _METER, _CHARGE, _MEASURE = "the meter", "the charge", "the measure"
@@ -33,16 +34,18 @@ Spend = Callable[[int], None]
 
 def _meter(limit: int) -> Spend:
   """A function that adds up costs and raises above `limit` or `SECONDS`."""
-  left, look, end = limit, limit, time.thread_time() + SECONDS
+  left, look, used, seen = limit, limit, 0.0, time.thread_time()
 
   def spend(size: int) -> None:
-    nonlocal left, look
+    nonlocal left, look, used, seen
     left -= size
     if left < 0:
       raise jinja2.TemplateError(f"it makes more than {limit} characters, or steps")
     if left < look:  # reading the clock costs more than most iterations
       look = left - 64 * _TURN
-      if time.thread_time() > end:
+      now = time.thread_time()
+      used, seen = used + min(now - seen, _PAUSE), now
+      if used > SECONDS:
         raise jinja2.TemplateError(f"it takes more than {SECONDS:g} s")
 
   return spend

@@ -70,19 +70,24 @@ def read(path: pathlib.Path, module: str) -> list[list[Event]]:
   """
   planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
   devices = [plane for plane in planes if plane.name.startswith("/device:")]
-  threads = []
-  for plane in devices[:1] or planes:
-    lines = list(plane.lines)
-    ours = [line for line in lines if line.name == "XLA Ops"]
-    for line in ours or lines:
-      events = [
-        Event(_instruction(event.name), event.start_ns, event.end_ns)
-        for event in line.events
-        if ours or ("hlo_module", module) in event.stats
-      ]
-      if events:
-        threads.append(events)
-  return threads
+  for plane in devices:  # libtpu adds an empty one to traces of a CPU
+    if threads := _threads(plane, module):
+      return threads
+  return [thread for plane in planes for thread in _threads(plane, module)]
+
+
+def _threads(plane: Any, module: str) -> list[list[Event]]:
+  lines = list(plane.lines)
+  ours = [line for line in lines if line.name == "XLA Ops"]
+  threads = [
+    [
+      Event(_instruction(event.name), event.start_ns, event.end_ns)
+      for event in line.events
+      if ours or ("hlo_module", module) in event.stats
+    ]
+    for line in ours or lines
+  ]
+  return [thread for thread in threads if thread]
 
 
 def _instruction(name: str) -> str:

@@ -69,6 +69,25 @@ def test_too_much_is_refused_soon_and_in_little_memory(template):
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
 
 
+@pytest.mark.parametrize("each, fails", [(0.2, True), (1e-4, False)])
+def test_one_pause_is_not_the_template_s(monkeypatch, each, fails):
+  """A collection of garbage may take seconds; many slow stretches are too long."""
+  times = iter([0.0, 9.0])
+  last = [9.0]
+
+  def clock():
+    last[0] += each
+    return next(times, last[0])
+
+  monkeypatch.setattr(sandbox.time, "thread_time", clock)
+  template = "{% for i in range(20000) %}x{% endfor %}"
+  if fails:
+    with pytest.raises(types.InputError, match="more than 1 s"):
+      chat.render(template, MESSAGES, True)
+  else:
+    assert chat.render(template, MESSAGES, True) == [("x" * 20000, False)]
+
+
 def test_a_template_cannot_reach_the_meter():
   for name in ("the meter", "the_meter", "context", "environment"):
     text = chat.render(f"{{{{ self }}}}{{{{ {name.split()[0]} }}}}", MESSAGES, True)

@@ -1,9 +1,5 @@
 """A profile: times of nested operations, and a real trace of a real step."""
 
-import json
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,47 +35,39 @@ def square(x, times):
   return x
 
 
-# In a process of its own, as a run is: after thousands of tests in one process traces
-# were seen to lack the names of operations.
-TRACED = """
-import json, pathlib, sys
-import jax, jax.numpy as jnp, numpy as np
-from gen_jax.train import profile
-
-def square(x, times):
-  for _ in range(times):
-    x = x @ x / 100.0
-  return x
-
-between, at = json.loads(sys.argv[1])
-step, said, x = jax.jit(square, static_argnums=1), [], jnp.ones((100, 100))
-home = pathlib.Path(sys.argv[2])
-with profile.traced(step, between, at, home, said.append) as traced:
-  for _ in range(5 - at):
-    x = traced(x, 3)
-    jax.jit(jnp.sin)(x).block_until_ready()
-np.testing.assert_array_equal(x, np.ones((100, 100)))
-print(json.dumps(said))
-"""
-
-
 @pytest.mark.parametrize(
   "between, at, profiled",
   [((1, 3), 0, "1 to 2"), ((2, 9), 0, "2 to 4"), ((1, 5), 3, "3 to 4")],
 )
 def test_a_trace_of_steps_in_the_middle(tmp_path, between, at, profiled):
   """Results are the step's; the table names its operations, also if training ends."""
-  done = subprocess.run(
-    [sys.executable, "-c", TRACED, json.dumps([between, at]), str(tmp_path)],
-    capture_output=True,
-    check=True,
-    text=True,
-  )
-  said = json.loads(done.stdout)
+  step, said, x = jax.jit(square, static_argnums=1), [], jnp.ones((100, 100))
+  with profile.traced(step, between, at, tmp_path, said.append) as traced:
+    for _ in range(5 - at):
+      x = traced(x, 3)
+      jax.jit(jnp.sin)(x).block_until_ready()
+  np.testing.assert_array_equal(x, np.ones((100, 100)))
   assert said[0] == f"profile of steps {profiled}, in {tmp_path}"
   (dot,) = (line.split() for line in said if line.endswith("dot_general"))
   assert float(dot[1]) > 0 and not any(line.endswith("sin") for line in said)
   assert len(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == 1
+
+
+def test_a_device_without_operations_is_passed_over(tmp_path):
+  """libtpu, once loaded, adds a device of its own to traces of a CPU."""
+  step = jax.jit(square, static_argnums=1)
+  with profile.traced(step, (0, 1), 0, tmp_path, lambda line: None) as traced:
+    traced(jnp.ones((4, 4)), 1)
+  (path,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+  name = b"/device:CUSTOM:Megascale Trace"
+  plane = bytes([0x12, len(name)]) + name  # XPlane.name; planes are field 1 of XSpace
+  content = path.read_bytes() + bytes([0x0A, len(plane)]) + plane
+  other = tmp_path / "other.xplane.pb"
+  other.write_bytes(content)
+  assert name.decode() in {
+    plane.name for plane in jax.profiler.ProfileData.from_file(str(other)).planes
+  }
+  assert profile.read(other, "jit_square") == profile.read(path, "jit_square") != []
 
 
 @pytest.mark.parametrize("between", [(7, 9), (1, 3)])

@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_null(tmp_path):
   line = (tmp_path / "metrics.jsonl").read_text()
   row = json.loads(line, parse_constant=lambda name: pytest.fail(name))
   assert type(row.pop("crc32")) is int
-  assert 0 <= time.time() - row.pop("time") < 60
+  assert -1e-3 < time.time() - row.pop("time") < 60  # in milliseconds
   assert row == {"step": 3, "loss": None, "grad_norm": None, "rate": 0.5}
   (row,) = writers.read_metrics(tmp_path)
   assert np.isnan([row.pop("loss"), row.pop("grad_norm")]).all()
