@@ -6,6 +6,7 @@ processes of their own, as a user's would.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -30,6 +31,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     "--xla_cpu_parallel_codegen_split_count=1",
   ]
 ).strip()
+
+# What JAX traces and compiles stays, and is looked through again and again.
+gc.set_threshold(50_000, 20, 50)
 
 import jax  # noqa: E402 (the flags must be set first)
 import pytest  # noqa: E402

@@ -11,6 +11,7 @@ import argparse
 import atexit
 import contextlib
 import errno
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -138,6 +139,8 @@ def run(argv: list[str]) -> dict:
   if not argv:
     parser.print_help()
     return {}
+  # Imports and traces make much that stays, and is looked through again and again.
+  gc.set_threshold(50_000, 20, 50)
   command, remote = argv[0], None
   if command == "launch" and "--" in argv:  # what follows is for the hosts
     at = argv.index("--")

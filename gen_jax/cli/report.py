@@ -40,7 +40,7 @@ def add_arguments(parser) -> None:
     help="instead: a folder with a sweep.py, or its results.json",
   )
   parser.add_argument(
-    "--to", action=flags.LocalPath, help="workdirs of --sweep; runs/NAME by default"
+    "--to", action=flags.Path, help="workdirs of --sweep; runs/NAME by default"
   )
   parser.add_argument(
     "--out",

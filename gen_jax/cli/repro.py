@@ -18,11 +18,7 @@ def add_arguments(parser) -> None:
   )
   add("--smoke", action="store_true", help="the best row alone, all of its seeds")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
-  add(
-    "--to",
-    action=flags.LocalPath,
-    help="the arms' workdirs; runs/NAME-repro by default",
-  )
+  add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME-repro by default")
   parser.epilog = "Exit code 1 if any row lies outside the band of the recorded runs."
 
 

@@ -9,6 +9,7 @@ import sys
 from gen_jax.cli import engines, flags, launch
 from gen_jax.errors import InputError, unknown
 from gen_jax.sweeps import chips, engine, ledger, remote, search, searching, sweep
+from gen_jax.system import files
 
 _RUN = (sys.executable, "-m", "gen_jax.cli.main")
 TRAIN, TOGETHER = (*_RUN, "train"), (*_RUN, "together")  # an arm's process, a group's
@@ -34,7 +35,7 @@ def add_arguments(parser) -> None:
     " bit what they do alone), vmap (to rounding), turn (one after another), or no;"
     " by default a few steps are measured, and what is chosen is said",
   )
-  add("--to", action=flags.LocalPath, help="the arms' workdirs; runs/NAME by default")
+  add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME by default")
   add(
     "--record",
     action="store_true",
@@ -135,6 +136,11 @@ def _check(args) -> None:
     raise unknown("method (--search)", args.search, search.METHODS)
   if args.on != "local" and (args.list or args.record):
     raise InputError(f"--on {args.on} runs arms; --list and --record run none")
+  if args.on in ("ray", "slurm") and args.to and not files.is_local(args.to):
+    raise InputError(
+      f"--to {args.to} is in a bucket: --on {args.on} needs a folder of a disk that all"
+      " machines share"
+    )
   if args.on == "ray":
     remote.probe(args.address)  # before all that takes long
 

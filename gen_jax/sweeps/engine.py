@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from gen_jax.sweeps import attempt, chips, space
-from gen_jax.system import files
+from gen_jax.system import copies, files
 
 ATTEMPTS = 3
 NAME = "arms.json"
+LOGS = "logs"
 CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
@@ -35,6 +36,17 @@ def workdir(home: pathlib.Path, arm: space.Arm) -> pathlib.Path:
   tag = arm.sha256[:8]
   found = [path for path in home.glob(f"*-{tag}") if path.is_dir()]
   return found[0] if found else home / f"{arm.name}-{tag}"
+
+
+def desk(home: pathlib.Path, name: str) -> pathlib.Path:
+  """A folder on this disk for what processes of this machine write.
+
+  It is in the sweep's folder, unless that is in a bucket; then it ends with this
+  process.
+  """
+  found = home / name if files.is_local(home) else copies.scratch(name)
+  found.mkdir(parents=True, exist_ok=True)
+  return found
 
 
 def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -71,6 +83,15 @@ def state(
 def note(home: pathlib.Path, known: Mapping[str, Any]) -> None:
   """Writes what `states` reads."""
   files.write_json(home / NAME, files.sealed({"arms": known}))
+
+
+def keep(log: pathlib.Path, home: pathlib.Path) -> None:
+  """Adds the log of a process that has ended to that in a sweep's bucket."""
+  if not files.is_local(home) and log.exists():
+    kept = home / LOGS / log.name
+    before = kept.read_bytes() if kept.exists() else b""
+    kept.write_bytes(before + log.read_bytes())
+    log.unlink()
 
 
 class Process(Protocol):
@@ -170,6 +191,7 @@ def run(
         running.remove(one)
         free.append(one.slot)
         known[one.arm.sha256] = found = _ended(one, known)
+        keep(one.log, home)
         note(home, known)
         if found["status"] == "failed" and attempts[one.arm.sha256] < ATTEMPTS:
           todo.append(one.arm)
@@ -188,8 +210,7 @@ def shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:
 
 def _start(arm, home, command, place, slot) -> _Running:
   folder = workdir(home, arm)
-  log = home / "logs" / f"{folder.name}.txt"
-  log.parent.mkdir(exist_ok=True)
+  log = desk(home, LOGS) / f"{folder.name}.txt"
   process = place.start(slot, command(arm, folder), log)
   return _Running(arm, process, slot, log, time.monotonic())
 

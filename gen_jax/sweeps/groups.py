@@ -26,6 +26,7 @@ class _Running:
   process: engine.Process
   slot: Any
   file: pathlib.Path
+  log: pathlib.Path
 
 
 def ended(file: pathlib.Path, number: int) -> pathlib.Path:
@@ -65,7 +66,6 @@ def run(
   waiting = split(engine.left(arms, known, done), jobs)
   if not waiting:
     return
-  (home / FOLDER).mkdir(parents=True, exist_ok=True)
   place = engine.Local()
   free = place.slots(jobs)
   running: list[_Running] = []
@@ -81,6 +81,7 @@ def run(
           if state["status"] not in LEFT:
             yield arm, state
         if is_over:
+          engine.keep(one.log, home)
           running.remove(one)
           free.append(one.slot)
       time.sleep(0.05)
@@ -90,16 +91,16 @@ def run(
 
 def _start(arms, home, words, mode, place, slot) -> _Running:
   tag = files.value_sha256([arm.sha256 for arm in arms])[:8]
-  file = home / FOLDER / f"{tag}.json"
+  file = engine.desk(home, FOLDER) / f"{tag}.json"
   for i in range(len(arms)):
     ended(file, i).unlink(missing_ok=True)
   listed = [
     {"config": arm.config, "workdir": str(engine.workdir(home, arm))} for arm in arms
   ]
   files.write_json(file, files.sealed({"mode": mode, "runs": listed}))
-  log = home / "logs" / f"group-{tag}.txt"
-  log.parent.mkdir(exist_ok=True)
-  return _Running([*arms], place.start(slot, [*words, str(file)], log), slot, file)
+  log = engine.desk(home, engine.LOGS) / f"group-{tag}.txt"
+  process = place.start(slot, [*words, str(file)], log)
+  return _Running([*arms], process, slot, file, log)
 
 
 def _new(
@@ -127,8 +128,10 @@ def _new(
 def read(file: pathlib.Path) -> tuple[str | None, list[together.Arm]]:
   """What `_start` wrote: the mode and the runs."""
   found = files.read_sealed(file)
-  runs = [together.Arm(r["config"], pathlib.Path(r["workdir"])) for r in found["runs"]]
-  return found["mode"], runs
+  runs = found["runs"]
+  return found["mode"], [
+    together.Arm(run["config"], files.path(run["workdir"], "workdir")) for run in runs
+  ]
 
 
 def write_ended(file: pathlib.Path, number: int, outcome: together.Outcome) -> None:

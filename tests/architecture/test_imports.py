@@ -297,11 +297,11 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_660,  # widths: muP
   "runs": 2_725,  # adapters; groups and shared programs: 540; the bill; until; weights
-  "sweeps": 3_480,  # groups; the page, a lease; clusters: 375; searches: 615
+  "sweeps": 3_495,  # groups; the page; clusters: 375; searches: 615; homes in buckets
   "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
   "system": 2_115,  # programs between commands; buckets: addresses, ranges, copies
   "tasks": 1_200,
-  "train": 3_290,  # trackers: 245; items, waiting for data, a profile, muP; buckets
+  "train": 3_295,  # trackers: 245; items, waiting for data, a profile, muP; buckets
   "loose files": 2_075,  # errors without jax; register; numbers as arguments
 }
 

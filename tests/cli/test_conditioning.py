@@ -64,6 +64,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
   assert not home.exists()
 
 
+@pytest.mark.long
 def test_an_unconditional_model_takes_no_prompt(tmp_path, refuse):
   home = tmp_path / "run"
   run = gen_jax.new(DDPM, home)

@@ -28,6 +28,7 @@ def train(store, *more):
   )
 
 
+@pytest.mark.long
 def test_a_store_is_trained_from_and_resumed(
   call, train_in_parts, pack, refuse, tmp_path
 ):

@@ -8,6 +8,7 @@ import pytest
 
 from gen_jax.runs import lease
 from gen_jax.sweeps import engine, ledger
+from gen_jax.system import files
 
 HEAD = 'CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"\n'
 IMPORTS = "from gen_jax.sweeps import chain, fixed, product, values, zip_\n"
@@ -98,6 +99,11 @@ def test_bad_engines_and_searches(refuse, experiment, tmp_path, flags, says):
   folder, home = experiment("fixed()"), tmp_path / "runs"
   refuse("sweep", folder, "--to", home, *flags, says=says)
   assert not home.exists()
+
+
+def test_machines_of_a_cluster_need_a_disk(refuse, experiment, bucket):
+  words = ("sweep", experiment("fixed()"), "--to", f"{bucket}/runs", "--on", "slurm")
+  refuse(*words, says=["is in a bucket", "--on slurm needs a folder of a disk"])
 
 
 def test_sky_s_task_is_the_sweep_itself_with_its_runs_in_a_bucket(call, experiment):
@@ -225,15 +231,22 @@ def test_a_search_from_end_to_end(call, experiment, tmp_path):
 
 
 @pytest.mark.long
-def test_a_sweep_from_end_to_end(call, experiment, tmp_path):
+@pytest.mark.parametrize(
+  "place, flags", [("disk", ["--jobs", "2"]), ("bucket", ["--jobs", "1"])]
+)
+def test_a_sweep_from_end_to_end(request, call, experiment, tmp_path, place, flags):
   """Arms train once; the same command runs nothing again; the ledger is recorded."""
-  folder, home = experiment(f"values('{RATE}', (1e-3, 2e-3))"), tmp_path / "runs"
+  folder = experiment(f"values('{RATE}', (1e-3, 2e-3))")
+  in_bucket = place == "bucket"
+  text = request.getfixturevalue("bucket") if in_bucket else str(tmp_path)
+  home = files.path(text, "home") / "runs"
   (folder / "README.md").write_text("<!-- table -->\n<!-- end -->\n")
-  outcome = call("sweep", folder, "--to", home, "--jobs", "2")
+  outcome = call("sweep", folder, "--to", home, *flags)
   assert outcome.code == 0 and "2 arms: 2 finished" in outcome.out, outcome
-  before = os.stat(home / engine.NAME).st_mtime_ns
+  before = (home / engine.NAME).stat().st_mtime_ns
+  assert any(path.read_bytes() for path in (home / engine.LOGS).iterdir())
   assert call("sweep", folder, "--to", home, "--record").code == 0
-  assert os.stat(home / engine.NAME).st_mtime_ns == before
+  assert (home / engine.NAME).stat().st_mtime_ns == before
   found = ledger.read(folder / "results.json")
   assert ledger.table(found) in (folder / "README.md").read_text()
   assert [arm["starts"] for arm in found["arms"]] == [1, 1]

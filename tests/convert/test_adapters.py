@@ -128,12 +128,14 @@ def close(one, two):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 
 
+@pytest.mark.long
 def test_an_adapter_of_images_is_what_merging_gives(drawn):
   close(weights(drawn / "adapted"), weights(drawn / "merged"))
   block = gen_jax.open(drawn / "adapted").config["adapter"]
   assert (block["rank"], block["alpha"]) == (2, 3.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lora.safetensors", "lora"])
 def test_files_of_kohya_and_diffusers_are_read_back(drawn, tmp_path, name):
   words = ("export", "--adapter", "--workdir", drawn / "adapted", "--to")

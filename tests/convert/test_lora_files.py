@@ -47,6 +47,7 @@ def load(base, file, scale):
   return {name: matching.load(merged[name], abstract[name]) for name in abstract}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FILES)
 def test_both_spellings_do_what_diffusers_does(base, name):
   nets, *_, expected = base

@@ -291,6 +291,7 @@ def edit_words(imported, image, *more):
   return (*words, "--num_steps", 2, "--prompt", "apple", *more)
 
 
+@pytest.mark.long
 def test_a_masked_edit_changes_nothing_outside_the_mask(imported, image, tmp_path):
   words = edit_words(imported, image, "--mask", image / "mask.png")
   result = run(*words, "--out", tmp_path / "out")
@@ -350,6 +351,7 @@ def test_an_edit_that_cannot_be_is_refused(imported, image, tmp_path, more, name
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_inversion_by_command(imported, image, tmp_path):
   """Without --prompt it is drawn for what it shows; the laws are in test_flow."""
   words = ("edit", "--workdir", imported / "w", "--image", image / "image.png")
@@ -360,6 +362,7 @@ def test_inversion_by_command(imported, image, tmp_path):
   assert [sample["prompt"] for sample in result["samples"]] == ["apple"]
 
 
+@pytest.mark.long
 def test_interpolation_begins_and_ends_with_the_two_images(draw, drawn):
   path = draw("--prompt", "wow 42", "--interpolate", 3)
   assert len(path) == 3

@@ -119,6 +119,7 @@ def test_image_stores_are_read_image_by_image_and_made_in_buckets(s3_port, tmp_p
     assert line.received == before  # kept
 
 
+@pytest.mark.long
 def test_a_token_store_in_a_bucket_is_the_same_killed_and_resumed(bucket, tmp_path):
   home = tmp_path / "corpus"
   home.mkdir()

@@ -129,6 +129,7 @@ def assert_same(found, whole):
     assert loss == pytest.approx(whole[step], abs=1e-6 if step <= 10 else 1e-5), step
 
 
+@pytest.mark.long
 def test_killed_with_two_processes_and_resumed_by_launch_with_four(whole, tmp_path):
   """The same batches in the same order, each once: the losses are those of one process.
 
@@ -224,6 +225,7 @@ main.main()
 """
 
 
+@pytest.mark.long
 def test_a_process_that_stands_still_is_named(tmp_path):
   """Process 1 lives, and does not come to its sixth step; process 0 waits in there."""
   workdir = tmp_path / "run"

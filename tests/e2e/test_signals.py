@@ -158,8 +158,8 @@ def whole(tmp_path_factory):
   "program, line, number",
   [
     (IN_STEP, "step 5/", signal.SIGHUP),
-    (IN_COMPILATION, "blocks", signal.SIGTERM),
-    (IN_EVALUATION, "blocks", signal.SIGUSR1),
+    pytest.param(IN_COMPILATION, "blocks", signal.SIGTERM, marks=pytest.mark.long),
+    pytest.param(IN_EVALUATION, "blocks", signal.SIGUSR1, marks=pytest.mark.long),
   ],
 )
 def test_stopped_and_resumed_equals_uninterrupted(

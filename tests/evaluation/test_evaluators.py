@@ -77,6 +77,7 @@ def digits(tmp_path, evaluators, **changes):
   return experiments.make(blocks, tmp_path, jax.local_devices()[:1])
 
 
+@pytest.mark.long
 def test_a_sampling_sweep_is_evaluations_of_other_configs(tmp_path):
   made = digits(tmp_path, {"fidelity": FIDELITY, "sweep": SWEEP})
   # Not those of an untrained network, which draws alike with any scale.

@@ -66,6 +66,7 @@ def test_step_zero_has_the_weights_of_the_source(scan, base, tmp_path, call):
   assert not a.exists() or a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.long
 def test_adapters_train_resume_and_leave_the_base_alone(base, tmp_path, call, refuse):
   home = shutil.copytree(base, tmp_path / "base")
   before = digest(opened(home).params)

@@ -60,6 +60,7 @@ def state(run, which="latest"):
   return tree.sha256((found.params, found.ema, found.opt_state))
 
 
+@pytest.mark.long
 def test_its_autoencoder_is_an_item_and_no_workdir(vae, trained, tmp_path):
   """With its hash and statistics; where it was learned may go."""
   assert list(trained.rglob("config.json")) == [trained / "config.json"]

@@ -65,6 +65,7 @@ def test_a_lengthened_run_is_the_longer_run(train, hashes, refuse, tmp_path):
   assert json.loads((twice / "run.json").read_text())["history"] == history
 
 
+@pytest.mark.long
 def test_a_run_that_stops_on_its_way_is_the_whole_run(call, train, hashes, tmp_path):
   """Bit for bit with a schedule that depends on the length: that is the whole one's."""
   cosine = ("optimizer.learning_rate=cosine", "optimizer.learning_rate.peak=0.01")

@@ -72,9 +72,13 @@ def test_images_are_those_of_the_command(call, noisy_workdir, tmp_path):
   "given",
   [
     dict(prompt="the digit two", strength=0.5),
-    dict(prompt="the digit two", mask=True),
-    dict(prompt="the digit two", outpaint="0,0,8,0"),
-    dict(prompt="the digit two", invert="the digit one"),
+    pytest.param(dict(prompt="the digit two", mask=True), marks=pytest.mark.long),
+    pytest.param(
+      dict(prompt="the digit two", outpaint="0,0,8,0"), marks=pytest.mark.long
+    ),
+    pytest.param(
+      dict(prompt="the digit two", invert="the digit one"), marks=pytest.mark.long
+    ),
   ],
 )
 def test_edits_are_those_of_the_command(call, noisy_workdir, tmp_path, given):
@@ -107,6 +111,7 @@ def digests(state):
   return [tree.sha256(part) for part in parts if jax.tree.leaves(part)]
 
 
+@pytest.mark.long
 def test_training_is_that_of_the_command(call, tmp_path):
   """Bit for bit, begun and lengthened; before a checkpoint there is nothing to see."""
   flags = [f"--config.{key}={value}" for key, value in TINY.items()]

@@ -68,7 +68,7 @@ ARMS = (
 )
 
 
-@pytest.mark.parametrize("mode", ["map", "turn"])
+@pytest.mark.parametrize("mode", ["map", pytest.param("turn", marks=pytest.mark.long)])
 def test_arms_train_to_the_bit_as_alone(mode, tmp_path):
   configs = [config(arm) for arm in ARMS]
   outcomes, _ = group(tmp_path / "group", configs, mode)
@@ -128,6 +128,7 @@ def test_every_number_in_turn(tmp_path):
       )
 
 
+@pytest.mark.long
 def test_arms_that_end_leave_and_the_others_go_on(tmp_path):
   """One diverges, one stops by patience, two go on in a program of half the size."""
   patient = {
@@ -149,6 +150,7 @@ def test_arms_that_end_leave_and_the_others_go_on(tmp_path):
     np.testing.assert_array_equal(state(tmp_path / "0")[path], wanted, err_msg=path)
 
 
+@pytest.mark.long
 def test_a_group_resumes_where_each_arm_stands(tmp_path):
   configs = [config(arm) for arm in ARMS[:2]]
   short = [
@@ -192,6 +194,7 @@ def test_the_mode_is_measured_and_said(tmp_path):
   assert "ms by vmap" in said[0]
 
 
+@pytest.mark.long
 def test_a_convolution_goes_in_turn_on_a_cpu(tmp_path):
   small = {"task.network.multipliers": (1,), "task.network.width": 8}
   some = {k: v for k, v in BASE.items() if k.startswith("train")} | small

@@ -46,6 +46,7 @@ def test_streams_are_what_goes_in_and_out_of_blocks():
     assert found[name][1] == x.shape[-1]
 
 
+@pytest.mark.long
 def test_streams_of_an_image_end_in_an_image():
   task, batch = tiny.diffusion_task(), tiny.image_batch()
   params = tiny.weights(task.init, batch)

@@ -125,6 +125,22 @@ for arm, state in t.engine.run(
   assert set(run(tmp_path, COUNT)) == {"k=1", "k=2", "k=3"}
 
 
+def test_what_arms_print_is_kept_in_a_bucket_too(bucket):
+  """A later start adds to it; its last line says why an arm failed."""
+  home = files.path(bucket, "home") / "runs"
+
+  def run(*words):
+    body = [sys.executable, "-c", *words]
+    return list(engine.run(ARMS[:1], home, lambda *_: body, 1, ("finished",)))
+
+  ((_, state),) = run("import sys; print('one'); sys.exit('why')")[-1:]
+  assert (state["status"], state["line"]) == ("failed", "why")
+  assert [state["status"] for _, state in run("print('two')")] == ["finished"]
+  (log,) = (home / engine.LOGS).iterdir()
+  assert sorted(log.read_text().split()) == ["one"] * 3 + ["two"] + ["why"] * 3
+  assert engine.states(home)[ARMS[0].sha256]["starts"] == 4
+
+
 def test_states_survive_and_damage_is_said(tmp_path):
   run(tmp_path, COUNT, arms=ARMS[:1])
   state = engine.states(tmp_path)[ARMS[0].sha256]

@@ -128,6 +128,7 @@ def test_what_is_left_out_in_training():
   assert [x.sum() for x in (no_words & ~both, no_image & ~both, both)] == [100] * 3
 
 
+@pytest.mark.long
 def test_an_instruction_model_draws_from_the_image(setup):
   """Both scales at 1 are the network alone; the image reaches what is drawn."""
   _, params, caption, image = setup
