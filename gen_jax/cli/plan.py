@@ -84,6 +84,8 @@ def run(args) -> dict:
       raise InputError(f"--{name}={value} must be above 0 and below {_MOST:.0e}")
   if not args.search and args.figure:
     raise InputError("--figure is of what --search finds; give both")
+  if args.scaling and args.compare:
+    raise InputError("--scaling is of one config; give it without --compare")
   import jax  # here: see `lazy`
 
   # Everything here runs on the host: nothing may wait for, or take, an accelerator.

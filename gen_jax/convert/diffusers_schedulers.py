@@ -231,7 +231,8 @@ def read(config: Mapping[str, Any], name: str | None = None) -> Scheduler:
   fitting = [k for k in kinds if all(values[key] == v for key, v in k.selects.items())]
   kind = (fitting or kinds)[-1 if fitting else 0]
   # The last fitting kind is the most specific: `{}` fits all.
-  free = {*_CHAIN, *_PLACES, *_IDLE} - {"trained_betas"}
+  # Networks here count time in steps of 1/1000, whatever the chain's length.
+  free = {*_CHAIN, *_PLACES, *_IDLE} - {"trained_betas", "num_train_timesteps"}
   wrong = [
     f"{key}={values[key]!r:.60}"
     for key, usual in {**defaults, **kind.selects}.items()
@@ -272,6 +273,11 @@ def _chain(chain: schedule.Schedule, target: parameterisation.Target) -> Block:
       f"schedule {type(chain).__name__} with target {type(target).__name__} cannot be"
       " exported; scaled_linear or linear with eps, v or x0 can, as in"
       " configs/diffusion/ldm_emoji.py:diffusers"
+    )
+  if chain.num_timesteps != _CHAIN["num_train_timesteps"]:
+    raise InputError(
+      f"a schedule of num_timesteps={chain.num_timesteps} cannot be exported: diffusers"
+      " gives a network the number of the step, which is our 1000 t for 1000 alone"
     )
   return {
     "num_train_timesteps": chain.num_timesteps,

@@ -76,6 +76,10 @@ def test_a_forecast_by_formula_for_gpus(call):
     (["--topology", "v5e:2x4", "--price", "-1"], ["--price=-1"]),
     (["--topology", "a100:8", "--mfu", "0.4", "--tokens", "inf"], ["--tokens=inf"]),
     (["--topology", "v5e:2x4", "--figure", "a.png"], ["--figure", "--search"]),
+    (
+      ["--topology", "v5e:2x4", "--scaling", "r.json", "--compare", "lm/pydoc"],
+      ["--scaling is of one config", "--compare"],
+    ),
   ],
 )
 def test_what_cannot_be_is_said_in_a_line(call, words, parts):

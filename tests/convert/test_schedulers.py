@@ -125,6 +125,7 @@ def test_a_changed_sampler_is_what_comes_out():
     ("DDIMScheduler", {"prediction_type": "flow"}),
     ("DDIMScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
     ("DDIMScheduler", {"steps_offset": "1"}),
+    ("DDIMScheduler", {"num_train_timesteps": 500}),
     ("LCMScheduler", {}),
     (None, {}),
   ],
@@ -179,3 +180,12 @@ def test_short_leaves_out_defaults_to_any_depth():
   }  # fmt: skip
   whole = {"name": "to_first_node", "grid": {"name": "leading", "first": 0.002}}
   assert schedulers.short("grid", whole) == {"name": "to_first_node"}
+
+
+def test_a_chain_of_another_length_is_not_exported():
+  """diffusers gives a network the number of a step, ours 1000 times its time."""
+  target = parameterisation.Eps()
+  for num in (999, 1001):
+    with pytest.raises(InputError, match=f"num_timesteps={num} cannot be exported"):
+      schedulers.write(schedules.Linear(num), target, "ddim", "leading")
+  assert schedulers.write(schedules.Linear(1000), target, "ddim", "leading")

@@ -217,6 +217,8 @@ def _encoded(value: Any, where: str) -> bytes:
       files.read_bytes(pathlib.Path(path)) if content is None and path else content
     )
   if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
+    if value.shape[-1] not in (1, 3, 4) or not value.size:
+      raise InputError(f"{where}: pixels of shape {value.shape} are no image (H, W, 3)")
     png = io.BytesIO()
     grey = value.shape[-1] == 1
     Image.fromarray(value[..., 0] if grey else value).save(png, "PNG", compress_level=1)

@@ -1,9 +1,11 @@
 """Image stores: what goes in comes out, whoever packs it, killed or not."""
 
 import functools
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gen_jax.data import image_files, sources
 from gen_jax.data.stored import captioned, packing, source
@@ -181,6 +183,17 @@ def test_tars_that_cannot_be_packed(tmp_path, members, says):
   with pytest.raises(InputError, match=says):
     packed(tmp_path / "s", job(bad_tar(tmp_path, *members)))
   assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 5), (0, 8, 3), (8, 8, 0)])
+def test_pixels_that_are_no_image_are_refused(shape):
+  """Colours are one, three or four; of those the bytes are a PNG of the pixels."""
+  with pytest.raises(InputError, match=r"row 0: pixels of shape .* are no image"):
+    captioned._encoded(np.zeros(shape, np.uint8), "row 0")
+  for colors in (1, 3, 4):
+    pixels = np.arange(16 * colors, dtype=np.uint8).reshape(4, 4, colors)
+    found = Image.open(io.BytesIO(captioned._encoded(pixels, "row 0")))
+    np.testing.assert_array_equal(np.asarray(found).reshape(pixels.shape), pixels)
 
 
 def test_what_is_no_source_of_images(tmp_path):
