@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 
 _LIGHT = ("gen_jax.cli", "gen_jax.errors", "gen_jax.system.files")  # loaded at once
-_FOREIGN = ("jax", "numpy", "optax", "jinja2")  # without their parts, as C's
+_FOREIGN = ("numpy", "jax", "optax", "jinja2")  # without their parts, as C's
 
 
 class _Finder:
@@ -42,7 +42,9 @@ def load() -> None:
   """Loads what was put off: afterwards all is as if imported at once."""
   gc.disable()  # nothing of what is imported is garbage: a tenth of the time
   try:
-    for module in list(sys.modules.values()):
+    # First numpy: modules in C that are imported while it loads find a part of it.
+    found = [sys.modules[name] for name in _FOREIGN if name in sys.modules]
+    for module in [*found, *sys.modules.values()]:
       if type(module) is importlib.util._LazyModule:
         module.__dict__  # noqa: B018 (asking for anything loads it)
   finally:

@@ -30,7 +30,8 @@ def call(*words):
 
 
 # `tokenize --help` lists ways to find copies, whose file has tables of numpy.
-LIGHT = sorted({*main.COMMANDS} - {"tokenize"})
+COMMANDS = sorted(main.COMMANDS)
+LIGHT = sorted({*COMMANDS} - {"tokenize"})
 
 
 @pytest.mark.parametrize("words", [(), *((command,) for command in LIGHT)])
@@ -58,3 +59,22 @@ def test_typing_errors(words, says):
   code, out, said = call(*words)
   (line,) = said
   assert (code, out) == (2, "") and says in line
+
+
+LOAD = """
+import importlib, sys
+from gen_jax.system import lazy
+with lazy.imports():
+  importlib.import_module(f"gen_jax.cli.{sys.argv[1]}")
+lazy.load()
+assert lazy.loaded("gen_jax.errors") and lazy.loaded(f"gen_jax.cli.{sys.argv[1]}")
+"""
+
+
+@pytest.mark.parametrize(
+  "command",
+  [pytest.param(c, marks=[pytest.mark.long] * (c != "plan")) for c in COMMANDS],
+)
+def test_what_was_put_off_can_be_loaded(command):
+  """In a process of its own: here all is imported already."""
+  subprocess.run([sys.executable, "-c", LOAD, command], check=True)
