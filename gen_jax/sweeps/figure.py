@@ -106,7 +106,8 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
     color = drawn.get_color()
     axis.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
     if len({len(values) for values in line.values}) == 1:  # each has all seeds
-      axis.plot(x, line.values, color=color, linewidth=0.6)
+      marker = "." if len(x) == 1 else ""  # a lone point makes no line
+      axis.plot(x, line.values, color=color, linewidth=0.6, marker=marker, alpha=0.5)
   if x_axis != STEP:
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
   axis.set_ylim(*span(found, 0.2))
