@@ -46,6 +46,10 @@ def plots(found: Mapping[str, Any]) -> Iterator[Plot]:
       yield plot
   if len(keys) > 2:
     yield _parallel(found, keys)
+  if "search" in found:
+    arms = [arm for arm in found["search"]["arms"] if arm["results"]]
+    for key in dict.fromkeys(key for arm in arms for key in arm["overrides"]):
+      yield _searched(arms, key, found["metric"])
 
 
 def _apart(overrides: Sequence[space.Overrides]) -> list[str]:
@@ -167,6 +171,47 @@ def _parallel(found: Mapping[str, Any], keys: Sequence[str]) -> Plot:
   )
 
 
+def _searched(arms: Sequence[Mapping[str, Any]], key: str, metric: str) -> Plot:
+  """The metric of each arm of a search by one key; those stopped early in grey."""
+  from plotly import graph_objects
+
+  ended = [arm for arm in arms if arm["results"][-1]["value"] is not None]
+  places = [arm["overrides"].get(key) for arm in ended]
+  if is_numbers := all(map(_is_number, places)):
+    is_log = min(places, default=1) > 0 and max(places) > 10 * min(places)
+  drawn = graph_objects.Figure()
+  for name, colour in (("to the end", _COLOURS[0]), ("stopped early", _COLOURS[7])):
+    some = [
+      (x if is_numbers else space.text(x), arm["results"][-1], arm["name"])
+      for x, arm in zip(places, ended, strict=True)
+      if (arm["results"][-1]["steps"] is None) == (name == "to the end")
+    ]
+    drawn.add_scatter(
+      x=[x for x, _, _ in some],
+      y=[last["value"] for _, last, _ in some],
+      text=[
+        arm + (f", step {last['steps']}" if last["steps"] else "")
+        for _, last, arm in some
+      ],
+      hovertemplate="%{y:.5g}: %{text}<extra></extra>",
+      mode="markers",
+      marker={"color": f"rgb{colour}"},
+      name=name,
+    )
+  drawn.update_xaxes(type=None if not is_numbers else "log" if is_log else "linear")
+  drawn.update_layout(showlegend=True)
+  return Plot(
+    f"the search along {key}",
+    "A point for each arm at its last step; hover for the arm. Diverged ones are not"
+    " shown.",
+    curves.styled(drawn, key, metric),
+  )
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def table(found: Mapping[str, Any]) -> Table:
   """A line for each config: what varies, seeds, mean, interval, p against the best."""
   rows, metric = ledger.rows(found), found["metric"]
@@ -191,8 +236,7 @@ def table(found: Mapping[str, Any]) -> Table:
 
 
 def _cell(value: Any) -> tuple[str, float | str]:
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return space.text(value), float(value) if is_number else space.text(value)
+  return space.text(value), float(value) if _is_number(value) else space.text(value)
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:

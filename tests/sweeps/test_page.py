@@ -54,6 +54,30 @@ def test_the_table_has_a_line_for_each_config_and_values_to_sort_by():
 REST = ["interval", "p"]
 
 
+def test_a_search_shows_its_arms_along_each_key():
+  """Those that were stopped apart; rates on a log scale, words and depths not."""
+
+  def tried(rate, depth, kind, value, steps=None):
+    overrides = {"rate": rate, "depth": depth, "kind": kind}
+    results = [{"value": 9.0, "steps": 5}] * (steps is None)
+    results += [{"value": value, "steps": steps}]
+    return {"name": f"rate={rate}", "overrides": overrides, "results": results}
+
+  arms = [tried(1e-4, 2, "a", 3.0), tried(1e-2, 4, "b", 2.0)]
+  arms += [tried(1e-3, 3, "b", 4.0, 5), tried(1e-1, 3, "b", None)]
+  arms += [{"name": "", "overrides": {"rate": 1.0}, "results": []}]
+  found = {**LEDGER, "search": {"arms": arms}}
+  plots = {plot.title: plot.figure for plot in page.plots(found)}
+  rate, depth, kind = (plots[f"the search along {k}"] for k in arms[0]["overrides"])
+  for drawn, x in ((rate, (1e-4, 1e-2, 1e-3)), (depth, (2, 4, 3)), (kind, "abb")):
+    whole, early = drawn.data
+    assert (*whole.x, *early.x) == tuple(x)
+    assert (*whole.y, *early.y) == (3.0, 2.0, 4.0)
+  assert early.text == ("rate=0.001, step 5",)
+  types = [drawn.layout.xaxis.type for drawn in (rate, depth, kind)]
+  assert types == ["log", "linear", None]
+
+
 def test_a_heat_map_shows_means_once_for_keys_that_vary_together():
   titles = [plot.title for plot in page.plots(LEDGER)]
   assert titles == ["validation/loss over steps", "validation/loss by width and peak"]
