@@ -7,7 +7,7 @@ import pathlib
 from gen_jax.cli import flags
 from gen_jax.cli import sweep as sweep_command
 from gen_jax.errors import InputError
-from gen_jax.sweeps import ledger, sweep
+from gen_jax.sweeps import ledger, searching, sweep
 
 
 def add_arguments(parser) -> None:
@@ -19,16 +19,24 @@ def add_arguments(parser) -> None:
   add("--smoke", action="store_true", help="the best row alone, all of its seeds")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
   add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME-repro by default")
-  parser.epilog = "Exit code 1 if any row lies outside the band of the recorded runs."
+  parser.epilog = (
+    "Exit code 1 if any row lies outside the band of the recorded runs. Of a search\n"
+    "the best arm is run again, on the seeds of its record."
+  )
 
 
 def run(args) -> dict:
   """Runs again and compares."""
-  loaded = sweep_command.load(args)
-  path = loaded.folder / sweep.RESULTS
+  flags.check_processes(args.jobs, "--jobs")
+  file = sweep.file(args.experiment)
+  path = file.with_name(sweep.RESULTS)
   if not path.exists():
     raise InputError(f"{path} is not there; gen-jax sweep --record writes it")
   recorded = ledger.read(path)
+  if "search" in recorded:
+    loaded = searching.recorded(file, recorded)
+  else:
+    loaded = sweep.load(file)
   if args.smoke:
     top = ledger.best(ledger.rows(recorded), recorded["metric"])
     loaded = loaded.only(top.overrides)

@@ -71,12 +71,6 @@ def add_arguments(parser) -> None:
   )
 
 
-def load(args) -> sweep.Sweep:
-  """The experiment; raises InputError for a number of --jobs that cannot be."""
-  flags.check_processes(args.jobs, "--jobs")
-  return sweep.load(args.experiment)
-
-
 def run(args) -> dict:
   """Runs, lists or records."""
   _check(args)

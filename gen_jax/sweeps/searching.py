@@ -277,3 +277,19 @@ def load(path: pathlib.Path, **how: Any) -> Search:
   return Search(
     file.parent, question, module.CONFIG, module.METRIC, _tuples(found), **how
   )
+
+
+def recorded(path: pathlib.Path, found: Mapping[str, Any]) -> sweep.Sweep:
+  """The runs that a search has recorded, its best arm on fresh seeds, as a sweep.
+
+  Raises:
+    InputError: see `sweep.opened`; an override that the config refuses.
+  """
+  file, module, _ = sweep.opened(path, "get_search")
+  names, overrides = (
+    [arm[key] for arm in found["arms"]] for key in ("name", "overrides")
+  )
+  config = config_files.load(module.CONFIG)
+  arms = space.resolve(config, [*map(_tuples, overrides)], names)
+  about = (sweep.question(file, module), module.CONFIG, module.METRIC)
+  return sweep.Sweep(file.parent, *about, arms)

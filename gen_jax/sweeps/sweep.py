@@ -123,6 +123,18 @@ def command(
   return train
 
 
+def file(path: pathlib.Path) -> pathlib.Path:
+  """The sweep.py of an experiment's folder.
+
+  Raises:
+    InputError: there is none.
+  """
+  found = path / FILE if path.is_dir() else path
+  if not found.is_file() or found.suffix != ".py":
+    raise InputError(f"{path} has no {FILE}; an experiment's folder holds one")
+  return found
+
+
 def opened(path: pathlib.Path, name: str) -> tuple[pathlib.Path, Any, Any]:
   """sweep.py of an experiment's folder, its module, and what its function returns.
 
@@ -130,26 +142,26 @@ def opened(path: pathlib.Path, name: str) -> tuple[pathlib.Path, Any, Any]:
     InputError: no sweep.py, one that raises (file and line), or lacks a part; a metric
       of unknown direction.
   """
-  file = path / FILE if path.is_dir() else path
-  if not file.is_file() or file.suffix != ".py":
-    raise InputError(f"{path} has no {FILE}; an experiment's folder holds one")
+  found = file(path)
   try:
-    module = config_files.module(str(file))
+    module = config_files.module(str(found))
     missing = [n for n in ("CONFIG", "METRIC", name) if not hasattr(module, n)]
     if missing:
-      raise InputError(f"{file} needs {', '.join(missing)}")
+      raise InputError(f"{found} needs {', '.join(missing)}")
     made = getattr(module, name)()
   except InputError as error:
-    raise InputError(f"{file}: {error}" if str(file) not in str(error) else str(error))  # noqa: B904
+    raise InputError(  # noqa: B904
+      f"{found}: {error}" if str(found) not in str(error) else str(error)
+    )
   except (Exception, SystemExit) as error:  # a program: anything can happen in it
-    raise InputError(config_files.failure(str(file), error)) from None
+    raise InputError(config_files.failure(str(found), error)) from None
   evaluators.cost(module.METRIC, 0.0)
-  return file, module, made
+  return found, module, made
 
 
-def question(file: pathlib.Path, module: Any) -> str:
+def question(path: pathlib.Path, module: Any) -> str:
   """The first line of a sweep.py."""
-  return (module.__doc__ or file.parent.name).strip().partition("\n")[0]
+  return (module.__doc__ or path.parent.name).strip().partition("\n")[0]
 
 
 def load(path: pathlib.Path) -> Sweep:
@@ -158,9 +170,9 @@ def load(path: pathlib.Path) -> Sweep:
   Raises:
     InputError: see `opened` and `space.arms`.
   """
-  file, module, made = opened(path, "get_sweep")
+  found, module, made = opened(path, "get_sweep")
   if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
-    raise InputError(f"{file}: get_sweep must return a list of dicts")
+    raise InputError(f"{found}: get_sweep must return a list of dicts")
   also = getattr(module, "ALSO", ())
   for metric in also:
     evaluators.cost(metric, 0.0)
@@ -168,6 +180,6 @@ def load(path: pathlib.Path) -> Sweep:
   x_axis = getattr(module, "X_AXIS", figure.STEP)
   varied = space.varied([arm.overrides | s for arm in arms for _, s in arm.settings])
   if x_axis not in (figure.STEP, *varied):
-    raise unknown(f"X_AXIS (of {file})", x_axis, (figure.STEP, *varied))
-  about = (question(file, module), module.CONFIG, module.METRIC)
-  return Sweep(file.parent, *about, arms, x_axis, also)
+    raise unknown(f"X_AXIS (of {found})", x_axis, (figure.STEP, *varied))
+  about = (question(found, module), module.CONFIG, module.METRIC)
+  return Sweep(found.parent, *about, arms, x_axis, also)

@@ -226,6 +226,8 @@ def test_a_search_from_end_to_end(call, experiment, tmp_path):
   page = tmp_path / "page.html"
   results = folder / "results.json"
   assert call("report", "--sweep", results, "--out", page).code == 0
+  again = call("repro", folder, "--to", home)  # its arms are there
+  assert again.code == 0 and "is inside" in again.out
   best = found["search"]["arms"][found["search"]["best"]]
   assert f"{best['name']}. In the search it came to" in page.read_text()
 
