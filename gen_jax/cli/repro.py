@@ -41,7 +41,8 @@ def run(args) -> dict:
     top = ledger.best(ledger.rows(recorded), recorded["metric"])
     loaded = loaded.only(top.overrides)
   home = args.to or pathlib.Path("runs") / f"{loaded.folder.absolute().name}-repro"
-  ran = loaded.run(home, sweep_command.TRAIN, args.jobs, sweep_command.TOGETHER)
+  how = sweep.How(sweep_command.TRAIN, args.jobs, sweep_command.TOGETHER)
+  ran = loaded.run(home, how)
   for arm, state in ran:
     print(f"{arm.name}: {state['status']} after {state['secs']:.0f} s", flush=True)
   if any(s["status"] not in ledger.DONE for _, s in loaded.states(home)):

@@ -88,10 +88,7 @@ def run(args) -> dict:
   loaded = sweep.load(args.experiment)
   home = args.to or pathlib.Path("runs") / name
   if not args.list and not args.record:
-    place = _place(args, home)
-    groups = () if args.together == "no" or args.on != "local" else TOGETHER
-    jobs = args.jobs or len(loaded.arms)
-    _follow(loaded.run(home, TRAIN, jobs, groups, args.together, place))
+    _follow(loaded.run(home, _how(args, home, len(loaded.arms))))
   states = loaded.states(home)
   counts = collections.Counter(state["status"] for _, state in states)
   if args.list:
@@ -115,8 +112,10 @@ def _check(args) -> None:
   """Raises InputError for flags without effect."""
   if args.on not in PLACES:
     raise unknown("engine (--on)", args.on, PLACES)
-  if args.together and (args.on != "local" or args.search):
-    raise InputError("--together needs --on local, and no --search")
+  if args.together and (args.on != "local" or args.search == "tpe"):
+    raise InputError(
+      "--together needs --on local, and no --search tpe, which learns from arm to arm"
+    )
   given = flags.given(args, ("address", "option", "bucket", *_SEARCH))
   wanted = {"address": ("ray",), "option": PLACES[1:], "bucket": ("sky",)}
   for name in given:
@@ -147,6 +146,13 @@ def _place(args, home: pathlib.Path) -> engine.Place:
   return engine.Local()
 
 
+def _how(args, home: pathlib.Path, num_arms: int) -> sweep.How:
+  is_apart = args.together == "no" or args.on != "local" or args.search == "tpe"
+  groups = () if is_apart else TOGETHER
+  place = _place(args, home)
+  return sweep.How(TRAIN, args.jobs or num_arms, groups, args.together, place)
+
+
 def _follow(ran) -> None:
   for number, (arm, state) in enumerate(ran, 1):
     print(f"{number}: {arm.name}: {_words(state)}", flush=True)
@@ -172,7 +178,7 @@ def _search(args, name: str) -> dict:
   tag += f"-halving{loaded.factor}" if loaded.factor else ""
   home = args.to or pathlib.Path("runs") / tag
   if not args.list and not args.record:
-    _follow(loaded.run(home, TRAIN, args.jobs or loaded.num, _place(args, home)))
+    _follow(loaded.run(home, _how(args, home, loaded.num)))
   entries = loaded.entries(home)
   for line in loaded.lines(entries, None if args.list else 10):
     print(line)

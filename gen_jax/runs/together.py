@@ -47,10 +47,11 @@ class Apart(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """A run: its resolved config and its folder."""
+  """A run: its resolved config, its folder, and the step at which to stop, if any."""
 
   config: build.Config
   directory: pathlib.Path
+  until: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,17 +176,16 @@ class _Member(training.Solo):
     status, line = "failed", ""
     try:
       given = self.arm.config, self.arm.directory, training.Alone(), self
-      is_told = training.train(*given)["reason"] == "interrupted"
-      status = "interrupted" if is_told else "finished"
+      reason = training.train(*given, until=self.arm.until)["reason"]
+      status = "interrupted" if reason == "interrupted" else "finished"
     except Diverged as error:
       status, line = "diverged", one_line(error)
     except Apart as error:
       status, line = "apart", one_line(error)
-    except InputError as error:
-      line = one_line(error)
     except Exception as error:
-      traceback.print_exc()
       line = one_line(error)
+      if not isinstance(error, InputError):
+        traceback.print_exc()
     finally:  # whatever ends it, the group does not wait
       self.outcome = Outcome(status, line, 0.0, self._group.mode or "turn")
       self._back.release()
@@ -394,7 +394,7 @@ def _secs(step: Callable[[], Any]) -> float:
   """The least time of a few calls, after one that compiles."""
   times = []
   for _ in range(1 + _TIMED):
-    began = time.monotonic()
+    times.append(-time.monotonic())
     jax.block_until_ready(step())
-    times.append(time.monotonic() - began)
+    times[-1] += time.monotonic()
   return min(times[1:])

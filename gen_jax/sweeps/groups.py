@@ -54,6 +54,7 @@ def run(
   jobs: int,
   mode: str | None,
   done: Sequence[str],
+  until: int | None = None,
 ) -> Iterator[tuple[space.Arm, dict[str, Any]]]:
   """Trains arms that are not done in groups; yields each as it ends.
 
@@ -61,6 +62,7 @@ def run(
     words: of the command that trains a group.
     mode: of `together.MODES`; None: each group measures and chooses.
     jobs, done: see `engine.run`.
+    until: the step at which each run stops, if before its end.
   """
   known = engine.states(home)
   waiting = split(engine.left(arms, known, done), jobs)
@@ -72,7 +74,8 @@ def run(
   try:
     while waiting or running:
       while waiting and free:
-        running.append(_start(waiting.pop(0), home, words, mode, place, free.pop()))
+        some, slot = waiting.pop(0), free.pop()
+        running.append(_start(some, home, words, (mode, until), place, slot))
       for one in [*running]:
         is_over = one.process.poll() is not None
         for arm, state in _new(one, known, is_over):
@@ -89,7 +92,7 @@ def run(
     engine.stop([one.process for one in running])
 
 
-def _start(arms, home, words, mode, place, slot) -> _Running:
+def _start(arms, home, words, how, place, slot) -> _Running:
   tag = files.value_sha256([arm.sha256 for arm in arms])[:8]
   file = engine.desk(home, FOLDER) / f"{tag}.json"
   for i in range(len(arms)):
@@ -97,7 +100,8 @@ def _start(arms, home, words, mode, place, slot) -> _Running:
   listed = [
     {"config": arm.config, "workdir": str(engine.workdir(home, arm))} for arm in arms
   ]
-  files.write_json(file, files.sealed({"mode": mode, "runs": listed}))
+  given = {"mode": how[0], "until": how[1], "runs": listed}
+  files.write_json(file, files.sealed(given))
   log = engine.desk(home, engine.LOGS) / f"group-{tag}.txt"
   process = place.start(slot, [*words, str(file)], log)
   return _Running([*arms], process, slot, file, log)
@@ -128,9 +132,11 @@ def _new(
 def read(file: pathlib.Path) -> tuple[str | None, list[together.Arm]]:
   """What `_start` wrote: the mode and the runs."""
   found = files.read_sealed(file)
-  runs = found["runs"]
   return found["mode"], [
-    together.Arm(run["config"], files.path(run["workdir"], "workdir")) for run in runs
+    together.Arm(
+      run["config"], files.path(run["workdir"], "workdir"), found.get("until")
+    )
+    for run in found["runs"]
   ]
 
 

@@ -153,11 +153,7 @@ class Search:
     return space.resolve(config_files.load(self.config), made)
 
   def run(
-    self,
-    home: pathlib.Path,
-    words: Sequence[str],
-    jobs: int,
-    place: engine.Place | None = None,
+    self, home: pathlib.Path, how: sweep.How
   ) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
     """Runs what is missing, yields each arm as a rung of it ends.
 
@@ -166,31 +162,27 @@ class Search:
     """
     with lease.hold(home):
       entries = self.entries(home)
-      yield from self._rung(home, entries, 0, words, jobs, place)
+      yield from self._rung(home, entries, 0, how)
       while len(entries) < self.num:
         tried = [(entry["overrides"], self.cost(entry, 0)) for entry in entries]
         num = self.num - len(entries)
-        num = min(num, jobs) if self.method == "tpe" else num
+        num = min(num, how.jobs) if self.method == "tpe" else num
         new = search.propose(self.space, self.method, self.seed, tried, num)
         self._arms(new)
         entries += [{"overrides": arm, "results": []} for arm in new]
         self._write(home, entries)
-        yield from self._rung(home, entries, 0, words, jobs, place)
+        yield from self._rung(home, entries, 0, how)
       for rung in range(1, len(self.lengths)):
-        yield from self._rung(home, entries, rung, words, jobs, place)
+        yield from self._rung(home, entries, rung, how)
       if best := self.best(entries):
-        command = sweep.command(self.config, words)
-        done = ledger.DONE
-        yield from engine.run(self.fresh(best), home, command, jobs, done, place)
+        yield from sweep.train(self.config, self.fresh(best), home, how)
 
-  def _rung(self, home, entries, rung, words, jobs, place):
+  def _rung(self, home, entries, rung, how):
     todo = [e for e in self.chosen(entries, rung) if self.cost(e, rung) is None]
     arms = self._arms([entry["overrides"] for entry in todo])
     entry_of = {arm.sha256: entry for arm, entry in zip(arms, todo, strict=True)}
     until = self.lengths[rung]
-    flags = [] if until is None else ["--until", str(until)]
-    command = sweep.command(self.config, words, flags)
-    for arm, state in engine.run(arms, home, command, jobs, (), place):
+    for arm, state in sweep.train(self.config, arms, home, how, (), until):
       if state["status"] in ledger.DONE:
         value = ledger.last(engine.workdir(home, arm), self.metric)
         value = value if state["status"] == "finished" else None

@@ -15,7 +15,7 @@ names further metrics, which are columns of the table and parts of the figure.
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gen_jax.build import config_files
 from gen_jax.runs import lease
@@ -63,27 +63,15 @@ class Sweep:
     return dataclasses.replace(self, arms=arms)
 
   def run(
-    self,
-    home: pathlib.Path,
-    words: Sequence[str],
-    jobs: int,
-    together: Sequence[str] = (),
-    mode: str | None = None,
-    place: engine.Place | None = None,
+    self, home: pathlib.Path, how: "How"
   ) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
-    """Runs what is not done; see `groups.run`, then `engine.run`.
-
-    Args:
-      together: words of the command that trains a group; (): there are no groups.
+    """Runs what is not done; see `train`.
 
     Raises:
       InputError: another sweep works in `home`.
     """
     with lease.hold(home):
-      if together:
-        yield from groups.run(self.arms, home, together, jobs, mode, ledger.DONE)
-      run = command(self.config, words)
-      yield from engine.run(self.arms, home, run, jobs, ledger.DONE, place)
+      yield from train(self.config, self.arms, home, how)
 
   def states(self, home: pathlib.Path) -> list[tuple[space.Arm, Mapping[str, Any]]]:
     """Every arm with what it has come to; status "missing" before it is begun."""
@@ -96,6 +84,50 @@ class Sweep:
     about |= {"also": [*self.also]} if self.also else {}
     workdirs = {arm.sha256: engine.workdir(home, arm) for arm in self.arms}
     return ledger.collect(about, self.arms, engine.states(home), workdirs)
+
+
+class How(NamedTuple):
+  """How arms are run.
+
+  Attributes:
+    words: of the command that trains one.
+    jobs: processes at a time.
+    together: words of the command that trains a group; (): there are no groups.
+    mode: of groups, see `groups.run`.
+    place: where the others run, see `engine.run`.
+  """
+
+  words: Sequence[str]
+  jobs: int
+  together: Sequence[str] = ()
+  mode: str | None = None
+  place: engine.Place | None = None
+
+
+def train(
+  config: str,
+  arms: Sequence[space.Arm],
+  home: pathlib.Path,
+  how: How,
+  done: Sequence[str] = ledger.DONE,
+  until: int | None = None,
+) -> Iterator[tuple[space.Arm, Mapping[str, Any]]]:
+  """Trains arms that are not done, in groups where they can be, then the others.
+
+  Args:
+    config: file and argument of the base config.
+    done: statuses that need no run.
+    until: the step at which each arm stops, if before its end.
+  """
+  ended = set()
+  if how.together:
+    given = (how.together, how.jobs, how.mode, done, until)
+    for arm, state in groups.run(arms, home, *given):
+      ended |= {arm.sha256} if state["status"] in ledger.DONE else set()
+      yield arm, state
+  rest = [arm for arm in arms if arm.sha256 not in ended]
+  run = command(config, how.words, [] if until is None else ["--until", str(until)])
+  yield from engine.run(rest, home, run, how.jobs, done, how.place)
 
 
 def record(

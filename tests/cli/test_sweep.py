@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gen_jax.runs import lease
-from gen_jax.sweeps import engine, ledger
+from gen_jax.sweeps import engine, ledger, searching
 from gen_jax.system import files
 
 HEAD = 'CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"\n'
@@ -93,6 +93,7 @@ def test_jobs_that_no_machine_has_cores_for_are_refused(
     (["--halving", "3"], ["--halving needs --search"]),
     (["--search", "tpa"], ["unknown method (--search) 'tpa': did you mean 'tpe'?"]),
     (["--search", "tpe"], ["needs get_search"]),
+    (["--search", "tpe", "--together", "map"], ["no --search tpe"]),
   ],
 )
 def test_bad_engines_and_searches(refuse, experiment, tmp_path, flags, says):
@@ -206,7 +207,10 @@ def get_search():
 
 @pytest.mark.long
 def test_a_search_from_end_to_end(call, experiment, tmp_path):
-  """Three real arms by halving; the best one on two seeds is recorded."""
+  """Three real arms by halving; the best one on two seeds is recorded.
+
+  In groups each arm comes to what it comes to in a process of its own.
+  """
   folder, home = experiment("fixed()"), tmp_path / "runs"
   with (folder / "sweep.py").open("a") as file:
     file.write(SEARCH)
@@ -214,8 +218,15 @@ def test_a_search_from_end_to_end(call, experiment, tmp_path):
   words = ("sweep", folder, "--to", home, "--search", "halton", "--arms", "3")
   words = (*words, "--halving", "2", "--fresh", "2")
   assert "0 of 3 arms tried" in call(*words, "--list").out
-  outcome = call(*words, "--jobs", "2")
+  outcome = call(*words, "--together", "map")
   assert outcome.code == 0 and "3 of 3 arms tried" in outcome.out, outcome
+  known = engine.states(home)
+  assert [state.get("together") for state in known.values()].count("map") >= 4
+  apart = [*words, "--together", "no", "--jobs", "2"]
+  apart[apart.index("--to") + 1] = tmp_path / "apart"
+  assert call(*apart).code == 0
+  names = (home / searching.NAME, tmp_path / "apart" / searching.NAME)
+  assert names[0].read_text() == names[1].read_text()  # values to the bit
   before = os.stat(home / engine.NAME).st_mtime_ns
   assert call(*words, "--record").code == 0
   assert os.stat(home / engine.NAME).st_mtime_ns == before

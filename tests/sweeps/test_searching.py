@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gen_jax.sweeps import ledger, search, searching
+from gen_jax.sweeps import ledger, search, searching, sweep
 from gen_jax.types import InputError
 
 SWEEP = '''"""Which rate?"""
@@ -64,7 +64,7 @@ def load(folder, method="halton", num=12, factor=None, **how):
 def run(folder, found, jobs=4, name="runs"):
   words = [sys.executable, str(folder.parent / "train.py")]
   home = folder.parent / name
-  return home, list(found.run(home, words, jobs))
+  return home, list(found.run(home, sweep.How(words, jobs)))
 
 
 def starts(home):
