@@ -155,8 +155,8 @@ def of(hint: Any) -> list[tuple[type, Range | None]]:
 def is_argument(value: Any, hint: Any) -> bool:
   """Whether a value of this hint is a number that programs take as an argument."""
   chosen = {kind: a.is_argument for kind, a in of(hint) if a and kind is type(value)}
-  is_float = type(value) is float
-  return is_float if chosen.get(type(value)) is None else chosen[type(value)]
+  said = chosen.get(type(value))
+  return type(value) is float if said is None else said
 
 
 def text(hint: Any) -> str:

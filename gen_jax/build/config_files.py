@@ -58,7 +58,7 @@ def find(name: str) -> pathlib.Path:
   if _is_module(name):
     with contextlib.suppress(ImportError, ValueError):  # of a package above, a script
       spec = importlib.util.find_spec(name)
-      if spec is not None and spec.has_location:
+      if spec is not None and spec.has_location and spec.origin:
         return pathlib.Path(spec.origin).absolute()
   is_path = name.endswith(".py")
   known = (f"{_SHARED}/{own}.py" if is_path else own for own in names())
@@ -100,6 +100,7 @@ def module(path: str) -> types.ModuleType:
   if _is_module(path):
     return importlib.import_module(path)
   spec = importlib.util.spec_from_file_location(f"gen_jax_config_{file.stem}", file)
+  assert spec is not None and spec.loader is not None  # a file that is there
   loaded = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = loaded  # classes look up their module
   spec.loader.exec_module(loaded)
@@ -166,4 +167,4 @@ def _renamed(config: dict[str, Any], path: str) -> dict[str, Any]:
   if new != config:
     changes = ", ".join(upgrade.renamed(config))
     print(f"config {path}: {changes}; old names go with the next release")
-  return new
+  return dict(new)

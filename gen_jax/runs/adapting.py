@@ -59,7 +59,7 @@ def write(
   config = {**base.config, "adapter": block}
   config["init_from"] = {"workdir": str(base.workdir)}
   config["train"] = {**config["train"], "ema_decay": None}  # of the base's training
-  if workdir.has_autoencoder(base.workdir):
+  if workdir.has_autoencoder(base.home):
     codec = {**config["task"]["codec"], "workdir": str(base.workdir)}
     config["task"] = {**config["task"], "codec": codec}
   made = runs.fresh(config, None, overrides)
@@ -68,7 +68,8 @@ def write(
   params = adapters.place(matrices, state.params)
   home = base.tokenizer_folder
   names = sorted(p.name for p in home.iterdir()) if home else []
-  kept = {key: about[key] for key in ("is_linear", "scheduler") if key in about}
+  names_kept = ("is_linear", "scheduler")
+  kept: dict[str, Any] = {key: about[key] for key in names_kept if key in about}
   origin = {**kept, "base": about.get("from"), **origin}
 
   def write_more():
