@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator
 
 _LIGHT = ("gen_jax.cli", "gen_jax.errors", "gen_jax.system.files")  # loaded at once
+_Lazy = importlib.util._LazyModule  # type: ignore[attr-defined]  # has no public name
 _FOREIGN = ("jax", "numpy", "optax", "jinja2")  # without their parts, as C's
 
 
@@ -43,13 +44,20 @@ def load() -> None:
   gc.disable()  # nothing of what is imported is garbage: a tenth of the time
   try:
     for module in list(sys.modules.values()):
-      if type(module) is importlib.util._LazyModule:
+      if type(module) is _Lazy:
         module.__dict__  # noqa: B018 (asking for anything loads it)
   finally:
     gc.enable()
 
 
+def forget() -> None:
+  """Drops what was put off, so that it can be again: a second import would load it."""
+  for name, module in list(sys.modules.items()):
+    if type(module) is _Lazy:
+      del sys.modules[name]
+
+
 def loaded(name: str) -> types.ModuleType | None:
   """A module that is imported already, and not put off."""
   module = sys.modules.get(name)
-  return None if type(module) is importlib.util._LazyModule else module
+  return None if type(module) is _Lazy else module
