@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from gen_jax.convert import adapters, lora_files, peft
+from gen_jax.data import kept
 from gen_jax.runs import importing, workdir
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
@@ -68,11 +69,12 @@ def write(
   params = adapters.place(matrices, state.params)
   home = base.tokenizer_folder
   names = sorted(p.name for p in home.iterdir()) if home else []
-  names_kept = ("is_linear", "scheduler")
-  kept: dict[str, Any] = {key: about[key] for key in names_kept if key in about}
-  origin = {**kept, "base": about.get("from"), **origin}
+  told: dict[str, Any] = {k: about[k] for k in ("is_linear", "scheduler") if k in about}
+  origin = {**told, "base": about.get("from"), **origin}
 
   def write_more():
+    if model.class_names is not None:
+      kept.write_class_names(directory, model.class_names)
     weighing.load_base(directory, experiment)
     weighing.load_frozen(experiment, directory)
 
