@@ -19,6 +19,7 @@ test-all: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # In an environment of its own: the peer is PyTorch, which nothing else needs.
 bench: .venv-bench/installed

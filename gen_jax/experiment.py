@@ -72,8 +72,8 @@ class Experiment:
     self, num_steps: int
   ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and its learning rate for a run of num_steps."""
-    num_steps, block = numbers.named(num_steps, "num_steps"), self.config["optimizer"]
-    optimizer, rate = build.build("optimizer", block, num_steps=num_steps)
+    named, block = numbers.named(num_steps, "num_steps"), self.config["optimizer"]
+    optimizer, rate = build.build("optimizer", block, num_steps=named)
     if rates := self.rates():
       optimizer = mup.scaled(optimizer, rates)
     return optimizer, rate
@@ -239,5 +239,5 @@ def make(
     class_names=names,
     source=start,
     adapter=adapter,
-    narrow=narrow and build.build("task", narrow["task"], **injected),
+    narrow=build.build("task", narrow["task"], **injected) if narrow else None,
   ).around(task)

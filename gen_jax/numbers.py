@@ -26,7 +26,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -35,8 +35,8 @@ Numbers = Mapping[str, Any]  # by name: float or int, or 32-bit [] arrays of the
 _UFUNCS = {np.cos: "cos", np.sin: "sin", np.sqrt: "sqrt", np.log: "log", np.exp: "exp"}
 
 
-def plain(number: float | int) -> float | int:
-  """The number without its name."""
+def plain(number: Any) -> Any:
+  """A float or int without its name."""
   kind = float if isinstance(number, float) else int
   return getattr(kind, f"__{kind.__name__}__")(number)
 
@@ -47,6 +47,10 @@ _meets: contextvars.ContextVar[Callable[[Any], Any]] = contextvars.ContextVar(
 )
 
 
+@overload
+def named(value: int, name: str) -> int: ...
+@overload
+def named(value: float, name: str) -> float: ...
 def named(value: float | int, name: str) -> float | int:
   """`value` as a number of this name.
 
@@ -54,15 +58,21 @@ def named(value: float | int, name: str) -> float | int:
   >>> half, (1 - half / 4).name
   (0.5, '(1 - (a / 4))')
   """
-  return (_Float if isinstance(value, float) else _Int)(value, name)
+  return _named(value, name)
+
+
+def _named(value: float | int, name: str) -> "_Float | _Int":
+  number = _Float(value) if isinstance(value, float) else _Int(value)
+  number.name = name
+  return number
 
 
 def _derived(
-  function: Callable[..., Any], words: str, *operands: float | int
-) -> float | int:
+  function: Callable[..., Any], words: str, *operands: Any
+) -> "_Float | _Int":
   """function(*operands), named by its words, in which `{}` stand for their names."""
   names = (getattr(x, "name", x) for x in operands)
-  number = named(function(*map(plain, operands)), words.format(*names))
+  number = _named(function(*map(plain, operands)), words.format(*names))
   number.made = function, operands
   return number
 
@@ -111,9 +121,10 @@ def deciding() -> Iterator[list[Decision]]:
 
   What C code reads of a number (math.sqrt, numpy) is none of them.
   """
-  token = _decisions.set([])
+  found: list[Decision] = []
+  token = _decisions.set(found)
   try:
-    yield _decisions.get()
+    yield found
   finally:
     _decisions.reset(token)
 
@@ -153,16 +164,9 @@ def _unary(function: Callable[..., Any], words: str):
 class _Number:
   """What named floats and ints have in common."""
 
-  array = None  # what it is, where `jax.jit` and its like have made an array of it
-  made = None  # (function, operands) of a number derived from others
-
-  def __new__(cls, value: float | int, name: str):
-    self = super().__new__(cls, value)
-    self.name = name
-    return self
-
-  def __getnewargs__(self):
-    return plain(self), self.name
+  name: str
+  array: Any = None  # where `jax.jit` and its like have made an array of it
+  made: tuple[Callable[..., Any], tuple[Any, ...]] | None = None  # of other numbers
 
   def __jax_array__(self):
     return _meets.get()(self) if self.array is None else self.array
@@ -170,13 +174,13 @@ class _Number:
   def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
     if ufunc in _UFUNCS and inputs == (self,) and not kwargs:
       return _derived(lambda x: float(ufunc(x)), f"{_UFUNCS[ufunc]}({{}})", self)
-    inputs = (plain(x) if isinstance(x, _Number) else x for x in inputs)
-    return getattr(ufunc, method)(*inputs, **kwargs)
+    bare = (plain(x) if isinstance(x, _Number) else x for x in inputs)
+    return getattr(ufunc, method)(*bare, **kwargs)
 
   __neg__ = _unary(operator.neg, "-{}")
   __abs__ = _unary(abs, "abs({})")
 
-  def __round__(self, digits: int | None = None):
+  def __round__(self, digits=None):
     more = "" if digits is None else f", {digits}"
     return _derived(lambda x: round(x, digits), f"round({{}}{more})", self)
 
@@ -209,7 +213,7 @@ def _flatten(number):
 
 
 def _unflatten(known, leaves):
-  number = named(*known)
+  number = _named(*known)
   if isinstance(leaves[0], jax.Array):
     number.array = leaves[0]
   return number
@@ -247,12 +251,12 @@ def constant() -> Iterator[None]:
     yield
 
 
-def met(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
+def met(fn: Callable[..., Any], *args: Any) -> dict[str, Any]:
   """The named numbers that meet an array in fn(*args), traced; args may be abstract.
 
   `arguments` makes of them what the program takes.
   """
-  numbers: dict[str, float | int] = {}
+  numbers: dict[str, Any] = {}
 
   def meets(number):
     value = plain(number)
@@ -265,7 +269,7 @@ def met(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
   return numbers
 
 
-def arguments(numbers: Numbers, values: Numbers | None = None) -> Numbers:
+def arguments(numbers: Numbers, values: Numbers | None = None) -> dict[str, Any]:
   """What a program takes for numbers that `met` has found.
 
   Args:
@@ -277,7 +281,7 @@ def arguments(numbers: Numbers, values: Numbers | None = None) -> Numbers:
   }
 
 
-def found(fn: Callable[..., Any], *args: Any) -> dict[str, float | int]:
+def found(fn: Callable[..., Any], *args: Any) -> dict[str, Any]:
   """The numbers that a program of fn(*args) takes; args may be abstract.
 
   >>> x, rate = jax.ShapeDtypeStruct((2,), "float32"), named(0.5, "rate")

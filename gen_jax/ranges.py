@@ -155,8 +155,8 @@ def of(hint: Any) -> list[tuple[type, Range | None]]:
 def is_argument(value: Any, hint: Any) -> bool:
   """Whether a value of this hint is a number that programs take as an argument."""
   chosen = {kind: a.is_argument for kind, a in of(hint) if a and kind is type(value)}
-  is_float = type(value) is float
-  return is_float if chosen.get(type(value)) is None else chosen[type(value)]
+  said = chosen.get(type(value))
+  return type(value) is float if said is None else said
 
 
 def text(hint: Any) -> str:
@@ -219,7 +219,7 @@ def _float(value: float) -> float:
 
 
 def check(instance: Any) -> None:
-  """Checks a dataclass's numbers against their ranges: `__post_init__ = ranges.check`.
+  """Checks a dataclass's numbers against their ranges, in `__post_init__`.
 
   Raises:
     InputError: a number out of its range.
@@ -229,17 +229,13 @@ def check(instance: Any) -> None:
     _check(getattr(instance, field.name), field.type, path)
 
 
-def rising(low: str, high: str) -> Callable[[Any], None]:
-  """A `__post_init__` that runs `check` and requires field `low` <= field `high`."""
-
-  def post_init(instance: Any) -> None:
-    check(instance)
-    first, last = getattr(instance, low), getattr(instance, high)
-    if first > last:
-      name = type(instance).__name__
-      raise InputError(f"{name}.{low}={first} must be at most {high}={last}")
-
-  return post_init
+def check_rising(instance: Any, low: str, high: str) -> None:
+  """Runs `check`, and requires field `low` <= field `high`."""
+  check(instance)
+  first, last = getattr(instance, low), getattr(instance, high)
+  if first > last:
+    name = type(instance).__name__
+    raise InputError(f"{name}.{low}={first} must be at most {high}={last}")
 
 
 def _check(value: Any, hint: Any, path: str) -> None:

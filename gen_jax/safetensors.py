@@ -269,7 +269,8 @@ def write_file(
   dtype: str,
 ) -> None:
   """Writes the named tensors into one file; see `write_folder`."""
-  header, at = {"__metadata__": {"format": "pt"}}, 0
+  header: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
+  at = 0
   for name in names:
     end = at + math.prod(tensors[name].shape) * DTYPES[dtype].itemsize
     shape = list(tensors[name].shape)
@@ -304,7 +305,8 @@ def write_folder(
   Raises:
     InputError: a value that overflows the dtype.
   """
-  groups, room = [[]], max_bytes
+  groups: list[list[str]] = [[]]
+  room = max_bytes
   sizes = {n: math.prod(t.shape) * DTYPES[dtype].itemsize for n, t in tensors.items()}
   for name, size in sizes.items():
     if groups[-1] and size > room:
@@ -315,7 +317,7 @@ def write_folder(
   if len(groups) == 1:
     write_file(folder / f"{stem}.safetensors", groups[0], tensors, dtype)
     return
-  where = {}
+  where: dict[str, str] = {}
   for i, names in enumerate(groups, 1):
     file = f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors"
     write_file(folder / file, names, tensors, dtype)

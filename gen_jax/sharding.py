@@ -94,13 +94,13 @@ class Layout:
     """The partition spec of an array; raises InputError, see the module."""
     if len(names) != len(shape):
       raise InputError(f"{path}: axis names {tuple(names)} do not fit shape {shape}")
-    used: dict[str, str] = {}
+    used: dict[str, str | None] = {}
     entries = []
     for name, length in zip(names, shape, strict=True):
       if name is not None and name not in self.rules:
         raise unknown(f"logical axis (of {path})", name, self.rules)
-      is_whole = name is None or (length == 1 and name in _HEADS)
-      axes = _axes(None if is_whole else self.rules[name])
+      is_whole = length == 1 and name in _HEADS
+      axes = _axes(None if name is None or is_whole else self.rules[name])
       for axis in axes:
         if axis in used:
           raise InputError(
@@ -175,8 +175,8 @@ class Layout:
   def local_rows(self, batch_size: int) -> slice:
     """The rows of a global batch that this process must provide, see `_block`."""
     sharding = self.batched(jax.ShapeDtypeStruct((batch_size,), np.int32))
-    index_map = sharding.addressable_devices_indices_map((batch_size,))
-    return _block([index[0] for index in index_map.values()], batch_size)
+    places = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return _block([at[0] for at in places if at is not None], batch_size)
 
   def put(self, batch: dict[str, np.ndarray], batch_size: int) -> Batch:
     """Makes global arrays [batch_size, ...] from this process's `local_rows`."""
@@ -333,7 +333,9 @@ def ring(name: str) -> collectives.Ring:
     ValueError: it is sharded over several mesh axes.
   """
   layout = _CURRENT.get()
-  axes = () if layout is None else _axes(layout.rules[name])
+  if layout is None:
+    return collectives.Ring(None, 1)
+  axes = _axes(layout.rules[name])
   if len(axes) > 1:
     raise ValueError(f"axis {name!r} is sharded over {axes}: no ring")
   if not axes:

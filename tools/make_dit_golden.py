@@ -1,6 +1,7 @@
 """Writes tests/golden_dit: a tiny random DiT, and what diffusers computes with it.
 
-Runs in an environment of its own with torch and diffusers, which the tests do not need:
+Runs in an environment of its own with torch, diffusers and peft, which the tests do not
+need:
 
     python tools/make_dit_golden.py tests/golden_dit
 
@@ -8,6 +9,9 @@ The folder is a transformer/ as diffusers saves it, with expected.npz: inputs, o
 the state after each block, gradients by parameter, and the positions. Every parameter
 is random, so that each term matters; the blocks' copies of the embedders are equal, as
 in the release. `expected.npz` has float32 arrays with the channels last.
+
+The folder adapter/ is a LoRA adapter as PEFT saves it, with ranks and scales that
+differ, and `adapted` in expected.npz what the transformer gives with it.
 """
 
 import json
@@ -16,6 +20,7 @@ import sys
 
 import diffusers
 import numpy as np
+import peft
 import torch
 
 SEED = 7
@@ -36,6 +41,26 @@ GRADIENTS = (
   "transformer_blocks.1.ff.net.0.proj.bias",
   "proj_out_1.weight",
 )
+
+ADAPTER = dict(
+  r=3,
+  lora_alpha=6,
+  target_modules=["to_q", "to_out.0", "ff.net.2", "norm1.linear", "proj_out_2", "proj"],
+  rank_pattern={"to_q": 2},
+  alpha_pattern={"ff.net.2": 5, "ff.net.0.proj": 1},
+)
+
+
+def adapt(model, folder):
+  """The model with a random adapter, which is saved."""
+  torch.manual_seed(SEED + 1)
+  adapted = peft.get_peft_model(model, peft.LoraConfig(**ADAPTER)).eval()
+  for name, parameter in adapted.named_parameters():
+    if "lora_" in name:
+      torch.nn.init.normal_(parameter, std=0.2)
+  adapted.save_pretrained(folder)
+  (folder / "README.md").unlink()
+  return adapted
 
 
 def randomise(model):
@@ -67,6 +92,10 @@ def main() -> None:
     return y.detach().movedim(1, -1).numpy()
 
   parameters = dict(model.named_parameters())
+  found = {f"block/{i}": value.numpy() for i, value in enumerate(blocks)}
+  found |= {f"gradient/{name}": parameters[name].grad.numpy() for name in GRADIENTS}
+  with torch.no_grad():
+    adapted = adapt(model, target / "adapter")(x, timesteps, labels).sample
   np.savez_compressed(
     target / "expected.npz",
     x=last(x),
@@ -74,14 +103,15 @@ def main() -> None:
     labels=labels.numpy(),
     out=last(out),
     positions=model.pos_embed.pos_embed[0].numpy(),
-    **{f"block/{i}": value.numpy() for i, value in enumerate(blocks)},
-    **{f"gradient/{name}": parameters[name].grad.numpy() for name in GRADIENTS},
+    **found,
+    adapted=last(adapted),
   )
   provenance = {
     "made_by": "tools/make_dit_golden.py",
     "seed": SEED,
     "torch": torch.__version__,
     "diffusers": diffusers.__version__,
+    "peft": peft.__version__,
   }
   (target / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
 

@@ -163,11 +163,11 @@ def _kind(path: str) -> str:
   return "evaluator" if head == "evaluators" else KINDS.get(path, last)
 
 
-def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str | None]:
-  """The table of names for the block at a dotted path, and the block's own name."""
+def _table(path: str, block: Config) -> tuple[Mapping[str, Entry], str]:
+  """The table of names for the block at a dotted path, and the block's own or ''."""
   kind = _kind(path)
   name = _name(kind, block)
-  return TABLES.get(kind, {}), name if isinstance(name, str) else None
+  return TABLES.get(kind, {}), name if isinstance(name, str) else ""
 
 
 def _blocks(config: Config) -> Iterator[tuple[str, Any]]:
@@ -339,7 +339,9 @@ def _keys(kind: str, block: Any, path: str) -> Iterator[Key]:
   if not isinstance(block, Mapping) or path.count(".") >= _DEEPEST:
     return
   entry = TABLES[kind].get(_name(kind, block))
-  for key, p in entry.keys().items() if entry else ():
+  if entry is None:
+    return
+  for key, p in entry.keys().items():
     below, value = f"{path}.{key}", block.get(key, p.default)
     yield Key(below, p.annotation, p.default, value, _meaning(entry.signature, key))
     if is_block(key, p.annotation):

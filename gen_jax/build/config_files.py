@@ -18,25 +18,9 @@ import traceback
 import types
 from typing import Any
 
-import gen_jax
 from gen_jax.build import upgrade
-from gen_jax.system import files
+from gen_jax.system import files, own_configs
 from gen_jax.types import InputError, unknown
-
-_SHARED = "configs"  # the package's name in configs, and the folder's
-
-
-def home() -> pathlib.Path:
-  """The folder of the configs that come with gen_jax: in it; in a clone next to it."""
-  package = pathlib.Path(gen_jax.__file__).parent
-  inside = package / _SHARED
-  return inside if inside.is_dir() else package.parent / _SHARED
-
-
-def names() -> list[str]:
-  """Names of the configs that come with gen_jax, in order: 'lm/pydoc', ..."""
-  found = (p.relative_to(home()).with_suffix("") for p in home().glob("*/*.py"))
-  return sorted(name.as_posix() for name in found if name.name != "__init__")
 
 
 def find(name: str) -> pathlib.Path:
@@ -52,16 +36,18 @@ def find(name: str) -> pathlib.Path:
   file = files.local(name, "--config").absolute()
   if file.is_file():
     return file
-  own = name.removeprefix(f"{_SHARED}/").removesuffix(".py")
-  if own in names():
-    return home() / f"{own}.py"
+  own = name.removeprefix(f"{own_configs.SHARED}/").removesuffix(".py")
+  if own in own_configs.names():
+    return own_configs.home() / f"{own}.py"
   if _is_module(name):
     with contextlib.suppress(ImportError, ValueError):  # of a package above, a script
       spec = importlib.util.find_spec(name)
-      if spec is not None and spec.has_location:
+      if spec is not None and spec.has_location and spec.origin:
         return pathlib.Path(spec.origin).absolute()
   is_path = name.endswith(".py")
-  known = (f"{_SHARED}/{own}.py" if is_path else own for own in names())
+  known = (
+    f"{own_configs.SHARED}/{own}.py" if is_path else own for own in own_configs.names()
+  )
   raise unknown("config", name, known)
 
 
@@ -77,15 +63,19 @@ def _importable(folder: str) -> None:
 
 def _share(file: pathlib.Path) -> None:
   """Makes `configs`, and modules next to a config file, importable."""
-  own = [str(parent) for parent in file.parents if parent.name == _SHARED][:1]
-  path = [*dict.fromkeys([*own, str(home())])]
-  if [*getattr(sys.modules.get(_SHARED), "__path__", ())] != path:
-    for name in [n for n in sys.modules if n.split(".")[0] == _SHARED]:
+  own = [str(parent) for parent in file.parents if parent.name == own_configs.SHARED][
+    :1
+  ]
+  path = [*dict.fromkeys([*own, str(own_configs.home())])]
+  if [*getattr(sys.modules.get(own_configs.SHARED), "__path__", ())] != path:
+    for name in [n for n in sys.modules if n.split(".")[0] == own_configs.SHARED]:
       del sys.modules[name]
-    package = types.ModuleType(_SHARED, "The configs that come with gen_jax.")
+    package = types.ModuleType(
+      own_configs.SHARED, "The configs that come with gen_jax."
+    )
     package.__path__ = path
-    sys.modules[_SHARED] = package
-  if home() not in file.parents:
+    sys.modules[own_configs.SHARED] = package
+  if own_configs.home() not in file.parents:
     _importable(str(file.parent))
 
 
@@ -100,6 +90,7 @@ def module(path: str) -> types.ModuleType:
   if _is_module(path):
     return importlib.import_module(path)
   spec = importlib.util.spec_from_file_location(f"gen_jax_config_{file.stem}", file)
+  assert spec is not None and spec.loader is not None  # a file that is there
   loaded = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = loaded  # classes look up their module
   spec.loader.exec_module(loaded)
@@ -166,4 +157,4 @@ def _renamed(config: dict[str, Any], path: str) -> dict[str, Any]:
   if new != config:
     changes = ", ".join(upgrade.renamed(config))
     print(f"config {path}: {changes}; old names go with the next release")
-  return new
+  return dict(new)

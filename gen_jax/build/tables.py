@@ -141,7 +141,7 @@ def _text(
   """
   del vector_width
   length = caption_length or 1
-  pair = np.zeros(length, np.int32), np.ones(length, np.bool_)
+  tokens, mask = np.zeros(length, np.int32), np.ones(length, np.bool_)
   if tokenizer is not None:
     if tokenizer.vocab_size > text_encoder.config.vocab_size:
       raise InputError(
@@ -149,8 +149,8 @@ def _text(
         f"{text_encoder.config.vocab_size} is smaller than the tokenizer's vocabulary"
         f" of {tokenizer.vocab_size}; raise it to at least that"
       )
-    pair = pipeline.pad_caption("", tokenizer, length)
-  null_caption = conditioning.Caption(*(x[None] for x in pair))
+    tokens, mask = pipeline.pad_caption("", tokenizer, length)
+  null_caption = conditioning.Caption(tokens[None], mask[None])
   return conditioning.Text(text_encoder, null_caption)
 
 

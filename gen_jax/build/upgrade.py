@@ -84,8 +84,8 @@ def renamed(old: Mapping[str, Any]) -> list[str]:
     for part in (next((m for m in MOVED if f"{path}.".startswith(f"{m}.")), path), path)
     if part in MOVED or (part.startswith("task.") and part.split(".")[-1] in KEYS)
   )
-  had, has = (c.get("data") for c in (old, config(old)))
-  lost = had.keys() - has.keys() if isinstance(had, dict) else ()
+  had = old.get("data")
+  lost = had.keys() - config(old)["data"].keys() if isinstance(had, dict) else ()
   return [*found, *(f"data.{name} is not read" for name in sorted(lost))]
 
 

@@ -11,6 +11,7 @@ from gen_jax import build, tree
 from gen_jax.errors import unknown
 from gen_jax.runs import run as runs
 from gen_jax.runs import workdir
+from gen_jax.system import own_configs
 
 
 def add_arguments(parser) -> None:
@@ -29,9 +30,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> dict:
   """Prints the configs; returns {name: its card, and its variants}."""
-  from gen_jax.build import config_files  # see `lazy`
-
-  names = config_files.names()
+  names = own_configs.names()
   for wanted in args.names:
     if not any(_is_below(name, wanted) for name in names):
       raise unknown("config", wanted, names)

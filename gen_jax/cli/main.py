@@ -52,6 +52,7 @@ COMMANDS = {
   "export": "write a model as transformers or diffusers load it",
   "launch": "run train, evaluate or sample on many hosts",
   "report": "write one self-contained HTML page about workdirs",
+  "completion": "what a shell needs to complete commands and flags",
   "doctor": "check this machine: versions, devices, memory, speed",
 }
 

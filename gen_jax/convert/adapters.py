@@ -42,7 +42,8 @@ class Module(NamedTuple):
 
 def home(network: str) -> str:
   """Start of the paths of a network's parameters."""
-  return "" if network == lora_files.LANGUAGE else f"{network}/"
+  own = {lora_files.LANGUAGE: "", lora_files.TRANSFORMER: "dit/"}
+  return own.get(network, f"{network}/")
 
 
 def read(

@@ -263,26 +263,36 @@ class Model:
   network: dit.Config
   labels: labels.Config
 
+  def _own(self) -> Iterator[sd.Module]:
+    """Modules of the DiT, by their paths in it, but for the embedders."""
+    yield "patch_in", sd.one("conv"), sd.same("pos_embed.proj")
+    for i in range(self.network.num_layers):
+      yield f"block_{i}", _PARTS, sd.same(f"transformer_blocks.{i}")
+    yield "modulation", sd.one("dense"), sd.same("proj_out_1")
+    yield "patch_out", sd.one("dense"), sd.same("proj_out_2")
+
   def modules(self) -> Iterator[sd.Module]:
     """All modules; the embedders once for each block."""
-    yield "dit/patch_in", sd.one("conv"), sd.same("pos_embed.proj")
+    for path, parts, theirs in self._own():
+      yield f"dit/{path}", parts, theirs
     for i in range(self.network.num_layers):
-      home = f"transformer_blocks.{i}"
-      yield f"dit/block_{i}", _PARTS, sd.same(home)
-      for ours, theirs in (
-        ("dit/time_in", "timestep_embedder.linear_1"),
-        ("dit/time_out", "timestep_embedder.linear_2"),
-      ):
-        yield ours, sd.one("dense"), sd.same(f"{home}.{_EMBEDDERS}{theirs}")
-      table = f"{home}.{_EMBEDDERS}class_embedder.embedding_table"
-      yield "labels", sd.one("table"), sd.same(table)
-    yield "dit/modulation", sd.one("dense"), sd.same("proj_out_1")
-    yield "dit/patch_out", sd.one("dense"), sd.same("proj_out_2")
+      home = f"transformer_blocks.{i}.{_EMBEDDERS}"
+      for ours, name in (("time_in", "linear_1"), ("time_out", "linear_2")):
+        theirs = sd.same(f"{home}timestep_embedder.{name}")
+        yield f"dit/{ours}", sd.one("dense"), theirs
+      table = sd.same(f"{home}class_embedder.embedding_table")
+      yield "labels", sd.one("table"), table
 
   def plan(self, abstract: Params) -> matching.Plan:
     """The foreign tensors; the embedders are in one of each block."""
     entries = sd.entries(self.modules(), sd.FOLDER)
     return matching.plan(entries, matching.unrolled_shapes(abstract))
+
+  def adapter_plan(self, abstract: Params) -> matching.Plan:
+    """What LoRA files may change: not the embedders, of which each block has a copy."""
+    shapes = matching.unrolled_shapes(abstract["dit"])
+    own = {path: s for path, s in shapes.items() if not path.startswith("time_")}
+    return matching.plan(sd.entries(self._own(), sd.FOLDER), own)
 
 
 def match(

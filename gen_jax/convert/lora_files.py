@@ -2,12 +2,13 @@
 
     W + scale * alpha / r * up down        down [r, in, ...], up [out, r, ...]
 
-M is a module by its name in the model's own format: of the UNet or text encoder in a
-diffusers folder, of a language model in transformers. Files spell it, and alpha, in
+M is a module by its name in the model's own format: of the UNet, text encoder or DiT in
+a diffusers folder, of a language model in transformers. Files spell it, and alpha, in
 several ways:
 
     lora_unet_M.lora_down.weight, lora_te_M...   dots of M as _; the tensor M.alpha
     unet.M.lora_A.weight, text_encoder.M...      lora_alpha in the file's metadata
+    transformer.M.lora_A.weight                  DiT, the same
     unet.M.lora.down.weight                      the tensor unet.M.alpha
     unet.X.processor.to_q_lora.down.weight       diffusers until 2023: M is X.to_q
     text_encoder.X.to_q_lora.down.weight         M is X.q_proj
@@ -40,9 +41,11 @@ NETWORKS = {
 _BARE = {  # starts of names without a network
   "unet": re.compile(r"(conv_in|down_blocks|mid_block|up_blocks|time_embedding)\."),
   "text_encoder": re.compile(r"text_model\."),
+  "transformer": re.compile(r"(pos_embed|transformer_blocks|proj_out_\d)\."),
 }
 _PEFT = "base_model.model."
 LANGUAGE = "language_model"  # a network of its own, whose files name no other
+TRANSFORMER = "transformer"  # DiT's, by the name of its folder
 _HALF = r"(?:\.lora_{0}|\.lora_{1}|[._]lora\.{0}|\.lora_linear_layer\.{0})"
 _ENDS = {
   "alpha": r"(?:[._]lora)?\.alpha",
@@ -130,7 +133,7 @@ def _split(name: str, networks: Collection[str]) -> tuple[str, str, str] | None:
   own = name.removeprefix(_PEFT)
   given = [
     (network, prefix)
-    for network, prefixes in NETWORKS.items()
+    for network, prefixes in {**NETWORKS, TRANSFORMER: ("transformer.",)}.items()
     for prefix in prefixes
     if own.startswith(prefix)
   ]

@@ -9,6 +9,7 @@ Source: PEFT 0.21; `tools/make_adapter_golden.py` compares the two.
 """
 
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -62,13 +63,17 @@ def write_folder(
     own = {name for name, module in modules.items() if module.parts == parts}
     for end in adapters.endings(own, modules, "."):
       ranks[end], alphas[end] = parts * about["r"], parts * about["lora_alpha"]
+  # An end that found a module around others would be refused by PEFT.
+  around = {
+    name[: at.start()] for name in everything for at in re.finditer(r"\.", name)
+  }
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
     "inference_mode": True,
     "bias": "none",
     "lora_dropout": 0.0,
-    "target_modules": adapters.endings(modules.keys(), everything, "."),
+    "target_modules": adapters.endings(modules.keys(), {*everything, *around}, "."),
     "rank_pattern": ranks,
     "alpha_pattern": alphas,
     **about,

@@ -141,12 +141,15 @@ def adapter_plans(experiment, origin) -> dict[str, matching.Plan]:
   """See `families.base.Family`.
 
   Raises:
-    InputError: another network than Stable Diffusion's.
+    InputError: another network than Stable Diffusion's or a DiT.
   """
   task, abstract = experiment.task, experiment.abstract_params()
+  if _is_dit(task):
+    lora_files.check_width(task.network.config)
+    return {lora_files.TRANSFORMER: _dit_model(task).adapter_plan(abstract)}
   if task.reads != ("caption",):
     raise InputError(
-      "LoRA files of images are those of Stable Diffusion's UNet and text"
+      "LoRA files of images are those of Stable Diffusion's UNet and text, and of DiTs"
     )
   models = _trained(task, origin)
   configs.write_text_encoder(models["text_encoder"].config)
@@ -163,6 +166,8 @@ def _adapter(args, opened) -> dict[str, Any]:
   chosen = opened.adapter_weights(args.checkpoint, args.weights)
   adapter = opened.experiment.adapter
   plans = adapter_plans(opened.experiment, opened.base_origin())
+  if lora_files.TRANSFORMER in plans:
+    return _dit_adapter(args, opened, chosen, plans)
   is_kohya, tensors = args.to.suffix == ".safetensors", {}
   for network, modules in adapters.write(chosen.params, plans, "diffusers").items():
     for name, module in modules.items():
@@ -188,23 +193,52 @@ def _adapter(args, opened) -> dict[str, Any]:
   return target.told(args, chosen, name, tree.size(chosen.params))
 
 
+def _is_dit(task) -> bool:
+  return task.reads == ("label",) and task.network.config.params_name == "dit"
+
+
+def _dit_model(task) -> dit.Model:
+  return dit.Model(task.network.config, task.conditioning.encoder.config)
+
+
+def _dit_adapter(args, opened, chosen, plans) -> dict[str, Any]:
+  """A DiT's adapter alone, as PEFT loads it around diffusers' transformer."""
+  if args.to.suffix == ".safetensors":
+    raise InputError(f"--to {args.to}: a DiT's adapter is a folder of PEFT; name one")
+  experiment = opened.experiment
+  network = lora_files.TRANSFORMER
+  modules = adapters.write(chosen.params, plans, "DiTTransformer2DModel")[network]
+  everything = _dit_model(experiment.task).plan(experiment.abstract_params())
+  origin = opened.base_origin()
+  about = {
+    "task_type": None,
+    "base_model_name_or_path": origin.get("base", origin.get("from")),
+    "r": experiment.adapter.rank,
+    "lora_alpha": experiment.adapter.alpha,
+  }
+  names = [n.removesuffix(".weight") for n in everything if n.endswith(".weight")]
+  with target.whole(args.to) as partial:
+    partial.mkdir()
+    peft.write_folder(partial, modules, names, about, target.DTYPES[args.dtype])
+  return target.told(args, chosen, "a LoRA adapter of a DiT", tree.size(chosen.params))
+
+
 def _dit(args, opened) -> dict[str, Any]:
   """A DiT and its autoencoder as a folder of diffusers."""
   experiment, task = opened.experiment, opened.experiment.task
-  config = task.network.config
-  if config.params_name != "dit" or args.to.suffix == ".safetensors":
+  if not _is_dit(task) or args.to.suffix == ".safetensors":
     raise InputError(
       f"--to {args.to}: of models of classes DiTs are exported, to a folder; this is a"
-      f" {config.params_name}"
+      f" {task.network.config.params_name}"
     )
   chosen = opened.weights(args.checkpoint, args.weights)
   vae, frozen, latents = _autoencoder(experiment, chosen)
-  scheduler = _scheduler(experiment, opened.origin())
+  scheduler = _scheduler(experiment, opened.base_origin())
   names = experiment.class_names
   described = dit.describe(task, vae.config, latents, names, scheduler)
-  model = dit.Model(config, task.conditioning.encoder.config)
+  plan = _dit_model(task).plan(chosen.params)
   plans = {
-    "transformer": matching.foreign_tensors(model.plan(chosen.params), chosen.params),
+    "transformer": matching.foreign_tensors(plan, chosen.params),
     "autoencoder": matching.foreign_tensors(
       vae.plan(frozen, stable_diffusion.FOLDER), frozen
     ),

@@ -14,7 +14,7 @@ _IMAGES = ("image", "before")
 
 
 def rows(
-  tokenizer: tokenizers.Tokenizer, examples: pipeline.Pipeline, step: int
+  tokenizer: tokenizers.Tokenizer | None, examples: pipeline.Pipeline, step: int
 ) -> list[dict[str, Any]]:
   """index, file (if it has one of its own), text and ranges of values of each row."""
   batch = examples.batch(step)

@@ -60,7 +60,8 @@ class Alpaca:
   pattern: str
   validation_fraction: ranges.ProperFraction = 0.1
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
@@ -91,7 +92,8 @@ class Chats:
   field: str = "messages"
   validation_fraction: ranges.ProperFraction = 0.1
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def conversations(self, split: str) -> Sequence[Messages]:
     found = (
@@ -154,7 +156,8 @@ class Parallel:
   instruction: str = ""
   validation_fraction: ranges.ProperFraction = 0.05
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def _paths(self) -> tuple[pathlib.Path, pathlib.Path]:
     found = [globs.matching(pattern) for pattern in (self.source, self.target)]

@@ -81,7 +81,8 @@ class TextData(Data):
 
   unit, reads = "tokens", "documents"
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   @property
   def items_per_step(self) -> int:
@@ -329,7 +330,8 @@ class LatentData(_Prompted):
 
   reads = "codes"
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def abstract_batch(self) -> Batch:
     side = self.latent_size

@@ -40,7 +40,8 @@ class DreamBooth:
   prior_prompt: str = ""
   prior_weight: ranges.Positive = 1.0
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def paths(self, split: str) -> list[pathlib.Path]:
     """The image files of a split."""

@@ -36,7 +36,8 @@ class EditFolder:
   after: str = "after"
   validation_fraction: ranges.ProperFraction = 0.1
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def _rows(self) -> tuple[pathlib.Path, list[list[str]]]:
     """The folder, and (before, instruction, after) of each edit."""

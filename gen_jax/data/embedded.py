@@ -97,7 +97,8 @@ class Docstrings:
 
   max_chars: ranges.Count = 600
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def conversations(self, split: str) -> Sequence[conversations.Messages]:
     pairs = _summaries(split).items()

@@ -33,7 +33,8 @@ class Infill:
   rate: ranges.Fraction
   marks: tuple[str, str, str]
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def prompt(
     self, prefix: Sequence[int], suffix: Sequence[int], tokenizer: tokenizers.Tokenizer

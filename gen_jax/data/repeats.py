@@ -41,7 +41,8 @@ class Repeats:
   longest: ranges.Size = 24
   seed: ranges.Seed = 0
 
-  __post_init__ = ranges.rising("shortest", "longest")
+  def __post_init__(self) -> None:
+    ranges.check_rising(self, "shortest", "longest")
 
   def documents(self, split: str) -> Sequence[str]:
     """All documents; the splits are disjoint."""

@@ -142,7 +142,8 @@ class TextFiles:
   pattern: str
   validation_fraction: ranges.ProperFraction = 0.1
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def documents(self, split: str) -> Sequence[str]:
     texts = [files.read(path) for path in globs.matching(self.pattern)]
@@ -160,7 +161,8 @@ class JsonLines:
   field: str = "text"
   validation_fraction: ranges.ProperFraction = 0.1
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def documents(self, split: str) -> Sequence[str]:
     paths = globs.matching(self.pattern)
@@ -286,7 +288,8 @@ class ImageFolder:
   validation_fraction: ranges.ProperFraction = 0.1
   caption_field: str = "text"
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   @property
   def _root(self) -> pathlib.Path:
@@ -353,7 +356,8 @@ class Npz:
   caption_key: str = "caption"
   validation_fraction: ranges.ProperFraction = 0.1
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def examples(self, split: str) -> Sequence[Example]:
     path = copies.here(self.path, "data.source.path")

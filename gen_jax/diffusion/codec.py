@@ -122,7 +122,8 @@ def latent(
     return (z - _wide(frozen["mean"], z)) / _wide(frozen["std"], z)
 
   def stored(frozen, moments, keys):
-    return drawn(frozen, *jnp.split(moments, 2, -1), keys)
+    mean, std = jnp.split(moments, 2, -1)
+    return drawn(frozen, mean, std, keys)
 
   def start(key):
     size = shape((1 << 16, 1 << 16, 3))[-1]

@@ -39,7 +39,8 @@ class UniformTime:
   t_min: ranges.Fraction = 1e-3
   t_max: ranges.Fraction = 1.0
 
-  __post_init__ = ranges.rising("t_min", "t_max")
+  def __post_init__(self) -> None:
+    ranges.check_rising(self, "t_min", "t_max")
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -53,7 +54,8 @@ class StratifiedTime:
   t_min: ranges.Fraction = 1e-3
   t_max: ranges.Fraction = 1.0
 
-  __post_init__ = ranges.rising("t_min", "t_max")
+  def __post_init__(self) -> None:
+    ranges.check_rising(self, "t_min", "t_max")
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -83,7 +85,8 @@ class LogitNormalTime:
   mean: ranges.Finite = 0.0
   std: ranges.NotNegative = 1.0
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     del schedule
@@ -97,7 +100,8 @@ class LogNormalSigma:
   mean: ranges.Finite = -1.2
   std: ranges.NotNegative = 1.2
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, schedule: schedules.Schedule, keys: Array) -> Array:
     log_sigma = self.mean + self.std * rng.normal(keys, ())

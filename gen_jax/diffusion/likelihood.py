@@ -140,9 +140,9 @@ def path(
     return gained - 0.5 * _sum(u**2) / spread**2 + size * jnp.log(scale)
 
   last_time = grids.t_max(schedule)
-  logsnr_max = jnp.minimum(logsnr_max, schedule.logsnr(jnp.float32(schedule.t_first)))
-  first, last = -0.5 * logsnr_max, -0.5 * schedule.logsnr(last_time)
+  highest = jnp.minimum(logsnr_max, schedule.logsnr(jnp.float32(schedule.t_first)))
+  first, last = -0.5 * highest, -0.5 * schedule.logsnr(last_time)
   width = (last - first) / num_steps
-  # alpha / norm at logsnr_max: the mean of x_t / norm given x is `shrunk` x.
-  shrunk = jax.nn.sigmoid(logsnr_max) ** 0.5
+  # alpha / norm at the highest log-SNR: the mean of x_t / norm given x is `shrunk` x.
+  shrunk = jax.nn.sigmoid(highest) ** 0.5
   return Path(num_steps, (shrunk * x, jnp.zeros(len(x))), step, end)

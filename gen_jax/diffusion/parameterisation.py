@@ -100,7 +100,8 @@ class EDM(Target):
 
   sigma_data: ranges.Positive = 0.5
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def coefficients(self, schedule, t):
     # Numerator and denominator times alpha, so that alpha = 0 is regular.

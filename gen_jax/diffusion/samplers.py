@@ -65,8 +65,8 @@ def integrate(
   """`sample` from a given carry: ((state, carry) at times[n], the stacked `trace`)."""
 
   def body(state, inputs):
-    i, t, s = inputs
-    x, carry = sampler.step(denoise, *state, t, s, rng.fold_in(keys, i))
+    (x, carry), (i, t, s) = state, inputs
+    x, carry = sampler.step(denoise, x, carry, t, s, rng.fold_in(keys, i))
     return (x, carry), trace(x) if trace else None
 
   steps = (jnp.arange(times.shape[0] - 1), times[:-1], times[1:])

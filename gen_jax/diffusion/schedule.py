@@ -44,12 +44,15 @@ class Schedule(abc.ABC):
   """The contract: alpha, sigma, logsnr, t_of; float32, elementwise over t.
 
   Attributes:
-    num_timesteps: nodes of a discrete chain, at t = i / num_timesteps; None without.
     t_known: the lowest time that a model was trained on, see `known`.
   """
 
-  num_timesteps = None
   t_known = 0.0
+
+  @property
+  def num_timesteps(self) -> int | None:
+    """Nodes of a discrete chain, at t = i / num_timesteps; None without."""
+    return None
 
   @property
   def t_first(self) -> float:
@@ -137,7 +140,8 @@ class VPLinear(VariancePreserving):
   beta_min: ranges.Positive = 0.1
   beta_max: ranges.Positive = 20.0
 
-  __post_init__ = ranges.rising("beta_min", "beta_max")
+  def __post_init__(self) -> None:
+    ranges.check_rising(self, "beta_min", "beta_max")
 
   def log_alpha(self, t: Array) -> Array:
     slope = self.beta_max - self.beta_min
@@ -162,7 +166,8 @@ class _Chain(VariancePreserving):
   def betas(self) -> np.ndarray:
     """float64 [num_timesteps], the variances of the steps."""
 
-  __post_init__ = ranges.rising("beta_start", "beta_end")
+  def __post_init__(self) -> None:
+    ranges.check_rising(self, "beta_start", "beta_end")
 
   @functools.lru_cache  # noqa: B019 (a frozen dataclass hashes by its fields)
   def _log_alphas(self) -> np.ndarray:
@@ -202,8 +207,8 @@ class ScaledLinear(_Chain):
   beta_end: ranges.OpenFraction = 0.012
 
   def betas(self) -> np.ndarray:
-    ends = np.sqrt([self.beta_start, self.beta_end])
-    return np.linspace(*ends, self.num_timesteps) ** 2
+    first, last = np.sqrt([self.beta_start, self.beta_end])
+    return np.linspace(first, last, self.num_timesteps) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +241,9 @@ class ZeroTerminal(VariancePreserving):
     alphas = np.exp(self.schedule._log_alphas())
     first, last = alphas[1], alphas[-1]
     alphas[1:] = (alphas[1:] - last) * first / (first - last)
-    nodes = (np.linspace(0.0, 1.0, len(alphas)), alphas, 1.0 - alphas)
-    return tuple(jnp.asarray(x, jnp.float32) for x in nodes)
+    as_array = functools.partial(jnp.asarray, dtype=jnp.float32)
+    times = np.linspace(0.0, 1.0, len(alphas))
+    return as_array(times), as_array(alphas), as_array(1.0 - alphas)
 
   def _lost(self, t: Array) -> Array:
     times, _, lost = self._nodes()
@@ -270,7 +276,8 @@ class Cosine(VariancePreserving):
 
   offset: ranges.ProperFraction = 0.008
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   @property
   def _start(self) -> float:
@@ -309,7 +316,8 @@ class Karras(Schedule):
   sigma_max: ranges.Positive = 80.0
   rho: ranges.Positive = 7.0
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def alpha(self, t: Array) -> Array:
     return jnp.ones_like(t)
@@ -350,7 +358,8 @@ class Shift(Schedule):
   schedule: Schedule
   factor: ranges.Positive
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   @property
   def t_first(self) -> float:

@@ -63,7 +63,8 @@ class MinSNR:
 
   gamma: ranges.Positive = 5.0
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     on_eps = from_eps(schedule, target, t, 1.0)
@@ -79,7 +80,8 @@ class EDMWeight:
 
   sigma_data: ranges.Positive = 0.5
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     # Numerator and denominator times alpha^2, so that alpha = 0 is regular.
@@ -94,7 +96,8 @@ class Sigmoid:
 
   bias: ranges.Finite = 0.0
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, schedule: schedules.Schedule, target, t: Array) -> Array:
     weight = jax.nn.sigmoid(self.bias - schedule.logsnr(t))

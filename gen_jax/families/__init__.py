@@ -4,7 +4,8 @@ from gen_jax import build
 from gen_jax.families import autoencoder, base, images, text
 from gen_jax.types import unknown
 
-Family, Generator = base.Family, base.Generator
+Family = base.Family
+Generator = base.Generator
 ALL = (text.FAMILY, images.FAMILY, autoencoder.FAMILY)
 
 

@@ -2,28 +2,74 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import numpy as np
 
 from gen_jax import build, sharding
 from gen_jax.convert import matching
-from gen_jax.data import datasets, sources
+from gen_jax.data import sources
 from gen_jax.diffusion import codec as codecs
 from gen_jax.evaluation import image_sets, scoring
 from gen_jax.inference import image_generator, text_generator
 from gen_jax.inference import slots as slots_
-from gen_jax.tasks import base
 from gen_jax.train import init_from
 from gen_jax.types import Array, InputError, Params, PyTree
 
-Task, Data = base.Task, datasets.Data
-Experiment = Run = Weights = Any  # they stand above
+# Each family's own, which `check_fit` has made sure of.
+Task: TypeAlias = Any
+Data: TypeAlias = Any
 Flags = Mapping[str, Mapping[str, Any]]  # {name: keywords of argparse}
 Generator = text_generator.TextGenerator | image_generator.ImageGenerator
 CountFlops = Callable[..., float]  # `flops.with_gradient` of a step; takes `unless`
+
+
+class Experiment(Protocol):
+  """What a family asks of an experiment, which stands above."""
+
+  @property
+  def task(self) -> Task: ...
+  @property
+  def data(self) -> Data: ...
+  @property
+  def sampling(self) -> Any: ...
+  @property
+  def tokenizer(self) -> Any: ...
+  @property
+  def class_names(self) -> tuple[str, ...] | None: ...
+  @property
+  def layout(self) -> sharding.Layout: ...
+  @property
+  def frozen(self) -> PyTree: ...
+  def abstract_params(self) -> Params: ...
+  def around(self, task: Task) -> "Experiment": ...
+
+
+class Run(Protocol):
+  """What a family asks of a run, which stands above."""
+
+  @property
+  def config(self) -> dict[str, Any]: ...
+  @property
+  def experiment(self) -> Experiment: ...
+  @property
+  def generator(self) -> Any: ...
+
+
+class Weights(Protocol):
+  """What a family asks of the weights of a run."""
+
+  @property
+  def params(self) -> Params: ...
+  @property
+  def frozen(self) -> PyTree: ...
+  @property
+  def step(self) -> int: ...
+  @property
+  def name(self) -> str: ...
+  def provenance(self) -> dict[str, Any]: ...
 
 
 class Program(NamedTuple):
@@ -112,16 +158,17 @@ class Family:
   )
   baseline_loss: Callable[[Task], float | None] = lambda task: None
   init_frozen: Callable[[Task, Array], PyTree] = lambda task, key: {}
-  class_names: Callable[[Task, Data, Any], Sequence[str] | None] = (
+  class_names: Callable[[Task, Data, Any], tuple[str, ...] | None] = (
     lambda task, data, workdir: None
   )
   idle: Callable[[Task, Any], Mapping[str, str]] = lambda task, sampling: {}
 
   def check_fit(self, task: Task, data: Data, sampling: Any) -> None:
     """Raises InputError unless the blocks of a config make one experiment."""
-    if not isinstance(data, self.datasets):
+    if not issubclass(type(data), self.datasets):
       table = build.TABLES["dataset"]
-      fitting = [n for n, e in table.items() if issubclass(e.make, self.datasets)]
+      makes = {n: e.make for n, e in table.items() if isinstance(e.make, type)}
+      fitting = [n for n, made in makes.items() if issubclass(made, self.datasets)]
       raise InputError(f"task {self.name} needs data.name={' or '.join(fitting)}")
     if data.reads not in sources.gives(data.source):
       what = {"documents": "text", "examples": "images"}.get(data.reads, data.reads)

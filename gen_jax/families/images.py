@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,9 +48,10 @@ def _check_prompts(task: diffusion.Diffusion, data: Data) -> None:
     for key in ("tokenizer", "caption_length"):
       if getattr(data, key) is None:
         raise InputError(f"task.conditioning=text reads captions: set data.{key}")
-    encoder = task.conditioning.text_encoder
-    owner = "task.conditioning.text_encoder"
-    base.check_length("data.caption_length", data.caption_length, owner, encoder)
+    conditioning: Any = task.conditioning  # one that reads captions has an encoder
+    owner, encoder = "task.conditioning.text_encoder", conditioning.text_encoder
+    length = data.caption_length or 0
+    base.check_length("data.caption_length", length, owner, encoder)
   elif data.tokenizer is not None:
     raise InputError(
       "data.tokenizer is for captions, which task.conditioning does not read; set it"
@@ -81,7 +83,8 @@ def _class_names(task: diffusion.Diffusion, data: Data, workdir: pathlib.Path):
   """Names of the classes of a workdir, None where labels are not read."""
   if "label" not in task.reads:
     return None
-  names, num = kept.class_names_for(data, workdir), task.conditioning.num_classes
+  conditioning: Any = task.conditioning  # one that reads labels knows their number
+  names, num = kept.class_names_for(data, workdir), conditioning.num_classes
   if num != len(names):
     raise InputError(
       f"task.conditioning.num_classes={num} must equal the number of classes of the"
@@ -114,7 +117,7 @@ def _read_prompts(experiment: base.Experiment) -> prompts.Read:
   if "caption" in experiment.task.reads:
     return prompts.captions(experiment.tokenizer, experiment.data.caption_length)
   reads = experiment.task.reads
-  return prompts.labels(experiment.class_names) if reads else prompts.nothing
+  return prompts.labels(experiment.class_names or ()) if reads else prompts.nothing
 
 
 def _generator(experiment: base.Experiment) -> image_generator.ImageGenerator:
@@ -157,9 +160,9 @@ def check_flags(args) -> None:
 def sample(args, run: base.Run, weights: base.Weights):
   """Draws images into a folder."""
   num, negative = args.interpolate or args.num, args.negative or ""
-  plan = drawing.between if args.interpolate else drawing.images
-  given = (weights, args.prompt or [""], num, args.seed, negative)
-  plan = plan(run.generator, *given)
+  draw = drawing.between if args.interpolate else drawing.images
+  prompt = args.prompt or [""]
+  plan = draw(run.generator, weights, prompt, num, args.seed, negative)
   how = {**run.config["sampling"], "negative": negative}
   how |= {"num": num, **weights.provenance()}
   with folders.out(args.out, args.workdir / "samples") as folder:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import rng, sharding
@@ -71,7 +72,7 @@ def _reference_images(experiment: base.Experiment, split: str):
 
 def _check_flags(args) -> None:
   """Raises InputError for a flag that another one switches off."""
-  idle = {}
+  idle: dict[str, str] = {}
   if args.interactive:
     alone = ("prompt", "prompts", "out", "chat", "infill", "logprobs")
     idle |= dict.fromkeys(alone, "--interactive asks for lines and prints answers")
@@ -161,8 +162,8 @@ def _program(experiment: base.Experiment) -> base.Program:
 
   def start(params, keys):
     cache = transformer.init_cache(model.config, num, length)
-    prompts = np.zeros((num, length - how.max_tokens), np.int32)
-    lengths = np.full(num, prompts.shape[1], np.int32)
+    prompts = jnp.zeros((num, length - how.max_tokens), jnp.int32)
+    lengths = jnp.full(num, prompts.shape[1], jnp.int32)
     return generate.prefill(decoder(params), cache, prompts, lengths, keys)
 
   def draw(params, state):

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +35,7 @@ def write(
   batch: slots.Slots,
   prompts: Sequence[str],
   num: int,
-  how: Mapping[str, Any],
+  how: dict[str, Any],
   *,
   read: Callable[[str], text_generator.Prompt] = lambda text: text,
   logprobs: bool = False,

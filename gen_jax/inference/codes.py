@@ -8,13 +8,14 @@ import numpy as np
 from flax import linen as nn
 
 from gen_jax.data import datasets, image_files, latents
+from gen_jax.tasks import base
 from gen_jax.types import InputError, Params
 
 BATCH_SIZE = 32
 
 
 def encoder(
-  model: nn.Module, weights: Params, data: datasets.Data, flip: bool
+  model: nn.Module, weights: Params, data: datasets.ImageData, flip: bool
 ) -> Callable[[Sequence[dict]], Iterator[latents.Code]]:
   """A function: examples -> their `latents.Code`s, moments float32; F = 2 with `flip`.
 
@@ -24,7 +25,7 @@ def encoder(
   sides = (1, -1) if flip else (1,)
 
   def encode(weights, x):
-    moments = model.apply({"params": weights}, x, method="encode")
+    moments = base.apply(model, weights, x, method="encode")
     return jax.numpy.concatenate(moments, -1)
 
   compiled = jax.jit(encode)

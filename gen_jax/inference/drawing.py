@@ -4,6 +4,7 @@ The commands write what this draws, and `Run` returns it: both give the same ima
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -23,8 +24,10 @@ _MOST_PIXELS = 2**14  # of a side
 class Weights(Protocol):
   """The part of a run's weights that is needed here."""
 
-  params: Params
-  frozen: PyTree
+  @property
+  def params(self) -> Params: ...
+  @property
+  def frozen(self) -> PyTree: ...
 
 
 def check(num: int, seed: int) -> None:
@@ -35,7 +38,7 @@ def check(num: int, seed: int) -> None:
     raise InputError(f"--seed {seed} must be at least 0 and less than 2**63")
 
 
-def check_idle(given: Collection[str], reasons: dict[str, str]) -> None:
+def check_idle(given: Collection[str], reasons: Mapping[str, str]) -> None:
   """Raises InputError for a setting without effect.
 
   Args:
@@ -52,13 +55,13 @@ class Images(NamedTuple):
 
   Attributes:
     captions: of each.
-    index: of each among those of its caption.
+    numbers: of each among those of its caption.
     batch_size: images drawn at once.
     draw: number of an image -> batches uint8 [n, H, W, C] from it on.
   """
 
   captions: list[str]
-  index: list[int]
+  numbers: list[int]
   batch_size: int
   draw: Callable[[int], Iterator[np.ndarray]]
 
@@ -68,7 +71,7 @@ class Images(NamedTuple):
 
   def write(self, folder: pathlib.Path, seed: int, columns: int, how: dict) -> dict:
     """Draws into a folder; see `sheets.write_images`."""
-    size, rest = self.batch_size, (seed, self.index, columns, how)
+    size, rest = self.batch_size, (seed, self.numbers, columns, how)
     return sheets.write_images(folder, self.draw, size, self.captions, *rest)
 
 
@@ -105,8 +108,9 @@ def between(
 
   def draw(start):
     del start
-    how = (tuple(prompts), keys, num, negative)
-    yield inversion.interpolate(generator, weights.params, weights.frozen, *how)
+    how = (keys, num, negative)
+    ends = (prompts[0], prompts[1])
+    yield inversion.interpolate(generator, weights.params, weights.frozen, ends, *how)
 
   return Images([" to ".join(prompts)] * num, list(range(num)), num, draw)
 
@@ -129,9 +133,9 @@ class Edit:
       does; None: as they are.
   """
 
-  image: np.ndarray | pathlib.Path
+  image: np.ndarray | str | os.PathLike
   prompt: str | None = None
-  mask: np.ndarray | pathlib.Path | None = None
+  mask: np.ndarray | str | os.PathLike | None = None
   outpaint: str | None = None
   strength: float | None = None
   invert: str | None = None
@@ -216,7 +220,7 @@ class Edit:
       white = np.uint8(255) * change[..., None]
       change = image_files.to_square(white, self.resize, 1)[..., 0] > 127
     if self.outpaint:
-      left, top, right, bottom = self._sides()
+      left, top, right, bottom = _sides(self.outpaint)
       around = ((top, bottom), (left, right))
       change = np.pad(change, around, constant_values=True)
       image = np.pad(image, (*around, (0, 0)), mode="edge")
@@ -228,18 +232,6 @@ class Edit:
         " changes, black stays"
       )
     return image, change
-
-  def _sides(self) -> list[int]:
-    try:
-      sides = [int(word) for word in self.outpaint.split(",")]
-      if len(sides) != 4 or min(sides) < 0:
-        raise ValueError
-    except ValueError:
-      raise InputError(
-        f"--outpaint {self.outpaint!r} must be four numbers of pixels: left, top, right"
-        " and bottom, as in 0,0,32,0"
-      ) from None
-    return sides
 
   def plan(
     self,
@@ -257,15 +249,27 @@ class Edit:
     def draw(start):
       del start
       if self.invert is None:
-        how = (image, change, strength, self.negative)
-        yield generator.edits(*given, captions, keys, *how)
+        how = (*given, captions, keys, image, change, strength, self.negative)
+        yield generator.edits(*how)
       else:
-        how = (image, strength, self.vary, self.negative)
-        how = (self.invert, captions, keys, *how)
-        yield inversion.edit_by_inversion(generator, *given, *how)
+        walked = (generator, *given, self.invert, captions, keys, image, strength)
+        yield inversion.edit_by_inversion(*walked, self.vary, self.negative)
 
     return Images(captions, list(range(num)), num, draw)
 
 
-def _fetched(file: str | pathlib.Path, name: str) -> pathlib.Path:
+def _sides(outpaint: str) -> list[int]:
+  try:
+    sides = [int(word) for word in outpaint.split(",")]
+    if len(sides) != 4 or min(sides) < 0:
+      raise ValueError
+  except ValueError:
+    raise InputError(
+      f"--outpaint {outpaint!r} must be four numbers of pixels: left, top, right"
+      " and bottom, as in 0,0,32,0"
+    ) from None
+  return sides
+
+
+def _fetched(file: str | os.PathLike, name: str) -> pathlib.Path:
   return copies.fetched(files.path(file, name))

@@ -27,7 +27,7 @@ class Canvas:
     frozen: PyTree,
     prompts: Sequence[str],
     seed: int,
-    data: datasets.Data,
+    data: datasets.ImageData | datasets.LatentData,
     tokenizer: tokenizers.Tokenizer | None,
   ):
     self.generator, self.task, self.tokenizer = generator, generator.task, tokenizer
@@ -41,10 +41,11 @@ class Canvas:
     """A function: scale -> uint8 [N, H, W, C], an image per prompt."""
 
     @jax.jit
-    def run(scale, *args):
+    def run(scale, params, frozen, caption, keys):
       how = {"guidance_scale": scale, **changes}
       sampling = dataclasses.replace(self.generator.sampling, **how)
-      return diffusion.draw(self.task, sampling, *args, self.generator.shape)
+      args, shape = (params, frozen, caption, keys), self.generator.shape
+      return diffusion.draw(self.task, sampling, *args, shape)
 
     args = (self.params, self.frozen, self.caption, self.keys)
     return lambda scale: image_generator.to_uint8(run(jnp.float32(scale), *args))
@@ -75,7 +76,8 @@ class Canvas:
     eps = rng.normal(self.keys, z.shape[1:])
     times = (jnp.full(len(x), t) for t in _TIMES)
     given = (self.task, params, self.caption, z, eps)
-    found = sum(attribution.attention_maps(*given, t) for t in times)
+    first, *rest = (attribution.attention_maps(*given, t) for t in times)
+    found = sum(rest, start=first)
     return jax.image.resize(found, (*x.shape[:3], found.shape[-1]), "linear")
 
   def has_words(self) -> bool:

@@ -53,6 +53,8 @@ class ImageGenerator:
   shape: tuple[int, ...]
   batch_size: int = 50
   place: Callable[[PyTree], PyTree] = lambda tree: tree
+  _draw: numbers.Jitted = dataclasses.field(init=False, repr=False)
+  _edit: numbers.Jitted = dataclasses.field(init=False, repr=False)
 
   def __post_init__(self):
     draw = functools.partial(diffusion.draw, self.task, self.sampling)

@@ -73,7 +73,8 @@ class Slots:
     is_stacked = "blocks" in params
     self._params = jax.jit(transformer.unstack)(params) if is_stacked else params
     self._rows: list[text_generator.Row | None] = [None] * num
-    self._numbers = np.tile(np.float32([[0.0], [1.0]]), num)  # temperature, top_p
+    # Temperature and top_p.
+    self._numbers = np.tile(np.array([[0.0], [1.0]], np.float32), num)
     self._state = jax.jit(self._empty)()
     self._admit = jax.jit(self._admitted, donate_argnums=1)
     self._extend = jax.jit(self._extended, donate_argnums=1)

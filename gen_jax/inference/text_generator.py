@@ -145,9 +145,10 @@ class TextGenerator:
     Raises:
       InputError: see `samples`.
     """
-    ids = list(prompt)
     if isinstance(prompt, str):
       ids = [*self.tokenizer.opens(prompt), *self.tokenizer.encode(prompt)]
+    else:
+      ids = list(prompt)
     context = self.model.config.max_length
     if not ids:
       raise InputError("the prompt is empty; this model needs at least one character")

@@ -61,8 +61,9 @@ def write(
   batches = groups(prompts, num)
   with appending(path, done, how) as write:
     for prompt, group in progress.lines(batches, len(batches), "groups of samples"):
-      found = [done.get((prompt, i)) for i in group]
-      if None in found:
+      pairs = [(prompt, i) for i in group]
+      found = [done[pair] for pair in pairs if pair in done]
+      if len(found) < len(pairs):
         show = _stream(prompt) if num == 1 else lambda texts: None
         given = [read(prompt)] * len(group)
         drawn = writer.samples(params, given, keys[np.array(group)], show)
@@ -92,7 +93,7 @@ def drawn_before(path: pathlib.Path, how: dict) -> dict[tuple[str, int], dict]:
   for file in (path, path.with_name(f"{path.name}.partial")):
     for record in _records(file):
       if how.items() <= record.items():
-        found[record.get("prompt"), record.get("index")] = record
+        found[record.get("prompt", ""), record.get("index", -1)] = record
   return found
 
 
@@ -162,7 +163,7 @@ def _move_others(path: pathlib.Path, written: set[tuple[str, int]], how: dict) -
 
 def _stream(prompt: str):
   """Prints the prompt before the first piece; a refused prompt is not shown."""
-  shown = []
+  shown: list[bool] = []
 
   def show(texts: list[str]) -> None:
     print(("" if shown else prompt) + texts[0], end="", flush=True)
@@ -187,7 +188,7 @@ def record_of(
   tokenizer: tokenizers.Tokenizer | None,
 ) -> dict:
   """What text.jsonl says of a continuation; of its tokens, if there is a tokenizer."""
-  record = {"prompt": prompt, "text": sample.text, "index": index}
+  record: dict[str, Any] = {"prompt": prompt, "text": sample.text, "index": index}
   record["logprob"] = float(sample.logprobs.sum())
   if tokenizer is not None:
     record["tokens"] = sample.tokens.tolist()

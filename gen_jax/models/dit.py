@@ -92,7 +92,7 @@ class Config:
         f" column; try width={-(-self.width // 4) * 4}"
       )
     self.check_side(self.image_size, self.image_size)
-    if self.width_ratio != 1.0:
+    if self.base_width is not None and self.width_ratio != 1.0:
       dataclasses.replace(self, **self.at_width(self.base_width))
 
   @property

@@ -24,7 +24,8 @@ class Config:
   width: ranges.Size
   dtype: str = "float32"
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
 
 class LabelEncoder(nn.Module):
@@ -42,7 +43,7 @@ class LabelEncoder(nn.Module):
     cfg = self.config
     # Not cut over tensor: num_classes + 1 seldom divides.
     names = ("position", "embed")
-    init = nn.with_logical_partitioning(linear.normal(0.02), names)
+    init = linear.named(linear.normal(0.02), names)
     table = self.param("table", init, (cfg.num_classes + 1, cfg.width))
     look_up = sharding.gathering(lambda table, at: table[at[:, 0]], names)
     vector = look_up(table.astype(jnp.dtype(cfg.dtype)), labels[:, None])

@@ -86,12 +86,13 @@ class TextEncoder(nn.Module):
       activation=cfg.activation,
       dtype=dtype,
     )
-    if cfg.is_causal:
-      seen, mask = attention.Mask(is_causal=True), None
+    kept = None if cfg.is_causal else mask
+    if kept is None:
+      seen = attention.Mask(is_causal=True)
     else:
-      seen = attention.Mask(mask[:, None, None, :])
+      seen = attention.Mask(kept[:, None, None, :])
     for i in range(cfg.num_layers):
       x, _ = block.Block(
         make_attention, make_mlp, norms.LayerNorm, cfg.dropout, name=f"block_{i}"
       )(x, mask=seen, positions=positions, train=train)
-    return States(norms.LayerNorm(name="final_norm")(x), mask)
+    return States(norms.LayerNorm(name="final_norm")(x), kept)

@@ -41,7 +41,8 @@ class Config:
   num_blocks: ranges.Blocks = 3
   dtype: str = "float32"
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   @property
   def factor(self) -> int:

@@ -100,7 +100,7 @@ class Config:
         f"transformer base_num_heads={self.base_num_heads} is of the model that"
         " base_width names; set both or neither"
       )
-    if self.width_ratio != 1.0:
+    if self.base_width is not None and self.width_ratio != 1.0:
       dataclasses.replace(self, **self.at_width(self.base_width))
 
   @property
@@ -374,7 +374,7 @@ class Transformer(nn.Module):
     """Constructor of a layer; takes its name."""
     cfg = self.config
     std = 0.02 / cfg.width_ratio**0.5
-    common = dict(
+    common: dict[str, Any] = dict(
       use_bias=cfg.use_bias,
       init=linear.normal(std),
       # Residual branches start 1/sqrt(2L) smaller (Radford et al. 2019, section 2.3).

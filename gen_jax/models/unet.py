@@ -88,7 +88,7 @@ class Config:
           f"UNet attention_levels has {level}; levels are counted from 0 and there are"
           f" {len(self.multipliers)}"
         )
-    if self.width_ratio != 1.0:
+    if self.base_width is not None and self.width_ratio != 1.0:
       dataclasses.replace(self, **self.at_width(self.base_width))
 
   @property

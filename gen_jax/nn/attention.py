@@ -143,7 +143,7 @@ def exact(compute: Attend) -> Attend:
   Only such functions may be swapped in a trained model, exported, and replaced by
   `attend` with a cache.
   """
-  compute.is_exact = True
+  vars(compute)["is_exact"] = True
   return compute
 
 
@@ -258,9 +258,9 @@ def _attend_forward(rows, key, value, seen):
 
 
 def _attend_gradient(residuals, grad):
-  *inputs, probs, out = residuals
+  rows, key, value, probs, out = residuals
   mean = (grad.astype(jnp.float32) * out).sum(-1, keepdims=True)
-  return *pull_back(*inputs, probs, mean, grad), None
+  return *pull_back(rows, key, value, probs, mean, grad), None
 
 
 _attend.defvjp(_attend_forward, _attend_gradient)
@@ -279,7 +279,7 @@ class Attention(nn.Module):
   out_bias: bool | None = None  # None: as use_bias
   rotary: Callable[[Array, Array], Array] | None = None
   attention_impl: Attend = attend
-  init: linear.Init | None = None
+  init: linear.Init | None = None  # type: ignore[assignment]  # linen's, not called
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
   query_scale: float = 1.0  # besides 1 / sqrt(Dh), see `widths`
@@ -324,10 +324,12 @@ class Attention(nn.Module):
     key = project("key", source, num_kv_heads, "kv_heads")
     value = project("value", source, num_kv_heads, "kv_heads")
     if self.rotary is not None:
+      assert positions is not None
       query, key = self.rotary(query, positions), self.rotary(key, positions)
     new = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2))
     compute = self.attention_impl
     if cache is not None:
+      assert cache_update is not None
       new, cache = cache_update(cache, new)
       compute = attend if is_exact(compute) else compute
     y = compute(query, new, mask)  # [B, T, N, Dh]

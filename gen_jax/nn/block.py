@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from gen_jax import sharding
-from gen_jax.nn import attention
+from gen_jax.nn import attention as attention_
 from gen_jax.types import Array
 
 
@@ -40,12 +40,12 @@ class Block(nn.Module):
     self,
     x: Array,
     *,
-    mask: attention.Mask,
+    mask: attention_.Mask,
     positions: Array | None = None,
-    cache: attention.KV | None = None,
-    cache_update: attention.CacheUpdate | None = None,
+    cache: attention_.KV | None = None,
+    cache_update: attention_.CacheUpdate | None = None,
     train: bool = False,
-  ) -> tuple[Array, attention.KV | None]:
+  ) -> tuple[Array, attention_.KV | None]:
     drop = nn.Dropout(self.dropout, deterministic=not train)
     attend = self.attention(name="attention")
     h = self.norm(name="attention_norm")(x)

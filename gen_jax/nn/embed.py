@@ -27,7 +27,7 @@ class Embed(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    init = nn.with_logical_partitioning(linear.normal(self.init_std), _TABLE)
+    init = linear.named(linear.normal(self.init_std), _TABLE)
     self.table = self.param("table", init, (self.vocab_size, self.width))
 
   def __call__(self, tokens: Array) -> Array:
@@ -71,7 +71,7 @@ class Head(nn.Module):
         None: all.
     """
     names = ("embed", "vocab")
-    init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
+    init = linear.named(linear.normal(self.init_std), names)
     kernel = self.param("kernel", init, (x.shape[-1], self.vocab_size))
     kernel = kernel.astype(self.dtype)
     return _score(linear.product, kernel, names, x, logits_fn_args, logits_fn, chunk)
@@ -136,7 +136,7 @@ class LearnedPositions(nn.Module):
   def __call__(self, positions: Array) -> Array:
     """int [B, T] -> [B, T, D]."""
     names = ("position", "embed")
-    init = nn.with_logical_partitioning(linear.normal(self.init_std), names)
+    init = linear.named(linear.normal(self.init_std), names)
     table = self.param("table", init, (self.max_length, self.width))
     look_up = sharding.gathering(lambda table, at: table[at], names, has_length=True)
     return look_up(table, positions)
@@ -223,7 +223,8 @@ class LinearScaling:
 
   factor: ranges.PositiveConstant
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, frequencies: Array) -> Array:
     """float32 [F] -> float32 [F]."""
@@ -241,7 +242,8 @@ class Rotary:
   base: ranges.PositiveConstant = 1e4
   scaling: Callable[[Array], Array] | None = None
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def __call__(self, x: Array, positions: Array) -> Array:
     """x [B, T, N, Dh], positions int [B, T] -> [B, T, N, Dh]; Dh is even."""

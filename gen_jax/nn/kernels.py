@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +33,12 @@ class _Sums(NamedTuple):
 
   Attributes:
     top: [B, K, R, 1], the largest score.
-    count: [B, K, R, 1], sum of exp(score - top).
+    norm: [B, K, R, 1], sum of exp(score - top).
     total: [B, K, R, Dh], sum of exp(score - top) value.
   """
 
   top: Array
-  count: Array
+  norm: Array
   total: Array
 
 
@@ -131,19 +131,20 @@ def splash(
       " any"
     )
   shape = (length, num_slots)
-  one = pallas.FullMask(shape)
+  one: pallas.FullMask | pallas.LocalMask = pallas.FullMask(shape)
   if mask.is_causal:
     window = mask.window or length
     one = pallas.LocalMask(shape, window_size=(window - 1, 0), offset=0)
   size = math.gcd(math.gcd(length // parts.size, num_slots), block)
-  names = ("block_q", "block_kv", "block_kv_compute", "block_q_dq", "block_kv_dq")
-  names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+  names = ["block_q", "block_kv", "block_kv_compute", "block_q_dq", "block_kv_dq"]
+  names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
+  blocks: dict[str, Any] = dict.fromkeys(names, size)
 
   def local(query, key, value, own, segments):
     # Heads are sharded already; all heads have the same mask.
     kernel = pallas.make_splash_mha(
       pallas.MultiHeadMask([one] * query.shape[2]),
-      block_sizes=pallas.BlockSizes(**dict.fromkeys(names, size)),
+      block_sizes=pallas.BlockSizes(**blocks),
       head_shards=1,
       q_seq_shards=parts.size,
       interpret=interpret,
@@ -187,8 +188,8 @@ def cudnn(query: Array, keyvalue: attention.KV, mask: attention.Mask) -> Array:
     raise InputError(
       "attention_impl=cudnn needs dtype bfloat16 or float16, not float32"
     )
-  slots = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
-  table = dataclasses.replace(mask, is_causal=False).materialize(*slots)
+  at = jnp.arange(query.shape[1]), jnp.arange(keyvalue.key.shape[2])
+  table = dataclasses.replace(mask, is_causal=False).materialize(*at)
   window = None if mask.window is None else (mask.window - 1, 0)
 
   def local(query, key, value, table):
@@ -222,9 +223,10 @@ def _online_forward(rows, keyvalue, at, slots, mask, chunk, devices):
   there = keyvalue, slots
   for i in range(devices.size):
     there = devices.shift(there) if i else there
-    sums = _fold(sums, rows, *there, _sight(mask, at), chunk)
-  out = (sums.total / sums.count).astype(rows.dtype)
-  log = sums.top + jnp.log(sums.count)
+    held, places = there
+    sums = _fold(sums, rows, held, places, _sight(mask, at), chunk)
+  out = (sums.total / sums.norm).astype(rows.dtype)
+  log = sums.top + jnp.log(sums.norm)
   return out, (rows, keyvalue, at, slots, mask, out, log)
 
 
@@ -262,9 +264,9 @@ def _fold(sums, rows, keyvalue, slots, see, chunk) -> _Sums:
     scores = attention.scores(rows, key, see(slots))
     top = jnp.maximum(sums.top, scores.max(-1, keepdims=True))
     shrink, probs = jnp.exp(sums.top - top), jnp.exp(scores - top)
-    count = shrink * sums.count + probs.sum(-1, keepdims=True)
+    norm = shrink * sums.norm + probs.sum(-1, keepdims=True)
     total = jnp.einsum("bkrs,bksd->bkrd", probs.astype(rows.dtype), value)
-    return _Sums(top, count, shrink * sums.total + total), None
+    return _Sums(top, norm, shrink * sums.total + total), None
 
   return jax.lax.scan(one, sums, _pieces(keyvalue, slots, chunk))[0]
 

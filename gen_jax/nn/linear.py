@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,11 @@ def fan_in(scale: float = 1.0) -> Init:
   if scale == 0.0:
     return nn.initializers.zeros_init()
   return nn.initializers.variance_scaling(scale, "fan_in", "uniform")
+
+
+def named(init: Init, axes: Sequence[str | None]) -> Callable[..., Any]:
+  """`init` of a parameter whose axes have these names; a module gets the bare array."""
+  return nn.with_logical_partitioning(init, tuple(axes))
 
 
 def product(x: Array, kernel: Array, depth: int = 1) -> Array:
@@ -103,8 +109,8 @@ def dense(
     features,
     axis=axis,
     use_bias=use_bias,
-    kernel_init=nn.with_logical_partitioning(init or fan_in(), tuple(axes)),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), out_axes),
+    kernel_init=named(init or fan_in(), axes),
+    bias_init=named(nn.initializers.zeros_init(), out_axes),
     dtype=dtype,
     dot_general_cls=lambda: _contracting(axes),
     name=name,
@@ -115,7 +121,7 @@ def conv(
   features: int,
   axes: tuple[str, str] = ("conv_in", "conv_out"),
   *,
-  name: str,
+  name: str | None,
   window: int = 3,
   stride: int = 1,
   padding: tuple[int, int] | None = None,
@@ -134,10 +140,8 @@ def conv(
     strides=stride,
     padding=[padding or ((window - 1) // 2, window // 2)] * 2,
     use_bias=use_bias,
-    kernel_init=nn.with_logical_partitioning(
-      init or fan_in(), ("window", "window", *axes)
-    ),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
+    kernel_init=named(init or fan_in(), ("window", "window", *axes)),
+    bias_init=named(nn.initializers.zeros_init(), axes[1:]),
     conv_general_dilated=_convolving(("window", "window", *axes)),
     dtype=dtype,
     name=name,

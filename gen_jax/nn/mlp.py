@@ -50,7 +50,7 @@ class MLP(nn.Module):
   hidden: int
   activation: Callable[[Array], Array] = gelu
   use_bias: bool = True
-  init: linear.Init | None = None
+  init: linear.Init | None = None  # type: ignore[assignment]  # linen's, not called
   out_init: linear.Init | None = None
   dtype: jnp.dtype = jnp.float32
 

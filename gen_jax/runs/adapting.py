@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 from gen_jax.convert import adapters, lora_files, peft
+from gen_jax.data import kept
 from gen_jax.runs import importing, workdir
 from gen_jax.runs import run as runs
 from gen_jax.runs import weights as weighing
@@ -59,7 +60,7 @@ def write(
   config = {**base.config, "adapter": block}
   config["init_from"] = {"workdir": str(base.workdir)}
   config["train"] = {**config["train"], "ema_decay": None}  # of the base's training
-  if workdir.has_autoencoder(base.workdir):
+  if workdir.has_autoencoder(base.home):
     codec = {**config["task"]["codec"], "workdir": str(base.workdir)}
     config["task"] = {**config["task"], "codec": codec}
   made = runs.fresh(config, None, overrides)
@@ -68,10 +69,12 @@ def write(
   params = adapters.place(matrices, state.params)
   home = base.tokenizer_folder
   names = sorted(p.name for p in home.iterdir()) if home else []
-  kept = {key: about[key] for key in ("is_linear", "scheduler") if key in about}
-  origin = {**kept, "base": about.get("from"), **origin}
+  told: dict[str, Any] = {k: about[k] for k in ("is_linear", "scheduler") if k in about}
+  origin = {**told, "base": about.get("from"), **origin}
 
   def write_more():
+    if model.class_names is not None:
+      kept.write_class_names(directory, model.class_names)
     weighing.load_base(directory, experiment)
     weighing.load_frozen(experiment, directory)
 

@@ -20,7 +20,7 @@ def write(
   directory: pathlib.Path,
   config: dict[str, Any],
   params: Params,
-  folder: pathlib.Path,
+  folder: pathlib.Path | None,
   tokenizer: list[str],
   origin: dict[str, Any],
   write_more: Callable[[], None] = lambda: None,

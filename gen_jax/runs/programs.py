@@ -180,7 +180,7 @@ class Together:
     which = [next(i for i, x in enumerate(unique) if x is b) for b in batches]
     unique += unique[:1] * (self._num_batches - len(unique))
     self._num_batches = len(unique)
-    given = (frozen, unique, np.int32(which), self._numbers)
+    given = (frozen, unique, np.array(which, np.int32), self._numbers)
     self._states, metrics = self._program(self._states, *given)
     metrics = jax.device_get(metrics)
     return [_at(metrics, i) for i in range(self.num)]

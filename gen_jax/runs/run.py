@@ -15,7 +15,7 @@ from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.data import kept
-from gen_jax.inference import drawing
+from gen_jax.inference import drawing, image_generator
 from gen_jax.runs import bill, lease, training
 from gen_jax.runs import weights as weighing
 from gen_jax.runs import workdir as workdirs
@@ -44,6 +44,13 @@ class Run:
   autoencoder: pathlib.Path | None = None
   _loaded: dict = dataclasses.field(default_factory=dict, repr=False)  # last weights
   _sampled: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+  @property
+  def home(self) -> pathlib.Path:
+    """The folder; InputError of a run that keeps nothing."""
+    if self.workdir is None:
+      raise InputError("this run has no workdir: nothing of it is kept")
+    return self.workdir
 
   @functools.cached_property
   def experiment(self) -> experiments.Experiment:
@@ -77,11 +84,11 @@ class Run:
   @property
   def is_imported(self) -> bool:
     """Whether the weights came from elsewhere."""
-    return workdirs.is_imported(self.workdir)
+    return workdirs.is_imported(self.home)
 
   def origin(self) -> dict[str, Any]:
     """Where imported weights came from; {} of a trained run."""
-    return files.read_sealed(self.workdir / "import.json") if self.is_imported else {}
+    return files.read_sealed(self.home / "import.json") if self.is_imported else {}
 
   def base_origin(self) -> dict[str, Any]:
     """`origin` of the weights that it started from, else its own; {} if unknown."""
@@ -119,7 +126,7 @@ class Run:
 
   def alone(self, what: str) -> contextlib.AbstractContextManager[None]:
     """Holds a lease on the work named so in this workdir, see `lease.hold`."""
-    return lease.hold(self.workdir, f"{what}.lease")
+    return lease.hold(self.home, f"{what}.lease")
 
   def check_idle(self, given: Iterable[str]) -> None:
     """Raises InputError for a setting that the config switches off."""
@@ -139,7 +146,7 @@ class Run:
     if self.is_imported:
       raise InputError(
         f"{self.workdir} was imported without a tokenizer: put its files"
-        f" (tokenizer.json) into {self.workdir / 'tokenizer'}"
+        f" (tokenizer.json) into {self.home / 'tokenizer'}"
       )
     raise InputError(
       f"{self.workdir} has no checkpoint yet (not even a tokenizer); train it first"
@@ -157,10 +164,10 @@ class Run:
     Raises:
       InputError: no such checkpoint, or one that cannot be read.
     """
-    key = (str(which), kind, workdirs.steps(self.workdir), self.autoencoder)
+    key = (str(which), kind, workdirs.steps(self.home), self.autoencoder)
     if key not in self._loaded:
       self._loaded.clear()
-      args = (self.experiment, self.workdir, str(which), kind, self.autoencoder)
+      args = (self.experiment, self.home, str(which), kind, self.autoencoder)
       self._loaded[key] = weighing.load(*args)
     return self._loaded[key]
 
@@ -175,7 +182,7 @@ class Run:
         f"{self.workdir} has no adapter: it was trained without --config.adapter.name="
         "lora; export all its weights, without --adapter"
       )
-    return weighing.load_learned(self.experiment, self.workdir, str(which), kind)
+    return weighing.load_learned(self.experiment, self.home, str(which), kind)
 
   def image_weights(self, which: str | int, kind: str | None) -> weighing.Weights:
     """`weights` of a model of images.
@@ -188,26 +195,26 @@ class Run:
 
   def state(self, which: str | int = "latest") -> states.TrainState:
     """All that a checkpoint holds: parameters, average, optimiser, key and step."""
-    return weighing.load_state(self.experiment, self.workdir, str(which))
+    return weighing.load_state(self.experiment, self.home, str(which))
 
   def checkpoints(self) -> tuple[list[int], int | None, list[str]]:
     """Steps that have one, the best of them, and what was said in finding it."""
     told: list[str] = []
-    with checkpoint.open_manager(self.workdir, read_only=True) as manager:
+    with checkpoint.open_manager(self.home, read_only=True) as manager:
       best = checkpoint.find_step(manager, "best", told.append)
       return sorted(manager.all_steps()), best, told
 
   def metrics(self) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, in order; each has its step."""
-    return writers.read_metrics(self.workdir)
+    return writers.read_metrics(self.home)
 
   def cost(self) -> dict[str, Any]:
     """What its training has cost so far; see `bill.so_far`."""
-    return bill.so_far(self.workdir)
+    return bill.so_far(self.home)
 
   def evaluation(self) -> dict[str, Any] | None:
     """What the last `gen-jax evaluate` has written, None without one."""
-    path = workdirs.evaluation(self.workdir)
+    path = workdirs.evaluation(self.home)
     return files.read_json(path) if path.exists() else None
 
   def train(self, num_steps: int | None = None) -> dict[str, Any]:
@@ -232,7 +239,7 @@ class Run:
     self._loaded.clear()
     try:
       with signals.handling():
-        return training.train(run.config, run.workdir, training.Alone())
+        return training.train(run.config, run.home, training.Alone())
     finally:
       for name in ("experiment", "generator"):  # from now on with a tokenizer
         self.__dict__.pop(name, None)
@@ -310,15 +317,18 @@ class Run:
     pixels = how.pixels(self.config["data"]["channels"])
     self.require_tokenizer()
     run = self.sampled(**sampling)
-    how.check_task(run.experiment.task, sampling)
-    return how.plan(run.generator, run.weights(which, kind), pixels, num, seed).all()
+    generator = run.generator
+    assert isinstance(generator, image_generator.ImageGenerator)  # see check_edit
+    how.check_task(generator.task, sampling)
+    return how.plan(generator, run.weights(which, kind), pixels, num, seed).all()
 
   def evaluate(
     self, which: str | int = "best", kind: str | None = None
   ) -> dict[str, float]:
     """The numbers of every evaluator of the config, as `gen-jax evaluate` has them."""
     self.require_tokenizer()
-    chosen, found = self.weights(which, kind), {}
+    chosen = self.weights(which, kind)
+    found: dict[str, float] = {}
     for evaluator in self.experiment.evaluators():
       found |= numbers(evaluator, chosen)
     return found
@@ -369,7 +379,7 @@ def new(config: Any, workdir: str | os.PathLike, overrides: Overrides = ()) -> R
   """
   run = fresh(config, workdir, overrides)
   build.check_config(run.config)
-  workdirs.check_owner(run.workdir, run.config)
+  workdirs.check_owner(run.home, run.config)
   return run
 
 

@@ -49,7 +49,7 @@ class Apart(Exception):
 class Arm:
   """A run: its resolved config, its folder, and the step at which to stop, if any."""
 
-  config: build.Config
+  config: dict[str, Any]
   directory: pathlib.Path
   until: int | None = None
 
@@ -105,7 +105,7 @@ def run(
       if member.outcome:
         yield member.arm, member.outcome
     while left := [member for member in members if not member.outcome]:
-      group.take([member.call for member in left])
+      group.take([member.call for member in left if member.call])
       for member in left:
         member.resume()
         if member.outcome:
@@ -153,14 +153,19 @@ class _Member(training.Solo):
   """An arm's thread, and what its run shares with the group."""
 
   def __init__(self, arm: Arm, group: "_Group"):
-    self.arm, self.outcome, self.call = arm, None, None
+    self.arm = arm
+    self.outcome: Outcome | None = None
+    self.call: _Call | None = None
     self._group, self._secs = group, 0.0
     self._placed: _Placed | None = None
     self._go, self._back = threading.Lock(), threading.Lock()
     self._go.acquire(), self._back.acquire()
     threading.Thread(target=self._run, daemon=True).start()  # ends with the driver
 
-  share = property(lambda self: self._group.share)
+  @property
+  def share(self) -> float:
+    """Of the device."""
+    return self._group.share
 
   def resume(self) -> None:
     """Lets the thread work until its next step or its end."""
@@ -204,7 +209,7 @@ class _Member(training.Solo):
   def whole(self, state: Any):
     return state.whole if isinstance(state, _Placed) else state
 
-  def experiment(self, config: build.Config, directory: pathlib.Path):
+  def experiment(self, config: dict[str, Any], directory: pathlib.Path):
     self._group.lend_tokenizer(directory)
     with self._group.observed():
       return super().experiment(config, directory)
@@ -272,19 +277,18 @@ class _Group:
         made = programs.program(experiment, num_examples)
       self._check_arguments(made, directory)
       self._program, self._home = made, directory
-      if self.mode is None and (reason := self._why_in_turn()):
+      if self.mode is None and (reason := self._why_in_turn(made)):
         self.mode = "turn"
         self._say(f"in turn: {reason}")
       if self.mode == "turn":
         self.alone, self.share = made.compiled(), 1.0
     made = self._program.of(experiment, num_examples)
-    if not self._is_alike(made.values):
+    if made.values is not None and not self._is_alike(made.values):
       raise Apart("a number decides on the structure of its program")
     return made
 
-  def _why_in_turn(self) -> str | None:
+  def _why_in_turn(self, made: programs.Program) -> str | None:
     """Why no program of several runs is tried; None: one is."""
-    made = self._program
     if made.has_slow_loops:
       return "gradients of convolutions inside loops are slow on CPUs"
     held = 2 * len(self._configs) * memory.bytes_per_device(made.abstract)
@@ -301,13 +305,14 @@ class _Group:
 
     Traces the step once more, with another value of each.
     """
-    first, mixed = programs.config_numbers(self._configs[0]), {}
+    first = programs.config_numbers(self._configs[0])
+    mixed: dict[str, float | int] = {}
     for config in self._configs[1:]:
-      other = programs.config_numbers(config)
-      if self._is_alike({"num_steps": config["train"]["num_steps"], **other}):
-        mixed |= {key: value for key, value in other.items() if value != first[key]}
+      own = programs.config_numbers(config)
+      if self._is_alike({"num_steps": config["train"]["num_steps"], **own}):
+        mixed |= {key: value for key, value in own.items() if value != first[key]}
     if mixed:
-      config = build.resolved(overriding.apply(self._configs[0], mixed.items()))
+      config = build.resolved(overriding.apply(self._configs[0], [*mixed.items()]))
       other = experiments.make(config, directory)
       if programs.program(other, made.num_examples).text != made.text:
         raise Apart(f"a value of {', '.join(mixed)} is a constant of the program")
@@ -345,20 +350,22 @@ class _Group:
   def _take_together(self, calls: Sequence[_Call]) -> None:
     together = self._together
     if together is None or 2 * len(calls) <= together.num:
+      assert self._program is not None and self.mode is not None  # a run has begun
       together = programs.Together(self._program, self.mode, len(calls))
       self._together = together
-    if any(not call.placed or call.placed.together is not together for call in calls):
-      _load(together, calls)
+    placed = [call.placed for call in calls if call.placed]
+    if len(placed) < len(calls) or any(p.together is not together for p in placed):
+      placed = _load(together, calls)
     batches = [calls[0].args[2]] * together.num
-    for call in calls:
-      batches[call.placed.place] = call.args[2]
+    for call, at in zip(calls, placed, strict=True):
+      batches[at.place] = call.args[2]
     metrics = together.step(calls[0].args[1], batches)
-    for call in calls:
-      place = call.placed.place
-      call.result = _Placed(together, place), metrics[place]
+    for call, at in zip(calls, placed, strict=True):
+      call.result = _Placed(together, at.place), metrics[at.place]
 
   def _choose(self, calls: Sequence[_Call]) -> None:
     """Takes the mode whose steps take the least time."""
+    assert self._program is not None  # a run has begun
     alone = self._in_turn = self._program.compiled()
     _, frozen, batch, numbers = calls[0].args
     secs, made = {}, {}
@@ -382,12 +389,11 @@ class _Group:
     self._say(f"a step of {len(calls)} runs takes {shown}: {self.mode}")
 
 
-def _load(together: programs.Together, calls: Sequence[_Call]) -> None:
+def _load(together: programs.Together, calls: Sequence[_Call]) -> list[_Placed]:
   """Puts the states of all calls into the first places, the first one into the rest."""
   padded = [*calls, *[calls[0]] * (together.num - len(calls))]
   together.load([c.state for c in padded], [c.args[3] for c in padded])
-  for place, call in enumerate(calls):
-    call.placed = _Placed(together, place)
+  return [_Placed(together, place) for place in range(len(calls))]
 
 
 def _secs(step: Callable[[], Any]) -> float:

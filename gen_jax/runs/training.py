@@ -43,8 +43,12 @@ class Alone:
 class Solo:
   """A run that shares nothing; those of a group answer to the same names."""
 
-  share = 1.0  # of the devices
   program = staticmethod(programs.program)
+
+  @property
+  def share(self) -> float:
+    """Of the devices."""
+    return 1.0
 
   def experiment(self, config: dict, directory: pathlib.Path):
     """The experiment, whose tokenizer and names of classes are in the folder."""
@@ -173,7 +177,7 @@ def _train(
     if not group.process_id and (cost := bill.line(directory)):
       print(f"  {cost}", flush=True)
     if between := experiment.train.profile_steps:
-      say = functools.partial(print, flush=True) if not group.process_id else len
+      say = _say if not group.process_id else lambda line: None
       step = used.enter_context(
         profile.traced(step, between, start, directory / "profile", say)
       )
@@ -216,6 +220,10 @@ def _train(
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, begun, directory)) from error
   return _ended(result, made.num_steps, directory, group)
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)
 
 
 def _ended(

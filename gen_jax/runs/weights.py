@@ -107,7 +107,8 @@ def load(
   learned = load_learned(experiment, workdir, which, kind)
   if experiment.adapter:
     base = lora.Frozen(load_base(workdir, experiment).params, frozen)
-    merged = jax.jit(experiment.learner.merged)(learned.params, base)
+    adapted = lora.Adapted(experiment.task, experiment.adapter)
+    merged = jax.jit(adapted.merged)(learned.params, base)
     learned = learned._replace(params=merged)
   return learned._replace(frozen=frozen)
 
@@ -162,6 +163,7 @@ def load_base(
   """
   path, source = workdir / "init_from.json", experiment.source
   noted = files.read_sealed(path) if path.exists() else None
+  assert source is not None  # a run that starts from weights
   if noted is not None:
     step, kind, digest = (
       files.field(noted, name, str(path)) for name in ("step", "weights", "sha256")
@@ -208,7 +210,7 @@ def _load(
   as_it_is = init_from.CheckpointLayout(abstract, lambda params: params)
   adapters, base = init_from.load(source, [as_it_is], warn), load_base(home, other)
   frozen = lora.Frozen(base.params, {})
-  merged = jax.jit(other.learner.merged)(adapters.params, frozen)
+  merged = jax.jit(lora.Adapted(task, adapter).merged)(adapters.params, frozen)
   parts = f"{base.sha256} {adapters.sha256} {adapter.scale}"
   return dataclasses.replace(
     adapters,
@@ -243,7 +245,8 @@ def load_frozen(
     home = files.path(named, "task.codec.workdir")
     weights, statistics = _autoencoder(home, experiment)
     keep_autoencoder(workdir, experiment.config, weights, statistics)
-  source = experiment.data.source
+  data: Any = experiment.data  # of images or of their codes
+  source = data.source
   if "statistics" in sources.gives(source) and not autoencoder:
     made_by = source.statistics()["sha256"]
     if made_by != statistics["sha256"]:
@@ -259,7 +262,7 @@ def load_frozen(
 
 def keep_autoencoder(
   workdir: pathlib.Path,
-  config: dict[str, Any],
+  config: build.Config,
   weights: PyTree,
   statistics: dict[str, Any],
 ) -> None:
@@ -285,7 +288,9 @@ def with_autoencoder(
   Raises:
     InputError: it is none, or its latents are of another shape.
   """
-  task, config = experiment.task, experiment.config
+  config = experiment.config
+  task: Any = experiment.task
+  data: Any = experiment.data
   block = workdirs.read_config(home)["task"].get("autoencoder")
   if block is None or "autoencoder" not in experiment.frozen:
     raise InputError(
@@ -293,7 +298,7 @@ def with_autoencoder(
       " workdir"
     )
   codec = build.build("codec", {**config["task"]["codec"], "autoencoder": block})
-  image = (experiment.data.image_size,) * 2 + (experiment.data.channels,)
+  image = (data.image_size, data.image_size, data.channels)
   wanted, found = (c.shape(image) for c in (task.codec, codec))
   if found != wanted:
     raise InputError(

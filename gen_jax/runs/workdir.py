@@ -354,9 +354,10 @@ def inherit_task(
     return config
   own = [(key, text) for key, text in overrides if key.split(".")[0] == "init_from"]
   start = overriding.apply(config, own).get("init_from") or {}
-  home = workdir
-  has_begun = home is not None and (home / "config.json").exists()
-  if not has_begun:
+  has_begun = workdir is not None and (workdir / "config.json").exists()
+  if workdir is not None and has_begun:
+    home = workdir
+  else:
     if not start.get("workdir"):
       raise InputError("task=None needs a model: set init_from.workdir")
     home = files.path(start["workdir"], "init_from.workdir")

@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator
 
 _LIGHT = ("gen_jax.cli", "gen_jax.errors", "gen_jax.system.files")  # loaded at once
+_Lazy = importlib.util._LazyModule  # type: ignore[attr-defined]  # has no public name
 _FOREIGN = ("numpy", "jax", "optax", "jinja2")  # without their parts, as C's
 
 
@@ -45,13 +46,20 @@ def load() -> None:
     # First numpy: modules in C that are imported while it loads find a part of it.
     found = [sys.modules[name] for name in _FOREIGN if name in sys.modules]
     for module in [*found, *sys.modules.values()]:
-      if type(module) is importlib.util._LazyModule:
+      if type(module) is _Lazy:
         module.__dict__  # noqa: B018 (asking for anything loads it)
   finally:
     gc.enable()
 
 
+def forget() -> None:
+  """Drops what was put off, so that it can be again: a second import would load it."""
+  for name, module in list(sys.modules.items()):
+    if type(module) is _Lazy:
+      del sys.modules[name]
+
+
 def loaded(name: str) -> types.ModuleType | None:
   """A module that is imported already, and not put off."""
   module = sys.modules.get(name)
-  return None if type(module) is importlib.util._LazyModule else module
+  return None if type(module) is _Lazy else module

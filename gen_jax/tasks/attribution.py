@@ -63,7 +63,7 @@ def attention_maps(
   ]
   if not maps:
     raise LookupError("the network has no cross-attention to a text")
-  return sum(maps) / len(maps)
+  return sum(maps[1:], start=maps[0]) / len(maps)
 
 
 def _cross_attentions(tree):

@@ -14,6 +14,8 @@ Source: Esser et al. 2021 (arXiv:2012.09841) section 3.1; Rombach et al. 2022
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -74,7 +76,7 @@ class Autoencode:
     """
     del frozen
     x = batch["image"]
-    apply = functools.partial(self.autoencoder.apply, {"params": params["autoencoder"]})
+    apply = functools.partial(base.apply, self.autoencoder, params["autoencoder"])
     mean, std = apply(x, method="encode")
     z = mean + std * rng.normal(keys, mean.shape[1:]) if train else mean
     y = apply(z, method="decode")
@@ -84,19 +86,16 @@ class Autoencode:
       found["kl"] = _mean(0.5 * (mean**2 + std**2 - 1.0) - jnp.log(std))
       loss = loss + self.kl_weight * found["kl"]
     if self.discriminator is not None and train:
-      adversarial, more = self._critic(params["discriminator"], x, y)
+      scorer = functools.partial(base.apply, self.discriminator)
+      adversarial, more = self._critic(scorer, params["discriminator"], x, y)
       loss, found = loss + adversarial, {**found, **more}
     weights = batch["weights"]
     return base.LossOut(
       Mean.of(loss, weights), {k: Mean.of(v, weights) for k, v in found.items()}
     )
 
-  def _critic(self, params: Params, x: Array, y: Array):
+  def _critic(self, scorer: Callable[..., Any], params: Params, x: Array, y: Array):
     """The discriminator's terms of the loss, [B], and metrics."""
-
-    def scorer(params, x):
-      return self.discriminator.apply({"params": params}, x)
-
     fixed = jax.lax.stop_gradient(params)
     features = scorer(fixed, x)[1]
     scores, seen = scorer(fixed, y)

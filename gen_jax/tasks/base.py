@@ -1,6 +1,8 @@
 """The interface between the trainer and everything that it trains."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from flax import linen as nn
 
 from gen_jax.types import Array, Batch, Mean, Params, PyTree
 
@@ -13,13 +15,12 @@ class LossOut(NamedTuple):
 
 
 class Task(Protocol):
-  """Two methods, so that the trainer needs no `if`.
+  """Two methods, so that the trainer needs no `if`."""
 
-  Attributes:
-    reads: what it needs of the data besides images or tokens: 'caption', 'label'.
-  """
-
-  reads: tuple[str, ...]
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """What it needs of the data besides images or tokens: 'caption', 'label'."""
+    ...
 
   def init(self, key: Array, batch: Batch) -> Params:
     """Fresh parameters; leaves carry linen's logical axis names."""
@@ -39,3 +40,12 @@ class Task(Protocol):
       train: whether dropout and the like are on.
     """
     ...
+
+
+def apply(module: nn.Module, params: Params, *args: Any, **how: Any) -> Any:
+  """What `module` gives for parameters and arguments; it keeps no other state.
+
+  Args:
+    how: of its method, and `method` and `rngs` of linen's `apply`.
+  """
+  return module.apply({"params": params}, *args, **how)

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_jax import rng
 from gen_jax.types import UNCONDITIONAL, Array, Batch, Params, PyTree, States
@@ -20,8 +21,8 @@ from gen_jax.types import UNCONDITIONAL, Array, Batch, Params, PyTree, States
 class Caption(NamedTuple):
   """Tokens int [B, S], and mask bool [B, S], False at padding."""
 
-  tokens: Array
-  mask: Array
+  tokens: Array | np.ndarray
+  mask: Array | np.ndarray
 
 
 class Conditioning(Protocol):

@@ -73,11 +73,11 @@ class Diffusion:
   def init(self, key: Array, batch: Batch) -> Params:
     """See `base.Task`."""
     if "latent" in batch:  # moments: twice the channels
-      size, shape = batch["latent"].shape[0], batch["latent"].shape[1:]
-      shape = (*shape[:-1], shape[-1] // 2)
+      size, *sides, moments = batch["latent"].shape
+      shape = (*sides, moments // 2)
     else:
-      size, *shape = batch["image"].shape
-      shape = self.codec.shape(tuple(shape))
+      size, *image = batch["image"].shape
+      shape = self.codec.shape(tuple(image))
     config = self.network.config
     z = jnp.zeros((size, *shape[:-1], shape[-1] + config.extra_channels))
     encoder = self.conditioning.init(key, batch)
@@ -124,8 +124,8 @@ class Diffusion:
       inputs = scale * x
       if extra is not None:
         inputs = jnp.concatenate([inputs, extra], -1)
-      out = self.network.apply(
-        {"params": params[name]}, inputs, t, states, train=train, rngs=rngs
+      out = base.apply(
+        self.network, params[name], inputs, t, states, train=train, rngs=rngs
       )
       return param.solve(self.target, self.schedule, t, x, out)
 
@@ -143,6 +143,7 @@ class Diffusion:
     """
     time_keys, noise_keys, drop_keys, codec_keys = rng.split(keys, 4)
     if "latent" in batch:
+      assert self.codec.stored is not None  # families: only such data fit
       x0 = self.codec.stored(frozen, batch["latent"], codec_keys)
     else:
       x0 = self.codec.encode(frozen, batch["image"], codec_keys)
@@ -180,7 +181,7 @@ class Diffusion:
       self.conditioning.null(u.shape[0]),
       prompt,
     )
-    if self.condition_drop_prob:
+    if extra is not None and self.condition_drop_prob:
       first = 0.5 * self.drop_prob
       nothing = (first <= u) & (u < first + self.condition_drop_prob)
       extra = jnp.where(schedules.expand(nothing, extra), 0.0, extra)
@@ -227,7 +228,7 @@ def idle(task: Diffusion, sampling: Sampling) -> dict[str, str]:
   """{field: why it has no effect}, of fields that another one switches off."""
   scales = [sampling.guidance_scale]
   scales += [sampling.image_guidance_scale] if task.condition_drop_prob else []
-  names = ("negative", "guidance_interval", "guidance_rescale")
+  names: tuple[str, ...] = ("negative", "guidance_interval", "guidance_rescale")
   if not task.reads and not task.condition_drop_prob:
     names = ("prompt", "guidance_scale", *names)
     return dict.fromkeys(names, "the model is unconditional")
@@ -274,23 +275,22 @@ def guided(
   if negative is None:
     null = task.conditioning.null(1)
     reference = jax.tree.map(lambda n, x: jnp.broadcast_to(n, x.shape), null, prompt)
-  prompts, extras = [reference, prompt], [extra, extra]
+  prompts = [reference, prompt]
   scales = [sampling.guidance_scale if task.reads else 1]
   if task.condition_drop_prob:
     prompts.insert(0, reference)
-    extras.insert(0, jnp.zeros_like(extra))
     scales.insert(0, sampling.image_guidance_scale)
   while scales and isinstance(scales[0], float | int) and scales[0] == 1:
-    del prompts[0], extras[0], scales[0]  # a scale of 1 cancels the prediction below
-  network = task.denoiser(
-    params,
-    frozen,
-    jax.tree.map(guidance.interleave, *prompts),
-    extra=None if extra is None else guidance.interleave(*extras),
-  )
+    del prompts[0], scales[0]  # a scale of 1 cancels the prediction below
+  if extra is not None:  # the first of three predictions is without it
+    with_image = [jnp.zeros_like(extra), extra, extra][-len(prompts) :]
+    extra = guidance.interleave(*with_image)
+  among = jax.tree.map(guidance.interleave, *prompts)
+  network = task.denoiser(params, frozen, among, extra=extra)
   predictions = guidance.batched(network, len(prompts))
-  scales = [guidance.within(s, *sampling.guidance_interval) for s in scales]
-  denoise = guidance.multi_guidance(predictions, scales)
+  low, high = sampling.guidance_interval
+  within = [guidance.within(scale, low, high) for scale in scales]
+  denoise = guidance.multi_guidance(predictions, within)
   if sampling.guidance_rescale and scales:
 
     def main(x, t):

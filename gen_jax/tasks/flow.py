@@ -80,8 +80,8 @@ def interpolate(
   )
   times = diffusion.times(task, sampling)
   split = [rng.split(k, 2) for k in keys]
-  ends = [samplers.noise(task.schedule, times[0], k, shape) for k, _ in split]
-  z = editing.slerp(*ends, share)
+  start, end = (samplers.noise(task.schedule, times[0], k, shape) for k, _ in split)
+  z = editing.slerp(start, end, share)
   denoise = guidance.guide(second, first, schedules.expand(share, z))
   sampler = sampling.sampler(task.schedule)
   z, _ = samplers.sample(denoise, sampler, times, z, split[0][1])

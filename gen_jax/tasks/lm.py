@@ -44,8 +44,9 @@ class LanguageModel:
     dropout = {"dropout": rng.named(keys[0], "dropout")} if train else None
     packing = {k: batch[k] for k in ("positions", "segments") if k in batch}
     targets, weights = batch["targets"], batch["weights"]
-    scores, _ = self.model.apply(
-      {"params": params},
+    scores, _ = base.apply(
+      self.model,
+      params,
       batch["inputs"],
       logits_fn=losses.score,
       logits_fn_args=(targets,),

@@ -151,7 +151,9 @@ def saved_shapes(manager: ocp.CheckpointManager, step: int) -> proof.Shapes:
   def read(step):
     return items.shapes(_folder(manager, step))
 
-  return _newest(manager, read, step, None, _no_warning)
+  found = _newest(manager, read, step, None, _no_warning)
+  assert found is not None  # of one step: there, or it has raised
+  return found
 
 
 def _no_warning(text: str) -> None:
@@ -185,14 +187,14 @@ def find_step(
 
 def _best(manager, steps: Sequence[int], warn: Callable[[str], None]) -> int:
   """The step with the lowest monitored value, without step 0 (untrained)."""
-  values = {step: manager.metrics(step) for step in steps}
+  metrics = {step: manager.metrics(step) for step in steps}
   for step in steps:
     if not proof.is_as_written(_folder(manager, step), _METRICS):
       warn(f"the metrics of step {step} are damaged: it cannot be the best")
-  values = {s: m["monitored"] for s, m in values.items() if m and s > 0}
-  values = {s: value for s, value in values.items() if math.isfinite(value)}
-  if values:
-    return min(values, key=values.get)
+  values = {s: m["monitored"] for s, m in metrics.items() if m and s > 0}
+  finite = {s: value for s, value in values.items() if math.isfinite(value)}
+  if finite:
+    return min(finite, key=lambda step: finite[step])
   if len(steps) > 1 or steps[-1] > 0:
     warn(f"no trained step was evaluated: using the latest, {steps[-1]}, as the best")
   return steps[-1]

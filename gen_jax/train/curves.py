@@ -20,14 +20,15 @@ def figure(rows: list[dict[str, float]], frames: dict[str, dict[str, str]]) -> A
   how = {"vertical_spacing": 0.3 / lines, "horizontal_spacing": 0.1}
   drawn = subplots.make_subplots(lines, columns, subplot_titles=list(frames), **how)
   colours = {"training": "#1f77b4", "validation": "#ff7f0e"}
-  named = set()
+  named: set[str] = set()
   for i, (title, shown) in enumerate(frames.items()):
     place = {"row": i // columns + 1, "col": i % columns + 1}
     for label, key in shown.items():
       points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
       mode = "lines+markers" if "/" in key or len(points) == 1 else "lines"
       x, y = zip(*points, strict=True)
-      look = {"mode": mode, "line": {"color": colours.get(label, "#2ca02c")}}
+      colour = {"color": colours.get(label, "#2ca02c")}
+      look: dict[str, Any] = {"mode": mode, "line": colour}
       look |= {"name": label if label in colours else title, "legendgroup": label}
       look["showlegend"] = label in colours and label not in named
       named.add(label)

@@ -85,8 +85,8 @@ class LossEvaluator:
     for i, batch in enumerate(self.batches()):
       batch_size = jax.tree.leaves(batch)[0].shape[0]
       keys = rng.per_example(jax.random.fold_in(jax.random.key(0), i), batch_size)
-      out = self.loss(weights, frozen, batch, keys)
-      out = {"loss": out.loss, **out.metrics}
+      found = self.loss(weights, frozen, batch, keys)
+      out = {"loss": found.loss, **found.metrics}
       total = out if total is None else jax.tree.map(lambda a, b: a + b, total, out)
     for name, mean in jax.device_get(total or {}).items():
       yield f"{self.prefix}/{name}", float(mean.value)
@@ -111,17 +111,17 @@ class BitsPerDim:
   bits: Callable[[Params, PyTree, Batch, Array], Array]
 
   def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
-    found = []
+    found: list[np.ndarray] = []
     for i, batch in enumerate(self.batches()):
       keys = rng.per_example(
         jax.random.fold_in(jax.random.key(0), i), batch["weights"].shape[0]
       )
       bits = np.asarray(self.bits(weights, frozen, batch, keys))
       found.extend(bits[tree.fetch(batch["weights"]) > 0])
-    found = np.asarray(found[: self.num], np.float64)
-    yield f"{self.prefix}/bits_per_dim", float(found.mean())
-    yield f"{self.prefix}/bits_per_dim_stderr", float(found.std() / len(found) ** 0.5)
-    yield f"{self.prefix}/bits_per_dim_num", float(len(found))
+    each = np.asarray(found[: self.num], np.float64)
+    yield f"{self.prefix}/bits_per_dim", float(each.mean())
+    yield f"{self.prefix}/bits_per_dim_stderr", float(each.std() / len(each) ** 0.5)
+    yield f"{self.prefix}/bits_per_dim_num", float(len(each))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -96,9 +96,10 @@ def gradients(task: base.Task, layout: sharding.Layout) -> Callable[[int], Gradi
 
   @functools.cache
   def gradient(num):
-    def fn(numbers, *args):
+    def fn(numbers, params, frozen, batch, keys):
+      args, unroll = (task, params, frozen, batch, keys), layout.on_cpu
       with numbering.given(numbers), sharding.use(layout):
-        return steps.gradients(task, *args, num, train=False, unroll=layout.on_cpu)
+        return steps.gradients(*args, num, train=False, unroll=unroll)
 
     return jax.jit(fn, compiler_options=options)
 

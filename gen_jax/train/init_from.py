@@ -103,6 +103,7 @@ def load(
     restored = checkpoint.restore_weights(
       manager, layout.abstract, step=step, part=part, warn=warn
     )
+    assert restored is not None  # of one step: there, or it has raised
     params = jax.tree.map(lambda x: x.copy(), restored[0])  # owned: it is donated
   if layout is not layouts[0]:
     params = _convert(params, layout, layouts[0].abstract)

@@ -21,6 +21,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
@@ -126,7 +127,7 @@ def _interrupts(first: int) -> Iterator[Callable[[int], bool]]:
   Several processes stop at the same step if any of them gets a signal: from the second
   step on JAX agrees on that step. Before that, one process that ends ends all.
   """
-  told = []
+  told: list[int] = []
 
   def agreed(step: int) -> bool:
     if step == first:
@@ -151,8 +152,13 @@ def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
   return metrics
 
 
+@runtime_checkable
+class _Dispatched(Protocol):
+  def is_ready(self) -> bool: ...
+
+
 def _is_ready(metrics: steps.Metrics) -> bool:
-  arrays = (x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array))
+  arrays = (x for x in jax.tree.leaves(metrics) if isinstance(x, _Dispatched))
   return all(x.is_ready() for x in arrays)
 
 
@@ -259,9 +265,9 @@ def _monitored(
     InputError: no evaluator measures it: `patience` needs it, or the first evaluation
       ran all evaluators or had other metrics of its family.
   """
-  numbers = {name for name, value in values.items() if isinstance(value, float)}
+  numbers = {name: v for name, v in values.items() if isinstance(v, float)}
   if config.monitor in numbers:
-    return evaluators.cost(config.monitor, values[config.monitor])
+    return evaluators.cost(config.monitor, numbers[config.monitor])
   families = {name.split("/")[0] for name in numbers}
   is_known = at_start and (all_due or config.monitor.split("/")[0] in families)
   if numbers and (config.patience or is_known):

@@ -38,15 +38,16 @@ def own_times(events: Iterable[Event]) -> list[tuple[str, float]]:
   >>> own_times([Event("loop", 0, 10), Event("dot", 1, 4), Event("add", 5, 6)])
   [('loop', 6), ('dot', 3), ('add', 1)]
   """
-  found, open_ones = [], []
-  for event in sorted(events, key=lambda e: (e.start, -e.end)):
-    while open_ones and open_ones[-1][0].end <= event.start:
+  in_order = sorted(events, key=lambda e: (e.start, -e.end))
+  own = [event.end - event.start for event in in_order]
+  open_ones: list[int] = []
+  for i, event in enumerate(in_order):
+    while open_ones and in_order[open_ones[-1]].end <= event.start:
       open_ones.pop()
     if open_ones:
-      open_ones[-1][1][1] -= event.end - event.start
-    found.append([event.name, event.end - event.start])
-    open_ones.append((event, found[-1]))
-  return [(name, secs) for name, secs in found]
+      own[open_ones[-1]] -= event.end - event.start
+    open_ones.append(i)
+  return [(event.name, secs) for event, secs in zip(in_order, own, strict=True)]
 
 
 def covered(events: Iterable[Event]) -> float:
@@ -110,12 +111,13 @@ def lines(
     text: the step's optimised HLO.
     num: profiled steps, which took `secs` seconds each.
   """
-  took = collections.Counter()
+  took: dict[str, float] = collections.defaultdict(float)
   origins = _origins(text)
   for name, duration in (pair for events in threads for pair in own_times(events)):
     where = re.sub(r"^jit\(\w+\)/", "", origins.get(name, name))
     took[where] += duration
-  all_together = took.total() or 1.0
+  all_together = sum(took.values()) or 1.0
+  longest_first = sorted(took.items(), key=lambda pair: pair[1], reverse=True)
   busy = covered(event for events in threads for event in events) / num
   out = [f"{secs * 1e3:.4g} ms a step, operations at work in {busy / secs / 1e7:.0f} %"]
   found = costs.cost(text)
@@ -126,12 +128,12 @@ def lines(
   for name, bound in bounds.items():
     out.append(f"  at best {bound * 1e3:.4g} ms ({bound / secs:.0%}): {name}")
   out.append("  share  ms a step  operation")
-  for name, duration in took.most_common(_SHOWN):
+  for name, duration in longest_first[:_SHOWN]:
     share, per_step = duration / all_together, duration / num / 1e6
     out.append(f"  {share:>5.1%}  {per_step:>9.4g}  {name}")
   rest = len(took) - _SHOWN
   if rest > 0:
-    share = 1.0 - sum(d for _, d in took.most_common(_SHOWN)) / all_together
+    share = 1.0 - sum(d for _, d in longest_first[:_SHOWN]) / all_together
     out.append(f"  {share:>5.1%}  in {rest} others")
   return out
 
@@ -139,7 +141,9 @@ def lines(
 def _newest(home: pathlib.Path, text: str, num: int, secs: float) -> list[str]:
   """`lines` of the newest trace in a folder."""
   path = max(home.glob("plugins/profile/*/*.xplane.pb"), key=str)
-  threads = read(path, re.match(r"HloModule ([\w.-]+)", text)[1])
+  named = re.match(r"HloModule ([\w.-]+)", text)
+  assert named is not None, text[:80]
+  threads = read(path, named[1])
   return lines(threads, text, jax.local_devices()[0], num, secs)
 
 
@@ -162,12 +166,14 @@ def traced(
   """
   home = directory if files.is_local(directory) else copies.scratch("profile")
   last, first = between[1], max(between[0], at)  # a run may resume in between
-  count, secs, text, is_done = at, 0.0, None, False
+  count, secs, is_done = at, 0.0, False
+  text: str | None = None  # the program, while it is profiled
 
   @functools.wraps(step)
   def wrapped(*args: Any):
     nonlocal count, secs, text
     if count == first < last:
+      assert isinstance(step, jax.stages.Wrapped)
       text = step.lower(*args).compile().as_text()
       jax.profiler.start_trace(str(home))
     if text is None:
@@ -184,7 +190,7 @@ def traced(
 
   def report(num: int):
     nonlocal text, is_done
-    program, text, is_done = text, None, True
+    program, text, is_done = text or "", None, True
     jax.profiler.stop_trace()
     if home != directory:
       copies.copy(home, directory)

@@ -16,12 +16,14 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Awaitable, Callable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
+from etils.epath import gpath
 from jax.experimental import multihost_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
@@ -52,7 +54,7 @@ def check_path(path: pathlib.Path) -> None:
     )
 
 
-class _Folder(type(epath.Path("/"))):
+class _Folder(gpath.PosixGPath):
   """A path whose own brackets and stars are literal in `glob`.
 
   Orbax globs the whole path for the processes' files.
@@ -68,35 +70,41 @@ def as_path(path: epath.Path) -> pathlib.Path:
   return buckets.Address(text) if "://" in text else pathlib.Path(text)
 
 
-class _Proven:
-  """A folder of which one with a 'state' is complete when its hashes are written."""
+async def _finalize(
+  path: ocp.path.atomicity_types.TemporaryPath, usual: Callable[[], Awaitable[None]]
+) -> None:
+  """Completes a folder, one with a 'state' by writing its hashes, others as `usual`."""
+  folder = as_path(path.get())
+  if not (folder / "state").exists():
+    return await usual()
+  if path._checkpoint_metadata_store:
+    path._checkpoint_metadata_store.wait_until_finished()
+  _write(folder, path.get_final().name)
+  if (final := as_path(path.get_final())) != folder:
+    folder.rename(final)
 
-  async def finalize(self) -> None:
-    folder = as_path(self.get())
-    if not (folder / "state").exists():
-      return await super().finalize()
-    if self._checkpoint_metadata_store:
-      self._checkpoint_metadata_store.wait_until_finished()
-    _write(folder, self.get_final().name)
-    if (final := as_path(self.get_final())) != folder:
-      folder.rename(final)
 
-
-class RenamedPath(_Proven, ocp.path.atomicity.AtomicRenameTemporaryPath):
+class RenamedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
   """A temporary folder; one with a 'state' is renamed when its hashes are written.
 
   Its parts ('state', ...) are temporary folders too until they are complete.
   """
 
+  async def finalize(self) -> None:
+    await _finalize(self, super().finalize)
+
   def get(self) -> epath.Path:
     return _Folder(super().get())
 
 
-class MarkedPath(_Proven, ocp.path.atomicity.CommitFileTemporaryPath):
+class MarkedPath(ocp.path.atomicity.CommitFileTemporaryPath):
   """A folder of a bucket; one with a 'state' is complete when its hashes are written.
 
   Its parts are complete when they have orbax's own mark.
   """
+
+  async def finalize(self) -> None:
+    await _finalize(self, super().finalize)
 
   def get(self) -> epath.Path:
     return buckets.Address(super().get())
@@ -199,7 +207,9 @@ def _write(folder: pathlib.Path, name: str) -> None:
   Raises:
     InputError: an array or a process's hashes are missing.
   """
-  state, noted, shapes = folder / "state", {}, {}
+  state = folder / "state"
+  noted: dict[str, str] = {}
+  shapes: Shapes = {}
   kind, value = _kind(name)
   for process in range(jax.process_count()):
     part = files.read_json(_part(state, process))
@@ -221,8 +231,9 @@ def _write(folder: pathlib.Path, name: str) -> None:
 
 def arrays(folder: pathlib.Path) -> Shapes:
   """{name: shape} of the complete arrays in a folder."""
-  is_here = files.is_local(folder)
-  base = {"driver": "file", "path": f"{folder}/"} if is_here else folder.kvstore()
+  base = {"driver": "file", "path": f"{folder}/"}
+  if isinstance(folder, buckets.Address):
+    base = folder.kvstore()
   store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
   keys = {key.decode() for key in store.list().result()}
   pieces: dict[str, int] = {}

@@ -127,6 +127,7 @@ def make_step(
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
+      assert decay is not None
       kept = ema_decay(decay, state.step)
       ema = jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, ema, params)
     new = states.TrainState(state.step + 1, params, ema, opt_state, state.key)
@@ -150,7 +151,9 @@ def numbers(
   return numbering.found(step, state, frozen, batch, {})
 
 
-def compile_step(step: Step, state: states.TrainState, layout: sharding.Layout):
+def compile_step(
+  step: Step, state: states.TrainState, layout: sharding.Layout
+) -> jax.stages.Wrapped:
   """Jits a step: the state keeps its layout, and its buffers are donated."""
   at = jax.tree.map(lambda x: x.sharding, state)
   return jax.jit(step, donate_argnums=0, out_shardings=(at, layout.replicated))

@@ -68,8 +68,9 @@ class Once:
 
   def __init__(self, name: str, make: Open, run: Run):
     path = run.workdir / "writers" / f"{name}.json"
-    self._name, self._path, self._writer = name, path, None
-    last = {"id": secrets.token_hex(4), "step": -1, "names": []}
+    self._name, self._path = name, path
+    self._writer: writers.Writer | None = None
+    last: dict[str, Any] = {"id": secrets.token_hex(4), "step": -1, "names": []}
     if path.exists():
       last |= files.read_json(path)
     path.parent.mkdir(exist_ok=True)
@@ -136,6 +137,11 @@ class _Rows:
 
   Its classes set `_package`, `_draw` and `_run`, and say what a text becomes.
   """
+
+  _package: Any
+  _draw: Callable[[np.ndarray], np.ndarray]
+  _run: Any
+  _shown: Callable[[str], Any]
 
   def write(self, step: int, values: Mapping[str, writers.Value]) -> None:
     row: dict[str, Any] = {**writers.numbers(values)}

@@ -10,7 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import rich.progress
@@ -58,13 +58,14 @@ def _row(line: bytes, where: str, has_crc: bool) -> dict[str, float | None]:
   return row
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, float | None]]:
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl; damaged lines are skipped, with a message.
 
   Of several rows with the same step and names the last one counts. Files of older
   versions have no `crc32` and are not checked.
   """
-  rows, damaged = {}, []
+  rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+  damaged = []
   content = files.read_bytes(path) if path.exists() else b""
   has_crc = f'"{_CRC}"'.encode() in content
   for number, line in enumerate(content.split(b"\n"), 1):

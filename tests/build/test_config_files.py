@@ -6,6 +6,7 @@ import pytest
 
 import gen_jax
 from gen_jax.build import config_files
+from gen_jax.system import own_configs
 from gen_jax.types import InputError
 from tests.cli import conftest
 
@@ -50,7 +51,7 @@ def test_ours_are_found_anywhere(elsewhere, name):
 
 
 def test_every_config_is_named_once():
-  assert [config_files.find(name) for name in config_files.names()] == sorted(
+  assert [config_files.find(name) for name in own_configs.names()] == sorted(
     p for p in (ROOT / "configs").glob("*/*.py") if p.name != "__init__.py"
   )
 

@@ -29,9 +29,9 @@ from gen_jax.train import checkpoint, loop
 TEXT = "configs/lm/pydoc.py:smoke"
 IMAGES = "configs/diffusion/digits.py:smoke"
 COMMANDS = (
-  "compare, coordinates, doctor, edit, encode, evaluate, export, illustrate, import, "
-  "inspect, launch, list, pack, plan, report, repro, sample, serve, sweep, together, "
-  "tokenize, train"
+  "compare, completion, coordinates, doctor, edit, encode, evaluate, export, "
+  "illustrate, import, inspect, launch, list, pack, plan, report, repro, sample, "
+  "serve, sweep, together, tokenize, train"
 )
 
 

@@ -135,16 +135,19 @@ NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "hen", "crane")
 MESH = ("--config.mesh.data=-1", "--config.mesh.fsdp=1")
 
 
-@pytest.fixture
-def pipeline(tmp_path):
+def whole_pipeline(home):
   """A whole DiTPipeline: the tiny transformer, with another model's autoencoder."""
-  home = tmp_path / "pipeline"
   shutil.copytree(GOLDEN / "transformer", home / "transformer")
   for part in ("vae", "scheduler"):
     shutil.copytree(IMAGES / part, home / part)
   index = {"_class_name": "DiTPipeline", "id2label": dict(enumerate(NAMES))}
   (home / "model_index.json").write_text(json.dumps(index))
   return home
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+  return whole_pipeline(tmp_path / "pipeline")
 
 
 def run(*words):

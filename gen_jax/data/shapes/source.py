@@ -27,7 +27,8 @@ class Shapes:
   side: Annotated[int, ranges.Range(16, 4096)] = 24
   seed: ranges.Seed = 0
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def examples(self, split: str) -> Sequence[sources.Example]:
     """image, caption and scene; the splits are disjoint."""

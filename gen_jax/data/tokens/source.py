@@ -82,7 +82,8 @@ class Tokens:
   path: str
   validation_fraction: ranges.ProperFraction = 0.01
 
-  __post_init__ = ranges.check
+  def __post_init__(self) -> None:
+    ranges.check(self)
 
   def documents(self, split: str) -> Sequence[str]:
     name, held_out = "data.source.path", self.validation_fraction
