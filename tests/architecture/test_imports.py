@@ -284,7 +284,7 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 1_315,  # with config files, overrides, widths, users' own; upgrade.py goes
+  "build": 1_460,  # with config files, overrides, users' own; a line for every key: 155
   "cli": 4_455,  # pack, together; stores; forecasts; a sweep's page, engines, searches
   "convert": 4_010,  # adapters: PEFT's, diffusers', kohya's; own models for diffusers
   "cost": 1_410,  # forecasts, Cloud's names of slices
