@@ -14,13 +14,13 @@ from gen_jax.build import meanings
 
 HEAD = """# Config keys
 
-Every key that a config can have, with its type and range, its default, and what it means.
-This page is made of the code that builds configs; `gen-jax train --config NAME --keys` lists the
-keys that one config has, with their values.
+Every key that a config can have: its type and range, its default, and what it means.
+This page is made of the code that builds configs; `gen-jax train --config NAME --keys`
+lists the keys that one config has, with their values.
 
-A block is `{"name": ..., keys}`; a name alone stands for a block with its defaults. On the command line
-keys are dotted: `--config.optimizer.learning_rate.peak=1e-3`. A key that is a block links to the
-section of its kind.
+A block is `{"name": ..., keys}`; a name alone stands for a block with its defaults.
+On the command line keys are dotted: `--config.optimizer.learning_rate.peak=1e-3`. A key
+that is a block links to the section of its kind.
 
 ## The top { #top }
 

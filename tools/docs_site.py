@@ -35,26 +35,19 @@ ROOMS = {
 }
 KEPT = ".docs"  # notebooks that have been run
 LOOSE = "types ranges rng tree sharding experiment numbers"
-FRONT = """# gen_jax
+_FRONT = """# gen_jax
 
 ::: gen_jax
     options: {filters: ["!^_", "!^InputError$", "!^Run$"]}
-
-## Run
-
-::: gen_jax.runs.run.Run
-    options: {heading_level: 3}
-
-## Weights
-
-::: gen_jax.runs.weights.Weights
-    options: {heading_level: 3}
-
-## InputError
-
-::: gen_jax.errors.InputError
-    options: {heading_level: 3}
 """
+_CLASS = """
+::: gen_jax.%s
+    options: {show_root_heading: true, show_root_toc_entry: true, heading: %s}
+"""
+FRONT = _FRONT + "".join(
+  _CLASS % (path, path.rpartition(".")[2])
+  for path in ("runs.run.Run", "runs.weights.Weights", "errors.InputError")
+)
 
 
 def modules() -> dict[str, list[str]]:
@@ -153,4 +146,6 @@ def fenced(text: str) -> str:
   2
   ```
   """
-  return re.sub(r"(?m)^>>> (?:.+\n?)+", lambda m: f"```pycon\n{m[0].strip()}\n```\n", text)
+  return re.sub(
+    r"(?m)^>>> (?:.+\n?)+", lambda m: f"```pycon\n{m[0].strip()}\n```\n", text
+  )

@@ -51,8 +51,10 @@ def kept(path: pathlib.Path, folder: pathlib.Path) -> nbformat.NotebookNode:
   return nbformat.read(file, as_version=4)
 
 
-def markdown(notebook: nbformat.NotebookNode, name: str) -> tuple[str, dict[str, bytes]]:
-  """A notebook as Markdown, and its images {file: PNG}, whose names begin with `name`."""
+def markdown(
+  notebook: nbformat.NotebookNode, name: str
+) -> tuple[str, dict[str, bytes]]:
+  """A notebook as Markdown, and its images {file: PNG}; `name` begins their names."""
   parts, images = [], {}
   for cell in notebook.cells:
     if cell.cell_type == "markdown":

@@ -17,7 +17,7 @@ _LINES = {
   "num_classes": "classes of the data; the table has one row more, for no class.",
   "autoencoder": "the network whose latents these are.",
   "vocab_size": "V.",
-  "tokenizer.vocab_size": "the most tokens that it may have, the single bytes included.",
+  "tokenizer.vocab_size": "the most tokens that it may have, with the single bytes.",
   "max_length": "the longest sequence, in tokens.",
   "num_layers": "L.",
   "width": "D.",
@@ -135,8 +135,8 @@ def of(owner: Any, kind: str, key: str) -> str:
     owner: the class or function that takes the key.
     kind: of the block, as in `tables.TABLES`.
 
-  >>> of(of, "norm", "kind"), of(of, "norm", "eps")
-  ('of the block, as in `tables.TABLES`.', 'added to the variance, or to the mean square.')
+  >>> of(of, "norm", "kind"), of(of, "norm", "base")[:8]
+  ('of the block, as in `tables.TABLES`.', 'base of ')
   """
   owners = inspect.getmro(owner) if inspect.isclass(owner) else (owner,)
   found = next(filter(None, (_described(one, key) for one in owners)), "")

@@ -26,7 +26,7 @@ def rows():
 
 
 def _set(config, path=""):
-  """(path of a block, its name, a key in it) of all that a config sets, to any depth."""
+  """(path of a block, its name, a key in it) of all that a config sets."""
   for key, value in config.items():
     below = f"{path}.{key}".lstrip(".")
     if path and key != "name":

@@ -6,7 +6,12 @@ from tools import notebooks
 
 # What the cells of each show, besides: `notebooks.execute` fails where a cell does.
 SHOWN = {
-  "first_steps.ipynb": ("finished", "(8, 8, 8, 1) uint8", "bits_per_byte", "did you mean")
+  "first_steps.ipynb": (
+    "finished",
+    "(8, 8, 8, 1) uint8",
+    "bits_per_byte",
+    "did you mean",
+  )
 }
 
 

@@ -1,4 +1,4 @@
-"""The site builds, all its links lead somewhere, and it loads nothing from elsewhere."""
+"""The site builds, its links lead somewhere, it loads nothing from elsewhere."""
 
 import html.parser
 import os
@@ -56,7 +56,7 @@ class _Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-  """The site, built strictly: a link that leads nowhere, or a page without one, fails."""
+  """The site, built strictly: links that lead nowhere fail, and pages without links."""
   folder = tmp_path_factory.mktemp("site")
   words = ("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder))
   own = {"EXECUTE_NOTEBOOKS": "false", "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": "."}
@@ -74,7 +74,7 @@ def site(tmp_path_factory):
 
 @pytest.mark.long
 def test_links_and_anchors_of_the_site_lead_somewhere(site):
-  folder, pages = site
+  _, pages = site
   assert len(pages) > 80
   for path, page in pages.items():
     for link in page.links | page.loads:
