@@ -1,5 +1,6 @@
 """Every command in README and docs/ can be typed as it stands."""
 
+import itertools
 import pathlib
 import re
 import shlex
@@ -45,7 +46,7 @@ def shown(command):
 
 def config_of(words):
   """The config that a command names, or the one whose kind of model it is about."""
-  spec = dict(zip(words, words[1:], strict=False)).get("--config")
+  spec = dict(itertools.pairwise(words)).get("--config")
   return CONFIG.get(spec, spec)
 
 
