@@ -65,7 +65,7 @@ STORIES = {
       )
       for name, more in (
         ("summaries", "--config.data.source.max_chars=60 --config.data.length=128"),
-        ("completion", "--config.data.length=32"),
+        ("completion", "--config.data.length=128"),
         ("instructions", "--config.data.length=64"),
         ("translation", "--config.data.length=64"),
       )
@@ -84,7 +84,6 @@ STORIES = {
     ),
     "sample --workdir runs/sd --prompt a red": ("--num_steps 2", {}),
     "export --workdir runs/sd --to exported": ("", {}),
-    "export --workdir runs/sd --to v1.safetensors": ("", {}),
     "import --from FILE_OR_DIRECTORY": (
       "",
       {"FILE_OR_DIRECTORY": str(GOLDEN / "lora_kohya.safetensors")},
@@ -187,6 +186,7 @@ ELSEWHERE = {
   "sample --workdir runs/llama --interactive": "tests/e2e/test_talk.py",
   "sample --workdir W --chat": "tests/cli/test_instruct.py",
   "serve": "tests/serving/test_server.py",
+  "export --workdir runs/sd --to v1": "tests/convert/test_stable_diffusion.py",
   "edit --workdir runs/sd": "tests/convert/test_stable_diffusion.py",
   "edit --workdir E": "tests/tasks/test_editing.py",
   "evaluate --workdir runs/ldm": "tests/docs/test_stories.py",
