@@ -61,15 +61,23 @@ def markdown(
       parts.append(cell.source)
       continue
     parts.append(_fenced(cell.source, "python"))
+    said = ""
     for output in cell.get("outputs", ()):
       data = output.get("data", {})
       if "image/png" in data:
         file = f"{name}_{len(images)}.png"
         images[file] = base64.b64decode(data["image/png"])
         parts.append(f"![What the cell draws]({file})")
-      elif said := _COLOURS.sub("", output.get("text") or data.get("text/plain", "")):
-        parts.append(_fenced(said.rpartition("\r")[2].rstrip(), "text"))
+      else:
+        said += output.get("text") or data.get("text/plain", "")
+    if said := "\n".join(map(_shown, said.rstrip().split("\n"))):
+      parts.append(_fenced(said, "text"))
   return "\n\n".join(parts) + "\n", images
+
+
+def _shown(line: str) -> str:
+  """A line as a terminal leaves it: what it has written over is gone."""
+  return _COLOURS.sub("", line).rstrip("\r").rpartition("\r")[2]
 
 
 def _fenced(text: str, language: str) -> str:

@@ -11,7 +11,12 @@ SHOWN = {
     "(8, 8, 8, 1) uint8",
     "bits_per_byte",
     "did you mean",
-  )
+  ),
+  "own_text.ipynb": ("finished", "gzip/bits_per_byte", "in place of 120"),
+  "fifty_images.ipynb": ("finished", "held-out loss"),
+  "price_7b.ipynb": ("6,738,415,616 parameters", "USD", "gcloud compute tpus tpu-vm"),
+  "own_attention.ipynb": ("6 arms: 6 finished", "(paired, n = 3"),
+  "own_task.ipynb": ("of 359 held-out digits", "largest difference"),
 }
 
 
@@ -52,6 +57,6 @@ def test_a_notebook_is_a_page_with_what_its_cells_show():
   text, images = notebooks.markdown(v4.new_notebook(cells=cells), "one")
   assert images == {"one_0.png": b"\x00\x01\x02"}
   assert text == (
-    "# One\n\n```python\nx = 1\n```\n\n```text\n100%\n```\n\n"
-    "![What the cell draws](one_0.png)\n\n```text\n'a'\n```\n"
+    "# One\n\n```python\nx = 1\n```\n\n![What the cell draws](one_0.png)\n\n"
+    "```text\n100%\n'a'\n```\n"
   )

@@ -1,4 +1,4 @@
-"""The Python of README and docs/ runs as it stands; README's first block: tests/runs."""
+"""The Python of README and docs/ runs as it stands (README's first: tests/runs)."""
 
 import ast
 import importlib
