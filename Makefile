@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint bench faults repro-smoke clean
+.PHONY: quickstart test test-all lint docs bench faults repro-smoke clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python experiments/quickstart/run.py
@@ -20,6 +20,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, in site/: open site/index.html. EXECUTE_NOTEBOOKS=false takes seconds.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m mkdocs build --strict
 
 # In an environment of its own: the peer is PyTorch, which nothing else needs.
 bench: .venv-bench/installed

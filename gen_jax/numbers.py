@@ -26,11 +26,12 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+Number = TypeVar("Number", int, float)
 Numbers = Mapping[str, Any]  # by name: float or int, or 32-bit [] arrays of these
 _UFUNCS = {np.cos: "cos", np.sin: "sin", np.sqrt: "sqrt", np.log: "log", np.exp: "exp"}
 
@@ -47,18 +48,14 @@ _meets: contextvars.ContextVar[Callable[[Any], Any]] = contextvars.ContextVar(
 )
 
 
-@overload
-def named(value: int, name: str) -> int: ...
-@overload
-def named(value: float, name: str) -> float: ...
-def named(value: float | int, name: str) -> float | int:
+def named(value: Number, name: str) -> Number:
   """`value` as a number of this name.
 
   >>> half = named(0.5, "a")
   >>> half, (1 - half / 4).name
   (0.5, '(1 - (a / 4))')
   """
-  return _named(value, name)
+  return _named(value, name)  # type: ignore[return-value]  # a subclass of its type
 
 
 def _named(value: float | int, name: str) -> "_Float | _Int":

@@ -16,12 +16,11 @@ import contextlib
 import dataclasses
 import inspect
 import operator
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from gen_jax import numbers, ranges
-from gen_jax.build import registry
+from gen_jax.build import meanings, registry
 from gen_jax.build.tables import KINDS, TABLES, Entry
 from gen_jax.types import InputError, unknown
 
@@ -343,22 +342,10 @@ def _keys(kind: str, block: Any, path: str) -> Iterator[Key]:
     return
   for key, p in entry.keys().items():
     below, value = f"{path}.{key}", block.get(key, p.default)
-    yield Key(below, p.annotation, p.default, value, _meaning(entry.signature, key))
+    meaning = meanings.of(entry.signature, kind, key)
+    yield Key(below, p.annotation, p.default, value, meaning)
     if is_block(key, p.annotation):
       yield from _keys(key, value, below)
-
-
-def _meaning(owner: Any, key: str) -> str:
-  """An attribute's or argument's description in a docstring, in one line."""
-  said: list[str] = []
-  for line in (inspect.getdoc(owner) or "").splitlines():
-    if re.match(rf"  (\w+, )*{key}(, \w+)*: ", line):
-      said = [line.partition(": ")[2]]
-    elif said and not line.startswith("    "):
-      break
-    elif said:
-      said.append(line.strip())
-  return " ".join(said)
 
 
 def places(config: Config, key: str, value: Any = None) -> list[str]:

@@ -92,7 +92,7 @@ def sample(
     trace: function of the state whose result is kept after every step; None: nothing.
 
   Returns:
-    The state at times[n] [B, ...], and `trace` stacked over steps [n, ...] (or None).
+    The state [B, ...] at times[n], and `trace` stacked over steps [n, ...] (or None).
   """
   carry = sampler.init(x)
   (x, _), kept = integrate(denoise, sampler, times, x, carry, keys, trace=trace)

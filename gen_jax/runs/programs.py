@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,22 @@ class Together:
       return self._step(state, frozen, batch, numbers)
 
     return self._map(one, (states, which, numbers))
+
+
+class Placed:
+  """What a step returns as the state of a run: its place in the stacked states."""
+
+  def __init__(self, together: Together, place: int):
+    self.together, self.place = together, place
+
+  @functools.cached_property
+  def whole(self):
+    """A copy, for all but the next step."""
+    return self.together.state(self.place)
+
+  def is_of(self, state: Any) -> bool:
+    """Whether a state is this one."""
+    return state is self or state is self.__dict__.get("whole")
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:

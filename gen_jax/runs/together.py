@@ -112,22 +112,6 @@ def run(
           yield member.arm, member.outcome
 
 
-class _Placed:
-  """What a step returns as the state of a run: its place in the stacked states."""
-
-  def __init__(self, together: programs.Together, place: int):
-    self.together, self.place = together, place
-
-  @functools.cached_property
-  def whole(self):
-    """A copy, for all but the next step."""
-    return self.together.state(self.place)
-
-  def is_of(self, state: Any) -> bool:
-    """Whether a state is this one."""
-    return state is self or state is self.__dict__.get("whole")
-
-
 @dataclasses.dataclass(eq=False)
 class _Call:
   """A step that a run asks for, and what comes of it.
@@ -140,7 +124,7 @@ class _Call:
   """
 
   args: tuple[Any, ...]
-  placed: _Placed | None
+  placed: programs.Placed | None
   result: Any = None
   secs: float = 0.0
 
@@ -157,15 +141,12 @@ class _Member(training.Solo):
     self.outcome: Outcome | None = None
     self.call: _Call | None = None
     self._group, self._secs = group, 0.0
-    self._placed: _Placed | None = None
+    self._placed: programs.Placed | None = None
     self._go, self._back = threading.Lock(), threading.Lock()
     self._go.acquire(), self._back.acquire()
     threading.Thread(target=self._run, daemon=True).start()  # ends with the driver
 
-  @property
-  def share(self) -> float:
-    """Of the device."""
-    return self._group.share
+  share = property(lambda self: self._group.share)
 
   def resume(self) -> None:
     """Lets the thread work until its next step or its end."""
@@ -202,12 +183,12 @@ class _Member(training.Solo):
     self._go.acquire()
     self.call = None
     self._secs += call.secs
-    if isinstance(call.result[0], _Placed):
+    if isinstance(call.result[0], programs.Placed):
       self._placed = call.result[0]
     return call.result
 
   def whole(self, state: Any):
-    return state.whole if isinstance(state, _Placed) else state
+    return state.whole if isinstance(state, programs.Placed) else state
 
   def experiment(self, config: dict[str, Any], directory: pathlib.Path):
     self._group.lend_tokenizer(directory)
@@ -361,7 +342,7 @@ class _Group:
       batches[at.place] = call.args[2]
     metrics = together.step(calls[0].args[1], batches)
     for call, at in zip(calls, placed, strict=True):
-      call.result = _Placed(together, at.place), metrics[at.place]
+      call.result = programs.Placed(together, at.place), metrics[at.place]
 
   def _choose(self, calls: Sequence[_Call]) -> None:
     """Takes the mode whose steps take the least time."""
@@ -389,11 +370,11 @@ class _Group:
     self._say(f"a step of {len(calls)} runs takes {shown}: {self.mode}")
 
 
-def _load(together: programs.Together, calls: Sequence[_Call]) -> list[_Placed]:
+def _load(together: programs.Together, calls: Sequence[_Call]) -> list[programs.Placed]:
   """Puts the states of all calls into the first places, the first one into the rest."""
   padded = [*calls, *[calls[0]] * (together.num - len(calls))]
   together.load([c.state for c in padded], [c.args[3] for c in padded])
-  return [_Placed(together, place) for place in range(len(calls))]
+  return [programs.Placed(together, place) for place in range(len(calls))]
 
 
 def _secs(step: Callable[[], Any]) -> float:

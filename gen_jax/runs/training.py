@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_jax import experiment as experiments
@@ -43,12 +43,8 @@ class Alone:
 class Solo:
   """A run that shares nothing; those of a group answer to the same names."""
 
+  share = property(lambda self: 1.0)  # of the devices
   program = staticmethod(programs.program)
-
-  @property
-  def share(self) -> float:
-    """Of the devices."""
-    return 1.0
 
   def experiment(self, config: dict, directory: pathlib.Path):
     """The experiment, whose tokenizer and names of classes are in the folder."""
@@ -106,6 +102,9 @@ def train(
   with contextlib.nullcontext() if group.process_id else lease.hold(directory):
     begun = _begin(config, directory, group, shared)
     return _train(begun, directory, group, shared, until)
+
+
+_SAY = functools.partial(print, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,7 +176,7 @@ def _train(
     if not group.process_id and (cost := bill.line(directory)):
       print(f"  {cost}", flush=True)
     if between := experiment.train.profile_steps:
-      say = _say if not group.process_id else lambda line: None
+      say: Callable[[str], object] = len if group.process_id else _SAY
       step = used.enter_context(
         profile.traced(step, between, start, directory / "profile", say)
       )
@@ -220,10 +219,6 @@ def _train(
     except loop.NotFiniteError as error:
       raise Diverged(_not_finite(error, begun, directory)) from error
   return _ended(result, made.num_steps, directory, group)
-
-
-def _say(line: str) -> None:
-  print(line, flush=True)
 
 
 def _ended(

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special
 
+from gen_jax import errors
 from gen_jax.sweeps import statistics
 from gen_jax.types import InputError
 
@@ -224,12 +224,19 @@ def optimum(
   return Optimum(found, _interval(_growth(found), drawn, level))
 
 
+def _scipy():
+  """scipy, an extra; imported with the module it would come before numpy is whole."""
+  with errors.extra("sweeps"):
+    from scipy import optimize, special
+  return optimize, special
+
+
 def _huber(theta: np.ndarray, size, data, target) -> tuple[float, np.ndarray]:
   """The Huber loss of log L and its gradient, for the logarithms of N, D and L.
 
   theta = log E, log A, log B, alpha, beta; of A and B where size and data are 0.
   """
-  e, a, b, alpha, beta = theta
+  (_, special), (e, a, b, alpha, beta) = _scipy(), theta
   terms = np.stack([np.full_like(size, e), a - alpha * size, b - beta * data])
   rest = special.logsumexp(terms, axis=0) - target
   pull = np.clip(rest, -_HUBER, _HUBER)
@@ -260,6 +267,7 @@ def _fit(drawn: Sequence[tuple[Point, float]], start=None) -> tuple[Surface, Any
   def cost(theta):  # scaled: it stops at absolute changes, and squares are small
     return tuple(1e6 * x for x in _huber(theta, *args))
 
+  optimize, _ = _scipy()
   tried = [
     optimize.minimize(cost, one, jac=True, method="L-BFGS-B", options=_EFFORT)
     for one in (_starts(target) if start is None else [start])

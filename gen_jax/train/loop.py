@@ -21,7 +21,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
@@ -152,14 +151,9 @@ def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
   return metrics
 
 
-@runtime_checkable
-class _Dispatched(Protocol):
-  def is_ready(self) -> bool: ...
-
-
 def _is_ready(metrics: steps.Metrics) -> bool:
-  arrays = (x for x in jax.tree.leaves(metrics) if isinstance(x, _Dispatched))
-  return all(x.is_ready() for x in arrays)
+  arrays = (x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array))
+  return all(x.is_ready() for x in arrays)  # type: ignore[attr-defined]
 
 
 class _Window:

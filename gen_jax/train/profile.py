@@ -153,7 +153,7 @@ def traced(
   between: tuple[int, int],
   at: int,
   directory: pathlib.Path,
-  say: Callable[[str], None],
+  say: Callable[[str], object],
 ) -> Iterator[steps.Step]:
   """Yields `step`, which profiles its calls for the steps in [first, last).
 

@@ -127,7 +127,7 @@ def test_partition_specs_live_in_sharding_alone():
 
 # Who reads or writes text and JSON without `files`, and why that is safe.
 OWN_READERS = {
-  "build/__init__.py": "docstrings",
+  "build/meanings.py": "docstrings",
   "runs/lease.py": "a record that its holder may be writing, and /proc",
   "cli/rendezvous.py": "messages on a socket",
   "safetensors.py": "heads of safetensors files",
@@ -284,7 +284,7 @@ def test_configs_never_import_the_library():
 
 # Lines of a room, docstrings and all; a room that is full asks for a deletion first.
 BUDGETS = {
-  "build": 1_315,  # with config files, overrides, widths, users' own; upgrade.py goes
+  "build": 1_460,  # with config files, overrides, users' own; a line for every key: 155
   "cli": 4_525,  # completion: 70; stores; forecasts; a sweep's page, engines
   "convert": 4_050,  # adapters: PEFT's, diffusers', kohya's; own models for diffusers
   "cost": 1_410,  # forecasts, Cloud's names of slices
@@ -297,7 +297,7 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_670,  # widths: muP
   "runs": 2_755,  # adapters; groups and shared programs: 540; the bill; until; weights
-  "sweeps": 3_600,  # groups; the page; clusters: 375; searches: 615; homes in buckets
+  "sweeps": 3_605,  # groups; the page; clusters: 375; searches: 615; homes in buckets
   "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
   "system": 2_145,  # own configs; compiled programs; buckets: addresses, ranges
   "tasks": 1_200,

@@ -206,7 +206,7 @@ def test_every_key_is_listed_with_its_range_default_and_meaning(call):
     "value": "0.9",
     "wanted": "a number in [0, 1)",
     "default": "0.9",
-    "meaning": "",
+    "meaning": "decay of the average of gradients; Lion: its share in an update.",
   }
   peak = found["optimizer.learning_rate.peak"]
   assert peak["wanted"] == "a number at least 0 and finite" and "default" not in peak
@@ -216,7 +216,10 @@ def test_every_key_is_listed_with_its_range_default_and_meaning(call):
   plain = {"name", "evaluators", "init_from", "adapter", "mesh.rules"}
   unlisted = {k for k in workdir.flat(config) if k.split(".")[-1] not in plain}
   assert unlisted <= found.keys()
-  assert "optimizer.b1 = 0.9\n    a number in [0, 1); default 0.9\n" in outcome.out
+  assert (
+    "optimizer.b1 = 0.9\n    a number in [0, 1); default 0.9\n    decay of"
+    in outcome.out
+  )
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,31 @@ def test_help(words):
   assert (code, said) == (0, []) and out.startswith(f"usage: gen-jax {' '.join(words)}")
 
 
+LOAD = """
+import sys
+from gen_jax.cli import main
+from gen_jax.system import lazy
+parsers = main._parser()[1]
+with lazy.imports():
+  main._add_arguments(sys.argv[1], parsers[sys.argv[1]])
+lazy.load()
+"""
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name not in ("train", "plan")))
+    for name in main.COMMANDS
+  ],
+)
+def test_what_has_waited_loads(command):
+  """In whatever order: a package that is imported by the way finds numpy whole."""
+  run = [sys.executable, "-c", LOAD, command]
+  done = subprocess.run(run, capture_output=True, text=True, env=dict(os.environ))
+  assert done.returncode == 0, done.stderr
+
+
 def test_version():
   code, out, said = call("--version")
   assert (code, said) == (0, []) and out.startswith("gen-jax 0.")
