@@ -15,6 +15,7 @@ from gen_jax.sweeps import ledger, space, statistics
 from gen_jax.system import files
 
 FILE, STEP = "figure.png", "step"
+SIZE = "size"  # the axis of a ladder, whose figure is that of `valleys`
 _SOURCE = "Source"  # a key that PNG knows
 
 
@@ -87,6 +88,11 @@ def png(found: Mapping[str, Any], x_axis: str = STEP) -> bytes:
   figure = figures.Figure(figsize=(width, 4.2))
   for axis, view in zip(figure.subplots(1, len(views), squeeze=False)[0], views):  # noqa: B905
     _draw(axis, view, x_axis)
+  return encoded(figure, found)
+
+
+def encoded(figure, found: Mapping[str, Any]) -> bytes:
+  """A figure of matplotlib as PNG, under its ledger's question, with its hash."""
   figure.suptitle(found["question"], fontsize=10)
   figure.tight_layout()
   out = io.BytesIO()
