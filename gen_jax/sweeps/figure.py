@@ -115,13 +115,25 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
       marker = "." if len(x) == 1 else ""  # a lone point makes no line
       axis.plot(x, line.values, color=color, linewidth=0.6, marker=marker, alpha=0.5)
   if x_axis != STEP:
-    axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    axis.set_xticks(range(len(ticks)), map(_short, ticks), fontsize=8)
   axis.set_ylim(*span(found, 0.2))
   axis.set_xlabel(x_axis)
   axis.set_ylabel(view["metric"])
   axis.grid(alpha=0.3)
   if len(found) > 1:
     axis.legend(fontsize=8)
+
+
+def _short(tick: str) -> str:
+  """A tick's label: numbers in at most six digits.
+
+  >>> _short("1000000.0"), _short("0.03125"), _short("ddim")
+  ('1e+06', '0.03125', 'ddim')
+  """
+  try:
+    return f"{float(tick):g}"
+  except ValueError:
+    return tick
 
 
 def source(path: pathlib.Path) -> str | None:

@@ -287,7 +287,7 @@ BUDGETS = {
   "build": 1_315,  # with config files, overrides, widths, users' own; upgrade.py goes
   "cli": 4_460,  # pack, together; stores; forecasts; a sweep's page, engines, searches
   "convert": 4_010,  # adapters: PEFT's, diffusers', kohya's; own models for diffusers
-  "cost": 1_410,  # forecasts, Cloud's names of slices
+  "cost": 1_412,  # forecasts, Cloud's names of slices
   "data": 9_035,  # stores: of text 2,330 lines in tokens/, of images 640 in stored/
   "decoding": 350,
   "families": 710,  # from experiment, cli, cost; many prompts, a chat
@@ -297,11 +297,11 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_660,  # widths: muP
   "runs": 2_725,  # adapters; groups and shared programs: 540; the bill; until; weights
-  "sweeps": 3_600,  # groups; the page; clusters: 375; searches: 615; homes in buckets
+  "sweeps": 3_700,  # groups; the page; clusters: 375; searches: 615; homes in buckets; valleys
   "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
   "system": 2_115,  # programs between commands; buckets: addresses, ranges, copies
   "tasks": 1_200,
-  "train": 3_295,  # trackers: 245; items, waiting for data, a profile, muP; buckets
+  "train": 3_303,  # trackers: 245; items, waiting for data, a profile, muP; buckets
   "loose files": 2_075,  # errors without jax; register; numbers as arguments
 }
 
