@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
       "batch_size": 8,
     },
     optimizer={
-      "learning_rate": {"peak": 2**-7, "warmup_steps": 20, "final_fraction": 0.05}
+      "learning_rate": {"peak": 2**-6, "warmup_steps": 20, "final_fraction": 0.05}
     },
     train={"log_every": 200, "save_every": 100_000, "health_check": False},
     evaluators={"validation": {"name": "loss", "every": 0, "max_batches": 128}},
