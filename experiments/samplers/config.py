@@ -1,11 +1,11 @@
-"""configs/diffusion/digits.py, drawn from with five samplers at the end."""
+"""configs/diffusion/digits.py, drawn from with several samplers at the end."""
 
 import ml_collections
 
 from configs.diffusion import digits
 
 EVALUATIONS = (5, 9, 19, 49, 99)
-SAMPLERS = ("ddpm", "ddim", "heun", "dpmpp_2m", "unipc")
+SAMPLERS = ("ddpm", "ddim", "dpmpp_2m", "unipc", "heun", "heun,grid=karras")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -29,7 +29,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   return config
 
 
-def _of(name: str, evaluations: int) -> dict:
+def _of(label: str, evaluations: int) -> dict:
   """Heun evaluates twice a step, but once on the last one."""
+  name, _, grid = label.partition(",grid=")
   num_steps = (evaluations + 1) // 2 if name == "heun" else evaluations
-  return {"sampler": {"name": name}, "num_steps": num_steps}
+  grid = grid or "uniform"
+  return {"sampler": {"name": name}, "grid": {"name": grid}, "num_steps": num_steps}

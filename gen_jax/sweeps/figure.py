@@ -13,6 +13,7 @@ from PIL import Image
 
 from gen_jax.sweeps import ledger, space, statistics
 from gen_jax.system import files
+from gen_jax.train import evaluators
 
 FILE, STEP = "figure.png", "step"
 SIZE = "size"  # the axis of a ladder, whose figure is that of `valleys`
@@ -63,6 +64,13 @@ def lines(found: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
   return {
     name: Line(list(values), list(values.values())) for name, values in points.items()
   }
+
+
+def is_wide(lines: Mapping[str, Line], metric: str) -> bool:
+  """Whether means of a loss or a distance span so much that their axis is a log's."""
+  means = [interval.mean for line in lines.values() for interval in line.intervals]
+  is_cost = evaluators.cost(metric, 1.0) > 0
+  return is_cost and 0 < 20 * min(means) < max(means)
 
 
 def span(lines: Mapping[str, Line], share: float) -> tuple[float, float]:
@@ -116,7 +124,10 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
       axis.plot(x, line.values, color=color, linewidth=0.6, marker=marker, alpha=0.5)
   if x_axis != STEP:
     axis.set_xticks(range(len(ticks)), map(_short, ticks), fontsize=8)
-  axis.set_ylim(*span(found, 0.2))
+  if is_wide(found, view["metric"]):
+    axis.set_yscale("log")
+  else:
+    axis.set_ylim(*span(found, 0.2))
   axis.set_xlabel(x_axis)
   axis.set_ylabel(view["metric"])
   axis.grid(alpha=0.3)
