@@ -70,7 +70,7 @@ def is_wide(lines: Mapping[str, Line], metric: str) -> bool:
   """Whether means of a loss or a distance span so much that their axis is a log's."""
   means = [interval.mean for line in lines.values() for interval in line.intervals]
   is_cost = evaluators.cost(metric, 1.0) > 0
-  return is_cost and 0 < 20 * min(means) < max(means)
+  return is_cost and 0 < 10 * min(means) < max(means)
 
 
 def span(lines: Mapping[str, Line], share: float) -> tuple[float, float]:
@@ -119,6 +119,8 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
     (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
     color = drawn.get_color()
     axis.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
+    if len(x) == 1:  # a band without width
+      axis.errorbar(x, mean, [mean - low, high - mean], color=color, capsize=4)
     if len({len(values) for values in line.values}) == 1:  # each has all seeds
       marker = "." if len(x) == 1 else ""  # a lone point makes no line
       axis.plot(x, line.values, color=color, linewidth=0.6, marker=marker, alpha=0.5)
