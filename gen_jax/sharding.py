@@ -333,13 +333,10 @@ def ring(name: str) -> collectives.Ring:
     ValueError: it is sharded over several mesh axes.
   """
   layout = _CURRENT.get()
-  if layout is None:
+  if layout is None or not (axes := _axes(layout.rules[name])):
     return collectives.Ring(None, 1)
-  axes = _axes(layout.rules[name])
   if len(axes) > 1:
     raise ValueError(f"axis {name!r} is sharded over {axes}: no ring")
-  if not axes:
-    return collectives.Ring(None, 1)
   return collectives.Ring(axes[0], layout.mesh.shape[axes[0]])
 
 

@@ -164,9 +164,8 @@ def program(config):
     patch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     made = experiments.make(config, None)
   tx, _ = made.optimizer(made.train.num_steps)
-  step = steps.make_step(
-    made.learner, tx, layout=made.layout, decay=made.train.ema_decay
-  )
+  average = {"decay": made.train.ema_decay, "warmup": made.train.ema_warmup}
+  step = steps.make_step(made.learner, tx, layout=made.layout, **average)
   held = made.abstract_state(tx), made.abstract_frozen(), made.batch()
   return step, held, steps.numbers(step, *held)
 

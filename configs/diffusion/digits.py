@@ -1,14 +1,15 @@
 """A small text-conditioned UNet on 1,797 handwritten digits with captions.
 
 The images ship with scikit-learn, so this runs anywhere, offline. It is the other
-half of `make quickstart`. `:small` is a quarter of it, for sweeps over many runs.
+half of `make quickstart`. `:small` is a quarter of it, for sweeps over many runs;
+`:unconditional` a ninth, without captions, for sweeps over what diffusion itself is.
 """
 
 import ml_collections
 
 from configs import common
 
-VARIANTS = ("full", "small")
+VARIANTS = ("full", "small", "unconditional")
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
@@ -39,4 +40,15 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   if variant == "small":
     config.task.network.width = 24
     config.data.batch_size = 32
+  if variant == "unconditional":
+    config.task.network.width = 16
+    config.task.conditioning = {"name": "none"}
+    config.task.drop_prob = 0.0
+    del config.data.tokenizer, config.data.caption_length
+    config.data.batch_size = 32
+    config.sampling.update({"num_steps": 10, "guidance_scale": 1.0})
+    config.evaluators = {
+      "validation": {"name": "loss", "every": 150},
+      "fidelity": {"name": "fidelity", "every": 0, "features": "digits"},
+    }
   return common.smoke(config) if smoke else config

@@ -90,6 +90,7 @@ def training(experiment: Any) -> Draft:
     layout=experiment.layout,
     num_microbatches=train.num_microbatches,
     decay=train.ema_decay,
+    warmup=train.ema_warmup,
   )
   frozen = experiment.abstract_frozen()
   numbers = steps.numbers(step, state, frozen, batch)

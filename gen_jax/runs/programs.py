@@ -133,6 +133,7 @@ def program(experiment: experiments.Experiment, num_examples: int) -> Program:
     layout=layout,
     num_microbatches=made.train.num_microbatches,
     decay=made.train.ema_decay,
+    warmup=made.train.ema_warmup,
   )
   return Program(
     experiment=made,

@@ -13,8 +13,10 @@ from PIL import Image
 
 from gen_jax.sweeps import ledger, space, statistics
 from gen_jax.system import files
+from gen_jax.train import evaluators
 
 FILE, STEP = "figure.png", "step"
+SIZE = "size"  # the axis of a ladder, whose figure is that of `valleys`
 _SOURCE = "Source"  # a key that PNG knows
 
 
@@ -64,6 +66,13 @@ def lines(found: Mapping[str, Any], x_axis: str = STEP) -> dict[str, Line]:
   }
 
 
+def is_wide(lines: Mapping[str, Line], metric: str) -> bool:
+  """Whether means of a loss or a distance span so much that their axis is a log's."""
+  means = [interval.mean for line in lines.values() for interval in line.intervals]
+  is_cost = evaluators.cost(metric, 1.0) > 0
+  return is_cost and 0 < 10 * min(means) < max(means)
+
+
 def span(lines: Mapping[str, Line], share: float) -> tuple[float, float]:
   """The axis of the metric: all values with room around; bands may be far wider.
 
@@ -87,6 +96,11 @@ def png(found: Mapping[str, Any], x_axis: str = STEP) -> bytes:
   figure = figures.Figure(figsize=(width, 4.2))
   for axis, view in zip(figure.subplots(1, len(views), squeeze=False)[0], views):  # noqa: B905
     _draw(axis, view, x_axis)
+  return encoded(figure, found)
+
+
+def encoded(figure, found: Mapping[str, Any]) -> bytes:
+  """A figure of matplotlib as PNG, under its ledger's question, with its hash."""
   figure.suptitle(found["question"], fontsize=10)
   figure.tight_layout()
   out = io.BytesIO()
@@ -105,17 +119,34 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
     (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
     color = drawn.get_color()
     axis.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
+    if len(x) == 1:  # a band without width
+      axis.errorbar(x, mean, [mean - low, high - mean], color=color, capsize=4)
     if len({len(values) for values in line.values}) == 1:  # each has all seeds
       marker = "." if len(x) == 1 else ""  # a lone point makes no line
       axis.plot(x, line.values, color=color, linewidth=0.6, marker=marker, alpha=0.5)
   if x_axis != STEP:
-    axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
-  axis.set_ylim(*span(found, 0.2))
+    axis.set_xticks(range(len(ticks)), map(_short, ticks), fontsize=8)
+  if is_wide(found, view["metric"]):
+    axis.set_yscale("log")
+  else:
+    axis.set_ylim(*span(found, 0.2))
   axis.set_xlabel(x_axis)
   axis.set_ylabel(view["metric"])
   axis.grid(alpha=0.3)
   if len(found) > 1:
     axis.legend(fontsize=8)
+
+
+def _short(tick: str) -> str:
+  """A tick's label: numbers in at most six digits.
+
+  >>> _short("1000000.0"), _short("0.03125"), _short("ddim")
+  ('1e+06', '0.03125', 'ddim')
+  """
+  try:
+    return f"{float(tick):g}"
+  except ValueError:
+    return tick
 
 
 def source(path: pathlib.Path) -> str | None:

@@ -8,8 +8,9 @@ An experiment is a folder with a sweep.py:
     def get_sweep():
       return product(values("task.model.width", (64, 128)), values("seed", range(3)))
 
-X_AXIS, if there, is the key along which its figure shows the metric, see `figure`; ALSO
-names further metrics, which are columns of the table and parts of the figure.
+X_AXIS, if there, is the key along which its figure shows the metric, see `figure`, or
+"size", of a ladder: see `valleys`. ALSO names further metrics, which are columns of the
+table and parts of the figure.
 """
 
 import dataclasses
@@ -139,7 +140,13 @@ def record(
   readme = folder / "README.md"
   if readme.exists():
     files.write(readme, ledger.render(files.read(readme), found))
-  files.write_bytes(folder / figure.FILE, figure.png(found, x_axis))
+  if x_axis == figure.SIZE:
+    from gen_jax.sweeps import valleys  # which prices models
+
+    image = valleys.png(found)
+  else:
+    image = figure.png(found, x_axis)
+  files.write_bytes(folder / figure.FILE, image)
 
 
 def command(
@@ -211,7 +218,8 @@ def load(path: pathlib.Path) -> Sweep:
   arms = space.arms(config_files.load(module.CONFIG), made)
   x_axis = getattr(module, "X_AXIS", figure.STEP)
   varied = space.varied([arm.overrides | s for arm in arms for _, s in arm.settings])
-  if x_axis not in (figure.STEP, *varied):
-    raise unknown(f"X_AXIS (of {found})", x_axis, (figure.STEP, *varied))
+  known = (figure.STEP, figure.SIZE, *varied)
+  if x_axis not in known:
+    raise unknown(f"X_AXIS (of {found})", x_axis, known)
   about = (question(found, module), module.CONFIG, module.METRIC)
   return Sweep(found.parent, *about, arms, x_axis, also)

@@ -60,14 +60,13 @@ class Config:
     save_every: steps between checkpoints.
     keep: number of latest checkpoints to keep, besides the best.
     num_microbatches: microbatches per batch, to save memory.
-    ema_decay: decay of the moving average of the weights; None: no average.
+    ema_decay, ema_warmup: of an average of the weights, see `step`; None: no average.
     health_check: check the first batch before the first step, see `health`.
     first_rows: show rows of the first batch before the first step, as the model sees
       them; also in the workdir's samples/first_rows.txt and .png.
     writers: trackers that also get metrics, images and text: wandb, trackio, mlflow,
       see `trackers`.
-    profile_steps: (first, last): profile the steps from first to before last, see
-      `profile`.
+    profile_steps: (first, last): profile steps first to last - 1, see `profile`.
   """
 
   num_steps: ranges.Count
@@ -79,6 +78,7 @@ class Config:
   keep: ranges.Count = 2
   num_microbatches: ranges.Size = 1
   ema_decay: ranges.ProperFraction | None = None
+  ema_warmup: ranges.NotNegative = 10.0
   health_check: bool = True
   first_rows: bool = True
   writers: tuple[str, ...] = ()

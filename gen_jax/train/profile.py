@@ -166,17 +166,16 @@ def traced(
   """
   home = directory if files.is_local(directory) else copies.scratch("profile")
   last, first = between[1], max(between[0], at)  # a run may resume in between
-  count, secs, is_done = at, 0.0, False
-  text: str | None = None  # the program, while it is profiled
+  count, secs, text, is_done = at, 0.0, "", False  # text: while it is profiled
 
   @functools.wraps(step)
   def wrapped(*args: Any):
     nonlocal count, secs, text
     if count == first < last:
       assert isinstance(step, jax.stages.Wrapped)
-      text = step.lower(*args).compile().as_text()
+      text = step.lower(*args).compile().as_text() or ""
       jax.profiler.start_trace(str(home))
-    if text is None:
+    if not text:
       count += 1
       return step(*args)
     jax.block_until_ready(args)
@@ -190,18 +189,18 @@ def traced(
 
   def report(num: int):
     nonlocal text, is_done
-    program, text, is_done = text or "", None, True
+    program, text, is_done = text, "", True
     jax.profiler.stop_trace()
     if home != directory:
       copies.copy(home, directory)
-    say(f"profile of steps {first} to {first + num - 1}, in {directory}")
-    for line in _newest(home, program, num, secs / num):
+    title = f"profile of steps {first} to {first + num - 1}, in {directory}"
+    for line in (title, *_newest(home, program, num, secs / num)):
       say(line)
 
   try:
     yield wrapped
   finally:
-    if text is not None:  # training ended before the last of them
+    if text:  # training ended before the last of them
       if count > first:
         report(count - first)
       else:

@@ -32,14 +32,17 @@ Step = Callable[
 ]
 
 
-def ema_decay(decay: float, step: Array) -> Array:
-  """Decay with warm-up: min(decay, (1 + step) / (10 + step)).
+def ema_decay(decay: float, step: Array, warmup: float = 10.0) -> Array:
+  """Decay with warm-up: min(decay, (1 + step) / (warmup + step)).
 
-  Early averages then forget the initial weights. Source: TensorFlow's
-  ExponentialMovingAverage(num_updates).
+  Early averages then forget the initial weights. Where the second is the smaller one,
+  weights of step i count about i^(warmup - 2): all alike at 2, the last ones alone far
+  above. That is the power-function average of Karras et al. 2023 (arXiv:2312.02696)
+  section 3.1, gamma = warmup - 2. Source: TensorFlow's
+  ExponentialMovingAverage(num_updates), which has 10.
   """
   step = step.astype(jnp.float32)
-  return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jnp.minimum(decay, (1.0 + step) / (warmup + step))
 
 
 def _microbatches(x: Array, num: int) -> Array:
@@ -97,11 +100,13 @@ def make_step(
   layout: sharding.Layout,
   num_microbatches: int = 1,
   decay: float | None = None,
+  warmup: float = 10.0,
 ) -> Step:
   """Returns the step; jit it with `compile_step`.
 
-  Its `numbers` are the values of those numbers of the task, the optimiser and `decay`
-  that the program takes as arguments, which `numbers` finds; {}: all are constants.
+  Its `numbers` are the values of those numbers of the task, the optimiser and the
+  average that the program takes as arguments, which `numbers` finds; {}: all are
+  constants.
 
   A step i whose loss or gradient norm is not finite changes only the state's `step`, to
   ~i; steps dispatched before its metrics are known then change nothing. See
@@ -109,6 +114,7 @@ def make_step(
 
   Args:
     decay: of the moving average, in [0, 1); None without one.
+    warmup: of it, see `ema_decay`.
   """
 
   def step(state, frozen, batch, numbers):
@@ -128,7 +134,7 @@ def make_step(
     ema = state.ema
     if ema is not None:
       assert decay is not None
-      kept = ema_decay(decay, state.step)
+      kept = ema_decay(decay, state.step, warmup)
       ema = jax.tree.map(lambda e, p: kept * e + (1.0 - kept) * p, ema, params)
     new = states.TrainState(state.step + 1, params, ema, opt_state, state.key)
     finite = jnp.isfinite(out.loss.total) & jnp.isfinite(norm) & (state.step >= 0)

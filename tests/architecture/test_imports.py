@@ -287,7 +287,7 @@ BUDGETS = {
   "build": 1_460,  # with config files, overrides, users' own; a line for every key: 155
   "cli": 4_525,  # completion: 70; stores; forecasts; a sweep's page, engines
   "convert": 4_050,  # adapters: PEFT's, diffusers', kohya's; own models for diffusers
-  "cost": 1_410,  # forecasts, Cloud's names of slices
+  "cost": 1_412,  # forecasts, Cloud's names of slices
   "data": 9_050,  # stores: of text 2,330 lines in tokens/, of images 640 in stored/
   "decoding": 350,
   "families": 760,  # many prompts, a chat; what they ask of what stands above: 45
@@ -297,7 +297,7 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_670,  # widths: muP
   "runs": 2_755,  # adapters; groups and shared programs: 540; the bill; until; weights
-  "sweeps": 3_605,  # groups; the page; clusters: 375; searches: 615; homes in buckets
+  "sweeps": 3_715,  # groups; the page; clusters: 375; searches: 615; buckets
   "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
   "system": 2_145,  # own configs; compiled programs; buckets: addresses, ranges
   "tasks": 1_200,

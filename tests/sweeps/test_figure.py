@@ -51,6 +51,22 @@ def test_along_a_key_the_others_are_lines_and_diverged_runs_are_none():
   assert found["name=muon"].intervals[0].mean == 0.5
 
 
+@pytest.mark.parametrize(
+  "metric, ends, wide",
+  [
+    ("frechet", (0.5, 5.1), True),
+    ("frechet", (0.5, 4.9), False),
+    ("accuracy", (0.01, 1.0), False),
+    ("loss", (-1.0, 30.0), False),
+  ],
+)
+def test_the_axis_is_a_logs_where_distances_span_more_than_ten_times(
+  metric, ends, wide
+):
+  lines = {"": figure.Line([1, 2], [[end] for end in ends])}
+  assert figure.is_wide(lines, metric) is wide
+
+
 def test_one_seed_has_no_band():
   alone = {**LEDGER, "arms": ARMS[:1]}
   assert figure.lines(alone, PEAK)[""].intervals == [(2.0, 2.0, 2.0, 1, 0.95)]

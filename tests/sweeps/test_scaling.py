@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gen_jax.sweeps import ladder, scaling
+from gen_jax.sweeps import ladder, scaling, valleys
 from gen_jax.types import InputError
 
 TRUE = scaling.Surface(1.7, 60.0, 90.0, 0.36, 0.30)
@@ -165,3 +165,28 @@ def test_points_of_a_ledger():
   assert point.losses == (2.0, 3.0)
   made = ladder.measure(CONFIG, {"task.model.width": 16, "train.num_steps": 3})
   assert point[:3] == made
+
+
+def test_a_figure_marks_each_budgets_best_size_and_says_how_it_grows():
+  points = planted(1e-3)
+  left, right = valleys.draw(points, "loss").axes
+  found = scaling.optimum(points)
+  mean, low, high = found.exponent[:3]
+  assert right.get_title() == f"N ~ C^a, a = {mean:.2f}, from {low:.2f} to {high:.2f}"
+  stars = [line for line in right.lines if line.get_marker() == "*"]
+  marked = [(line.get_xdata()[0], line.get_ydata()[0]) for line in stars]
+  np.testing.assert_allclose(marked, [v[:2] for v in found.valleys], rtol=1e-6)
+  # Through the middle of the marks, with the slope of the growth.
+  x, y = np.log(right.lines[-3].get_data())
+  middle = np.log(marked).mean(0)
+  np.testing.assert_allclose(np.interp(middle[0], x, y), middle[1], rtol=1e-6)
+  assert (y[-1] - y[0]) / (x[-1] - x[0]) == pytest.approx(mean)
+  assert len(left.lines) == 3 * len(found.valleys)
+
+
+def test_a_figure_of_what_has_no_valley_says_why():
+  points = [p for b in (1e11, 4e11) for p in around_the_best(b, seeds=2)]
+  hills = [p._replace(losses=tuple(9.0 - x for x in p.losses)) for p in points]
+  left, right = valleys.draw(hills, "loss").axes
+  assert "opens downwards" in right.get_title().replace("\n", " ")
+  assert not right.lines and len(left.lines) == 4

@@ -206,6 +206,22 @@ def test_one_sgd_step_is_the_gradient_of_the_mean():
   assert new.step == 1
 
 
+@pytest.mark.parametrize("warmup", [2.0, 3.0, 12.0])
+def test_an_average_that_only_warms_up_weighs_step_i_as_a_power(warmup):
+  """Weights after i steps count as (i + 1) (i + 2) ... (i + warmup - 2)."""
+  num = 40
+  found = np.zeros(num + 1)
+  found[0] = 1.0  # initial weights
+  for i in range(num):
+    kept = float(steps.ema_decay(1 - 1e-6, jnp.int32(i), warmup))
+    found *= kept
+    found[i + 1] = 1.0 - kept
+  wanted = np.ones(num + 1)
+  for shift in range(1, int(warmup) - 1):
+    wanted *= np.arange(num + 1) + shift
+  np.testing.assert_allclose(found, wanted / wanted.sum(), rtol=1e-4)
+
+
 def test_weight_decay_reaches_kernels_and_tables_alone():
   params = {
     "dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
