@@ -26,8 +26,9 @@ def add_arguments(parser) -> None:
     how = {"nargs": "+", "type": kind, "default": values}
     parser.add_argument(f"--{name}", help="to compare", **how)
   parser.epilog = (
-    "Writes WORKDIR/figures, which `gen-jax report` shows: images by guidance and\n"
-    "steps, by sampler, which words pixels look at, and an autoencoder's latents.\n"
+    "Writes WORKDIR/figures, as PNG and PDF, which `gen-jax report` shows: images by\n"
+    "guidance and steps, by sampler, the walks from noise to an image and back, which\n"
+    "words pixels look at, and an autoencoder's latents.\n"
     "An imported model has no data: --config.data.source.directory=DIR shows it some."
   )
 
@@ -53,8 +54,9 @@ def run(args) -> dict:
     prompts, images = args.prompt, None
   else:
     reference = opened.experiment.reference_images("train")
-    prompts = args.prompt or (reference.captions(3) if draws else [])
-    images = reference.images(range(4)) if codec else None
+    reads = draws and opened.experiment.task.reads
+    prompts = args.prompt or (reference.captions(3) if reads else [""] * 3)
+    images = reference.images(range(4))
   drawn = {}
   if draws:
     made = opened.experiment
@@ -63,10 +65,13 @@ def run(args) -> dict:
     has_words = canvas.has_words()
     drawn["guidance_steps"] = canvas.by_guidance_and_steps(args.scales, args.steps)
     drawn["samplers"] = canvas.by_sampler(samplers)
+    drawn["walk"] = canvas.walk()
     if has_words:
       drawn["attention"] = canvas.attention()
+  images = canvas.images() if images is None else images
+  if draws:
+    drawn["noising"] = canvas.noising(images[:3])
   if codec:
-    images = canvas.images() if images is None else images
     drawn["latents"] = figures.latents(*codec, images)
   written = {
     name: str(sheets.save_figure(directory, name, *figure))

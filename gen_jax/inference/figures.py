@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,27 @@ import numpy as np
 from gen_jax import errors, rng
 from gen_jax.data import datasets, pipeline, tokenizers
 from gen_jax.inference import image_generator
-from gen_jax.tasks import attribution, diffusion
+from gen_jax.tasks import attribution, diffusion, states
 from gen_jax.types import Params, PyTree
 
 _TIMES = (0.3, 0.5, 0.7)  # at which attention is recorded
+_COLUMNS = 8  # of a walk
+
+
+class Figure(NamedTuple):
+  """Images in rows and columns.
+
+  Attributes:
+    images: uint8 [rows, columns, H, W, C].
+    caption: a sentence.
+    rows: a label for each; (): none.
+    titles: of each row's images, from the left; rows may be missing.
+  """
+
+  images: np.ndarray
+  caption: str
+  rows: Sequence[str] = ()
+  titles: Sequence[Sequence[str]] = ()
 
 
 class Canvas:
@@ -55,7 +73,9 @@ class Canvas:
     draws = [self.draw(num_steps=num) for num in steps]
     cells = np.array([[draw(scale)[0] for draw in draws] for scale in scales])
     rows, columns = _listed(scales), _listed(steps)
-    return cells, f"{self.prompts[0]}: rows guidance {rows}, columns {columns} steps"
+    caption = f"{self.prompts[0]}: rows guidance {rows}, columns {columns} steps"
+    labels = [f"guidance {scale:g}" for scale in scales]
+    return Figure(cells, caption, labels, [[f"{num} steps" for num in steps]])
 
   def by_sampler(self, samplers):
     """A row per sampler, a column per prompt."""
@@ -64,7 +84,42 @@ class Canvas:
       self.generator.sampling.num_steps,
     )
     rows = np.stack([self.draw(sampler=s)(scale) for s in samplers.values()])
-    return rows, f"rows {_listed(samplers)}, {num} steps each; {_listed(self.prompts)}"
+    caption = f"rows {_listed(samplers)}, {num} steps each; {_listed(self.prompts)}"
+    return Figure(rows, caption, [*samplers], [self.prompts])
+
+  def walk(self):
+    """A row per prompt, from noise to the image by the run's own sampling."""
+    sampling = self.generator.sampling
+    spread = np.linspace(0, sampling.num_steps, _COLUMNS).round()
+    steps = sorted({int(step) for step in spread})
+    times = np.asarray(diffusion.times(self.task, sampling))[steps]
+
+    @jax.jit
+    def run(params, frozen, caption, keys):
+      given = (self.task, sampling, params, frozen, caption, keys)
+      return states.walk(*given, self.generator.shape, steps)
+
+    passed = run(self.params, self.frozen, self.caption, self.keys)
+    caption = f"from noise to an image in {sampling.num_steps} steps"
+    return self._over_time(passed, times, caption, self.prompts)
+
+  def noising(self, images: np.ndarray):
+    """A row per image uint8 [N, H, W, C], from it to noise by the forward process."""
+    times = np.linspace(0.0, 1.0, _COLUMNS)
+
+    @jax.jit
+    def run(frozen, images):
+      keys = rng.sample_keys(0, len(images))
+      given = (frozen, images, keys, jnp.asarray(times, jnp.float32))
+      return states.noised(self.task, self.generator.sampling, *given)
+
+    passed = run(self.frozen, _pixels(images))
+    return self._over_time(passed, times, "images on their way to noise", ())
+
+  def _over_time(self, passed, times, caption, rows):
+    cells = image_generator.to_uint8(passed).swapaxes(0, 1)
+    shown = f"{caption}, t = {', '.join(f'{t:.2g}' for t in times)}"
+    return Figure(cells, shown, rows, [[f"t = {t:.2g}" for t in times]])
 
   def images(self):
     """uint8 [N, H, W, C], an image per prompt, by the run's own sampling."""
@@ -93,13 +148,15 @@ class Canvas:
     """A row per prompt: the image, then its attention map for each word."""
     images = self.images()
     found = np.asarray(jax.jit(self._maps)(self.params, self.frozen, _pixels(images)))
-    rows = []
+    rows, titles = [], []
     for image, heat, prompt in zip(images, found, self.prompts, strict=True):
+      titles.append(["", *prompt.split()])
       words = _by_word(heat, prompt, self.tokenizer)
       rows.append([_colour(image), *(_glow(image, word) for word in words)])
     columns, blank = max(map(len, rows)), np.full_like(rows[0][0], 255)
     cells = np.array([row + [blank] * (columns - len(row)) for row in rows])
-    return cells, f"where each word is looked at: {_listed(self.prompts)}"
+    caption = f"where each word is looked at: {_listed(self.prompts)}"
+    return Figure(cells, caption, (), titles)
 
 
 def _by_word(heat: np.ndarray, prompt: str, tokenizer) -> list[np.ndarray]:
@@ -130,10 +187,14 @@ def latents(codec, frozen, images: np.ndarray):
     image_generator.to_uint8(v / 3).repeat(factor, 1).repeat(factor, 2) for v in shown
   ]
   columns = [images, image_generator.to_uint8(again), *shown]
-  return np.stack([_colour(x) for x in columns], 1), (
+  caption = (
     f"images, the same decoded from their latents, the {z.shape[-1]} channels of"
     " these, and their three principal components as red, green and blue"
   )
+  titles = ["image", "decoded", *(f"channel {i + 1}" for i in range(z.shape[-1]))]
+  titles += ["components"] * (len(columns) - len(titles))
+  cells = np.stack([_colour(x) for x in columns], 1)
+  return Figure(cells, caption, (), [titles])
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

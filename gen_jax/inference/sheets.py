@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 import gen_jax
+from gen_jax import errors
 from gen_jax.data import image_files
 from gen_jax.system import copies, files
 from gen_jax.types import InputError
@@ -74,14 +75,58 @@ def save_captioned(
 
 
 def save_figure(
-  workdir: pathlib.Path, name: str, images: np.ndarray, caption: str
+  workdir: pathlib.Path,
+  name: str,
+  images: np.ndarray,
+  caption: str,
+  rows: Sequence[str] = (),
+  titles: Sequence[Sequence[str]] = (),
 ) -> pathlib.Path:
-  """Writes a sheet and its caption into WORKDIR/figures, for `gen-jax report`."""
+  """Writes a figure into WORKDIR/figures, for `gen-jax report`: PNG, PDF and caption.
+
+  Args:
+    images: uint8 [rows, columns, H, W, C].
+    rows, titles: see `labelled`; without any the PNG is a `save_sheet`, and alone.
+  """
   path = workdir / "figures" / f"{name}.png"
   path.parent.mkdir(exist_ok=True)
-  save_sheet(path, images)
+  if rows or titles:
+    drawn = labelled(images, rows, titles)
+    for file in (path, path.with_suffix(".pdf")):
+      out = io.BytesIO()
+      drawn.savefig(out, format=file.suffix[1:], dpi=150)
+      files.write_bytes(file, out.getvalue())
+  else:
+    save_sheet(path, images)
   files.write(path.with_suffix(".txt"), caption + "\n")
   return path
+
+
+def labelled(
+  images: np.ndarray, rows: Sequence[str], titles: Sequence[Sequence[str]]
+) -> Any:
+  """A figure of matplotlib: uint8 [rows, columns, H, W, C] with words around them.
+
+  Args:
+    rows: labels at the left.
+    titles: above the images of the first rows, from the left.
+  """
+  with errors.extra("report"):
+    from matplotlib import figure
+  num_rows, num_columns, height, width = images.shape[:4]
+  side = min(1.2, 12.0 / num_columns)
+  size = (num_columns * side + bool(rows), num_rows * side * height / width + 0.4)
+  drawn = figure.Figure(figsize=size, layout="constrained")
+  grid = drawn.subplots(num_rows, num_columns, squeeze=False)
+  for (row, column), axis in np.ndenumerate(grid):
+    axis.set(xticks=[], yticks=[], frame_on=False)
+    axis.imshow(_pillow(images[row, column]), "gray", vmin=0, vmax=255)
+    title = titles[row][column : column + 1] if row < len(titles) else ()
+    axis.set_title(*title or [""], fontsize=8, wrap=True)
+  for axis, row in zip(grid[:, 0], rows, strict=bool(rows)):
+    words = "\n".join(textwrap.wrap(row, 16))
+    axis.set_ylabel(words, rotation=0, ha="right", va="center", fontsize=8)
+  return drawn
 
 
 def save_image(

@@ -327,12 +327,21 @@ def draw(
   Returns:
     Images float32 [B, ...] from the codec's decoder, about [-1, 1].
   """
+  *_, z = trajectory(task, sampling, params, frozen, prompt, keys, shape, negative)
+  return decode(task, sampling, frozen, z)
+
+
+def trajectory(
+  task, sampling, params, frozen, prompt, keys, shape, negative=None, trace=None
+) -> tuple[Array, PyTree, Array]:
+  """(the noise, `trace` of the latents after each step, the last latents) of `draw`."""
   denoise = guided(task, sampling, params, frozen, prompt, negative)
   at = times(task, sampling)
   noise_keys, step_keys = rng.split(keys, 2)
-  z = samplers.noise(task.schedule, at[0], noise_keys, shape)
-  z, _ = samplers.sample(denoise, sampling.sampler(task.schedule), at, z, step_keys)
-  return decode(task, sampling, frozen, z)
+  noise = samplers.noise(task.schedule, at[0], noise_keys, shape)
+  given = (denoise, sampling.sampler(task.schedule), at, noise, step_keys)
+  z, traced = samplers.sample(*given, trace=trace)
+  return noise, traced, z
 
 
 def edit(

@@ -14,25 +14,40 @@ from gen_jax.tasks import attribution
 from gen_jax.train import writers
 from tests.convert import test_stable_diffusion as tiny
 
-
-def sheet(path):
-  """(rows, columns) of a sheet of 8x8 images, each 8 times as wide, and lines."""
-  with Image.open(path) as image:
-    return image.height // (9 * 8), image.width // (9 * 8)
+EVERY = {"guidance_steps", "samplers", "walk", "noising"}
 
 
-def test_a_model_that_draws(call, digits_workdir, tmp_path):
+@pytest.fixture
+def saved(monkeypatch):
+  """{name: (rows, columns)} of the figures that are saved."""
+  found, save = {}, sheets.save_figure
+
+  def noted(workdir, name, images, *rest):
+    found[name] = images.shape[:2]
+    return save(workdir, name, images, *rest)
+
+  monkeypatch.setattr(sheets, "save_figure", noted)
+  return found
+
+
+def test_a_model_that_draws(call, digits_workdir, tmp_path, saved):
   words = ("--steps", "1", "--scales", "1", "2", "4", "--samplers", "ddim")
   prompts = ("--prompt", "a handwritten zero", "--prompt", "one")
   words = ("illustrate", "--workdir", digits_workdir, *words, *prompts, "--json")
   outcome = call(*words)
   assert outcome.code == 0, outcome
   figures = json.loads(outcome.out.splitlines()[-1])["figures"]
-  assert {name: sheet(path) for name, path in figures.items()} == {
+  assert figures.keys() == saved.keys()
+  assert saved == {
     "guidance_steps": (3, 1),
     "samplers": (1, 2),
+    "walk": (2, 3),  # two steps
     "attention": (2, 4),
+    "noising": (3, 8),
   }
+  for path in figures.values():
+    with Image.open(path) as image:
+      assert image.width > 100 and path.endswith(".png")
   writers.SampleFiles(digits_workdir, 0, sheets.save_sheet).write(
     1500, {"samples": np.zeros((1, 3, 8, 8, 1), np.uint8)}
   )
@@ -47,12 +62,11 @@ def test_a_model_that_draws(call, digits_workdir, tmp_path):
   assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
-def test_an_autoencoder(call, vae_workdir):
+def test_an_autoencoder(call, vae_workdir, saved):
   """The image, its reconstruction, sixteen channels, and these as a colour."""
   outcome = call("illustrate", "--workdir", vae_workdir, "--json")
   assert outcome.code == 0, outcome
-  figures = json.loads(outcome.out.splitlines()[-1])["figures"]
-  assert {name: sheet(path) for name, path in figures.items()} == {"latents": (4, 19)}
+  assert saved == {"latents": (4, 19)}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +115,7 @@ def test_an_imported_model_shows_latents_of_what_it_draws(call, imported, monkey
   outcome = call("illustrate", "--workdir", imported, *words, "--json")
   assert outcome.code == 0, outcome
   figures = json.loads(outcome.out.splitlines()[-1])["figures"]
-  assert figures.keys() == {"guidance_steps", "samplers", "attention", "latents"}
+  assert figures.keys() == {*EVERY, "attention", "latents"}
 
 
 def test_a_network_that_hears_no_words_has_no_such_figure(
@@ -115,4 +129,4 @@ def test_a_network_that_hears_no_words_has_no_such_figure(
   outcome = call("illustrate", "--workdir", digits_workdir, *words, "--json")
   assert outcome.code == 0, outcome
   figures = json.loads(outcome.out.splitlines()[-1])["figures"]
-  assert figures.keys() == {"guidance_steps", "samplers"}
+  assert figures.keys() == EVERY
