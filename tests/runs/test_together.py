@@ -105,6 +105,8 @@ def test_every_number_in_turn(tmp_path):
   base = config(
     {
       "train.num_steps": 50,
+      "train.save_every": 50,
+      "evaluators.validation.every": 50,
       "train.ema_decay": 0.9,
       "task.z_loss": 0.1,
       "optimizer.clip_norm": 0.5,
