@@ -250,7 +250,8 @@ def test_the_python_of_the_readme(monkeypatch, tmp_path):
   block = text.split("```python\n")[1].split("```")[0]
   assert len(block.strip().splitlines()) == 8 and text.index(block) < 2000
   monkeypatch.chdir(ROOT)
-  block = block.replace("digits.py", "digits.py:smoke")
+  assert '"diffusion/digits"' in block
+  block = block.replace("diffusion/digits", "diffusion/digits:smoke")
   names = {}
   exec(block.replace("runs/digits", str(tmp_path / "run")), names)
   assert names["images"].shape == (8, 8, 8, 1) and names["images"].dtype == np.uint8
