@@ -77,7 +77,7 @@ def run(
     cores: that it is kept to, if as many are free.
     environment: added to that of this process.
   """
-  with _alone(ended):
+  with _alone(ended, log):
     if (known := code(ended)) is not None:
       return known
     with _cores(cores) as mine, log.open("ab") as out:
@@ -106,13 +106,18 @@ def task(words, ended, log, cores, environment, folder) -> int:
 
 
 @contextlib.contextmanager
-def _alone(ended: pathlib.Path) -> Iterator[None]:
-  """Waits for the lease on a command."""
+def _alone(ended: pathlib.Path, log: pathlib.Path) -> Iterator[None]:
+  """Waits for the lease on a command; the log says why, when the reason changes."""
+  said = ""
   while True:
     held = contextlib.ExitStack()
     try:
       held.enter_context(lease.hold(ended.parent, f"{ended.stem}.lease.json"))
-    except InputError:  # another attempt is at work
+    except InputError as error:  # another attempt is at work, or no lease can be had
+      if str(error) != said:
+        said = str(error)
+        with log.open("a", encoding="utf-8") as out:
+          out.write(f"waiting: {said}\n")
       time.sleep(1.0)
       continue
     with held:

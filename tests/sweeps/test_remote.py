@@ -92,8 +92,10 @@ def test_of_two_attempts_one_runs_and_both_know(tmp_path, program):
   assert [one.wait(timeout=60) for one in both] == [0, 0]
   assert (program.parent / "starts").read_text() == "x"
   assert attempt.code(tmp_path / "ended.json") == 7
-  cores = json.loads((tmp_path / "log.txt").read_text())
-  assert len(cores) == 1  # of those that were free
+  lines = sorted((tmp_path / "log.txt").read_text().splitlines())
+  assert len(json.loads(lines[0])) == 1  # of the cores that were free
+  (waited,) = lines[1:]
+  assert waited.startswith("waiting: another run")
 
 
 def test_after_a_killed_attempt_another_one_runs(tmp_path, program):
