@@ -83,6 +83,22 @@ def min_p(p: float | Array) -> Filter:
   return apply
 
 
+def counted(presence: Array, frequency: Array, drawn: Array) -> Filter:
+  """Lowers what was drawn already: logit - presence [n > 0] - frequency n.
+
+  Source: OpenAI's API reference, presence_penalty and frequency_penalty.
+
+  Args:
+    presence, frequency: float32 [B, 1]; below 0 they encourage.
+    drawn: int32 [B, V], n, how often each token was drawn; the prompt does not count.
+
+  >>> drawn, one = jnp.array([[0, 1, 3]]), jnp.ones((1, 1))
+  >>> counted(one, 0.5 * one, drawn)(jnp.zeros((1, 3))).tolist()
+  [[0.0, -1.5, -2.5]]
+  """
+  return lambda logits: logits - presence * (drawn > 0) - frequency * drawn
+
+
 def repetition(penalty: float | Array, seen: Array) -> Filter:
   """Penalises tokens that have occurred: logit / penalty, or times it if negative.
 

@@ -156,6 +156,7 @@ class State:
     seen: bool [B, V], tokens of the prompt and of the continuation so far.
     done: bool [B], sequences that have drawn one of `stops`.
     keys: [B], one key per sequence.
+    drawn: int32 [B, V], how often each token was drawn; None: it is not counted.
   """
 
   cache: Any
@@ -164,6 +165,7 @@ class State:
   seen: Array
   done: Array
   keys: Array
+  drawn: Array | None = None
 
 
 def prefill(
@@ -189,31 +191,47 @@ def prefill(
 
 
 def extend(
-  decode: Decode, state: State, num_tokens: int, draw: Draw, stops: tuple[int, ...]
-) -> tuple[State, Array, Array]:
+  decode: Decode,
+  state: State,
+  num_tokens: int,
+  draw: Draw,
+  stops: tuple[int, ...],
+  *,
+  penalise: Callable[[Array, Array], Array] | None = None,
+  note: Callable[[Array], PyTree] = lambda logits: (),
+) -> tuple[State, Array, Array, PyTree]:
   """Draws num_tokens more tokens for every sequence in one scan.
 
   Args:
     draw: (logits [B, V], seen [B, V], keys [B]) -> tokens int32 [B].
     stops: tokens that end a sequence, which then repeats stops[0].
+    penalise: (logits, `State.drawn`) -> the logits that `draw` gets.
+    note: logits float32 [B, V] -> what else is kept of every step, a tree of [B, ...].
 
   Returns:
-    The new state, tokens int32 [B, num_tokens], and their log-probabilities float32 [B,
-    num_tokens] under the model, before any filter.
+    The new state, tokens int32 [B, num_tokens], their log-probabilities float32 [B,
+    num_tokens] under the model, before any filter, and the notes, [B, num_tokens, ...].
   """
 
   def body(state, _):
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.num_drawn)
-    token = draw(state.logits, state.seen, keys)
+    logits = state.logits if penalise is None else penalise(state.logits, state.drawn)
+    token = draw(logits, state.seen, keys)
     if stops:
       token = jnp.where(state.done, stops[0], token)
     at = jnp.take_along_axis(state.logits, token[:, None], axis=-1)[:, 0]
     logprob = at - jax.nn.logsumexp(state.logits, axis=-1)
     seen = jax.vmap(lambda s, t: s.at[t].set(True))(state.seen, token)
     done = state.done | jnp.isin(token, jnp.asarray(stops, jnp.int32))
+    drawn = state.drawn
+    if drawn is not None:
+      drawn = jax.vmap(lambda d, t: d.at[t].add(1))(drawn, token)
+    kept = (token, logprob, note(state.logits))
     logits, cache = decode(token[:, None], state.cache, jnp.zeros_like(token))
-    state = State(cache, logits[:, 0], state.num_drawn + 1, seen, done, state.keys)
-    return state, (token, logprob)
+    num = state.num_drawn + 1
+    state = State(cache, logits[:, 0], num, seen, done, state.keys, drawn)
+    return state, kept
 
-  state, (tokens, logprobs) = jax.lax.scan(body, state, length=num_tokens)
-  return state, tokens.T, logprobs.T
+  state, kept = jax.lax.scan(body, state, length=num_tokens)
+  by_row = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)
+  return state, *by_row

@@ -21,6 +21,7 @@ def bucket(length: int) -> int:
 
 
 Prompt = str | Sequence[int]
+Likeliest = tuple[list[int], list[float]]  # ids, and their log-probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Row:
   """An unfinished continuation: its tokens, and the text that is safe to show.
 
   Attributes:
+    tokens, logprobs: all that were drawn.
+    likeliest: of each, the ids of the likeliest tokens and their log-probabilities,
+      where those were asked for.
+    prompt: where its scores were asked for: the log-probability of each token of the
+      prompt but the first, and `likeliest` of each.
     text: without a stop text, or what may be the beginning of one.
     done: whether it has ended.
     is_stopped: whether a stop token or stop text ended it.
@@ -54,16 +60,22 @@ class Row:
     self._longest = max(map(len, stop), default=0)
     self.tokens: list[int] = []
     self.logprobs: list[float] = []
-    self.text, self.done, self.is_stopped = "", False, False
+    self.likeliest: list[Likeliest] = []
+    self.prompt: tuple[list[float], list[Likeliest]] | None = None
+    self.text, self.done, self.is_stopped = "", room == 0, False
 
-  def extend(self, tokens: np.ndarray, logprobs: np.ndarray) -> str:
+  def extend(
+    self, tokens: np.ndarray, logprobs: np.ndarray, likeliest: Sequence[Likeliest] = ()
+  ) -> str:
     """Adds drawn tokens; returns the new text, or "" while it may be a stop text."""
     end = None
-    for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+    drawn = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+    for i, (token, logprob) in enumerate(drawn):
       if self.done:
         break
       self.tokens.append(token)
       self.logprobs.append(logprob)
+      self.likeliest += likeliest[i : i + 1]
       self.is_stopped = token in self._tokenizer.stops
       self.done = self.is_stopped or len(self.tokens) >= self._room
       seen = max(0, len(self._decoded) - self._longest + 1)
@@ -179,7 +191,7 @@ class TextGenerator:
     rows = [Row(self.tokenizer, self.sampling.stop, room) for room in rooms]
     state = self._start(params, padded, lengths, keys, num_slots=num_slots)
     while not all(row.done for row in rows):
-      state, tokens, logprobs = self._extend(params, state)
+      state, tokens, logprobs, _ = self._extend(params, state)
       tokens, logprobs = tree.fetch(tokens), tree.fetch(logprobs)
       new = [row.extend(*x) for row, *x in zip(rows, tokens, logprobs, strict=True)]
       yield rows, new

@@ -7,17 +7,18 @@ import dataclasses
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gen_jax import errors, rng
 from gen_jax.data import chat
 from gen_jax.inference import slots, text_generator
+from gen_jax.serving import scores
 from gen_jax.types import InputError
 
 _USUAL_TOKENS = 16  # of a completion that asks for no number, as the protocol has it
 _MOST_STOPS, _LONGEST_STOP = 16, 1_000
-_MOST_TEMPERATURE = 100.0
+_MOST_TEMPERATURE, _MOST_PENALTY = 100.0, 2.0
 # Fields that change nothing here.
 _IGNORED = {
   *("user", "metadata", "store", "service_tier", "safety_identifier"),
@@ -25,13 +26,9 @@ _IGNORED = {
 }
 # Fields of what is not supported, with the values that ask for nothing.
 _NOTHING: dict[str, tuple[Any, ...]] = {
-  "presence_penalty": (0,),
-  "frequency_penalty": (0,),
   "logit_bias": ({},),
   "best_of": (1,),
-  "echo": (False,),
   "suffix": ("",),
-  "top_logprobs": (0,),
   "tools": ([],),
   "functions": ([],),
   "tool_choice": ("none", "auto"),
@@ -64,6 +61,18 @@ def error(message: str, status: int = 400, code: str | None = None) -> dict[str,
   return {"error": inner}
 
 
+class Echo(NamedTuple):
+  """A prompt that is repeated.
+
+  Attributes:
+    text: of it.
+    num_opening: tokens before it that open every text, and are not repeated.
+  """
+
+  text: str
+  num_opening: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
   """A request that can be answered.
@@ -72,7 +81,9 @@ class Asked:
     jobs: its continuations: `num` of each prompt, one prompt after the other.
     num: continuations of a prompt.
     is_chat, is_streamed: how they are answered.
-    logprobs: whether with the log-probabilities of their tokens.
+    logprobs: number of likeliest tokens that are named next to each token; 0: the
+      token alone has its log-probability; None: there are none.
+    echoes: of each prompt, what is repeated before its continuations; None: nothing.
     counts: whether a stream ends with the numbers of tokens.
     about: fields of every answer.
   """
@@ -81,7 +92,8 @@ class Asked:
   num: int
   is_chat: bool
   is_streamed: bool
-  logprobs: bool
+  logprobs: int | None
+  echoes: list[Echo] | None
   counts: bool
   about: dict[str, Any]
 
@@ -204,8 +216,9 @@ class Reader:
     given = body.take("prompt", (str, list), "", "a text, or a list of texts or ids")
     is_one = isinstance(given, str) or (bool(given) and type(given[0]) is int)
     prompts = [given] if is_one else given
-    logprobs = body.number("logprobs", None, 0, 0, True)
-    return self._asked(body, prompts, _USUAL_TOKENS, False, logprobs is not None)
+    logprobs = body.number("logprobs", None, 0, slots.MOST_LIKELIEST, True)
+    is_echoed = body.flag("echo")
+    return self._asked(body, prompts, _USUAL_TOKENS, False, logprobs, is_echoed)
 
   def chat(self, fields: Mapping[str, Any]) -> Asked:
     """Reads a request of /v1/chat/completions; see `completion`."""
@@ -214,10 +227,20 @@ class Reader:
     prompts = [self.batch.writer.tokenizer.encode_chat(messages)]
     most = body.number("max_completion_tokens", None, 1, self.most_tokens, True)
     usual = self.most_tokens if most is None else most
-    return self._asked(body, prompts, usual, True, body.flag("logprobs"))
+    named = body.number("top_logprobs", None, 0, slots.MOST_LIKELIEST, True)
+    logprobs = (named or 0) if body.flag("logprobs") else None
+    if named and logprobs is None:
+      raise Refused(f"top_logprobs={named} needs logprobs=true")
+    return self._asked(body, prompts, usual, True, logprobs)
 
   def _asked(
-    self, body: _Body, prompts: list[Any], tokens: int, is_chat: bool, logprobs: bool
+    self,
+    body: _Body,
+    prompts: list[Any],
+    tokens: int,
+    is_chat: bool,
+    logprobs: int | None,
+    is_echoed: bool = False,
   ) -> Asked:
     self.model(body.take("model", (str,), "", "the name of a model"))
     how, most = self.batch.writer.sampling, self.most_tokens
@@ -228,16 +251,21 @@ class Reader:
         f" {self.most}"
       )
     numbers = (
-      body.number("max_tokens", min(tokens, most), 1, most, True),
+      body.number("max_tokens", min(tokens, most), 0 if is_echoed else 1, most, True),
       body.number("temperature", float(how.temperature), 0, _MOST_TEMPERATURE, False),
       body.number("top_p", float(how.top_p), 1e-9, 1, False),
+    )
+    penalties = (
+      body.number("presence_penalty", 0.0, -_MOST_PENALTY, _MOST_PENALTY, False),
+      body.number("frequency_penalty", 0.0, -_MOST_PENALTY, _MOST_PENALTY, False),
     )
     stop = _stops(body, how.stop)
     seed = body.number("seed", None, 0, 2**63 - 1, True)
     is_streamed = body.flag("stream")
     options = body.take("stream_options", (dict,), {}, "an object")
-    if logprobs and is_streamed:
-      raise Refused("logprobs are not streamed; leave one of logprobs and stream out")
+    is_scored = is_echoed and logprobs is not None
+    if is_scored and is_streamed:
+      raise Refused("echo with logprobs is not streamed; leave one of the three out")
     body.end()
     seed = int.from_bytes(os.urandom(7)) if seed is None else seed
     keys = [rng.sample_keys(seed, 1, i)[0] for i in range(num)]
@@ -249,9 +277,17 @@ class Reader:
       "created": int(time.time()),
       "model": self.name,
     }
-    jobs = [slots.Job(row, key, *numbers, stop) for row in ids for key in keys]
+    rest = (stop, *penalties, logprobs or 0, is_scored)
+    jobs = [slots.Job(row, key, *numbers, *rest) for row in ids for key in keys]
+    echoes = [self._echo(prompt) for prompt in prompts] if is_echoed else None
     counts = options.get("include_usage") is True
-    return Asked(jobs, num, is_chat, is_streamed, logprobs, counts, about)
+    return Asked(jobs, num, is_chat, is_streamed, logprobs, echoes, counts, about)
+
+  def _echo(self, prompt: Any) -> Echo:
+    tokenizer = self.batch.writer.tokenizer
+    if isinstance(prompt, str):
+      return Echo(prompt, len(tokenizer.opens(prompt)))
+    return Echo(tokenizer.decode(prompt), 0)
 
   def _ids(self, prompt: Any) -> list[int]:
     if isinstance(prompt, list):
@@ -271,9 +307,15 @@ def _finish(row: text_generator.Row | None) -> str | None:
   return None if row is None else ("stop" if row.is_stopped else "length")
 
 
-def chunk(asked: Asked, index: int, text: str, row: text_generator.Row | None) -> dict:
+def chunk(
+  asked: Asked,
+  index: int,
+  text: str,
+  row: text_generator.Row | None,
+  logprobs: dict[str, Any] | None = None,
+) -> dict:
   """A part of a stream: new text of a continuation, and at its end, how it ended."""
-  choice = {"index": index, "logprobs": None, "finish_reason": _finish(row)}
+  choice = {"index": index, "logprobs": logprobs, "finish_reason": _finish(row)}
   if asked.is_chat:
     return _answer(asked, [{**choice, "delta": {"content": text} if text else {}}])
   return _answer(asked, [{**choice, "text": text}])
@@ -281,6 +323,9 @@ def chunk(asked: Asked, index: int, text: str, row: text_generator.Row | None) -
 
 def opening(asked: Asked) -> list[dict]:
   """How a stream begins."""
+  if asked.echoes is not None:
+    texts = [echo.text for echo in asked.echoes for _ in range(asked.num)]
+    return [chunk(asked, i, text, None) for i, text in enumerate(texts)]
   delta = {"role": "assistant", "content": ""}
   choice = {"logprobs": None, "finish_reason": None, "delta": delta}
   indices = range(len(asked.jobs) if asked.is_chat else 0)
@@ -293,7 +338,7 @@ def closing(asked: Asked, rows: Sequence[text_generator.Row]) -> list[dict]:
 
 
 def whole(
-  asked: Asked, rows: Sequence[text_generator.Row], piece: Callable[[int], bytes]
+  asked: Asked, rows: Sequence[text_generator.Row], piece: scores.Piece
 ) -> dict:
   """The answer that is not streamed.
 
@@ -304,14 +349,36 @@ def whole(
   choices = []
   for index, row in enumerate(rows):
     choice: dict[str, Any] = {"index": index, "finish_reason": _finish(row)}
+    choice["logprobs"] = logprobs(asked, index, row, piece)
     if asked.is_chat:
       choice["message"] = {"role": "assistant", "content": row.text}
-      choice["logprobs"] = _chat_logprobs(row, piece) if asked.logprobs else None
     else:
-      choice["text"] = row.text
-      choice["logprobs"] = _logprobs(row, piece) if asked.logprobs else None
+      before = asked.echoes[index // asked.num].text if asked.echoes else ""
+      choice["text"] = before + row.text
     choices.append(choice)
   return {**_answer(asked, choices), "usage": _usage(asked, rows)}
+
+
+def logprobs(
+  asked: Asked,
+  index: int,
+  row: text_generator.Row,
+  piece: scores.Piece,
+  start: int = 0,
+  stop: int | None = None,
+) -> dict[str, Any] | None:
+  """Those of a continuation's tokens [start, stop), and of an echo before the first."""
+  if asked.logprobs is None:
+    return None
+  found = [*scores.drawn(row, start, stop)]
+  if asked.is_chat:
+    return scores.chat(found, piece)
+  before = [*scores.drawn(row, 0, start)]
+  if asked.echoes is not None:
+    num_opening = asked.echoes[index // asked.num].num_opening
+    found = [*scores.prompt(row, asked.jobs[index].ids, num_opening), *found]
+  at = sum(len(piece(one.token).decode(errors="replace")) for one in before)
+  return scores.completion(found, piece, asked.logprobs > 0, at)
 
 
 def _answer(asked: Asked, choices: list[dict]) -> dict:
@@ -324,22 +391,3 @@ def _usage(asked: Asked, rows: Sequence[text_generator.Row]) -> dict[str, int]:
   drawn = sum(len(row.tokens) for row in rows)
   counts = {"prompt_tokens": given, "completion_tokens": drawn}
   return {**counts, "total_tokens": given + drawn}
-
-
-def _logprobs(row: text_generator.Row, piece: Callable[[int], bytes]) -> dict:
-  tokens, offsets, at = [], [], 0
-  for token in row.tokens:
-    tokens.append(piece(token).decode(errors="replace"))
-    offsets.append(at)
-    at += len(tokens[-1])
-  found = {"tokens": tokens, "token_logprobs": row.logprobs, "text_offset": offsets}
-  return {**found, "top_logprobs": None}
-
-
-def _chat_logprobs(row: text_generator.Row, piece: Callable[[int], bytes]) -> dict:
-  found = []
-  for token, logprob in zip(row.tokens, row.logprobs, strict=True):
-    part = piece(token)
-    text = {"token": part.decode(errors="replace"), "bytes": list(part)}
-    found.append({**text, "logprob": logprob, "top_logprobs": []})
-  return {"content": found, "refusal": None}

@@ -24,8 +24,9 @@ from gen_jax.types import InputError
 with errors.extra("serve"):
   import uvicorn
   from starlette import applications, exceptions, requests, responses, routing
+  from uvicorn.protocols.http import h11_impl
 
-_READ_SECS = 30.0  # for a body to come
+_READ_SECS = 30.0  # for the head of a request to come, and for its body
 _CLOSE_SECS = 2.0  # for answers to end, once the server stops
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -186,6 +187,7 @@ class _Server:
   ) -> AsyncIterator[str]:
     """Server-sent events; what a client is slow to read waits here, and nobody else."""
     rows: list[Any] = [None] * len(asked.jobs)
+    piece = self.reader.batch.writer.tokenizer.piece
     try:
       for part in protocol.opening(asked):
         yield f"data: {_json(part)}\n\n"
@@ -194,11 +196,12 @@ class _Server:
         if item.error:
           yield f"data: {_json(protocol.error(item.error, 503))}\n\n"
           return
-        rows[item.index] = item.row
-        if item.text:
-          part = protocol.chunk(asked, item.index, item.text, None)
+        given = (asked, item.index, item.row, piece, item.start, item.stop)
+        if (logprobs := protocol.logprobs(*given)) or item.text:
+          part = protocol.chunk(asked, item.index, item.text, None, logprobs)
           yield f"data: {_json(part)}\n\n"
-        if item.row is not None:
+        if item.is_done:
+          rows[item.index] = item.row
           yield f"data: {_json(protocol.chunk(asked, item.index, '', item.row))}\n\n"
       for part in protocol.closing(asked, rows):
         yield f"data: {_json(part)}\n\n"
@@ -214,7 +217,8 @@ async def _collected(asked: protocol.Asked, news: asyncio.Queue) -> list:
     item = await news.get()
     if item.error:
       raise protocol.Refused(item.error, 503)
-    rows[item.index] = item.row
+    if item.is_done:
+      rows[item.index] = item.row
   return rows
 
 
@@ -234,6 +238,43 @@ async def _unless_gone(request: requests.Request, answer):
   finally:
     for task in tasks:
       task.cancel()
+
+
+class _Impatient(h11_impl.H11Protocol):
+  """HTTP that cuts off who does not finish the head of a request: uvicorn waits."""
+
+  _limit: asyncio.TimerHandle | None = None
+
+  def connection_made(self, transport) -> None:
+    super().connection_made(transport)
+    self._begin()
+
+  def data_received(self, data: bytes) -> None:
+    super().data_received(data)
+    if self.conn.their_state is h11_impl.h11.IDLE:
+      self._begin()
+    else:
+      self._end()
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    self._end()
+    super().connection_lost(exc)
+
+  def _begin(self) -> None:
+    """More of a head does not begin its time anew."""
+    if self._limit is None:
+      self._limit = self.loop.call_later(_READ_SECS, self._cut)
+
+  def _end(self) -> None:
+    if self._limit is not None:
+      self._limit.cancel()
+      self._limit = None
+
+  def _cut(self) -> None:
+    self._limit = None
+    if not self.transport.is_closing():
+      self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
+      self.transport.close()
 
 
 def listen(host: str, port: int, secs: float) -> socket.socket:
@@ -263,7 +304,7 @@ def serving(
   config = uvicorn.Config(
     _Server(drawer, reader, doors).app(),
     loop="asyncio",
-    http="h11",
+    http=_Impatient,
     ws="none",
     lifespan="off",
     log_config=None,

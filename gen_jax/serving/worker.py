@@ -21,13 +21,18 @@ class News(NamedTuple):
   Attributes:
     index: of it among those that were submitted together.
     text: that is new.
-    row: all of it, once it is done; None before.
+    row: it; it grows until it is done.
+    is_done: whether this is all of it.
+    start, stop: numbers of its tokens that are new.
     error: why it ends here without being done; None else.
   """
 
   index: int
   text: str = ""
   row: text_generator.Row | None = None
+  is_done: bool = False
+  start: int = 0
+  stop: int = 0
   error: str | None = None
 
 
@@ -40,6 +45,7 @@ class Ticket:
     tell: called in the drawing thread; must not block.
     due: time.monotonic() after which nobody waits.
     is_left: nobody waits any longer.
+    num_told: tokens of which `tell` knows.
   """
 
   index: int
@@ -47,6 +53,12 @@ class Ticket:
   tell: Callable[[News], None]
   due: float
   is_left: bool = False
+  num_told: int = 0
+
+  def news(self, row: text_generator.Row, text: str) -> News:
+    """What is new of the continuation."""
+    start, self.num_told = self.num_told, len(row.tokens)
+    return News(self.index, text, row, row.done, start, self.num_told)
 
 
 def _turn(ticket: Ticket) -> tuple[int, float]:
@@ -108,7 +120,12 @@ class Worker:
         for ticket in late:
           ticket.tell(News(ticket.index, error=f"it took longer than {self.secs:g} s"))
         for ticket in coming:
-          self._drawing[self.batch.admit(ticket.job)] = ticket
+          row = self.batch.admit(ticket.job)
+          if row.done:
+            self.answered += 1
+            ticket.tell(ticket.news(row, ""))
+          else:
+            self._drawing[row] = ticket
         if self._drawing:
           self._advance()
     finally:
@@ -141,6 +158,6 @@ class Worker:
       if row.done:
         del self._drawing[row]
         self.answered += 1
-        ticket.tell(News(ticket.index, text, row))
+        ticket.tell(ticket.news(row, text))
       elif text and not ticket.is_left:
-        ticket.tell(News(ticket.index, text))
+        ticket.tell(ticket.news(row, text))

@@ -289,7 +289,7 @@ BUDGETS = {
   "convert": 4_050,  # adapters: PEFT's, diffusers', kohya's; own models for diffusers
   "cost": 1_412,  # forecasts, Cloud's names of slices
   "data": 9_050,  # stores: of text 2,330 lines in tokens/, of images 640 in stored/
-  "decoding": 350,
+  "decoding": 370,
   "families": 760,  # many prompts, a chat; what they ask of what stands above: 45
   "diffusion": 2_250,
   "evaluation": 1_550,  # batches of a command that was cut off; settings of sampling
@@ -298,7 +298,7 @@ BUDGETS = {
   "nn": 1_670,  # widths: muP
   "runs": 2_755,  # adapters; groups and shared programs: 540; the bill; until; weights
   "sweeps": 3_720,  # groups; the page; clusters: 375; searches: 615; buckets
-  "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
+  "serving": 1_160,  # OpenAI's protocol, its scores, queue and HTTP; lm-eval
   "system": 2_145,  # own configs; compiled programs; buckets: addresses, ranges
   "tasks": 1_275,
   "train": 3_330,  # trackers: 245; items, waiting for data, a profile, muP; buckets

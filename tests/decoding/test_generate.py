@@ -111,7 +111,7 @@ def test_a_row_that_is_done_stays_done(setup):
   def force(x, seen, keys):  # row 0 ends
     return x.at[0, 9].add(1e9).argmax(-1)
 
-  state, tokens, _ = generate.extend(decode, state, 5, force, (7, 9))
+  state, tokens, *_ = generate.extend(decode, state, 5, force, (7, 9))
   assert tokens[0].tolist() == [9, 7, 7, 7, 7]
   assert state.done.tolist()[0] is True
 
@@ -123,7 +123,7 @@ def test_seen_is_the_prompt_without_its_padding_and_what_was_drawn(setup):
   prompts, lengths = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([2, 3])
   state = generate.prefill(decode, cache, prompts, lengths, rng.sample_keys(0, 2))
   assert np.flatnonzero(state.seen[0]).tolist() == [1, 2]
-  state, tokens, _ = generate.extend(decode, state, 2, generate.Sampling().draw, ())
+  state, tokens, *_ = generate.extend(decode, state, 2, generate.Sampling().draw, ())
   want = {4, 5, 6, *np.asarray(tokens[1]).tolist()}
   assert set(np.flatnonzero(state.seen[1]).tolist()) == want
 

@@ -129,3 +129,62 @@ def test_numbers_by_row_are_those_of_the_fields(order):
     own = dataclasses.replace(how, temperature=heat, top_p=top_p)
     row = slice(i, i + 1)
     assert own.draw(logits[row], seen[row], keys[row])[0] == together[i]
+
+
+def full(given, tokens):
+  """Log-probabilities of every next token, by the whole model, float64 [T, V]."""
+  model, params = given
+  logits, _ = jax.jit(model.apply)({"params": params}, jnp.asarray(tokens)[None])
+  return np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
+
+
+@pytest.mark.parametrize("presence, frequency", [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7)])
+def test_penalties_are_of_what_was_drawn(given, presence, frequency):
+  """Greedy decoding by hand, of logits less the penalties, without the prompt."""
+  batch = slots.Slots(writer(given, temperature=0.0), given[1], num=2)
+  ids = batch.writer.ids("the quick")
+  job = batch.job(ids, rng.sample_keys(0, 1)[0])
+  how = {"presence_penalty": presence, "frequency_penalty": frequency}
+  job = dataclasses.replace(job, max_tokens=16, **how)
+  ((_, sample),) = batch.run([job])
+  tokens, drawn = list(ids), np.zeros(TOKENIZER.vocab_size)
+  for _ in range(16):
+    logits = full(given, tokens)[-1] - presence * (drawn > 0) - frequency * drawn
+    tokens.append(int(logits.argmax()))
+    drawn[tokens[-1]] += 1
+    if tokens[-1] in TOKENIZER.stops:
+      break
+  assert sample.tokens.tolist() == tokens[len(ids) :]
+  plain = next(batch.run([dataclasses.replace(job, **dict.fromkeys(how, 0.0))]))[1]
+  assert (plain.tokens.tolist() == sample.tokens.tolist()) == (presence == frequency)
+
+
+def test_likeliest_tokens_and_scores_of_the_prompt(given):
+  batch = slots.Slots(writer(given), given[1], num=2)
+  ids = batch.writer.ids("the quick brown fox")
+  job = batch.job(ids, rng.sample_keys(3, 1)[0])
+  job = dataclasses.replace(job, max_tokens=6, num_likeliest=3, is_scored=True)
+  other = dataclasses.replace(job, num_likeliest=0, is_scored=False)
+  row, plain = batch.admit(job), batch.admit(other)
+  while not (row.done and plain.done):
+    batch.advance()
+  want = full(given, [*ids, *row.tokens])
+  logprobs, likeliest = row.prompt
+  found = [*zip([*ids[1:], *row.tokens], logprobs + row.logprobs, strict=True)]
+  for i, (token, logprob) in enumerate(found):
+    assert logprob == pytest.approx(want[i, token], abs=1e-4)
+    names, near = (likeliest + row.likeliest)[i]
+    assert near == pytest.approx(np.sort(want[i])[::-1][:3], abs=1e-4)
+    assert want[i, names] == pytest.approx(near, abs=1e-4)
+  assert len(found) == len(ids) + 5
+  assert (plain.tokens, plain.likeliest, plain.prompt) == (row.tokens, [], None)
+
+
+def test_a_prompt_alone_takes_no_room(given):
+  batch = slots.Slots(writer(given), given[1], num=1)
+  job = batch.job(batch.writer.ids("it"), rng.sample_keys(0, 1)[0])
+  none = dataclasses.replace(job, max_tokens=0, is_scored=True)
+  row = batch.admit(none)
+  assert row.done and batch.room == 1 and len(row.prompt[0]) == len(job.ids) - 1
+  found = dict(batch.run([none, job, none]))
+  assert [len(found[i].tokens) > 0 for i in range(3)] == [False, True, False]

@@ -9,10 +9,13 @@ import re
 import signal
 import socket
 import time
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
 
+import jax
+import jax.numpy as jnp
 import openai
 import pytest
 
@@ -164,6 +167,101 @@ def test_several_prompts_and_log_probabilities(ask):
     assert len(one.logprobs.tokens) == 24
 
 
+def test_penalties(ask, own):
+  """A token that was drawn once is drawn again only where nothing else is near."""
+  how = {**GREEDY, "prompt": "import ", "logprobs": 0, "max_tokens": 60}
+  plain = ask.completions.create(**how).choices[0].logprobs.tokens
+  for name in ("presence_penalty", "frequency_penalty"):
+    low, high = (
+      ask.completions.create(**how, **{name: x}).choices[0].logprobs.tokens
+      for x in (-2, 2)
+    )
+    assert len({*low}) <= len({*plain}) < len({*high})
+  messages = [{"role": "user", "content": "What?"}]
+  asked = {**GREEDY, "messages": messages, "max_tokens": 60}
+  one, two = (
+    ask.chat.completions.create(**asked, frequency_penalty=x).choices[0].message.content
+    for x in (0, 2)
+  )
+  assert one != two
+
+
+def test_the_likeliest_tokens(ask):
+  how = {**GREEDY, "prompt": "import ", "max_tokens": 8}
+  found = ask.completions.create(**how, logprobs=3).choices[0].logprobs
+  assert len(found.tokens) == len(found.top_logprobs) == 8
+  for token, logprob, top in zip(
+    found.tokens, found.token_logprobs, found.top_logprobs, strict=True
+  ):
+    assert len(top) == 3 and max(top.values()) == top[token] == logprob  # greedy
+  asked = {**GREEDY, "max_tokens": 8, "temperature": 1.5, "seed": 3, "logprobs": True}
+  asked["messages"] = [{"role": "user", "content": "What?"}]
+  whole = ask.chat.completions.create(**asked, top_logprobs=4).choices[0].logprobs
+  for token in whole.content:
+    near = [one.logprob for one in token.top_logprobs]
+    assert len(near) == 4 and near == sorted(near, reverse=True)
+    assert token.logprob <= near[0] + 1e-5
+    same = [one.logprob for one in token.top_logprobs if one.bytes == token.bytes]
+    assert same == pytest.approx([token.logprob] * len(same), abs=1e-5)
+  none = ask.chat.completions.create(**asked).choices[0].logprobs
+  assert [t.logprob for t in none.content] == [t.logprob for t in whole.content]
+  assert all(t.top_logprobs == [] for t in none.content)
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_stream_has_the_same_log_probabilities(ask, is_chat):
+  how = {**GREEDY, "temperature": 0.9, "seed": 4, "max_tokens": 30, "n": 2}
+  if is_chat:
+    how |= {"messages": [{"role": "user", "content": "a"}], "logprobs": True}
+    how["top_logprobs"], create = 2, ask.chat.completions.create
+  else:
+    how |= {"prompt": "import ", "logprobs": 2}
+    create = ask.completions.create
+  found = {0: [], 1: []}
+  for part in create(**how, stream=True):
+    for choice in part.choices:
+      if choice.logprobs is not None:
+        found[choice.index].append(choice.logprobs.model_dump())
+  for choice in create(**how).choices:
+    for name, value in choice.logprobs.model_dump().items():
+      if value is not None:
+        joined = [x for part in found[choice.index] for x in part[name]]
+        assert joined == value, name
+  assert len(found[0]) > 2
+
+
+def test_an_echo(ask, own):
+  prompt = "import sys, os"
+  how = {"prompt": prompt, "echo": True}
+  plain = complete(ask, prompt, max_tokens=5)
+  assert complete(ask, max_tokens=5, **how) == prompt + plain
+  parts = ask.completions.create(**{**GREEDY, **how, "max_tokens": 5, "stream": True})
+  text = "".join(choice.text for part in parts for choice in part.choices)
+  assert text == prompt + plain
+  asked = {**GREEDY, **how, "logprobs": 1}
+  none = ask.completions.create(**{**asked, "max_tokens": 0})
+  (choice,) = none.choices
+  assert choice.text == prompt and none.usage.completion_tokens == 0
+  tokenizer = own.experiment.tokenizer
+  ids, opening = tokenizer.encode(prompt), tokenizer.opens(prompt)
+  found = choice.logprobs
+  assert found.tokens == [tokenizer.piece(i).decode() for i in ids]
+  starts = [prompt[at:] for at in found.text_offset]
+  assert all(s.startswith(t) for s, t in zip(starts, found.tokens, strict=True))
+  model, params = own.experiment.task.model, own.weights().params
+  logits, _ = model.apply({"params": params}, jnp.asarray([[*opening, *ids]]))
+  want = jax.nn.log_softmax(logits[0])[jnp.arange(len(ids)) + len(opening) - 1, ids]
+  first = 0 if opening else 1  # nothing comes before the first token
+  got = found.token_logprobs
+  assert got[first:] == pytest.approx(want[first:].tolist(), abs=1e-3)
+  assert got[:first] == [None] * first == found.top_logprobs[:first]
+  more = ask.completions.create(**{**asked, "max_tokens": 3, "n": 1}).choices[0]
+  assert more.logprobs.token_logprobs[: len(ids)] == got
+  assert more.text.startswith(prompt) and len(more.logprobs.tokens) == len(ids) + 3
+  by_ids = ask.completions.create(**{**asked, "prompt": ids, "max_tokens": 0})
+  assert by_ids.choices[0].logprobs.token_logprobs[0] is None
+
+
 def test_a_chat(ask, own):
   messages = [
     {"role": "system", "content": "Be brief."},
@@ -215,7 +313,11 @@ SAYS = {"model": "run", "messages": [{"role": "user", "content": "a"}]}
     ("completions", {**PROMPT, "stop": [""]}, 400, "stop=['']"),
     ("completions", {**PROMPT, "stop": ["a"] * 17}, 400, "at most 16"),
     ("completions", {**PROMPT, "seed": -1}, 400, "seed=-1"),
-    ("completions", {**PROMPT, "echo": True}, 400, "echo=True is not supported"),
+    ("completions", {**PROMPT, "echo": 1}, 400, "echo=1 must be true or false"),
+    ("completions", {**PROMPT, "logprobs": 21}, 400, "at least 0 and at most 20"),
+    ("completions", {**PROMPT, "presence_penalty": 3}, 400, "presence_penalty=3"),
+    ("completions", {**PROMPT, "frequency_penalty": "a"}, 400, "frequency_penalty"),
+    ("completions", {**PROMPT, "suffix": "b"}, 400, "suffix='b' is not supported"),
     ("completions", {**PROMPT, "maxtokens": 3}, 400, "did you mean 'max_tokens'"),
     ("completions", b'{"model":"run","prompt":"\\ud800"}', 400, "not valid Unicode"),
     ("completions", b"{", 400, "the body is not JSON"),
@@ -227,7 +329,14 @@ SAYS = {"model": "run", "messages": [{"role": "user", "content": "a"}]}
     ("chat/completions", {**SAYS, "messages": ["a"]}, 400, "must have a role"),
     ("chat/completions", {**SAYS, "tools": [{}]}, 400, "tools=[{}] is not supported"),
     ("chat/completions", {**SAYS, "messages": [{"role": "user"}]}, 400, "no text"),
-    ("chat/completions", {**SAYS, "logprobs": True, "stream": True}, 400, "streamed"),
+    ("chat/completions", {**SAYS, "top_logprobs": 2}, 400, "needs logprobs=true"),
+    ("chat/completions", {**SAYS, "echo": True}, 400, "echo"),
+    (
+      "completions",
+      {**PROMPT, "echo": True, "logprobs": 1, "stream": True},
+      400,
+      "echo with logprobs is not streamed",
+    ),
     ("complete", {}, 404, "Not Found"),
   ],
 )
@@ -279,3 +388,41 @@ def test_a_key_a_full_queue_and_ctrl_c(workdir):
 def test_a_time_limit_beyond_what_the_system_takes():
   with server_.listen("127.0.0.1", 0, 1e9) as at:
     assert at.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 2**31 - 1
+
+
+def test_who_does_not_finish_the_head_of_a_request_is_cut_off(monkeypatch):
+  """Not by sending a byte now and then either; others are answered meanwhile."""
+  monkeypatch.setattr(server_, "_READ_SECS", 1.0)
+  doors = server_.Doors(1000, 60.0, 16, None, True)
+  drawer, reader = types.SimpleNamespace(load={}), types.SimpleNamespace()
+  reader.completion = reader.chat = None  # nobody asks so much
+  head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+  with server_.listen("127.0.0.1", 0, 60.0) as at:
+    with server_.serving(at, drawer, reader, doors), contextlib.ExitStack() as stack:
+
+      def connect():
+        return stack.enter_context(socket.create_connection(at.getsockname(), 10))
+
+      def answer(connection):
+        connection.sendall(head + b"\r\n")
+        found = b""
+        while b"}" not in found:
+          found += connection.recv(4096)
+        return found
+
+      slow, silent, second = connect(), connect(), connect()
+      assert answer(second).startswith(b"HTTP/1.1 200")
+      began = time.monotonic()
+      second.sendall(head)  # the next request of a connection that stays
+      slow.sendall(head)
+      with contextlib.suppress(OSError):
+        while time.monotonic() - began < 5.0:
+          slow.sendall(b"X")
+          slow.settimeout(0.1)
+          with contextlib.suppress(TimeoutError):
+            if slow.recv(4096).startswith(b"HTTP/1.1 408"):
+              break
+      assert 0.5 < time.monotonic() - began < 4.0
+      for other in (silent, second):
+        assert other.recv(4096).startswith(b"HTTP/1.1 408") and other.recv(1) == b""
+      assert answer(connect()).startswith(b"HTTP/1.1 200")

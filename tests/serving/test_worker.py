@@ -10,7 +10,7 @@ class Row:
   """A continuation of as many letters as its job asks for."""
 
   def __init__(self, job):
-    self.left, self.done = job.max_tokens, False
+    self.left, self.done, self.tokens = job.max_tokens, False, []
 
 
 class Batch:
@@ -31,6 +31,7 @@ class Batch:
   def advance(self):
     for row in self.rows:
       row.left -= 1
+      row.tokens.append(0)
       row.done = row.left == 0
     found = [(row, "a") for row in self.rows]
     self.rows = [row for row in self.rows if not row.done]
@@ -60,10 +61,12 @@ def test_all_are_drawn_in_turn(told):
   assert own.submit([job(1)] * 2, told.append)
   assert own.load == {"running": 0, "queued": 5}
   own.run(turns(20))
-  ends = [news.index for news in told if news.row is not None]
+  ends = [news.index for news in told if news.is_done]
   assert ends == [0, 1, 0, 1, 2] and own.answered == 5  # firsts before seconds
   assert "".join(news.text for news in told if news.index == 0) == "aaaa"
   assert not any(news.error for news in told)
+  parts = [(n.start, n.stop) for n in told if n.index == 0 and len(n.row.tokens) == 3]
+  assert parts == [(0, 1), (1, 2), (2, 3)]  # every token is told of once
   assert own.submit([job(1)], told.append) is None  # it has ended
 
 
