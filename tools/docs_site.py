@@ -3,7 +3,7 @@
 The site mirrors the repository's folders, so that the links between README, docs/ and
 experiments/ are the same here and there. Added to what is written are a page for each
 module whose docstrings are worth reading alone, the page of config keys, and the
-notebooks, run anew where they have changed (EXECUTE_NOTEBOOKS=false: not run at all).
+notebooks, run again where they have changed (EXECUTE_NOTEBOOKS=false: not run at all).
 """
 
 import pathlib
