@@ -297,7 +297,7 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_660,  # widths: muP
   "runs": 2_725,  # adapters; groups and shared programs: 540; the bill; until; weights
-  "sweeps": 3_700,  # groups; the page; clusters: 375; searches: 615; homes in buckets; valleys
+  "sweeps": 3_700,  # groups; page; clusters: 375; searches: 615; buckets; valleys: 70
   "serving": 960,  # OpenAI's protocol, its queue and its HTTP; lm-evaluation-harness
   "system": 2_115,  # programs between commands; buckets: addresses, ranges, copies
   "tasks": 1_200,
