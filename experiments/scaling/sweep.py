@@ -9,13 +9,13 @@ from gen_jax.sweeps import chain, product, values
 CONFIG, METRIC = "experiments/scaling/config.py", "validation/loss"
 X_AXIS = "size"
 
-# The five widths tried at each budget of FLOPs.
-WIDTHS = (16, 24, 32, 48, 64, 96, 128)
-BUDGETS = {1e11: WIDTHS[:5], 3e11: WIDTHS[1:6], 1e12: WIDTHS[2:]}
+# The widths tried at each budget of FLOPs.
+WIDTHS = (16, 24, 32, 48, 64, 96)
+BUDGETS = {1.5e11: WIDTHS[:4], 3e11: WIDTHS[:5], 1e12: WIDTHS[2:]}
 
 
 def get_sweep():
-  """Five sizes at each of three budgets, three seeds."""
+  """Four or five sizes at each of three budgets, three seeds."""
   from gen_jax.sweeps import ladder
 
   rungs = [

@@ -111,6 +111,8 @@ def encoded(figure, found: Mapping[str, Any]) -> bytes:
 
 def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
   """The lines of one metric."""
+  from matplotlib import ticker
+
   found = lines(view, x_axis)
   ticks = list(dict.fromkeys(x for line in found.values() for x in line.x))
   for name, line in found.items():
@@ -119,8 +121,6 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
     (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
     color = drawn.get_color()
     axis.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
-    if len(x) == 1:  # a band without width
-      axis.errorbar(x, mean, [mean - low, high - mean], color=color, capsize=4)
     if len({len(values) for values in line.values}) == 1:  # each has all seeds
       marker = "." if len(x) == 1 else ""  # a lone point makes no line
       axis.plot(x, line.values, color=color, linewidth=0.6, marker=marker, alpha=0.5)
@@ -128,6 +128,8 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
     axis.set_xticks(range(len(ticks)), map(_short, ticks), fontsize=8)
   if is_wide(found, view["metric"]):
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
   else:
     axis.set_ylim(*span(found, 0.2))
   axis.set_xlabel(x_axis)
