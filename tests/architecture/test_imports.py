@@ -293,7 +293,7 @@ BUDGETS = {
   "families": 760,  # many prompts, a chat; what they ask of what stands above: 45
   "diffusion": 2_250,
   "evaluation": 1_550,  # batches of a command that was cut off; settings of sampling
-  "inference": 2_100,  # images that say how they were made; flags; slots, a chat, tints
+  "inference": 2_195,  # images that say how they were made; flags; slots, a chat, tints
   "models": 1_610,  # each at another width
   "nn": 1_670,  # widths: muP
   "runs": 2_755,  # adapters; groups and shared programs: 540; the bill; until; weights
