@@ -105,6 +105,10 @@ class Experiment:
     """Shapes and shardings of the task's weights."""
     return _abstract(self.layout, self.task.init, self.batch())
 
+  def abstract_learned(self) -> Params:
+    """Shapes and shardings of what is trained: the task's weights, or adapters."""
+    return _abstract(self.layout, self.learner.init, self.batch())
+
   def abstract_frozen(self) -> PyTree:
     """Shapes and shardings of what the learner needs besides its parameters."""
     return self.learner_frozen(self.abstract_params() if self.adapter else None)

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
 from gen_jax import collectives, ranges, sharding
 from gen_jax.nn import attention
@@ -120,6 +119,9 @@ def splash(
     InputError: lengths per device that are not multiples of 128, or a mask given as a
       table.
   """
+  # Not at the top: it takes a twentieth of the time of all imports.
+  from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
   if not interpret:
     sharding.require("tpu", "attention_impl=splash")
   parts = sharding.ring("length")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from gen_jax import build, tree
 from gen_jax import experiment as experiments
@@ -128,8 +127,7 @@ def load_learned(
     raise unknown("--weights", kind, dict.fromkeys([*NAMES.values(), *NAMES]))
   has_average = experiment.train.ema_decay is not None
   kind = "ema" if kind in (None, "ema") and has_average else "params"
-  abstract = experiment.abstract_state(optax.identity()).params
-  restore = checkpoint.restore_weights
+  abstract, restore = experiment.abstract_learned(), checkpoint.restore_weights
   params, step = _restore(restore, workdir, which, abstract, part=kind)
   return Weights(params, {}, step, kind)
 
@@ -206,7 +204,7 @@ def _load(
     for name in ("task", "init_from", "adapter")
   )
   other = dataclasses.replace(experiment, task=task, source=start, adapter=adapter)
-  abstract = other.abstract_state(optax.identity()).params
+  abstract = other.abstract_learned()
   as_it_is = init_from.CheckpointLayout(abstract, lambda params: params)
   adapters, base = init_from.load(source, [as_it_is], warn), load_base(home, other)
   frozen = lora.Frozen(base.params, {})

@@ -13,6 +13,7 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_jax import ranges, rng
 from gen_jax.diffusion import codec as codecs
@@ -244,18 +245,25 @@ def times(task: Diffusion, sampling: Sampling) -> Array:
 
 def check_times(task: Diffusion, sampling: Sampling) -> None:
   """Raises InputError unless times fall and the first prediction determines x0."""
-  found = times(task, sampling)
-  if not bool(jnp.all(found[:-1] > found[1:]) & (found[0] <= 1) & (found[-1] >= 0)):
+
+  @jax.jit  # one program, not one of each operation
+  def begin():
+    found = times(task, sampling)
+    first = found[:1]
+    determinant = param.determinant(task.target, task.schedule, first)
+    return found, determinant, task.schedule.alpha(first)
+
+  found, determinant, alpha = map(np.asarray, begin())
+  if not (np.all(found[:-1] > found[1:]) and found[0] <= 1 and found[-1] >= 0):
     listed = ", ".join(f"{t:.4g}" for t in (*found[:3].tolist(), *found[-3:].tolist()))
     raise InputError(
       f"sampling.grid with num_steps={sampling.num_steps} gives times that do not fall"
       f" from 1 to 0 ({listed}); take fewer steps, or another grid"
     )
-  first = found[:1]
-  if abs(param.determinant(task.target, task.schedule, first).item()) < 1e-3:
+  if abs(determinant.item()) < 1e-3:
     raise InputError(
-      f"sampling.grid begins at t={first.item():g} with"
-      f" {task.schedule.alpha(first).item():g} of the image left, and target"
+      f"sampling.grid begins at t={found[0]:g} with {alpha.item():g} of the image left,"
+      f" and target"
       f" {type(task.target).__name__.lower()} says nothing about it; take grid=uniform,"
       " or target=v"
     )

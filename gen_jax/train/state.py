@@ -77,7 +77,10 @@ def abstract(
   key = jax.random.key(0)
   boxed = jax.eval_shape(task.init, key, batch)
   placed = tree.flatten(layout.of(boxed))
-  shapes = jax.eval_shape(lambda: _init(task, optimizer, batch, key, with_ema))
+  params = sharding.unbox(boxed)
+  shapes = jax.eval_shape(
+    lambda params: _around(params, optimizer, key, with_ema), params
+  )
   param_shapes = {path: x.shape for path, x in tree.flatten(shapes.params).items()}
 
   def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
