@@ -44,6 +44,7 @@ class Schedule(abc.ABC):
   """The contract: alpha, sigma, logsnr, t_of; float32, elementwise over t.
 
   Attributes:
+    num_timesteps: nodes of a discrete chain, at t = i / num_timesteps; None without.
     t_known: the lowest time that a model was trained on, see `known`.
   """
 
@@ -51,7 +52,7 @@ class Schedule(abc.ABC):
 
   @property
   def num_timesteps(self) -> int | None:
-    """Nodes of a discrete chain, at t = i / num_timesteps; None without."""
+    """See the class."""
     return None
 
   @property

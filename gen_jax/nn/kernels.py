@@ -100,6 +100,15 @@ def ring(
 
 @attention.exact
 @ranges.checked
+def _splash_mask(shape: tuple[int, int], mask: attention.Mask) -> Any:
+  """The mask of a head [T, S]."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
+  if not mask.is_causal:
+    return pallas.FullMask(shape)
+  return pallas.LocalMask(shape, ((mask.window or shape[0]) - 1, 0), offset=0)
+
+
 def splash(
   query: Array,
   keyvalue: attention.KV,
@@ -132,11 +141,7 @@ def splash(
       f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes"
       " any"
     )
-  shape = (length, num_slots)
-  one: pallas.FullMask | pallas.LocalMask = pallas.FullMask(shape)
-  if mask.is_causal:
-    window = mask.window or length
-    one = pallas.LocalMask(shape, window_size=(window - 1, 0), offset=0)
+  one = _splash_mask((length, num_slots), mask)
   size = math.gcd(math.gcd(length // parts.size, num_slots), block)
   names = ["block_q", "block_kv", "block_kv_compute", "block_q_dq", "block_kv_dq"]
   names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]

@@ -6,6 +6,7 @@ import pytest
 
 from gen_jax import build
 from gen_jax.build import config_files, meanings
+from gen_jax.system import own_configs
 from tools import config_keys
 
 KINDS_OF = {"data": "dataset", "train.writers": "writer"}  # elsewhere: the last part
@@ -35,7 +36,7 @@ def _set(config, path=""):
       yield from _set(value, below)
 
 
-@pytest.mark.parametrize("name", config_files.names())
+@pytest.mark.parametrize("name", own_configs.names())
 def test_every_key_of_every_config_is_there(name, rows):
   """Of all its variants, as their files set them: found by a walk of our own."""
   variants = getattr(config_files.module(name), "VARIANTS", ()) or ("",)
