@@ -98,9 +98,7 @@ def ring(
   return run(query, *keyvalue, order, order, mask.segments)
 
 
-@attention.exact
-@ranges.checked
-def _splash_mask(shape: tuple[int, int], mask: attention.Mask) -> Any:
+def _head_mask(shape: tuple[int, int], mask: attention.Mask) -> Any:
   """The mask of a head [T, S]."""
   from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
@@ -109,6 +107,8 @@ def _splash_mask(shape: tuple[int, int], mask: attention.Mask) -> Any:
   return pallas.LocalMask(shape, ((mask.window or shape[0]) - 1, 0), offset=0)
 
 
+@attention.exact
+@ranges.checked
 def splash(
   query: Array,
   keyvalue: attention.KV,
@@ -141,7 +141,7 @@ def splash(
       f" {length} and {num_slots}, and a causal mask, window or segments; chunked takes"
       " any"
     )
-  one = _splash_mask((length, num_slots), mask)
+  one = _head_mask((length, num_slots), mask)
   size = math.gcd(math.gcd(length // parts.size, num_slots), block)
   names = ["block_q", "block_kv", "block_kv_compute", "block_q_dq", "block_kv_dq"]
   names += ["block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"]
