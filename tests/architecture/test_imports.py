@@ -295,7 +295,7 @@ BUDGETS = {
   "evaluation": 1_550,  # batches of a command that was cut off; settings of sampling
   "inference": 2_195,  # images that say how they were made; flags; slots, a chat, tints
   "models": 1_610,  # each at another width
-  "nn": 1_670,  # widths: muP
+  "nn": 1_675,  # widths: muP
   "runs": 2_755,  # adapters; groups and shared programs: 540; the bill; until; weights
   "sweeps": 3_720,  # groups; the page; clusters: 375; searches: 615; buckets
   "serving": 1_160,  # OpenAI's protocol, its scores, queue and HTTP; lm-eval
