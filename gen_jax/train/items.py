@@ -113,12 +113,7 @@ def check_room(directory: pathlib.Path, what: str, arrays: PyTree) -> None:
 
 def shapes(folder: pathlib.Path) -> proof.Shapes:
   """{path: shape} of the arrays, from their metadata."""
-  with _opened(folder) as reader:
-    saved = reader.metadata(folder).item_metadata["state"]
-  saved = getattr(saved, "tree", saved)
-  if saved is None:
-    raise ValueError("its metadata is missing")
-  return {p: tuple(m.shape) for p, m in tree.flatten(saved).items()}
+  return proof.shapes(folder / "state")
 
 
 def check(where: str, have: proof.Shapes, abstract: PyTree) -> None:
