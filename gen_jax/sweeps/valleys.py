@@ -24,7 +24,8 @@ def draw(points: Sequence[scaling.Point], metric: str):
 
   drawing = figures.Figure(figsize=(8.8, 4.2))
   left, right = drawing.subplots(1, 2)
-  for group in scaling.budgets(points):
+  groups = scaling.budgets(points)
+  for group in groups:
     _draw_budget(left, right, group)
   left.set(xscale="log", xlabel="N, parameters", ylabel=metric)
   left.legend(title="FLOPs", fontsize=8)
@@ -33,6 +34,9 @@ def draw(points: Sequence[scaling.Point], metric: str):
   except InputError as error:
     right.set_title("\n".join(textwrap.wrap(str(error), 60)), fontsize=8)
   right.set(xscale="log", yscale="log", xlabel="C, FLOPs", ylabel="best N")
+  flops = [float(np.mean([point.flops for point in group])) for group in groups]
+  right.set_xticks(flops, [f"{x:.2g}" for x in flops])
+  right.set_xticks([], minor=True)
   for axis in (left, right):
     axis.grid(alpha=0.3, which="both")
   return drawing
