@@ -301,7 +301,7 @@ BUDGETS = {
   "serving": 1_160,  # OpenAI's protocol, its scores, queue and HTTP; lm-eval
   "system": 2_145,  # own configs; compiled programs; buckets: addresses, ranges
   "tasks": 1_285,
-  "train": 3_335,  # trackers: 245; items, waiting for data, a profile, muP; buckets
+  "train": 3_350,  # trackers: 245; items, waiting for data, a profile, muP; buckets
   "loose files": 2_080,  # errors without jax; register; numbers as arguments
 }
 
