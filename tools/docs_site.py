@@ -136,16 +136,7 @@ class Doctests(griffe.Extension):
 
 
 def fenced(text: str) -> str:
-  """Text with its doctests in fences.
-
-  >>> print(fenced("One.\\n\\n>>> 1 + 1\\n2"))
-  One.
-  <BLANKLINE>
-  ```pycon
-  >>> 1 + 1
-  2
-  ```
-  """
+  """Text with its doctests in fences."""
   return re.sub(
     r"(?m)^>>> (?:.+\n?)+", lambda m: f"```pycon\n{m[0].strip()}\n```\n", text
   )

@@ -36,6 +36,15 @@ def test_links_of_what_is_written_lead_somewhere(path):
       assert not anchor or anchor in _anchors(target), link
 
 
+def test_doctests_are_fenced():
+  """Each up to its empty line; other text stays as it is."""
+  text = "One.\n\n>>> 1 + 1\n2\n>>> 2\n2\n\nTwo > 1.\n\n>>> 3\n3"
+  assert docs_site.fenced(text) == (
+    "One.\n\n```pycon\n>>> 1 + 1\n2\n>>> 2\n2\n```\n\nTwo > 1.\n\n"
+    "```pycon\n>>> 3\n3\n```\n"
+  )
+
+
 class _Page(html.parser.HTMLParser):
   """Anchors of a page, links to others, and what it loads."""
 

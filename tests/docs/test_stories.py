@@ -93,7 +93,7 @@ STORIES = {
     "train --config configs/diffusion/finetune.py:lora": (TUNED, {}),
     "sample --workdir runs/sd --prompt a dog": ("--num_steps 2", {"200": "2"}),
     "train --config configs/diffusion/finetune.py:dreambooth": (
-      f"{TUNED} --config.data.source.validation_fraction=0.5",
+      TUNED,
       {"runs/mine": "runs/dog"},
     ),
     "train --config configs/vae/emoji.py": (
