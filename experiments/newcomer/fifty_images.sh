@@ -22,5 +22,5 @@ gen-jax train --config diffusion/digits:small --workdir runs/images \
   --config.data.image_size=8 --config.data.batch_size=16 --config.data.flip=True \
   --config.train.num_steps=60 --config.evaluators.reading=None
 gen-jax sample --workdir runs/images --prompt "a disc" --num 4 --out drawn
-gen-jax edit --workdir runs/images --image drawn/000000.png --prompt "a frame" --out edited
+gen-jax edit --workdir runs/images --image drawn/a_disc_0_0.png --prompt "a frame" --out edited
 gen-jax evaluate --workdir runs/images --images 16
