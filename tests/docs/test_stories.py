@@ -52,7 +52,6 @@ STORIES = {
     "doctor": ("", {}),
     "launch": ("--dry_run", {}),
     "compare": ("", {}),
-    "report --sweep": ("", {}),
     "plan": ("--quick --config.task.model.num_layers=2", {}),
   },
   "text.md": {
@@ -66,8 +65,8 @@ STORIES = {
       for name, more in (
         ("summaries", "--config.data.source.max_chars=60 --config.data.length=128"),
         ("completion", "--config.data.length=128"),
-        ("instructions", "--config.data.length=64"),
-        ("translation", "--config.data.length=64"),
+        ("instructions", "--config.data.length=128"),
+        ("translation", "--config.data.length=128"),
       )
     },
     "sample --workdir W --infill": ("--max_tokens 2", {"W": "runs/completion"}),
@@ -199,6 +198,7 @@ ELSEWHERE = {
   "sweep experiments/learning_rate --jobs": "tests/cli/test_sweep.py",
   "sweep experiments/learning_rate --record": "tests/cli/test_sweep.py",
   "sweep experiments/mine": "tests/sweeps/test_searching.py",
+  "report --sweep": "tests/cli/test_sweep.py",
   "repro experiments/learning_rate": ".ci/run",
   "train --config lm/gpt2 --config.task.model.base_width": "tests/train/test_mup.py",
   "coordinates": "tests/cli/test_coordinates.py",
