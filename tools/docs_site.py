@@ -75,10 +75,18 @@ def _api() -> tuple[dict[str, str], list]:
 
 
 def _written() -> list[str]:
-  """Files of the repository that are pages, or shown on them."""
+  """Files of the repository that are pages, or shown on them.
+
+  An experiment that has not been recorded has no figure yet, and no page.
+  """
   globs = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/*.png")
   globs += ("docs/assets/*", "experiments/**/README.md", "experiments/**/*.png")
-  return [p.relative_to(ROOT).as_posix() for g in globs for p in sorted(ROOT.glob(g))]
+  found = (path for g in globs for path in sorted(ROOT.glob(g)))
+  return [p.relative_to(ROOT).as_posix() for p in found if not _awaits(p.parent)]
+
+
+def _awaits(folder: pathlib.Path) -> bool:
+  return (folder / "sweep.py").exists() and not (folder / "results.json").exists()
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
