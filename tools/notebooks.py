@@ -68,8 +68,8 @@ def markdown(
         file = f"{name}_{len(images)}.png"
         images[file] = base64.b64decode(data["image/png"])
         parts.append(f"![What the cell draws]({file})")
-      else:
-        said += output.get("text") or data.get("text/plain", "")
+      elif output.get("name") != "stderr":  # warnings, of this machine
+        said += output.get("text") or f"{data.get('text/plain', '')}\n"
     if said := "\n".join(map(_shown, said.rstrip().split("\n"))):
       parts.append(_fenced(said, "text"))
   return "\n\n".join(parts) + "\n", images

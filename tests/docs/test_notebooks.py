@@ -50,6 +50,7 @@ def test_a_notebook_is_a_page_with_what_its_cells_show():
   v4 = nbformat.v4
   shown = [
     v4.new_output("stream", text="1%\r\x1b[31m100%\x1b[0m\n"),
+    v4.new_output("stream", name="stderr", text="a warning"),
     v4.new_output("display_data", data={"image/png": "AAEC", "text/plain": "<Figure>"}),
     v4.new_output("execute_result", data={"text/plain": "'a'"}),
   ]
