@@ -46,7 +46,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-_FIRST = ("tests/docs/", "tests/e2e/", "tests/train/", "tests/configs/", "tests/cost/test_plan.py")
+_FIRST = (
+  "tests/docs/",
+  "tests/e2e/",
+  "tests/train/",
+  "tests/configs/",
+  "tests/cost/test_plan.py",
+)
 
 
 def pytest_collection_modifyitems(items):
