@@ -247,10 +247,11 @@ def folder(tmp_path_factory):
   mask = np.full((8, 8), 0, np.uint8)
   mask[:4] = 255
   Image.fromarray(mask).save(path / "mask.png")
-  asked = [{"instruction": "Say one.", "input": "", "output": "one"}] * 100
+  say = {"instruction": "Say {}.", "input": "", "output": "one"}
+  asked = [{k: v.format(i) for k, v in say.items()} for i in range(100)]
   (path / "alpaca_data.json").write_text(json.dumps(asked))
   for end in ("en", "de"):
-    (path / f"train.{end}").write_text("one two\n" * 100)
+    (path / f"train.{end}").write_text("".join(f"one {i}\n" for i in range(100)))
   import zstandard
 
   lines = "".join(json.dumps({"text": "one two three " * 20}) + "\n" for _ in range(40))
