@@ -13,7 +13,7 @@ FOLDER = ROOT / "experiments" / "newcomer"
 ENDS = {
   "own_text.sh": (["bits_per_byte", "The statement "], ["report.html", "runs/text"]),
   "own_attention.sh": (["B - A: ", "over 2 seeds"], ["runs/sharp0", "runs/usual1"]),
-  "fifty_images.sh": (["/frechet", "/precision"], ["drawn/grid.png", "edited"]),
+  "fifty_images.sh": (["/frechet", "/nearest"], ["drawn/grid.png", "edited"]),
   "pod.sh": (["$", "gcloud compute tpus tpu-vm create pod"], ["runs/small"]),
   "notebook.sh": ([], ["first_steps.ipynb"]),
 }
