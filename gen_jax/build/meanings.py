@@ -44,7 +44,6 @@ _LINES = {
   # Diffusion.
   "beta_min": "beta at t = 0.",
   "beta_max": "beta at t = 1.",
-  "num_timesteps": "nodes of the chain, at t = i / num_timesteps.",
   "beta_start": "variance of the first step.",
   "beta_end": "variance of the last step.",
   "schedule.schedule": "the schedule that is changed.",
