@@ -22,6 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+# At the top: later the command line may have dropped "tpu", and it cannot be imported.
+from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
 from gen_jax import collectives, ranges, sharding
 from gen_jax.nn import attention
 from gen_jax.types import Array, InputError
@@ -100,8 +103,6 @@ def ring(
 
 def _head_mask(shape: tuple[int, int], mask: attention.Mask) -> Any:
   """The mask of a head [T, S]."""
-  from jax.experimental.pallas.ops.tpu import splash_attention as pallas
-
   if not mask.is_causal:
     return pallas.FullMask(shape)
   return pallas.LocalMask(shape, ((mask.window or shape[0]) - 1, 0), offset=0)
@@ -128,9 +129,6 @@ def splash(
     InputError: lengths per device that are not multiples of 128, or a mask given as a
       table.
   """
-  # Not at the top: it takes a twentieth of the time of all imports.
-  from jax.experimental.pallas.ops.tpu import splash_attention as pallas
-
   if not interpret:
     sharding.require("tpu", "attention_impl=splash")
   parts = sharding.ring("length")
