@@ -181,8 +181,9 @@ def test_a_config_without_a_task_takes_that_of_its_source(
   base, tmp_path, call, refuse, monkeypatch
 ):
   monkeypatch.setenv("GEN_JAX_CACHE", str(tmp_path / "cache"))
+  monkeypatch.chdir(tmp_path)  # where there is no quickstart's run to start from
   run = (
-    *("train", "--config", "configs/lm/finetune.py:summaries"),
+    *("train", "--config", "lm/finetune:summaries"),
     *("--workdir", tmp_path / "a", "--config.train.num_steps=1"),
     *("--config.data.length=32", "--config.data.source.max_chars=60"),
     *("--config.data.batch_size=8", "--config.evaluators.validation.max_batches=1"),
