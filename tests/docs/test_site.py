@@ -4,6 +4,7 @@ import html.parser
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -104,7 +105,7 @@ def test_the_site_loads_nothing_from_elsewhere(site):
   for path, page in pages.items():
     assert not [url for url in page.loads if "//" in url], path
   assert (folder / "search" / "search_index.js").is_file()
-  assert "docs/assets/iframe-worker.js" in (folder / "index.html").read_text()
+  assert "docs/assets/frame_worker.js" in (folder / "index.html").read_text()
 
 
 @pytest.mark.long
@@ -116,3 +117,15 @@ def test_pages_of_modules_show_what_docstrings_say(site):
   front = (folder / "api" / "gen_jax.html").read_text()
   for name in ("open", "new", "register", "runs.run.Run.generate", "errors.InputError"):
     assert f'id="gen_jax.{name}"' in front
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_the_site_is_searched_from_a_disk(site):
+  """By docs/assets/frame_worker.js in place of a worker."""
+  folder, _ = site
+  words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+  words += ["--virtual-time-budget=8000", f"file://{folder}/index.html?q=guidance"]
+  done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+  found = re.search(r"(\d+) matching documents", done.stdout)
+  assert int(found[1]) > 5 and "experiments/guidance" in done.stdout
