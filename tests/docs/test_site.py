@@ -105,7 +105,7 @@ def test_the_site_loads_nothing_from_elsewhere(site):
   for path, page in pages.items():
     assert not [url for url in page.loads if "//" in url], path
   assert (folder / "search" / "search_index.js").is_file()
-  assert "docs/assets/frame_worker.js" in (folder / "index.html").read_text()
+  assert "docs/assets/iframe-worker.js" in (folder / "index.html").read_text()
 
 
 @pytest.mark.long
@@ -122,7 +122,7 @@ def test_pages_of_modules_show_what_docstrings_say(site):
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 def test_the_site_is_searched_from_a_disk(site):
-  """By docs/assets/frame_worker.js in place of a worker."""
+  """By docs/assets/iframe-worker.js in place of a worker."""
   folder, _ = site
   words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
   words += ["--virtual-time-budget=8000", f"file://{folder}/index.html?q=guidance"]
