@@ -136,7 +136,7 @@ def test_from_an_sdist(built, tmp_path):
   site.mkdir()
   install(sdist, site)
   env = {**os.environ, "PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
-  code = "from gen_jax.build import config_files as c; print(c.home(), *c.names())"
+  code = "from gen_jax.system import own_configs as c; print(c.home(), *c.names())"
   home, *names = subprocess.check_output(
     [sys.executable, "-c", code], env=env, cwd=tmp_path, text=True
   ).split()
