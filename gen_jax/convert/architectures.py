@@ -70,5 +70,6 @@ def fitting(config: transformer.Config) -> language.Architecture:
       return architecture
   reasons = "; ".join(f"{name}: {', '.join(w)}" for name, (_, w) in misfits.items())
   raise InputError(
-    f"the model cannot be exported, no foreign format expresses it ({reasons})"
+    f"the model cannot be exported, no foreign format expresses it ({reasons}); models"
+    " of configs/lm/gpt2.py and configs/lm/llama.py can"
   )

@@ -37,7 +37,10 @@ def export(args, opened) -> dict[str, Any]:
   if args.adapter:
     return _adapter(args, opened)
   if "autoencoder" not in experiment.frozen:
-    raise InputError(f"{args.workdir} draws pixels; only latent diffusion is exported")
+    raise InputError(
+      f"{args.workdir} draws pixels; only latent diffusion is exported, as of"
+      " configs/diffusion/ldm_emoji.py:diffusers"
+    )
   if task.condition is None and task.reads == ("label",):
     return _dit(args, opened)
   if task.reads != ("caption",):
