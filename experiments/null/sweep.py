@@ -6,7 +6,7 @@ CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"
 
 
 def get_sweep():
-  """Forty groups of three seeds, of which each two are compared."""
+  """Forty groups of three seeds; a test compares them in pairs."""
   return product(
     fixed(
       {

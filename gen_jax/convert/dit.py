@@ -289,7 +289,7 @@ class Model:
     return matching.plan(entries, matching.unrolled_shapes(abstract))
 
   def adapter_plan(self, abstract: Params) -> matching.Plan:
-    """What LoRA files may change: not the embedders, of which each block has a copy."""
+    """What LoRA files may change: all but the embedders, which stand in each block."""
     shapes = matching.unrolled_shapes(abstract["dit"])
     own = {path: s for path, s in shapes.items() if not path.startswith("time_")}
     return matching.plan(sd.entries(self._own(), sd.FOLDER), own)

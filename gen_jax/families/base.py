@@ -13,7 +13,7 @@ from gen_jax.convert import matching
 from gen_jax.data import sources
 from gen_jax.diffusion import codec as codecs
 from gen_jax.evaluation import image_sets, scoring
-from gen_jax.inference import image_generator, text_generator
+from gen_jax.inference import drawing, image_generator, text_generator
 from gen_jax.inference import slots as slots_
 from gen_jax.train import init_from
 from gen_jax.types import Array, InputError, Params, PyTree
@@ -58,13 +58,9 @@ class Run(Protocol):
   def generator(self) -> Any: ...
 
 
-class Weights(Protocol):
+class Weights(drawing.Weights, Protocol):
   """What a family asks of the weights of a run."""
 
-  @property
-  def params(self) -> Params: ...
-  @property
-  def frozen(self) -> PyTree: ...
   @property
   def step(self) -> int: ...
   @property

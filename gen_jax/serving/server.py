@@ -261,7 +261,7 @@ class _Impatient(h11_impl.H11Protocol):
     super().connection_lost(exc)
 
   def _begin(self) -> None:
-    """More of a head does not begin its time anew."""
+    """More of a head does not start the clock again."""
     if self._limit is None:
       self._limit = self.loop.call_later(_READ_SECS, self._cut)
 

@@ -45,7 +45,7 @@ class Ticket:
     tell: called in the drawing thread; must not block.
     due: time.monotonic() after which nobody waits.
     is_left: nobody waits any longer.
-    num_told: tokens of which `tell` knows.
+    num_told: tokens that `tell` has been given.
   """
 
   index: int

@@ -68,6 +68,7 @@ def run(
   waiting = split(engine.left(arms, known, done), jobs)
   if not waiting:
     return
+  how = {"mode": mode, "until": until}
   place = engine.Local()
   free = place.slots(jobs)
   running: list[_Running] = []
@@ -75,7 +76,7 @@ def run(
     while waiting or running:
       while waiting and free:
         some, slot = waiting.pop(0), free.pop()
-        running.append(_start(some, home, words, (mode, until), place, slot))
+        running.append(_start(some, home, words, how, place, slot))
       for one in [*running]:
         is_over = one.process.poll() is not None
         for arm, state in _new(one, known, is_over):
@@ -100,8 +101,7 @@ def _start(arms, home, words, how, place, slot) -> _Running:
   listed = [
     {"config": arm.config, "workdir": str(engine.workdir(home, arm))} for arm in arms
   ]
-  given = {"mode": how[0], "until": how[1], "runs": listed}
-  files.write_json(file, files.sealed(given))
+  files.write_json(file, files.sealed({**how, "runs": listed}))
   log = engine.desk(home, engine.LOGS) / f"group-{tag}.txt"
   process = place.start(slot, [*words, str(file)], log)
   return _Running([*arms], process, slot, file, log)
