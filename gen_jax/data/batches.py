@@ -1,4 +1,4 @@
-"""Batches of training steps: made ahead; example by example: which, from where, what."""
+"""Batches of steps: made ahead; and example by example: which, from where, what."""
 
 import concurrent.futures
 import itertools
