@@ -290,7 +290,7 @@ BUDGETS = {
   "cost": 1_412,  # forecasts, Cloud's names of slices
   "data": 9_061,  # stores: of text 2,330 lines in tokens/, of images 640 in stored/
   "decoding": 370,
-  "families": 760,  # many prompts, a chat; what they ask of what stands above: 45
+  "families": 801,  # many prompts, a chat; what they ask of what stands above; own
   "diffusion": 2_250,
   "evaluation": 1_550,  # batches of a command that was cut off; settings of sampling
   "inference": 2_195,  # images that say how they were made; flags; slots, a chat, tints
