@@ -80,17 +80,29 @@ class Program:
     Raises:
       InputError: it needs more memory than there is.
     """
-    made = self.experiment
-    step = steps.compile_step(self.step, self.abstract, made.layout)
-    compiled = step.lower(*self.held, self.arguments()).compile()
-    plan.check_fits(made, self.abstract, compiled)
-    return step
+    plan.check_fits(self.experiment, self.abstract, self._lowered.compile())
+    return self._jitted
+
+  @functools.cached_property
+  def _jitted(self) -> jax.stages.Wrapped:
+    return steps.compile_step(self.step, self.abstract, self.experiment.layout)
+
+  @functools.cached_property
+  def _lowered(self) -> jax.stages.Lowered:
+    return self._jitted.lower(*self.held, self.arguments())
 
   @functools.cached_property
   def text(self) -> str:
     """The lowered step: equal for runs that differ in its arguments alone."""
-    numbers = numbering.arguments(self.numbers)
-    return jax.jit(self.step).lower(*self.held, numbers).as_text()
+    return self._lowered.as_text()
+
+  def is_of(self, experiment: experiments.Experiment) -> bool:
+    """Whether the step of another run differs in its arguments alone; traces it."""
+    num_steps = experiment.train.total_steps(
+      self.num_examples, experiment.data.batch_size
+    )
+    step = _step(experiment, experiment.optimizer(num_steps)[0])
+    return dataclasses.replace(self, step=step).text == self.text
 
   @property
   def has_slow_loops(self) -> bool:
@@ -127,14 +139,7 @@ def program(experiment: experiments.Experiment, num_examples: int) -> Program:
   rate(0)  # compiled before anything is timed
   abstract = made.abstract_state(optimizer)
   plan.check_fits(made, abstract)
-  step = steps.make_step(
-    made.learner,
-    optimizer,
-    layout=layout,
-    num_microbatches=made.train.num_microbatches,
-    decay=made.train.ema_decay,
-    warmup=made.train.ema_warmup,
-  )
+  step = _step(made, optimizer)
   return Program(
     experiment=made,
     optimizer=optimizer,
@@ -148,6 +153,22 @@ def program(experiment: experiments.Experiment, num_examples: int) -> Program:
     num_examples=num_examples,
     num_steps=num_steps,
   )
+
+
+def _step(
+  experiment: experiments.Experiment, optimizer: optax.GradientTransformation
+) -> steps.Step:
+  """Traced once for all programs that are made of it."""
+  how = experiment.train
+  step = steps.make_step(
+    experiment.learner,
+    optimizer,
+    layout=experiment.layout,
+    num_microbatches=how.num_microbatches,
+    decay=how.ema_decay,
+    warmup=how.ema_warmup,
+  )
+  return jax.jit(step, inline=True)
 
 
 class Together:

@@ -100,16 +100,17 @@ def run(
   group = _Group([arm.config for arm in arms], mode, say)
   members = [_Member(arm, group) for arm in arms]
   with signals.handling(), signals.held():
-    for member in members:
-      member.resume()
-      if member.outcome:
-        yield member.arm, member.outcome
-    while left := [member for member in members if not member.outcome]:
-      group.take([member.call for member in left if member.call])
-      for member in left:
-        member.resume()
-        if member.outcome:
-          yield member.arm, member.outcome
+    left, waiting = members, members
+    while left:
+      while waiting:  # not for a step: for their turn, or for a disk
+        for member in waiting:
+          member.resume()
+          if member.outcome:
+            yield member.arm, member.outcome
+        waiting = [m for m in waiting if not (m.call or m.outcome)]
+      left = waiting = [member for member in left if not member.outcome]
+      if left:
+        group.take([member.call for member in left if member.call])
 
 
 @dataclasses.dataclass(eq=False)
@@ -149,7 +150,7 @@ class _Member(training.Solo):
   share = property(lambda self: self._group.share)
 
   def resume(self) -> None:
-    """Lets the thread work until its next step or its end."""
+    """Lets the thread work until its next step, its end or a wait for the disk."""
     began = time.monotonic()
     self._go.release()
     self._back.acquire()
@@ -186,6 +187,14 @@ class _Member(training.Solo):
     if isinstance(call.result[0], programs.Placed):
       self._placed = call.result[0]
     return call.result
+
+  def wait(self, manager) -> None:
+    """Lets other runs work meanwhile."""
+    self._back.release()
+    try:
+      super().wait(manager)
+    finally:
+      self._go.acquire()
 
   def whole(self, state: Any):
     return state.whole if isinstance(state, programs.Placed) else state
@@ -294,8 +303,7 @@ class _Group:
         mixed |= {key: value for key, value in own.items() if value != first[key]}
     if mixed:
       config = build.resolved(overriding.apply(self._configs[0], [*mixed.items()]))
-      other = experiments.make(config, directory)
-      if programs.program(other, made.num_examples).text != made.text:
+      if not made.is_of(experiments.make(config, directory)):
         raise Apart(f"a value of {', '.join(mixed)} is a constant of the program")
 
   def evaluators(self, experiment: experiments.Experiment):

@@ -45,6 +45,7 @@ class Solo:
 
   share = property(lambda self: 1.0)  # of the devices
   program = staticmethod(programs.program)
+  wait = staticmethod(checkpoint.wait)
 
   def experiment(self, config: dict, directory: pathlib.Path):
     """The experiment, whose tokenizer and names of classes are in the folder."""
@@ -210,6 +211,7 @@ def _train(
         per_step=_per_step(experiment, made.compute),
         heartbeat=group.heartbeat,
         whole=shared.whole,
+        wait=shared.wait,
       )
     except states.NotFiniteError as error:
       raise Diverged(

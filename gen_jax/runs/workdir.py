@@ -1,6 +1,7 @@
 """A workdir: config.json, run.json, tokenizer/, metrics.jsonl, checkpoints/, ..."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -235,9 +236,7 @@ def write_config(
   noted = _run(workdir).get("config_sha256", [])
   run = {
     "format": FORMAT,
-    "code_revision": _revision(),
-    "python": platform.python_version(),
-    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    **_code(),
     "config_sha256": [*noted[-1:], files.value_sha256(config)],
     **({"history": [*history]} if history else {}),
   }
@@ -249,6 +248,16 @@ def _run(workdir: pathlib.Path) -> dict[str, Any]:
   """What run.json says."""
   path = workdir / "run.json"
   return files.read_sealed(path) if path.exists() else {}
+
+
+@functools.cache
+def _code() -> dict[str, Any]:
+  """By what code this process works; asked once for all its runs."""
+  return {
+    "code_revision": _revision(),
+    "python": platform.python_version(),
+    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+  }
 
 
 def _revision() -> str | None:
