@@ -187,6 +187,7 @@ class Together:
     at = jax.tree.map(lambda x: x.sharding, program.abstract)
     self._at = jax.jit(_at, out_shardings=at)
     self._states = self._numbers = None
+    self._measured: _Measured | None = None  # by the last step
 
   def load(
     self, states: Sequence[states.TrainState], numbers: Sequence[numbering.Numbers]
@@ -197,16 +198,26 @@ class Together:
   def step(self, frozen: PyTree, batches: Sequence[Batch]) -> list[steps.Metrics]:
     """Takes a step in every place, each with its batch.
 
-    Batches that are one object are shared. Returns what each measured, on the host.
+    Batches that are one object are shared. Returns what each measured, on its way: by
+    then the step before has ended, and this one is at work.
     """
+    given = self._given(frozen, batches)
+    self._states, metrics = self._program(self._states, *given)
+    before, self._measured = self._measured, _Measured(metrics)
+    if before is not None:
+      before.values  # noqa: B018 (asking for them waits)
+    return [self._measured.of(place) for place in range(self.num)]
+
+  def compile(self, frozen: PyTree, batches: Sequence[Batch]) -> None:
+    """Compiles what `step` runs."""
+    self._program.lower(self._states, *self._given(frozen, batches)).compile()
+
+  def _given(self, frozen: PyTree, batches: Sequence[Batch]) -> tuple[Any, ...]:
     unique = list({id(batch): batch for batch in batches}.values())
     which = [next(i for i, x in enumerate(unique) if x is b) for b in batches]
     unique += unique[:1] * (self._num_batches - len(unique))
     self._num_batches = len(unique)
-    given = (frozen, unique, np.array(which, np.int32), self._numbers)
-    self._states, metrics = self._program(self._states, *given)
-    metrics = jax.device_get(metrics)
-    return [_at(metrics, i) for i in range(self.num)]
+    return frozen, unique, np.array(which, np.int32), self._numbers
 
   def state(self, place: int) -> states.TrainState:
     """The state of a run, as the step of that run alone would return it."""
@@ -237,6 +248,41 @@ class Placed:
   def is_of(self, state: Any) -> bool:
     """Whether a state is this one."""
     return state is self or state is self.__dict__.get("whole")
+
+
+class _Measured:
+  """Metrics of all runs, fetched at once when those of any are asked for."""
+
+  def __init__(self, metrics: steps.Metrics):
+    self.arrays, self._tree = jax.tree.flatten(metrics)
+
+  @functools.cached_property
+  def values(self) -> list[np.ndarray]:
+    return jax.device_get(self.arrays)
+
+  def of(self, place: int) -> steps.Metrics:
+    """Those of one run."""
+    every = range(len(self.arrays))
+    return self._tree.unflatten([_Number(self, which, place) for which in every])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Number:
+  """A number of `_Measured`, which answers to what is asked of an array."""
+
+  measured: _Measured
+  which: int
+  place: int
+
+  def is_ready(self) -> bool:
+    return self.measured.arrays[self.which].is_ready()
+
+  def block_until_ready(self) -> "_Number":
+    self.measured.arrays[self.which].block_until_ready()
+    return self
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return self.measured.values[self.which][self.place]
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:

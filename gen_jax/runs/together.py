@@ -13,6 +13,7 @@ An arm that ends (its last step, patience, divergence) leaves its place empty. W
 of the places are, the program is compiled again for those that are left.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -242,7 +243,7 @@ class _Group:
   def lend_tokenizer(self, directory: pathlib.Path) -> None:
     """Gives a run the tokenizer of the first one, which is made of the same data."""
     if self._program is not None:
-      kept.tokenizer_for(self._program.experiment.data, directory, self._home)
+      kept.tokenizer_folder(self._program.experiment.data, directory, self._home)
 
   @contextlib.contextmanager
   def observed(self) -> Iterator[None]:
@@ -355,14 +356,18 @@ class _Group:
   def _choose(self, calls: Sequence[_Call]) -> None:
     """Takes the mode whose steps take the least time."""
     assert self._program is not None  # a run has begun
-    alone = self._in_turn = self._program.compiled()
     _, frozen, batch, numbers = calls[0].args
-    secs, made = {}, {}
-    for mode in ("map", "vmap"):
-      made[mode] = programs.Together(self._program, mode, len(calls))
-      made[mode].load([c.state for c in calls], [c.args[3] for c in calls])
-      batches = [call.args[2] for call in calls]
-      secs[mode] = _secs(functools.partial(made[mode].step, frozen, batches))
+    batches = [call.args[2] for call in calls]
+    made = {m: programs.Together(self._program, m, len(calls)) for m in ("map", "vmap")}
+    for one in made.values():
+      one.load([c.state for c in calls], [c.args[3] for c in calls])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      others = pool.map(lambda one: one.compile(frozen, batches), made.values())
+      alone = self._in_turn = self._program.compiled()
+      list(others)  # raises what they do
+    secs = {}
+    for mode, one in made.items():
+      secs[mode] = _secs(functools.partial(one.step, frozen, batches))
     state = jax.tree.map(jax.numpy.copy, calls[0].state)
 
     def in_turn():

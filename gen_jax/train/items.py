@@ -27,7 +27,10 @@ from gen_jax.types import InputError, Params, PyTree, first_line
 _ARRAYS = ocp.type_handlers.create_type_handler_registry(
   (
     jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
+    # Nobody asks a checkpoint how its arrays were sharded: readers bring shardings.
+    ocp.type_handlers.ArrayHandler(
+      min_slice_bytes_for_replica_parallel=2**20, enable_write_sharding_file=False
+    ),
   )
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
