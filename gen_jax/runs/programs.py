@@ -263,7 +263,7 @@ class _Measured:
   def of(self, place: int) -> steps.Metrics:
     """Those of one run."""
     every = range(len(self.arrays))
-    return self._tree.unflatten([_Number(self, which, place) for which in every])
+    return jax.tree.unflatten(self._tree, [_Number(self, i, place) for i in every])
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)

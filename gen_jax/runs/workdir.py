@@ -236,7 +236,9 @@ def write_config(
   noted = _run(workdir).get("config_sha256", [])
   run = {
     "format": FORMAT,
-    **_code(),
+    "code_revision": _revision(),
+    "python": platform.python_version(),
+    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     "config_sha256": [*noted[-1:], files.value_sha256(config)],
     **({"history": [*history]} if history else {}),
   }
@@ -251,24 +253,14 @@ def _run(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _code() -> dict[str, Any]:
-  """By what code this process works; asked once for all its runs."""
-  return {
-    "code_revision": _revision(),
-    "python": platform.python_version(),
-    "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
-
-
 def _revision() -> str | None:
   """The commit that this code runs from, or None outside a checkout."""
   root = pathlib.Path(__file__).parent
   command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-  try:
+  with contextlib.suppress(OSError, subprocess.TimeoutExpired):
     done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return done.stdout.strip() or None
+    return done.stdout.strip() or None
+  return None
 
 
 def read_config(
