@@ -4,6 +4,7 @@ Keys that mean the same wherever they stand, and those whose owner's docstring i
 formula with them, have their line here.
 """
 
+import functools
 import inspect
 import re
 from typing import Any
@@ -143,6 +144,7 @@ def of(owner: Any, kind: str, key: str) -> str:
   return found or _LINES.get(f"{kind}.{key}") or _LINES.get(key, "")
 
 
+@functools.cache
 def _described(owner: Any, key: str) -> str:
   """An attribute's or argument's description in a docstring, in one line."""
   said: list[str] = []

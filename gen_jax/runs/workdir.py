@@ -1,6 +1,7 @@
 """A workdir: config.json, run.json, tokenizer/, metrics.jsonl, checkpoints/, ..."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -251,15 +252,15 @@ def _run(workdir: pathlib.Path) -> dict[str, Any]:
   return files.read_sealed(path) if path.exists() else {}
 
 
+@functools.cache
 def _revision() -> str | None:
   """The commit that this code runs from, or None outside a checkout."""
   root = pathlib.Path(__file__).parent
   command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-  try:
+  with contextlib.suppress(OSError, subprocess.TimeoutExpired):
     done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return done.stdout.strip() or None
+    return done.stdout.strip() or None
+  return None
 
 
 def read_config(
