@@ -76,7 +76,7 @@ class Config:
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
   head_chunk: ranges.Size | None = None
-  init_std: ranges.NotNegative = 0.02
+  init_std: ranges.Deviation = 0.02
   base_width: ranges.Size | None = None
   base_num_heads: ranges.Size | None = None
   dtype: str = "float32"
