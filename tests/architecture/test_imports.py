@@ -296,8 +296,8 @@ BUDGETS = {
   "inference": 2_195,  # images that say how they were made; flags; slots, a chat, tints
   "models": 1_610,  # each at another width
   "nn": 1_675,  # widths: muP
-  "runs": 2_827,  # adapters; groups and shared programs: 620; the bill; until; weights
-  "sweeps": 3_753,  # groups; the page; clusters: 375; searches: 615; buckets
+  "runs": 2_829,  # adapters; groups and shared programs: 620; the bill; until; weights
+  "sweeps": 3_761,  # groups; the page; clusters: 375; searches: 615; buckets
   "serving": 1_160,  # OpenAI's protocol, its scores, queue and HTTP; lm-eval
   "system": 2_145,  # own configs; compiled programs; buckets: addresses, ranges
   "tasks": 1_285,
