@@ -9,6 +9,7 @@ from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.types import InputError
+from tests import tiny
 
 
 def experiment(tmp_path, config="configs/lm/repeats.py:smoke", **changes):
@@ -19,7 +20,7 @@ def experiment(tmp_path, config="configs/lm/repeats.py:smoke", **changes):
 def measured(made, num):
   block = {"name": "by_position", "every": 0, "num": num}
   evaluator = build.build("evaluator", block, "evaluators.x", experiment=made)
-  params = sharding.unbox(made.task.init(jax.random.key(0), _batch(made)))
+  params = tiny.weights(made.task.init, _batch(made))
   return dict(evaluator(params, {})), params
 
 
@@ -40,8 +41,9 @@ def test_parts_add_up_and_each_is_of_its_targets(tmp_path):
   assert halves["by_position/9-16/loss"] == pytest.approx(second, rel=1e-5)
   assert halves["by_position/loss"] == pytest.approx(np.mean(alone), rel=1e-5)
   nats, count = np.zeros(length), 0.0
+  apply = jax.jit(made.task.model.apply)
   for batch in made.pipeline("validation").once():
-    logits, _ = made.task.model.apply({"params": params}, batch["inputs"])
+    logits, _ = apply({"params": params}, batch["inputs"])
     logs = jax.nn.log_softmax(logits)
     own = np.take_along_axis(logs, batch["targets"][..., None], -1)[..., 0]
     nats -= (own * batch["weights"]).sum(0)

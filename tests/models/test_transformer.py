@@ -251,12 +251,13 @@ def test_packed_equals_separate(variant):
   lengths = [4, 1, 5]
   segments = np.repeat([1, 2, 3], lengths)[None]
   positions = np.concatenate([np.arange(n) for n in lengths])[None]
-  packed, _ = model.apply(
+  apply = jax.jit(model.apply)
+  packed, _ = apply(
     {"params": params}, tokens[:1], positions=positions, segments=segments
   )
   start = 0
   for n in lengths:
-    alone, _ = model.apply({"params": params}, tokens[:1, start : start + n])
+    alone, _ = apply({"params": params}, tokens[:1, start : start + n])
     np.testing.assert_allclose(packed[:, start : start + n], alone, atol=2e-5)
     start += n
 
@@ -270,7 +271,7 @@ def test_window_sees_exactly_its_tokens():
     logits = model.apply({"params": params}, tokens)[0]
     return jnp.sum(logits[0, 8] ** 2)
 
-  grad = np.abs(jax.grad(logit)(params)["embed"]["table"][:10]).max(axis=1)
+  grad = np.abs(jax.jit(jax.grad(logit))(params)["embed"]["table"][:10]).max(axis=1)
   assert ((grad > 0) == np.isin(np.arange(10), [5, 6, 7, 8])).all()
 
 
