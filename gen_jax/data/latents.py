@@ -24,8 +24,8 @@ from flax import serialization
 from gen_jax.data import sources
 from gen_jax.data.stored import records
 from gen_jax.data.tokens import indexed
+from gen_jax.errors import InputError, one_line
 from gen_jax.system import copies, files
-from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"
 _FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "files"}

@@ -21,7 +21,7 @@ import numpy as np
 
 from gen_jax.data import cache, image_files, sources, tokenizers
 from gen_jax.data import rows as row_batches
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 # Decoding and resizing of images run in parallel, the rest of Python does not.
 _THREADS = min(max(os.cpu_count() or 1, 2), 8)

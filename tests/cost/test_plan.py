@@ -15,6 +15,7 @@ from gen_jax.system import memory
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTH, LENGTH, ROWS, VOCAB = 256, 128, 16, 512
+LONG = pytest.mark.long
 
 
 def make(topology, spec, overrides):
@@ -167,7 +168,7 @@ def test_tensor_sums_activations_twice_a_layer_each_way(small):
   assert found.keys() == {"all-reduce"}
 
 
-@pytest.mark.parametrize("data, fsdp", [(1, 4), (2, 2)])
+@pytest.mark.parametrize("data, fsdp", [pytest.param(1, 4, marks=LONG), (2, 2)])
 def test_fsdp_and_tensor_exchange_each_what_they_do_alone(small, data, fsdp):
   """Over fsdp a device's part of the weights; over tensor its rows of activations.
 
@@ -196,7 +197,9 @@ def test_fsdp_and_tensor_exchange_each_what_they_do_alone(small, data, fsdp):
   assert program.matrix_flops == tokens * (6 * matrices + 12 * 2 * LENGTH * WIDTH)
 
 
-@pytest.mark.parametrize("fsdp, context, chunk", [(4, 2, None), (1, 8, LENGTH // 4)])
+@pytest.mark.parametrize(
+  "fsdp, context, chunk", [(4, 2, None), pytest.param(1, 8, LENGTH // 4, marks=LONG)]
+)
 def test_context_turns_keys_and_sums_pieces_of_gradients(small, fsdp, context, chunk):
   """Over fsdp what it exchanges alone; over context gradients as fsdp leaves them.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gen_jax.data import cache, pipeline, rows
 from gen_jax.data.tokens import order, store
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 _THREADS = 2  # cutting is little work; more threads wait for the interpreter
 _AHEAD = 4  # batches

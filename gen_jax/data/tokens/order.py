@@ -24,7 +24,7 @@ import grain.experimental
 import numpy as np
 
 from gen_jax import ranges
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 WINDOW = 4096  # rows in which shares are exact
 _ROUNDS = 4
