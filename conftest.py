@@ -39,6 +39,9 @@ gc.disable()  # until all is collected
 import jax  # noqa: E402 (the flags must be set first)
 import pytest  # noqa: E402
 
+# Commands in processes of their own keep small programs, too.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 # Buckets: one server of each kind in a session, whoever asks for one.
 pytest_plugins = ["tests.s3", "tests.gcs"]
 

@@ -13,7 +13,6 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import numpy as np
 
 from gen_jax.data import cache, pipeline, rows
@@ -115,6 +114,8 @@ class Feed:
     self, start: int, rows: slice | None = None
   ) -> Iterator[pipeline.Features]:
     """batch(start), batch(start + 1), ... prepared ahead by threads."""
+    import grain
+
     steps = grain.MapDataset.range(start, 2**31)
     dataset = steps.map(lambda step: self.batch(int(step), rows))
     options = grain.ReadOptions(_THREADS, prefetch_buffer_size=_AHEAD)

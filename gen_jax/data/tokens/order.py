@@ -20,7 +20,6 @@ import functools
 import itertools
 from collections.abc import Sequence
 
-import grain.experimental
 import numpy as np
 
 from gen_jax import ranges
@@ -53,6 +52,8 @@ def permuted(place: int, size: int, seed: int, store: int = 0) -> int:
   key = _key(seed, store, epoch)
   if size <= _FEW:
     return int(_order(key, size)[at])
+  import grain.experimental
+
   return grain.experimental.index_shuffle(
     at, max_index=size - 1, seed=key, rounds=_ROUNDS
   )
