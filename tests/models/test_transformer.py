@@ -230,7 +230,7 @@ def test_remat_computes_the_forward_pass_again():
 def test_scanned_layers_start_apart_and_drop_apart():
   """Each layer has its own initial weights and its own dropout mask."""
   model, _, tokens = make(num_layers=2, dropout=0.5, scan_layers=True, tied_head=False)
-  params = sharding.unbox(model.init(jax.random.key(0), tokens))["params"]
+  params = sharding.unbox(jax.jit(model.init)(jax.random.key(0), tokens))["params"]
   kernel = params["blocks"]["attention"]["query"]["kernel"]
   assert not np.allclose(kernel[0], kernel[1])
   # Each layer adds 1, dropped or doubled; the head shows the normalised sum.
@@ -239,7 +239,8 @@ def test_scanned_layers_start_apart_and_drop_apart():
   params["final_norm"]["scale"] += 1.0
   params["head"]["kernel"] += jnp.eye(16, 32)
   rngs = {"dropout": jax.random.key(1)}
-  logits, _ = model.apply({"params": params}, tokens, train=True, rngs=rngs)
+  apply = jax.jit(functools.partial(model.apply, train=True))
+  logits, _ = apply({"params": params}, tokens, rngs=rngs)
   values = [len(np.unique(row[:16].round(4))) for row in np.asarray(logits[0])]
   assert max(values) == 3  # 0, 2 and 4; one mask for both layers would give 0 and 4
 
@@ -285,10 +286,10 @@ def test_llama3_scaling_keeps_high_and_divides_low_frequencies():
 
 def test_bf16_computes_in_bf16_over_float32_parameters():
   model, params, tokens = make(dtype="bfloat16")
-  exact, _ = transformer.Transformer(
-    dataclasses.replace(model.config, dtype="float32")
-  ).apply({"params": params}, tokens)
-  logits, _ = model.apply({"params": params}, tokens)
+  whole = transformer.Transformer(dataclasses.replace(model.config, dtype="float32"))
+  exact, logits = (
+    jax.jit(m.apply)({"params": params}, tokens)[0] for m in (whole, model)
+  )
   assert logits.dtype == jnp.float32
   error = np.abs(logits - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 3e-2
