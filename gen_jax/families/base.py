@@ -1,6 +1,7 @@
 """A family as a value: all that only text, images or autoencoders know."""
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
@@ -186,6 +187,15 @@ class Family:
         "task language_model needs sampling.name=text, other tasks sampling.name=image"
       )
     self.check(task, data, sampling)
+
+
+def late(module: str, name: str) -> Callable[..., Any]:
+  """A function of a module of `convert`, which is imported when it is called."""
+
+  def call(*args: Any) -> Any:
+    return getattr(importlib.import_module(f"gen_jax.convert.{module}"), name)(*args)
+
+  return call
 
 
 def made_by(weights: Weights, result: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from gen_jax import build, sharding
-from gen_jax.convert import to_diffusers
 from gen_jax.data import datasets, kept
 from gen_jax.evaluation import image_sets
 from gen_jax.families import base
@@ -215,8 +214,8 @@ FAMILY = base.Family(
   program=_program,
   sample=sample,
   check_flags=check_flags,
-  export=to_diffusers.export,
-  adapter_plans=to_diffusers.adapter_plans,
+  export=base.late("to_diffusers", "export"),
+  adapter_plans=base.late("to_diffusers", "adapter_plans"),
   reference_images=reference_images,
   scorer=scorer,
   idle=diffusion.idle,

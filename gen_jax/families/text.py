@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import rng, sharding
-from gen_jax.convert import to_transformers
 from gen_jax.cost import flops
 from gen_jax.data import datasets
 from gen_jax.decoding import generate
@@ -192,8 +191,8 @@ FAMILY = base.Family(
   sample=_sample,
   slots=slots.Slots,
   check_flags=_check_flags,
-  export=to_transformers.export,
-  adapter_plans=to_transformers.adapter_plans,
+  export=base.late("to_transformers", "export"),
+  adapter_plans=base.late("to_transformers", "adapter_plans"),
   reference_images=base.refuse("this is a text model: it has no images"),
   scorer=lambda experiment: scoring.Scorer(experiment.task.model),
   idle=lambda task, sampling: sampling.idle(),

@@ -11,6 +11,7 @@ from gen_jax.build import overrides as overriding
 from gen_jax.tasks import base
 from gen_jax.train import evaluators
 from gen_jax.types import InputError, Mean
+from tests import tiny
 
 
 def experiment(tmp_path, config="configs/lm/repeats.py:smoke", **changes):
@@ -21,7 +22,7 @@ def experiment(tmp_path, config="configs/lm/repeats.py:smoke", **changes):
 def measured(made, num):
   block = {"name": "by_position", "every": 0, "num": num}
   evaluator = build.build("evaluator", block, "evaluators.x", experiment=made)
-  params = sharding.unbox(made.task.init(jax.random.key(0), _batch(made)))
+  params = tiny.weights(made.task.init, _batch(made))
   return dict(evaluator(params, {})), params
 
 
@@ -42,8 +43,9 @@ def test_parts_add_up_and_each_is_of_its_targets(tmp_path):
   assert halves["by_position/9-16/loss"] == pytest.approx(second, rel=1e-5)
   assert halves["by_position/loss"] == pytest.approx(np.mean(alone), rel=1e-5)
   nats, count = np.zeros(length), 0.0
+  apply = jax.jit(made.task.model.apply)
   for batch in made.pipeline("validation").once():
-    logits, _ = made.task.model.apply({"params": params}, batch["inputs"])
+    logits, _ = apply({"params": params}, batch["inputs"])
     logs = jax.nn.log_softmax(logits)
     own = np.take_along_axis(logs, batch["targets"][..., None], -1)[..., 0]
     nats -= (own * batch["weights"]).sum(0)

@@ -18,6 +18,7 @@ from gen_jax.inference import sheets
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = {"num_layers": 1, "width": 8, "num_heads": 2}
 TINY = {f"task.model.{key}": value for key, value in TINY.items()}
