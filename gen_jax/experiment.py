@@ -17,6 +17,7 @@ from gen_jax.evaluation import image_sets
 from gen_jax.tasks import base, lora
 from gen_jax.train import evaluators, init_from, loop, mup, trackers
 from gen_jax.train import state as states
+from gen_jax.train import step as steps
 from gen_jax.types import Batch, InputError, Params, PyTree, unknown
 
 
@@ -77,6 +78,17 @@ class Experiment:
     if rates := self.rates():
       optimizer = mup.scaled(optimizer, rates)
     return optimizer, rate
+
+  def step(self, optimizer: optax.GradientTransformation) -> steps.Step:
+    """The training step, to be compiled."""
+    return steps.make_step(
+      self.learner,
+      optimizer,
+      layout=self.layout,
+      num_microbatches=self.train.num_microbatches,
+      decay=self.train.ema_decay,
+      warmup=self.train.ema_warmup,
+    )
 
   def rates(self) -> dict[str, float]:
     """{path: multiplier of the learning rate} of a model that has a `base_width`.

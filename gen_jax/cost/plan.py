@@ -81,17 +81,9 @@ def compile(draft: Draft, options: Options | None = None) -> Program:
 
 def training(experiment: Any) -> Draft:
   """The training step of an experiment, in its layout."""
-  train = experiment.train
-  optimizer, _ = experiment.optimizer(train.num_steps)
+  optimizer, _ = experiment.optimizer(experiment.train.num_steps)
   state, batch = experiment.abstract_state(optimizer), experiment.batch()
-  step = steps.make_step(
-    experiment.learner,
-    optimizer,
-    layout=experiment.layout,
-    num_microbatches=train.num_microbatches,
-    decay=train.ema_decay,
-    warmup=train.ema_warmup,
-  )
+  step = experiment.step(optimizer)
   frozen = experiment.abstract_frozen()
   numbers = steps.numbers(step, state, frozen, batch)
   return Draft(

@@ -159,16 +159,7 @@ def _step(
   experiment: experiments.Experiment, optimizer: optax.GradientTransformation
 ) -> steps.Step:
   """Traced once for all programs that are made of it."""
-  how = experiment.train
-  step = steps.make_step(
-    experiment.learner,
-    optimizer,
-    layout=experiment.layout,
-    num_microbatches=how.num_microbatches,
-    decay=how.ema_decay,
-    warmup=how.ema_warmup,
-  )
-  return jax.jit(step, inline=True)
+  return jax.jit(experiment.step(optimizer), inline=True)
 
 
 class Together:
