@@ -32,11 +32,15 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 ).strip()
 
-# What JAX traces and compiles stays, and is looked through again and again.
+# What is imported, traced and compiled stays, and is looked through again and again.
 gc.set_threshold(50_000, 20, 50)
+gc.disable()  # until all is collected
 
 import jax  # noqa: E402 (the flags must be set first)
 import pytest  # noqa: E402
+
+# Commands in processes of their own keep small programs, too.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Buckets: one server of each kind in a session, whoever asks for one.
 pytest_plugins = ["tests.s3", "tests.gcs"]
@@ -58,6 +62,11 @@ _FIRST = (
 def pytest_collection_modifyitems(items):
   """Files of long tests first, so that all workers end at about the same time."""
   items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
+
+
+def pytest_collection_finish():
+  gc.freeze()
+  gc.enable()
 
 
 @pytest.fixture(scope="module")

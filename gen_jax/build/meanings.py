@@ -34,7 +34,7 @@ _LINES = {
   "attention.eps": "added to the variance of the norm.",
   "norm.eps": "added to the variance, or to the mean square.",
   "use_bias": "whether a bias is added.",
-  "init_std": "standard deviation of the initial vectors.",
+  "init_std": "initial standard deviation, of a model's matrices and tables.",
   "max_period": "period of the slowest sinusoid, in positions, over 2 pi.",
   "base": "base of the frequencies, theta; larger for longer contexts.",
   "scaling": "how frequencies are changed for a longer context, or None.",

@@ -25,8 +25,8 @@ from typing import BinaryIO
 import numpy as np
 
 from gen_jax.data import chat, conversations, slicing, sources, tokenizers
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 _FORMAT = 4  # version of the files and of tokenisation
 _CHUNK_CHARS = 2**18  # characters tokenised at once

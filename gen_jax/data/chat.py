@@ -18,7 +18,7 @@ import jinja2.ext
 from jinja2 import nodes
 
 from gen_jax.data import sandbox
-from gen_jax.types import InputError, one_line
+from gen_jax.errors import InputError, one_line
 
 Message = Mapping[str, str]  # role: system, user or assistant; content
 Template = NewType("Template", str)

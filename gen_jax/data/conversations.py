@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from gen_jax import ranges
 from gen_jax.data import chat, sources
+from gen_jax.errors import InputError
 from gen_jax.system import files, globs
-from gen_jax.types import InputError
 
 Messages = list[chat.Message]
 

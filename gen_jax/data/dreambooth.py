@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from gen_jax import ranges
 from gen_jax.data import folders, image_files, sources
+from gen_jax.errors import InputError
 from gen_jax.system import copies
-from gen_jax.types import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import image_files, sources
+from gen_jax.errors import InputError
 from gen_jax.system import copies, files
-from gen_jax.types import InputError
 
 Scorer = Callable[[np.ndarray], dict[str, float]]
 

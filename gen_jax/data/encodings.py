@@ -17,8 +17,8 @@ import tokenizers
 
 from gen_jax import errors
 from gen_jax.data import encoding, ranks, tokenizer_json
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 END_OF_TEXT = ranks.END_OF_TEXT
 Encoding = encoding.Encoding

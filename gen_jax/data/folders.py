@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from gen_jax import errors
 from gen_jax.data import image_files
+from gen_jax.errors import InputError, first_line
 from gen_jax.system import copies, files
-from gen_jax.types import InputError, first_line
 
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SHEETS = ("grid.png", "before_after.png", "nearest.png")  # written by commands

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from gen_jax.types import InputError, one_line
+from gen_jax.errors import InputError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SUFFIXES += (".jpe", ".jfif")

@@ -15,7 +15,7 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import cache, pipeline, tokenizers
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 HOLE = "<FILL>"
 

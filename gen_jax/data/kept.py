@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from gen_jax import ranges
 from gen_jax.data import datasets, tokenizers
+from gen_jax.errors import InputError
 from gen_jax.system import copies, files
-from gen_jax.types import InputError
 
 CLASS_NAMES = "classes.json"
 

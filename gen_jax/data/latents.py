@@ -17,15 +17,13 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import grain
 import numpy as np
-from flax import serialization
 
 from gen_jax.data import sources
 from gen_jax.data.stored import records
 from gen_jax.data.tokens import indexed
+from gen_jax.errors import InputError, one_line
 from gen_jax.system import copies, files
-from gen_jax.types import InputError, one_line
 
 NAME = "latents.json"
 _FIELDS = {"sha256", "step", "weights", "data", "mean", "std", "num_images", "files"}
@@ -86,6 +84,9 @@ def _damaged(path: pathlib.Path, reason: str) -> InputError:
 
 def _array_records(path: pathlib.Path) -> Sequence[dict[str, Any]]:
   """The records of a cache of an older version; InputError if damaged."""
+  import grain
+  from flax import serialization
+
   try:
     source = grain.sources.ArrayRecordDataSource([str(path)])
     num = len(source)

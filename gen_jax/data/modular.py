@@ -14,7 +14,7 @@ import numpy as np
 from gen_jax import ranges
 from gen_jax.data import pipeline, repeats, tokenizers
 from gen_jax.data import rows as row_batches
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 LETTERS = repeats.LETTERS  # the number n is the n-th
 

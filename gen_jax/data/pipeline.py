@@ -14,14 +14,16 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
 
 from gen_jax.data import cache, image_files, sources, tokenizers
 from gen_jax.data import rows as row_batches
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
+
+if TYPE_CHECKING:  # a tenth of a second, which sampling does not need
+  import grain
 
 # Decoding and resizing of images run in parallel, the rest of Python does not.
 _THREADS = min(max(os.cpu_count() or 1, 2), 8)
@@ -50,7 +52,7 @@ class Pipeline:
   seed: int = 0
   readers: int = 0
 
-  def _local(self, rows: slice) -> grain.MapDataset:
+  def _local(self, rows: slice) -> "grain.MapDataset":
     num = rows.stop - rows.start
     if self.batch_size % num or rows.start % num:
       raise InputError(
@@ -60,7 +62,9 @@ class Pipeline:
     dataset = self._shuffled(self.examples).random_map(self.transform).batch(num)
     return dataset[rows.start // num :: self.batch_size // num]
 
-  def _shuffled(self, examples: Sequence) -> grain.MapDataset:
+  def _shuffled(self, examples: Sequence) -> "grain.MapDataset":
+    import grain
+
     # Without end, for all purposes; grain's own endless repeat overflows when sliced.
     epochs = max(1, 2**48 // len(examples))
     return grain.MapDataset.source(examples).seed(self.seed).shuffle().repeat(epochs)
@@ -77,6 +81,8 @@ class Pipeline:
 
   def stream(self, start: int, rows: slice | None = None) -> Iterator[Features]:
     """batch(start), batch(start + 1), ... prepared ahead by threads."""
+    import grain
+
     rows = rows or slice(0, self.batch_size)
     if self.readers:
       return self._by_example(start, rows)
@@ -86,6 +92,8 @@ class Pipeline:
 
   def _by_example(self, start: int, rows: slice) -> Iterator[Features]:
     """`stream`, at most two batches of examples ahead of what was asked for."""
+    import grain
+
     num = rows.stop - rows.start
     made = self._shuffled(self.examples).random_map(self.transform)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gen_jax import errors
 from gen_jax.data import encoding
-from gen_jax.types import InputError, unknown
+from gen_jax.errors import InputError, unknown
 
 END_OF_TEXT = "<|endoftext|>"
 _R50K_WORDS = (

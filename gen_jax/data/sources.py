@@ -18,8 +18,8 @@ import numpy as np
 
 from gen_jax import ranges
 from gen_jax.data import folders, image_files, tfds
+from gen_jax.errors import InputError, first_line, unknown
 from gen_jax.system import copies, files, globs
-from gen_jax.types import InputError, first_line, unknown
 
 Example = dict[str, Any]
 open_image = image_files.open_image  # old name, for one release

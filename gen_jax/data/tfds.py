@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gen_jax import errors
+from gen_jax.errors import InputError, first_line, unknown
 from gen_jax.system import copies, files
-from gen_jax.types import InputError, first_line, unknown
 
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 FILES = (
   "special_tokens_map.json",

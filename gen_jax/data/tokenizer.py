@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from gen_jax.data import chat, encoding
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 Messages = Sequence[chat.Message]
 

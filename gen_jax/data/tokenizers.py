@@ -17,8 +17,8 @@ from gen_jax.data import (
   tokenizer,
   tokenizer_json,
 )
+from gen_jax.errors import InputError, one_line
 from gen_jax.system import files
-from gen_jax.types import InputError, one_line
 
 Tokenizer = tokenizer.Tokenizer
 END_OF_TEXT = encodings.END_OF_TEXT

@@ -1,9 +1,10 @@
 """A family as a value: all that only text, images or autoencoders know."""
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import jax
 import numpy as np
@@ -66,6 +67,16 @@ class Weights(drawing.Weights, Protocol):
   @property
   def name(self) -> str: ...
   def provenance(self) -> dict[str, Any]: ...
+
+
+def refuse(why: str) -> Callable[..., NoReturn]:
+  """What a family does not do: raises InputError, whatever it is asked for."""
+
+  def refused(*args: Any, **keys: Any) -> NoReturn:
+    del args, keys
+    raise InputError(why)
+
+  return refused
 
 
 class Program(NamedTuple):
@@ -178,6 +189,15 @@ class Family:
     self.check(task, data, sampling)
 
 
+def late(module: str, name: str) -> Callable[..., Any]:
+  """A function of a module of `convert`, which is imported when it is called."""
+
+  def call(*args: Any) -> Any:
+    return getattr(importlib.import_module(f"gen_jax.convert.{module}"), name)(*args)
+
+  return call
+
+
 def made_by(weights: Weights, result: dict[str, Any]) -> dict[str, Any]:
   """The result of a command, with the weights that gave it; they are named as well."""
   if jax.process_index() == 0:
@@ -208,6 +228,23 @@ def givers(what: str) -> str:
   """Names of the sources that give one of `sources.GIVES`, for messages."""
   table = build.TABLES["source"]
   return ", ".join(n for n, e in table.items() if what in sources.gives(e.signature))
+
+
+def check_prompts(task: Task, data: Data, captions: str, labels: str) -> None:
+  """Raises InputError unless the data gives the captions and labels that a task reads.
+
+  Args:
+    captions, labels: what reads them, for messages.
+  """
+  if "caption" in task.reads:
+    for key in ("tokenizer", "caption_length"):
+      if getattr(data, key, None) is None:
+        raise InputError(f"{captions} reads captions: set data.{key}")
+  if "label" in task.reads and "class_names" not in sources.gives(data.source):
+    raise InputError(
+      f"data.source knows no classes, which {labels} reads; those that do:"
+      f" {givers('class_names')}"
+    )
 
 
 def check_equal(name: str, value: int, owner: str, wanted: int) -> None:

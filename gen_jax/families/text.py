@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import rng, sharding
-from gen_jax.convert import to_transformers
 from gen_jax.cost import flops
 from gen_jax.data import datasets
 from gen_jax.decoding import generate
@@ -63,11 +62,6 @@ def _generator(experiment: base.Experiment, piece: int = 4):
   """Continues prompts, `piece` tokens at a time."""
   model, tokenizer = experiment.task.model, experiment.tokenizer
   return text_generator.TextGenerator(model, tokenizer, experiment.sampling, piece)
-
-
-def _reference_images(experiment: base.Experiment, split: str):
-  del experiment, split
-  raise InputError("this is a text model: it has no images")
 
 
 def _check_flags(args) -> None:
@@ -197,9 +191,9 @@ FAMILY = base.Family(
   sample=_sample,
   slots=slots.Slots,
   check_flags=_check_flags,
-  export=to_transformers.export,
-  adapter_plans=to_transformers.adapter_plans,
-  reference_images=_reference_images,
+  export=base.late("to_transformers", "export"),
+  adapter_plans=base.late("to_transformers", "adapter_plans"),
+  reference_images=base.refuse("this is a text model: it has no images"),
   scorer=lambda experiment: scoring.Scorer(experiment.task.model),
   idle=lambda task, sampling: sampling.idle(),
 )

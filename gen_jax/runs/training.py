@@ -66,8 +66,8 @@ class Solo:
   def stream(self, experiment, examples, first: int) -> Iterator[Batch]:
     """Batches from step `first` on, placed on the devices."""
     layout, size = experiment.layout, experiment.data.batch_size
-    for batch in examples.stream(first, layout.local_rows(size)):
-      yield layout.put(batch, size)
+    given = examples.stream(first, layout.local_rows(size))
+    yield from batches.ahead(lambda: layout.put(next(given), size))
 
 
 def train(

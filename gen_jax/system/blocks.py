@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 SIZE = 2**14
 KEPT = 2**28

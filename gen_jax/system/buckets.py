@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 import fsspec
 from etils import epath
 
+from gen_jax.errors import InputError
 from gen_jax.system import stores
-from gen_jax.types import InputError
 
 
 class Address(type(epath.Path("/"))):

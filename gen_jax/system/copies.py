@@ -9,8 +9,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 
 def remove(path: pathlib.Path) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 
 import fsspec
 
+from gen_jax.errors import InputError, Unavailable, one_line
 from gen_jax.system import signals
-from gen_jax.types import InputError, Unavailable, one_line
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # and the package that serves each
 PATIENCE = "GEN_JAX_BUCKET_SECS"

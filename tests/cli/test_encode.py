@@ -11,6 +11,8 @@ from gen_jax.runs import lease
 from gen_jax.system import copies, files
 from gen_jax.types import InputError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.mark.parametrize("to", [True, False], ids=["codes", "statistics alone"])
 def test_encoding_goes_on_where_it_was(call, vae_workdir, tmp_path, monkeypatch, to):

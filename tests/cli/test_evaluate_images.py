@@ -10,6 +10,8 @@ from gen_jax.data.digits import source as digits
 from gen_jax.evaluation import fidelity
 from gen_jax.inference import image_generator, sheets
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture
 def evaluate(call):

@@ -59,10 +59,15 @@ assert lazy.loaded(f"gen_jax.cli.{sys.argv[1]}")
   ],
 )
 def test_what_has_waited_loads(command):
-  """In whatever order: a package that is imported by the way finds numpy whole."""
-  run = [sys.executable, "-c", LOAD, command]
+  """In whatever order: a package that is imported by the way finds numpy whole.
+
+  What few commands need does not load with them: data's order, formats of others.
+  """
+  run = [sys.executable, "-c", f"{LOAD}\nprint(*sys.modules)", command]
   done = subprocess.run(run, capture_output=True, text=True, env=dict(os.environ))
   assert done.returncode == 0, done.stderr
+  late = {"grain", "gen_jax.convert.to_diffusers", "gen_jax.convert.to_transformers"}
+  assert not late & {*done.stdout.split()}
 
 
 def test_version():

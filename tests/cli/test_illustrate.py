@@ -14,6 +14,7 @@ from gen_jax.tasks import attribution
 from gen_jax.train import writers
 from tests.convert import test_stable_diffusion as tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
 EVERY = {"guidance_steps", "samplers", "walk", "noising"}
 
 

@@ -99,7 +99,7 @@ def test_smoke_runs_two_steps(config, tmp_path, monkeypatch):
 
 LARGE = [  # like others, and slow to trace
   *(f"diffusion/stable_diffusion.py:{v}" for v in ("v2", "v2-base", "v1-inpainting")),
-  "diffusion/finetune.py:full",
+  *(f"diffusion/finetune.py:{v}" for v in ("full", "lora", "dreambooth")),
 ]
 
 

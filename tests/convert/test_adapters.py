@@ -17,6 +17,7 @@ from gen_jax.models import transformer
 from gen_jax.tasks import lora
 from tests.cli import conftest
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = pathlib.Path(__file__).parents[1]
 BASES, GOLDEN = ROOT / "golden", ROOT / "golden_adapters"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/adapter_config.json"))
@@ -26,7 +27,8 @@ call, refuse = conftest.call, conftest.refuse
 
 def logits(workdir, tokens):
   run = gen_jax.open(workdir)
-  return run.experiment.task.model.apply({"params": run.weights().params}, tokens)[0]
+  apply = jax.jit(run.experiment.task.model.apply)
+  return apply({"params": run.weights().params}, tokens)[0]
 
 
 def arrays(file):

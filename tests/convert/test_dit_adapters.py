@@ -44,9 +44,8 @@ def output(params):
   t = jnp.float32((expected["timesteps"] + 1) / 1000.0)
   encoder = labels.LabelEncoder(model.labels)
   states = encoder.apply({"params": params["labels"]}, expected["labels"])
-  return dit.DiT(model.network).apply(
-    {"params": params["dit"]}, expected["x"], t, states
-  )
+  apply = jax.jit(dit.DiT(model.network).apply)
+  return apply({"params": params["dit"]}, expected["x"], t, states)
 
 
 def test_what_peft_computes_comes_in_and_goes_out(adapted, tmp_path):

@@ -16,6 +16,7 @@ from gen_jax.data import tokenizers as own_tokenizers
 from tests.cli import conftest
 from tests.convert import test_stable_diffusion as tiny
 
+pytestmark = pytest.mark.usefixtures("one_device")
 V1 = tiny.GOLDEN / "v1"
 MEAN, STD = [0.3, -1.0, 0.0, 2.0], [0.5, 2.0, 1.0, 3.0]
 
@@ -63,7 +64,9 @@ def test_latents_are_scaled_and_images_are_the_same(pair):
   seen, keys = [], rng.per_example(jax.random.key(4), 2)
   for run, weights in pair:
     codec, frozen = run.experiment.task.codec, weights.frozen
-    seen.append((codec.encode(frozen, images, keys), codec.decode(frozen, z)))
+    seen.append(
+      (jax.jit(codec.encode)(frozen, images, keys), jax.jit(codec.decode)(frozen, z))
+    )
   for ours, theirs in zip(*seen, strict=True):
     span = float(jnp.ptp(ours))
     np.testing.assert_allclose(theirs, ours, atol=1e-5 * span)
@@ -79,7 +82,7 @@ def test_time_is_counted_on(pair):
   seen = []
   for run, weights in pair:
     net, states = run.experiment.task.network, types.States(tokens)
-    seen.append(net.apply({"params": weights.params["unet"]}, x, t, states))
+    seen.append(jax.jit(net.apply)({"params": weights.params["unet"]}, x, t, states))
   np.testing.assert_allclose(seen[1], seen[0], atol=2e-4 * float(jnp.ptp(seen[0])))
 
 

@@ -98,7 +98,8 @@ def test_new_prompt_lengths_in_a_bucket_do_not_recompile(setup):
 
 
 def decoder(model, params):
-  return lambda tokens, cache, at: model.apply({"params": params}, tokens, cache, at=at)
+  apply = jax.jit(model.apply)
+  return lambda tokens, cache, at: apply({"params": params}, tokens, cache, at=at)
 
 
 def test_a_row_that_is_done_stays_done(setup):
@@ -134,7 +135,8 @@ def test_logprobs_are_those_of_the_full_forward(setup):
   w = writer(setup, temperature=0.5, top_k=3)
   (sample,) = w.samples(params, ["the fox"], rng.sample_keys(0, 1))
   ids = [tokenizer.eos, *tokenizer.encode("the fox")]
-  logits, _ = model.apply({"params": params}, np.array([[*ids, *sample.tokens]]))
+  read = np.array([[*ids, *sample.tokens]])
+  logits, _ = jax.jit(model.apply)({"params": params}, read)
   scores = jax.nn.log_softmax(logits[0, len(ids) - 1 : -1], -1)
   want = np.take_along_axis(np.asarray(scores), sample.tokens[:, None], 1)[:, 0]
   np.testing.assert_allclose(sample.logprobs, want, atol=1e-4)

@@ -163,6 +163,7 @@ STORIES = {
   "sweeps.md": {
     "sweep experiments/learning_rate --list": ("", {}),
     "compare runs/a0,runs/a1,runs/a2": ("", {}),
+    "compare runs/a0 runs/b0": ("", {}),
     "compare experiments": ("", {}),
   },
   "tpu.md": {

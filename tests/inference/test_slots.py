@@ -131,15 +131,24 @@ def test_numbers_by_row_are_those_of_the_fields(order):
     assert own.draw(logits[row], seen[row], keys[row])[0] == together[i]
 
 
-def full(given, tokens):
+@pytest.fixture(scope="module")
+def full(given):
   """Log-probabilities of every next token, by the whole model, float64 [T, V]."""
   model, params = given
-  logits, _ = jax.jit(model.apply)({"params": params}, jnp.asarray(tokens)[None])
-  return np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
+  apply = jax.jit(
+    lambda tokens: jax.nn.log_softmax(model.apply({"params": params}, tokens)[0])
+  )
+
+  def run(tokens):
+    filled = np.zeros((1, model.config.max_length), np.int32)  # one program for all
+    filled[0, : len(tokens)] = tokens
+    return np.asarray(apply(filled)[0, : len(tokens)], np.float64)
+
+  return run
 
 
 @pytest.mark.parametrize("presence, frequency", [(0.0, 0.0), (1.5, 0.0), (0.0, 0.7)])
-def test_penalties_are_of_what_was_drawn(given, presence, frequency):
+def test_penalties_are_of_what_was_drawn(given, full, presence, frequency):
   """Greedy decoding by hand, of logits less the penalties, without the prompt."""
   batch = slots.Slots(writer(given, temperature=0.0), given[1], num=2)
   ids = batch.writer.ids("the quick")
@@ -149,7 +158,7 @@ def test_penalties_are_of_what_was_drawn(given, presence, frequency):
   ((_, sample),) = batch.run([job])
   tokens, drawn = list(ids), np.zeros(TOKENIZER.vocab_size)
   for _ in range(16):
-    logits = full(given, tokens)[-1] - presence * (drawn > 0) - frequency * drawn
+    logits = full(tokens)[-1] - presence * (drawn > 0) - frequency * drawn
     tokens.append(int(logits.argmax()))
     drawn[tokens[-1]] += 1
     if tokens[-1] in TOKENIZER.stops:
@@ -159,7 +168,7 @@ def test_penalties_are_of_what_was_drawn(given, presence, frequency):
   assert (plain.tokens.tolist() == sample.tokens.tolist()) == (presence == frequency)
 
 
-def test_likeliest_tokens_and_scores_of_the_prompt(given):
+def test_likeliest_tokens_and_scores_of_the_prompt(given, full):
   batch = slots.Slots(writer(given), given[1], num=2)
   ids = batch.writer.ids("the quick brown fox")
   job = batch.job(ids, rng.sample_keys(3, 1)[0])
@@ -168,7 +177,7 @@ def test_likeliest_tokens_and_scores_of_the_prompt(given):
   row, plain = batch.admit(job), batch.admit(other)
   while not (row.done and plain.done):
     batch.advance()
-  want = full(given, [*ids, *row.tokens])
+  want = full([*ids, *row.tokens])
   logprobs, likeliest = row.prompt
   found = [*zip([*ids[1:], *row.tokens], logprobs + row.logprobs, strict=True)]
   for i, (token, logprob) in enumerate(found):

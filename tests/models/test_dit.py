@@ -1,6 +1,7 @@
 """DiT: the paper's sizes, its zero start, patches, positions and labels."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,9 @@ def inputs(config=CONFIG, side=8):
 
 def random_params(config=CONFIG):
   """Nothing is zero, unlike at initialisation."""
-  shapes = jax.eval_shape(dit.DiT(config).init, jax.random.key(0), *inputs(config))
+  side = config.image_size
+  inits = jax.random.key(0), *inputs(config, side)
+  shapes = jax.eval_shape(dit.DiT(config).init, *inits)
   shapes = sharding.unbox(shapes["params"])
   keys = iter(jax.random.split(jax.random.key(2), 99))
   return jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape), shapes)
@@ -92,7 +95,7 @@ def test_output_is_zero_and_blocks_are_the_identity_at_initialisation():
   assert not out.any()
   x = jax.random.normal(jax.random.key(3), (2, 16, 16))
   block = {"params": sharding.unbox(variables["params"]["block_0"])}
-  found = dit.Block(CONFIG).apply(block, x, STATES.vector)
+  found = jax.jit(dit.Block(CONFIG).apply)(block, x, STATES.vector)
   np.testing.assert_array_equal(found, x)
 
 
@@ -145,10 +148,13 @@ def test_patches_are_cut_as_they_are_put_back():
   """Of a kernel that copies pixels, the embedding is what `unpatchify` undoes."""
   config = dit.Config(3, 4, 2, 12, 1, 1)
   x, t = inputs(config, side=4)
-  net = dit.DiT(config)
-  params = sharding.unbox(net.init(jax.random.key(0), x, t)["params"])
-  params["patch_in"]["kernel"] = jnp.eye(12).reshape(2, 2, 3, 12)
-  _, seen = net.apply({"params": params}, x, t, capture_intermediates=True)
+  params = random_params(config)
+  params["patch_in"] = {
+    "kernel": jnp.eye(12).reshape(2, 2, 3, 12),
+    "bias": jnp.zeros(12),
+  }
+  seeing = functools.partial(dit.DiT(config).apply, capture_intermediates=True)
+  _, seen = jax.jit(seeing)({"params": params}, x, t)
   found = seen["intermediates"]["patch_in"]["__call__"][0].reshape(2, 4, 12)
   np.testing.assert_allclose(dit.unpatchify(found, 2, 2, 2), x, rtol=1e-6)
 

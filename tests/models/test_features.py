@@ -43,8 +43,9 @@ def test_as_torch_has_it(name):
   np.testing.assert_allclose(found, want, atol=1e-5 * np.abs(want).max())
 
 
-def test_from_a_file(tmp_path):
+def test_from_a_file(tmp_path, monkeypatch):
   """Grey is a colour, a batch does not show, and figures go by the features' names."""
+  monkeypatch.setattr(features, "_BATCH", 2)
   tensors, images, want = weights("efficientnet_lite0")
   file = tmp_path / "lite0.safetensors"
   safetensors.numpy.save_file(tensors, file)

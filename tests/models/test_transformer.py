@@ -230,7 +230,7 @@ def test_remat_computes_the_forward_pass_again():
 def test_scanned_layers_start_apart_and_drop_apart():
   """Each layer has its own initial weights and its own dropout mask."""
   model, _, tokens = make(num_layers=2, dropout=0.5, scan_layers=True, tied_head=False)
-  params = sharding.unbox(model.init(jax.random.key(0), tokens))["params"]
+  params = sharding.unbox(jax.jit(model.init)(jax.random.key(0), tokens))["params"]
   kernel = params["blocks"]["attention"]["query"]["kernel"]
   assert not np.allclose(kernel[0], kernel[1])
   # Each layer adds 1, dropped or doubled; the head shows the normalised sum.
@@ -239,7 +239,8 @@ def test_scanned_layers_start_apart_and_drop_apart():
   params["final_norm"]["scale"] += 1.0
   params["head"]["kernel"] += jnp.eye(16, 32)
   rngs = {"dropout": jax.random.key(1)}
-  logits, _ = model.apply({"params": params}, tokens, train=True, rngs=rngs)
+  apply = jax.jit(functools.partial(model.apply, train=True))
+  logits, _ = apply({"params": params}, tokens, rngs=rngs)
   values = [len(np.unique(row[:16].round(4))) for row in np.asarray(logits[0])]
   assert max(values) == 3  # 0, 2 and 4; one mask for both layers would give 0 and 4
 
@@ -251,12 +252,13 @@ def test_packed_equals_separate(variant):
   lengths = [4, 1, 5]
   segments = np.repeat([1, 2, 3], lengths)[None]
   positions = np.concatenate([np.arange(n) for n in lengths])[None]
-  packed, _ = model.apply(
+  apply = jax.jit(model.apply)
+  packed, _ = apply(
     {"params": params}, tokens[:1], positions=positions, segments=segments
   )
   start = 0
   for n in lengths:
-    alone, _ = model.apply({"params": params}, tokens[:1, start : start + n])
+    alone, _ = apply({"params": params}, tokens[:1, start : start + n])
     np.testing.assert_allclose(packed[:, start : start + n], alone, atol=2e-5)
     start += n
 
@@ -270,7 +272,7 @@ def test_window_sees_exactly_its_tokens():
     logits = model.apply({"params": params}, tokens)[0]
     return jnp.sum(logits[0, 8] ** 2)
 
-  grad = np.abs(jax.grad(logit)(params)["embed"]["table"][:10]).max(axis=1)
+  grad = np.abs(jax.jit(jax.grad(logit))(params)["embed"]["table"][:10]).max(axis=1)
   assert ((grad > 0) == np.isin(np.arange(10), [5, 6, 7, 8])).all()
 
 
@@ -284,10 +286,10 @@ def test_llama3_scaling_keeps_high_and_divides_low_frequencies():
 
 def test_bf16_computes_in_bf16_over_float32_parameters():
   model, params, tokens = make(dtype="bfloat16")
-  exact, _ = transformer.Transformer(
-    dataclasses.replace(model.config, dtype="float32")
-  ).apply({"params": params}, tokens)
-  logits, _ = model.apply({"params": params}, tokens)
+  whole = transformer.Transformer(dataclasses.replace(model.config, dtype="float32"))
+  exact, logits = (
+    jax.jit(m.apply)({"params": params}, tokens)[0] for m in (whole, model)
+  )
   assert logits.dtype == jnp.float32
   error = np.abs(logits - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 3e-2

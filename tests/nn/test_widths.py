@@ -33,6 +33,10 @@ def initial(model, *inputs):
   return tree.flatten(sharding.unbox(made)["params"])
 
 
+def logits(model, params):
+  return jax.jit(model.apply)(params, TOKENS)[0]
+
+
 def image_inputs():
   return jnp.zeros((2, 8, 8, 1)), jnp.linspace(0, 1, 2)
 
@@ -41,12 +45,11 @@ def image_inputs():
 def test_a_model_as_wide_as_its_base_is_the_standard_one(tied):
   plain = language_model(tied_head=tied)
   same = language_model(tied_head=tied, base_width=64, base_num_heads=4)
-  params = plain.init(jax.random.key(0), TOKENS)
-  other = same.init(jax.random.key(0), TOKENS)
-  assert tree.sha256(sharding.unbox(params)) == tree.sha256(sharding.unbox(other))
-  np.testing.assert_array_equal(
-    plain.apply(params, TOKENS)[0], same.apply(params, TOKENS)[0]
+  params, other = (
+    sharding.unbox(jax.jit(m.init)(jax.random.key(0), TOKENS)) for m in (plain, same)
   )
+  assert tree.sha256(params) == tree.sha256(other)
+  np.testing.assert_array_equal(logits(plain, params), logits(same, params))
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit"])
@@ -56,14 +59,28 @@ def test_a_network_as_wide_as_its_base_is_the_standard_one(kind):
 
 
 def test_initial_sizes_of_a_transformer():
-  """1 / sqrt(m) in matrices whose inputs grow; tables as they are; a zero head."""
+  """1 / sqrt(m) in matrices whose inputs grow, 1 / m in a head; tables as they are."""
   plain = initial(language_model(width=256, num_heads=16, tied_head=False), TOKENS)
   wide = initial(
     language_model(width=256, num_heads=16, tied_head=False, base_width=64), TOKENS
   )
   for path, x in plain.items():
-    std = {"head/kernel": 0.0}.get(path, 0.5 if path.endswith("kernel") else 1.0)
+    std = {"head/kernel": 0.25}.get(path, 0.5 if path.endswith("kernel") else 1.0)
     np.testing.assert_allclose(wide[path], std * x, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("base", [None, 16])
+def test_all_that_a_transformer_draws_grows_with_its_init_std(base):
+  """Biases and norms stay; 0.02 is the one of GPT-2."""
+  changes = dict(tied_head=False, base_width=base)
+  plain, wide = (
+    initial(language_model(init_std=std, **changes), TOKENS) for std in (0.02, 0.06)
+  )
+  for path, x in plain.items():
+    is_drawn = path.endswith("kernel") or path == "embed/table"
+    wanted = (3.0 if is_drawn else 1.0) * x
+    np.testing.assert_allclose(wide[path], wanted, rtol=1e-5, atol=1e-8, err_msg=path)
+  assert np.std(plain["embed/table"]) == pytest.approx(0.02, rel=0.05)
 
 
 def test_initial_sizes_of_a_dit():
@@ -87,8 +104,8 @@ def test_initial_sizes_of_a_unet_are_right_already():
 def test_a_tied_head_divides_its_input_by_m():
   plain, wide = language_model(), language_model(base_width=16)
   params = tiny.weights(plain.init, TOKENS)
-  logits = [model.apply(params, TOKENS)[0] for model in (plain, wide)]
-  np.testing.assert_allclose(4.0 * logits[1], logits[0], rtol=1e-5)
+  one, other = (logits(model, params) for model in (plain, wide))
+  np.testing.assert_allclose(4.0 * other, one, rtol=1e-5)
 
 
 def test_larger_heads_score_by_their_size():
@@ -103,8 +120,8 @@ def test_larger_heads_score_by_their_size():
     return 0.5 * x if "/query/" in path else x
 
   np.testing.assert_allclose(
-    wide.apply(params, TOKENS)[0],
-    language_model(**changes).apply(tree.map_with_path(halved, params), TOKENS)[0],
+    logits(wide, params),
+    logits(language_model(**changes), tree.map_with_path(halved, params)),
     rtol=1e-4,
     atol=1e-5,
   )
@@ -121,8 +138,8 @@ def test_larger_heads_of_a_unet_score_by_their_size():
     return 0.5**0.5 * x if "/query/" in path else x
 
   np.testing.assert_allclose(
-    unet.UNet(config).apply(params, x, jnp.array([0.2, 0.7])),
-    unet.UNet(sized).apply(
+    jax.jit(unet.UNet(config).apply)(params, x, jnp.array([0.2, 0.7])),
+    jax.jit(unet.UNet(sized).apply)(
       tree.map_with_path(smaller, params), x, jnp.array([0.2, 0.7])
     ),
     rtol=1e-4,
@@ -136,10 +153,7 @@ def test_an_exported_model_is_the_same_function():
   params = tiny.weights(wide.init, TOKENS)
   moved = {"params": to_transformers._standard(wide.config, params["params"])}
   np.testing.assert_allclose(
-    wide.apply(params, TOKENS)[0],
-    language_model().apply(moved, TOKENS)[0],
-    rtol=1e-4,
-    atol=1e-5,
+    logits(wide, params), logits(language_model(), moved), rtol=1e-4, atol=1e-5
   )
 
 

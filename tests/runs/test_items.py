@@ -19,6 +19,7 @@ from gen_jax.types import InputError
 from tests.cli import conftest
 from tests.runs import conftest as old
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = conftest.ROOT
 MOMENTS = {"mean": [0.25, -1.5], "std": [1.0, 0.5]}
 
@@ -45,6 +46,8 @@ def trained(vae, tmp_path_factory):
   changes = {
     "task.codec": repr(codec),
     "task.network.image_channels": "2",
+    "task.network.multipliers": "(1,)",
+    "task.network.width": "16",
     "train.save_every": "1",
     "train.keep": "9",
     "evaluators": "{}",

@@ -7,6 +7,7 @@ import pytest
 
 from gen_jax.train import optim
 
+pytestmark = pytest.mark.usefixtures("one_device")
 TRAIN = (
   *("train", "--config", "configs/lm/pydoc.py:smoke"),
   *("--config.train.health_check=false", "--config.train.log_every=1"),

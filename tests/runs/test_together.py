@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from gen_jax import build, experiment, ranges, tree, types
+from gen_jax import build, ranges, sharding, tree, types
+from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.runs import bill, programs, together, training
@@ -98,6 +99,22 @@ def changes(base):
       if ranges.is_argument(key.value, key.hint):
         value = found[key.path]
         yield {key.path: 2 * value if isinstance(value, int) else 0.75 * value}
+
+
+def test_no_number_that_a_group_shares_changes_how_a_run_starts():
+  """The start is compiled once for all; of what differs seeds alone are arguments."""
+  base = config({"task.model.position": "learned", "task.z_loss": 0.1})
+  arms = [arm for arm in changes(base) if next(iter(arm)).startswith("task.")]
+  starts = []
+  for arm in ({}, *arms):
+    made = experiments.make(build.resolved(overriding.apply(base, arm.items())), None)
+    init = jax.jit(made.learner.init)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), made.batch())
+    starts.append(tree.sha256(sharding.unbox(init(jax.random.key(0), zeros))))
+  assert len(arms) > 1 and set(starts) == {starts[0]}, arms
+  key = "task.model.init_std"
+  wide = config({key: 0.06}), config({key: 0.02})
+  assert len({together.structure(one) for one in wide}) == 2
 
 
 @pytest.mark.long
@@ -200,7 +217,7 @@ def test_runs_wait_for_the_disk_at_once(tmp_path, monkeypatch):
 
 def test_a_step_is_that_of_a_run_that_differs_in_numbers_alone(tmp_path):
   def made(overrides):
-    return experiment.make(config(overrides), tmp_path)
+    return experiments.make(config(overrides), tmp_path)
 
   program = programs.program(made({}), 100)
   assert program.is_of(made({"optimizer.learning_rate.peak": 1e-2, "seed": 3}))

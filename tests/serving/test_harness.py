@@ -144,10 +144,12 @@ def test_greedy_is_the_likeliest_token(workdir, one_chip):
   model, run = harness.Model(workdir), gen_jax.open(workdir)
   tokenizer, module = run.experiment.tokenizer, run.experiment.task.model
   params, num = run.weights().params, 0
+  apply = jax.jit(module.apply)
   for context in ("import ", "def f(x", "class ", "x = 3", "return ", "# a"):
     before = [*tokenizer.opens(context), *tokenizer.encode(context)]
-    logits, _ = module.apply({"params": params}, np.int32([before]))
-    scores = np.asarray(jax.nn.log_softmax(logits[0, -1]))
+    filled = np.int32([before + [0] * (16 - len(before))])
+    logits, _ = apply({"params": params}, filled)
+    scores = np.asarray(jax.nn.log_softmax(logits[0, len(before) - 1]))
     pieces = {
       i: p.decode(errors="ignore") for i, p in enumerate(tokenizer.encoding.pieces)
     }

@@ -147,7 +147,11 @@ in_chromium = pytest.mark.skipif(
 
 @in_chromium
 @pytest.mark.parametrize(
-  "view, order", [("#sort=4", [2.0, 2.5, 3.0, 4.0]), ("#sort=-2", [4.0, 2.5, 3.0, 2.0])]
+  "view, order",
+  [
+    pytest.param("#sort=4", [2.0, 2.5, 3.0, 4.0], marks=pytest.mark.long),
+    ("#sort=-2", [4.0, 2.5, 3.0, 2.0]),
+  ],
 )
 def test_the_table_is_sorted_as_the_address_says(written, view, order):
   shown, values = opened(written, view)
@@ -157,7 +161,9 @@ def test_the_table_is_sorted_as_the_address_says(written, view, order):
 
 
 @in_chromium
-@pytest.mark.parametrize("column", [2, 4, 5])
+@pytest.mark.parametrize(
+  "column", [2, *(pytest.param(c, marks=pytest.mark.long) for c in (4, 5))]
+)
 def test_what_has_no_number_comes_after_numbers(tmp_path, column):
   """A row that diverged, one without an interval, a value that is text."""
   arms = [{**a, "overrides": dict(a["overrides"])} for a in LEDGER["arms"][:-2]]

@@ -1,5 +1,7 @@
 """Autoencoders: what the loss is made of, who learns from what, and what is learned."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,20 +27,22 @@ def setup():
   return tiny.weights(BOTH.init, batch), batch
 
 
+@functools.partial(jax.jit, static_argnames=("task", "train"))
 def loss(task, params, batch, train=True):
   out = task.loss(params, {}, batch, tiny.keys(), train=train)
   return out.loss.value, {k: v.value for k, v in out.metrics.items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(method, params, x):
+  return NET.apply({"params": params["autoencoder"]}, x, method=method)
+
+
 def test_the_code_is_smaller_and_its_statistics_are_those_of_a_gaussian(setup):
   params, batch = setup
-
-  def apply(m, x):
-    return NET.apply({"params": params["autoencoder"]}, x, method=m)
-
-  posterior = apply("encode", batch["image"])
+  posterior = apply("encode", params, batch["image"])
   assert posterior.mean.shape == posterior.std.shape == (tiny.BATCH, 4, 4, 2)
-  assert apply("decode", posterior.mean).shape == batch["image"].shape
+  assert apply("decode", params, posterior.mean).shape == batch["image"].shape
   # KL(N(m, s) | N(0, 1)), by the densities themselves at many draws.
   m, s = (np.asarray(x[0], np.float64) for x in posterior)
   z = m + s * np.random.default_rng(0).standard_normal((100_000, *m.shape))
@@ -65,12 +69,9 @@ def test_the_loss_adds_up(setup):
 
 
 def _scores(params, batch):
-  def apply(m, x):
-    return NET.apply({"params": params["autoencoder"]}, x, method=m)
-
-  mean, std = apply("encode", batch["image"])
-  y = apply("decode", mean + std * rng.normal(tiny.keys(), mean.shape[1:]))
-  return CRITIC.apply({"params": params["discriminator"]}, y)[0]
+  mean, std = apply("encode", params, batch["image"])
+  y = apply("decode", params, mean + std * rng.normal(tiny.keys(), mean.shape[1:]))
+  return jax.jit(CRITIC.apply)({"params": params["discriminator"]}, y)[0]
 
 
 def test_the_critic_and_the_autoencoder_pull_each_its_own_way(setup):

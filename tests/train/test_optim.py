@@ -17,13 +17,16 @@ RATE = optim.constant(0.01, 10)
 def params():
   """Of two scanned layers; no leaf is zero."""
   task = tiny.language_model(scan_layers=True)
-  init = sharding.unbox(task.init(jax.random.key(0), tiny.text_batch()))
-  return jax.tree.map(lambda x: x + 0.1, init)
+  init = jax.jit(task.init)(jax.random.key(0), tiny.text_batch())
+  return jax.tree.map(lambda x: x + 0.1, sharding.unbox(init))
 
 
 def update(optimizer, params, gradient):
-  updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-  return tree.flatten(updates)
+  @jax.jit
+  def run(params, gradient):
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+  return tree.flatten(run(params, gradient))
 
 
 @pytest.mark.parametrize("make", [optim.adamw, optim.lion, optim.muon])

@@ -8,7 +8,7 @@ from PIL import Image
 from gen_jax import errors
 from gen_jax.data import image_files, sources
 from gen_jax.data.digits import NAMES
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 Scorer = Callable[[np.ndarray], np.ndarray]
 

@@ -19,8 +19,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gen_jax.data import image_files
+from gen_jax.errors import InputError
 from gen_jax.system import copies
-from gen_jax.types import InputError
 
 IMAGES, NAMES = "@lobehub/fluent-emoji-3d", "emojibase-data"
 SPLITS = ("train", "validation")

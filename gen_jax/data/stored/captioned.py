@@ -17,8 +17,8 @@ from PIL import Image
 
 from gen_jax.data import folders, image_files
 from gen_jax.data.tokens import documents, foreign
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 _TABLES = ("*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
 

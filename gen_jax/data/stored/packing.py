@@ -11,7 +11,7 @@ import numpy as np
 from gen_jax.data import image_files
 from gen_jax.data.stored import captioned, records
 from gen_jax.data.tokens import documents, folder, foreign, store
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 _OPTIONS = ("held_out", "duplicates", "shard_bytes")
 

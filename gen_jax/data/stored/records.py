@@ -13,22 +13,32 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgpack
 import numpy as np
-from flax import serialization
 
 from gen_jax.data import cache
 from gen_jax.data.tokens import store
-from gen_jax.types import InputError, one_line
+from gen_jax.errors import InputError, one_line
 
 DTYPE = "uint8"
 REQUESTS = 64  # records that are read at once, of a bucket
 _CRC = struct.Struct("<I")
 
 
+def _packed(record: dict[str, Any]) -> bytes:
+  """The bytes that flax makes; it comes with jax, which a packer of images need not."""
+  try:
+    return msgpack.packb(dict(sorted(record.items())), strict_types=True)
+  except TypeError:  # arrays
+    from flax import serialization
+
+    return serialization.msgpack_serialize(record)
+
+
 def chunks(records: Iterable[Mapping[str, Any]]) -> Iterator[cache.Tokens]:
   """Records as the documents of a shard, see `indexed.write`."""
   for record in records:
-    content = serialization.msgpack_serialize(dict(record))
+    content = _packed(dict(record))
     content = _CRC.pack(zlib.crc32(content)) + content
     yield cache.Tokens(np.frombuffer(content, DTYPE), np.zeros(1, np.int64))
 
@@ -39,6 +49,8 @@ def _unpacked(content: bytes, where: str) -> dict[str, Any]:
     (crc,), rest = _CRC.unpack(content[: _CRC.size]), content[_CRC.size :]
     if zlib.crc32(rest) != crc:
       raise ValueError("it does not have its CRC-32")
+    from flax import serialization
+
     return serialization.msgpack_restore(rest)
   except Exception as error:  # msgpack raises many kinds
     raise InputError(

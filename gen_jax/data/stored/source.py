@@ -10,8 +10,8 @@ from typing import Any
 from gen_jax.data import image_files, sources
 from gen_jax.data.stored import records
 from gen_jax.data.tokens import store
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 _MOST = 64  # threads that decode
 

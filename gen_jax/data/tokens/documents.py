@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from gen_jax.data.tokens import foreign
+from gen_jax.errors import InputError, first_line
 from gen_jax.system import files, globs
-from gen_jax.types import InputError, first_line
 
 _LINES = (".jsonl", ".ndjson", ".json")
 _PACKED = (".gz", ".zst", ".zstd")

@@ -13,12 +13,11 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
-import grain
 import numpy as np
 
 from gen_jax.data import cache, pipeline, rows
 from gen_jax.data.tokens import order, store
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 _THREADS = 2  # cutting is little work; more threads wait for the interpreter
 _AHEAD = 4  # batches
@@ -115,6 +114,8 @@ class Feed:
     self, start: int, rows: slice | None = None
   ) -> Iterator[pipeline.Features]:
     """batch(start), batch(start + 1), ... prepared ahead by threads."""
+    import grain
+
     steps = grain.MapDataset.range(start, 2**31)
     dataset = steps.map(lambda step: self.batch(int(step), rows))
     options = grain.ReadOptions(_THREADS, prefetch_buffer_size=_AHEAD)

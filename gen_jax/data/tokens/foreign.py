@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 from gen_jax import errors
 from gen_jax.data import tfds
+from gen_jax.errors import InputError, first_line, unknown
 from gen_jax.system import files
-from gen_jax.types import InputError, first_line, unknown
 
 SCHEMES = ("hf:", "tfds:")
 

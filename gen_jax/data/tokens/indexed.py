@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gen_jax.data import cache
+from gen_jax.errors import InputError
 from gen_jax.system import blocks, copies, files
-from gen_jax.types import InputError
 
 _HEAD = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\0\0"

@@ -24,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gen_jax.data.tokens import duplicates, folder, store
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 _EVERY_SECS = 5.0  # between lines about progress
 

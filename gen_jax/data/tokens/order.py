@@ -20,11 +20,10 @@ import functools
 import itertools
 from collections.abc import Sequence
 
-import grain.experimental
 import numpy as np
 
 from gen_jax import ranges
-from gen_jax.types import InputError
+from gen_jax.errors import InputError
 
 WINDOW = 4096  # rows in which shares are exact
 _ROUNDS = 4
@@ -53,6 +52,8 @@ def permuted(place: int, size: int, seed: int, store: int = 0) -> int:
   key = _key(seed, store, epoch)
   if size <= _FEW:
     return int(_order(key, size)[at])
+  import grain.experimental
+
   return grain.experimental.index_shuffle(
     at, max_index=size - 1, seed=key, rounds=_ROUNDS
   )

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from gen_jax import ranges
 from gen_jax.data import rows, tokenizers
 from gen_jax.data.tokens import feed, order, store
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 
 def _open(path: str, name: str, tokenizer: tokenizers.Tokenizer) -> store.Store:

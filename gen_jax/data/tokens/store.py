@@ -24,8 +24,8 @@ import numpy as np
 
 from gen_jax.data import cache, tokenizers
 from gen_jax.data.tokens import indexed
+from gen_jax.errors import InputError, unknown
 from gen_jax.system import files
-from gen_jax.types import InputError, unknown
 
 MANIFEST = "manifest.json"
 FORMAT = 1

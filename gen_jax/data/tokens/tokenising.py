@@ -10,8 +10,8 @@ import numpy as np
 
 from gen_jax.data import cache, tokenizers
 from gen_jax.data.tokens import documents, duplicates, folder, foreign, store
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 _BATCH = 2**20  # characters of documents held at once
 _OPTIONS = ("field", "held_out", "duplicates", "shard_bytes")

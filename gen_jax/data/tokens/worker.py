@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 from gen_jax.data.stored import packing
 from gen_jax.data.tokens import documents, folder, tokenising
+from gen_jax.errors import InputError
 from gen_jax.system import files
-from gen_jax.types import InputError
 
 _EVERY_SECS = 1.0
 

@@ -2,13 +2,16 @@
 
 import functools
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from flax import serialization
 from PIL import Image
 
 from gen_jax.data import image_files, sources
-from gen_jax.data.stored import captioned, packing, source
+from gen_jax.data.stored import captioned, packing, records, source
 from gen_jax.data.tokens import documents, making, store
 from gen_jax.system import files
 from gen_jax.types import InputError
@@ -146,6 +149,16 @@ def test_killed_at_any_moment_it_goes_on_and_makes_the_same_bytes(
     source.ImageStore(str(tmp_path / "s")).examples("train")
   packed(tmp_path / "s", job(folder))
   assert content(tmp_path / "s") == content(made)
+
+
+def test_records_have_flaxs_bytes_and_their_makers_need_no_jax():
+  """A plain record is packed without it, one with arrays or NumPy's numbers by it."""
+  plain = {"label": 70_000, "image": bytes(range(256)), "caption": "ü", "none": None}
+  for record in (plain, {**plain, "label": np.int32(3), "codes": np.ones(2, "f2")}):
+    assert records._packed(record) == serialization.msgpack_serialize(dict(record))
+  starts = "import sys; from gen_jax.data.tokens import worker; print(*sys.modules)"
+  done = subprocess.run([sys.executable, "-c", starts], capture_output=True, text=True)
+  assert not {"jax", "flax", "orbax"} & {*done.stdout.split()}, done.stderr
 
 
 def test_copies_are_dropped(tmp_path):
