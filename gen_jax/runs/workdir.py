@@ -230,8 +230,7 @@ def write_config(
 ) -> None:
   """Writes config.json, and run.json: by what code, and the config's hash.
 
-  The hash comes first, next to that of the config there is: a kill in between leaves a
-  workdir that opens.
+  The hash comes first, next to that of the config there is: a kill in between is borne.
   """
   noted = about(workdir).get("config_sha256", [])
   run = {
@@ -256,8 +255,8 @@ def about(workdir: pathlib.Path) -> dict[str, Any]:
 def _revision() -> str | None:
   """The commit that this code runs from, or None outside a checkout of its own."""
   root = pathlib.Path(__file__).parents[2]
-  where = (f"--git-dir={root / '.git'}", f"--work-tree={root}")
-  command = ["git", *where, "describe", "--always", "--dirty", "--abbrev=40"]
+  command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe"]
+  command += ["--always", "--dirty", "--abbrev=40"]
   with contextlib.suppress(OSError, subprocess.TimeoutExpired):
     done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     return done.stdout.strip() or None
