@@ -332,22 +332,22 @@ def console() -> None:
 
   It ends as Python does, but for taking apart all that it holds: half a second.
   """
-  code = 0
+  code = 1
+
+  def leave() -> None:
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    os._exit(code)
+
+  atexit.register(leave)  # the first, so it is called last
   try:
     main()
+    code = 0
   except SystemExit as error:
     code = error.code if isinstance(error.code, int) else 0
   for number in signals.ASKING:
     signal.signal(number, signal.SIG_IGN)
-  jax = lazy.loaded("jax")
-  if jax is not None and not jax.distributed.is_initialized():
-    atexit.unregister(jax._src.api.clean_up)  # it takes compiled programs apart
-  threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
-  atexit._run_exitfuncs()
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError, ValueError):
-      stream.flush()
-  os._exit(code)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,12 @@ def test_a_process_ends_with_its_code_when_its_last_words_are_said(words, code, 
   """Threads end, exit functions run, what was printed comes out: it frees nothing."""
   program = (
     "import atexit, sys, threading, time; from gen_jax.cli import main\n"
-    "atexit.register(lambda: print('at exit', end=''))\n"
-    "slow = lambda: (time.sleep(0.5), print('thread'))\n"
-    "threading.Thread(target=slow).start()\n"
+    "whole, slow = main.main, lambda: (time.sleep(0.5), print('thread'))\n"
+    "def begun():\n"
+    "  atexit.register(lambda: print('at exit', end=''))\n"
+    "  threading.Thread(target=slow).start()\n"
+    "  whole()\n"
+    "main.main = begun\n"
     f"sys.argv[1:] = {words}; main.console()"
   )
   command = [sys.executable, "-c", program]
