@@ -273,7 +273,7 @@ class _Number:
     return self
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    return self.measured.values[self.which][self.place]
+    return self.measured.values[self.which][self.place, ...]
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:
