@@ -118,7 +118,8 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
   for name, line in found.items():
     x = line.x if x_axis == STEP else [ticks.index(at) for at in line.x]
     mean, low, high = np.array([i[:3] for i in line.intervals]).T
-    (drawn,) = axis.plot(x, mean, label=name, marker="o", markersize=4, linewidth=2)
+    how = {"label": _lines(name), "marker": "o", "markersize": 4, "linewidth": 2}
+    (drawn,) = axis.plot(x, mean, **how)
     color = drawn.get_color()
     axis.fill_between(x, low, high, alpha=0.15, color=color, linewidth=0)
     if len({len(values) for values in line.values}) == 1:  # each has all seeds
@@ -137,6 +138,18 @@ def _draw(axis, view: Mapping[str, Any], x_axis: str) -> None:
   axis.grid(alpha=0.3)
   if len(found) > 1:
     axis.legend(fontsize=8)
+
+
+def _lines(name: str) -> str:
+  """A line's name, broken after commas where it is long.
+
+  >>> _lines("a=1,b=2"), _lines("a=" + 40 * "1" + ",b=2,c=3").split(chr(10))[1]
+  ('a=1,b=2', 'b=2,c=3')
+  """
+  lines = [""]
+  for part in name.replace(",", ",\n").split("\n"):
+    lines += [part] if len(lines[-1] + part) > 40 else [lines.pop() + part]
+  return "\n".join(filter(None, lines))
 
 
 def _short(tick: str) -> str:
