@@ -54,7 +54,8 @@ def register(kind, made, name=None):
 
   Args:
     kind: the block of a config that may name it: "attention_impl", "norm", "sampler",
-      "optimizer", ... ; what it must be stands in the files that CONTRIBUTING.md names.
+      "optimizer", "task", ... ; what it must be stands in the files that
+      CONTRIBUTING.md names.
     made: the function or class. Its keyword arguments are the block's keys.
     name: in configs; None: its own.
 

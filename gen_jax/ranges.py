@@ -100,6 +100,7 @@ OpenFraction = Annotated[float, Range(0.0, 1.0, without=(0.0, 1.0))]
 # Of an architecture: tables are made of them when a program is compiled.
 Constant = Annotated[float, Range(is_argument=False)]
 PositiveConstant = Annotated[float, Range(0.0, without=(0.0,), is_argument=False)]
+Deviation = Annotated[float, Range(0.0, is_argument=False)]  # of weights at the start
 
 _PLAIN = {
   int: "a whole number",

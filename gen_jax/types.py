@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gen_jax.errors import (
   Diverged,
@@ -92,7 +93,8 @@ class Mean:
   @property
   def value(self) -> Array | float:
     """total / count; 0 if the count is 0."""
-    return self.total / jnp.maximum(self.count, jnp.finfo(jnp.float32).tiny)
+    on = jnp if isinstance(self.count, jax.Array) else np  # of a step, or on the host
+    return self.total / on.maximum(self.count, np.finfo(np.float32).tiny)
 
 
 @jax.tree_util.register_dataclass

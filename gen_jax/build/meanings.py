@@ -4,6 +4,7 @@ Keys that mean the same wherever they stand, and those whose owner's docstring i
 formula with them, have their line here.
 """
 
+import functools
 import inspect
 import re
 from typing import Any
@@ -33,7 +34,7 @@ _LINES = {
   "attention.eps": "added to the variance of the norm.",
   "norm.eps": "added to the variance, or to the mean square.",
   "use_bias": "whether a bias is added.",
-  "init_std": "standard deviation of the initial vectors.",
+  "init_std": "initial standard deviation, of a model's matrices and tables.",
   "max_period": "period of the slowest sinusoid, in positions, over 2 pi.",
   "base": "base of the frequencies, theta; larger for longer contexts.",
   "scaling": "how frequencies are changed for a longer context, or None.",
@@ -143,6 +144,7 @@ def of(owner: Any, kind: str, key: str) -> str:
   return found or _LINES.get(f"{kind}.{key}") or _LINES.get(key, "")
 
 
+@functools.cache
 def _described(owner: Any, key: str) -> str:
   """An attribute's or argument's description in a docstring, in one line."""
   said: list[str] = []

@@ -175,6 +175,11 @@ def _diffusion(conditioning, **keys):
   return diffusion.Diffusion(conditioning=conditioning(vector_width=width), **keys)
 
 
+def _task(made):
+  given = inspect.signature(made).parameters.keys() & {"tokenizer", "caption_length"}
+  return _plain(made, *given)
+
+
 # Of what is not named after its kind: the place in a config.
 KINDS = {"data": "dataset", "train.writers": "writer"}
 
@@ -197,6 +202,7 @@ HOW: Mapping[str, Callable[[Any], Entry]] = {
   "tokenizer": _given(_later, "texts"),
   "evaluator": _given(_plain, "experiment"),
   "writer": _given(_later, "run"),
+  "task": _task,
 }
 
 

@@ -1,12 +1,14 @@
 """`gen-jax compare A B --metric M`: the difference between runs, with an interval.
 
 A and B are workdirs, several of one config separated by commas (its seeds), or rows of
-a recorded sweep: results.json#overrides.
+a recorded sweep: results.json#overrides. With --examples they are one workdir each.
 """
 
 from __future__ import annotations
 
 import pathlib
+
+import numpy as np
 
 from gen_jax.errors import InputError, unknown
 from gen_jax.runs import workdir
@@ -21,23 +23,35 @@ def add_arguments(parser) -> None:
   parser.add_argument("a", metavar="A", help=what)
   parser.add_argument("b", metavar="B", help="the same")
   parser.add_argument("--metric", help="default: the ledger's; else validation/loss")
+  parser.add_argument(
+    "--examples",
+    action="store_true",
+    help="of two runs, one seed each: over the examples that both are evaluated on;"
+    " this says nothing of other seeds",
+  )
 
 
 def run(args) -> dict:
   """Compares."""
+  return _of_examples(args) if args.examples else _of_seeds(args)
+
+
+def _of_seeds(args) -> dict:
   metric = args.metric or _metric(args.a) or _metric(args.b) or "validation/loss"
   a, b = (_row(text, metric) for text in (args.a, args.b))
   sign = -1.0 if evaluators.cost(metric, 1.0) < 0 else 1.0
+  if len(a.values) == len(b.values) == 1 and "#" not in args.a + args.b:
+    raise InputError(
+      "A and B are one run each, and an interval over seeds needs at least 2;"
+      " --examples gives one over examples, of these two models alone"
+    )
   difference = ledger.compare(a, b)
   for name, row in (("A", a), ("B", b)):
     shown = row.interval or f"{row.mean:.4g}"
     print(f"{name}  {metric} {shown} over {len(row.values)} seeds")
   print(f"B - A: {difference}")
-  low, high = difference.interval.low * sign, difference.interval.high * sign
-  verdict = "B is better" if high < 0 else "A is better"
-  verdict = "no difference shown" if low <= 0 <= high else verdict
-  print(verdict)
-  if difference.is_paired and low <= 0 <= high:
+  verdict = _verdict(difference.interval, sign)
+  if difference.is_paired and verdict == _NONE:
     seeds = [s for s in a.values if s in b.values]
     pairs = [[row.values[s] for s in seeds] for row in (a, b)]
     needed = statistics.seeds_needed(*pairs)
@@ -52,6 +66,70 @@ def run(args) -> dict:
     "paired": difference.is_paired,
     "verdict": verdict,
   }
+
+
+_NONE = "no difference shown"
+
+
+def _verdict(difference: statistics.Interval, sign: float = 1.0) -> str:
+  """Who is better, printed; of B - A, of a metric that is lower where sign is 1."""
+  low, high = sorted((difference.low * sign, difference.high * sign))
+  verdict = "B is better" if high < 0 else "A is better"
+  verdict = _NONE if low <= 0 <= high else verdict
+  print(verdict)
+  return verdict
+
+
+def _of_examples(args) -> dict:
+  """Two trained models on the same examples."""
+  from gen_jax.runs import run as runs
+
+  metric = args.metric or "validation/loss"
+  opened = [runs.open_run(text) for text in (args.a, args.b)]
+  for run in opened:
+    run.require_tokenizer()
+  names = [run.config["task"]["name"] for run in opened]
+  if names[0] != names[1]:
+    raise InputError(f"losses of other tasks are not compared: {' and '.join(names)}")
+  if not _see_the_same(*(run.experiment.pipeline("validation") for run in opened)):
+    raise InputError(
+      f"{args.a} and {args.b} are evaluated on other examples, batches or tokens;"
+      " --examples needs the same"
+    )
+  one, other = (workdir.flat(run.config) for run in opened)
+  differ = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+  print(f"A and B differ in {', '.join(sorted(differ)) or 'nothing but their weights'}")
+  (a, counts), (b, _) = (_losses(run, metric) for run in opened)
+  for name, sums in (("A", a), ("B", b)):
+    print(f"{name}  {metric} {sums.sum() / counts.sum():.4f} over {len(sums)} examples")
+  difference = statistics.over_examples(a, b, counts)
+  print(f"B - A: {difference}, of these two models, not of their configs")
+  return {
+    "metric": metric,
+    "num_examples": len(a),
+    "difference": difference._asdict(),
+    "verdict": _verdict(difference),
+  }
+
+
+def _see_the_same(one, other) -> bool:
+  """Whether two pipelines have as many examples, and the same first batch."""
+  pair = one.batch(0), other.batch(0)
+  return len(one.examples) == len(other.examples) and all(
+    np.array_equal(pair[0][name], pair[1][name])
+    for name in pair[0].keys() & pair[1].keys()
+  )
+
+
+def _losses(run, metric: str):
+  """Summed loss and count of each example, by the weights that `evaluate` takes."""
+  name, _, what = metric.rpartition("/")
+  evaluator = run.experiment.evaluator(name)
+  if what != "loss" or not isinstance(evaluator, evaluators.LossEvaluator):
+    raise InputError(f"--examples compares losses, `validation/loss` say, not {metric}")
+  weights = run.weights("best")
+  print(f"{run.workdir}: step {weights.step}, {weights.kind} weights")
+  return evaluator.of_examples(weights.params, weights.frozen)
 
 
 def _metric(text: str) -> str | None:

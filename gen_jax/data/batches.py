@@ -1,9 +1,10 @@
-"""The batch of a training step, example by example: which, from where, a glimpse."""
+"""Batches of steps: made ahead; and example by example: which, from where, what."""
 
+import concurrent.futures
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,19 @@ from gen_jax.data import pipeline, sources, tokenizers
 
 _TEXTS = {"inputs": None, "caption": "caption_mask"}  # and what says which tokens count
 _IMAGES = ("image", "before")
+_T = TypeVar("_T")
+
+
+def ahead(make: Callable[[], _T]) -> Iterator[_T]:
+  """make(), make(), ...: a thread makes the next one while the caller uses the last.
+
+  What a call raises is raised by the `next` that asks for its result.
+  """
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    coming = pool.submit(make)
+    while True:
+      made, coming = coming.result(), pool.submit(make)
+      yield made
 
 
 def rows(

@@ -49,6 +49,14 @@ def tokenizer_for(
   Returns:
     None where the data has no text.
   """
+  folder = tokenizer_folder(data, workdir, source)
+  return folder and tokenizers.load(folder)
+
+
+def tokenizer_folder(
+  data: datasets.Data, workdir: pathlib.Path, source: pathlib.Path | None = None
+) -> pathlib.Path | None:
+  """Where `tokenizer_for` reads; made as it says."""
   if data.tokenizer is None:
     return None
   folder, partial = workdir / "tokenizer", workdir / "tokenizer.partial"
@@ -62,4 +70,4 @@ def tokenizer_for(
       files.write(partial / "chat_template.jinja", data.template)
     files.write_hashes(partial)
     copies.rename(partial, folder)
-  return tokenizers.load(folder)
+  return folder

@@ -1,7 +1,7 @@
 """What only text, images or autoencoders know, a file for each; nobody else asks."""
 
 from gen_jax import build
-from gen_jax.families import autoencoder, base, images, text
+from gen_jax.families import autoencoder, base, images, own, text
 from gen_jax.types import unknown
 
 Family = base.Family
@@ -19,4 +19,6 @@ def of(config: build.Config) -> Family:
   for family in ALL:
     if family.name == name:
       return family
-  raise unknown("task", name, [family.name for family in ALL])
+  if name in build.TABLES["task"]:
+    return own.family(name)
+  raise unknown("task", name, build.TABLES["task"])

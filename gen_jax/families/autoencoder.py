@@ -6,36 +6,13 @@ from gen_jax.data import datasets
 from gen_jax.families import base, images
 from gen_jax.inference import codes
 from gen_jax.tasks import autoencoder, diffusion
-from gen_jax.types import InputError, Params, PyTree
+from gen_jax.types import Params, PyTree
 
 
 def _check(task: autoencoder.Autoencode, data: datasets.ImageData, sampling) -> None:
   del sampling
   owner, own = "task.autoencoder.image_channels", task.autoencoder.config.image_channels
   base.check_equal("data.channels", data.channels, owner, own)
-
-
-def _generator(experiment: base.Experiment):
-  del experiment
-  raise InputError("an autoencoder draws nothing for prompts: train a model of images")
-
-
-def _program(experiment: base.Experiment):
-  del experiment
-  raise InputError("--sample needs a model of texts or images, not an autoencoder")
-
-
-def _export(args, run: base.Run):
-  del run
-  raise InputError(
-    f"{args.workdir} holds neither a language model nor latent diffusion; only those"
-    " are exported"
-  )
-
-
-def _adapter_plans(experiment: base.Experiment, origin):
-  del experiment, origin
-  raise InputError("LoRA files are of language models and Stable Diffusion")
 
 
 def _codec(task: autoencoder.Autoencode, params: Params, frozen: PyTree):
@@ -60,13 +37,18 @@ FAMILY = base.Family(
   check=_check,
   codec=_codec,
   encoder=_encoder,
-  generator=_generator,
+  generator=base.refuse(
+    "an autoencoder draws nothing for prompts: train a model of images"
+  ),
   generate=images.generate,
-  program=_program,
+  program=base.refuse("--sample needs a model of texts or images, not an autoencoder"),
   sample=images.sample,
   check_flags=images.check_flags,
-  export=_export,
-  adapter_plans=_adapter_plans,
+  export=base.refuse(
+    "an autoencoder by itself is not exported; only language models and latent"
+    " diffusion are"
+  ),
+  adapter_plans=base.refuse("LoRA files are of language models and Stable Diffusion"),
   reference_images=images.reference_images,
   scorer=images.scorer,
 )

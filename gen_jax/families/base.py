@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import jax
 import numpy as np
@@ -67,6 +67,16 @@ class Weights(drawing.Weights, Protocol):
   @property
   def name(self) -> str: ...
   def provenance(self) -> dict[str, Any]: ...
+
+
+def refuse(why: str) -> Callable[..., NoReturn]:
+  """What a family does not do: raises InputError, whatever it is asked for."""
+
+  def refused(*args: Any, **keys: Any) -> NoReturn:
+    del args, keys
+    raise InputError(why)
+
+  return refused
 
 
 class Program(NamedTuple):
@@ -218,6 +228,23 @@ def givers(what: str) -> str:
   """Names of the sources that give one of `sources.GIVES`, for messages."""
   table = build.TABLES["source"]
   return ", ".join(n for n, e in table.items() if what in sources.gives(e.signature))
+
+
+def check_prompts(task: Task, data: Data, captions: str, labels: str) -> None:
+  """Raises InputError unless the data gives the captions and labels that a task reads.
+
+  Args:
+    captions, labels: what reads them, for messages.
+  """
+  if "caption" in task.reads:
+    for key in ("tokenizer", "caption_length"):
+      if getattr(data, key, None) is None:
+        raise InputError(f"{captions} reads captions: set data.{key}")
+  if "label" in task.reads and "class_names" not in sources.gives(data.source):
+    raise InputError(
+      f"data.source knows no classes, which {labels} reads; those that do:"
+      f" {givers('class_names')}"
+    )
 
 
 def check_equal(name: str, value: int, owner: str, wanted: int) -> None:

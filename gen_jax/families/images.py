@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gen_jax import build, sharding
-from gen_jax.data import datasets, kept, sources
+from gen_jax.data import datasets, kept
 from gen_jax.evaluation import image_sets
 from gen_jax.families import base
 from gen_jax.inference import drawing, image_generator, prompts, settings
@@ -43,10 +43,9 @@ def _check(task: diffusion.Diffusion, data: Data, sampling: diffusion.Sampling) 
 
 def _check_prompts(task: diffusion.Diffusion, data: Data) -> None:
   """Whether the data gives the captions or labels that the task reads, no others."""
+  names = (f"task.conditioning={name}" for name in ("text", "labels"))
+  base.check_prompts(task, data, *names)
   if "caption" in task.reads:
-    for key in ("tokenizer", "caption_length"):
-      if getattr(data, key) is None:
-        raise InputError(f"task.conditioning=text reads captions: set data.{key}")
     conditioning: Any = task.conditioning  # one that reads captions has an encoder
     owner, encoder = "task.conditioning.text_encoder", conditioning.text_encoder
     length = data.caption_length or 0
@@ -55,11 +54,6 @@ def _check_prompts(task: diffusion.Diffusion, data: Data) -> None:
     raise InputError(
       "data.tokenizer is for captions, which task.conditioning does not read; set it"
       " and data.caption_length to None, or take conditioning=text"
-    )
-  if "label" in task.reads and "class_names" not in sources.gives(data.source):
-    raise InputError(
-      f"data.source knows no classes, which task.conditioning=labels reads; those that"
-      f" do: {base.givers('class_names')}"
     )
 
 
@@ -196,10 +190,7 @@ def _program(experiment: base.Experiment) -> base.Program:
   )
 
 
-def scorer(experiment: base.Experiment):
-  """Raises InputError."""
-  del experiment
-  raise InputError("--text and --choices are for text; this is an image model")
+scorer = base.refuse("--text and --choices are for text; this is an image model")
 
 
 FAMILY = base.Family(

@@ -64,11 +64,6 @@ def _generator(experiment: base.Experiment, piece: int = 4):
   return text_generator.TextGenerator(model, tokenizer, experiment.sampling, piece)
 
 
-def _reference_images(experiment: base.Experiment, split: str):
-  del experiment, split
-  raise InputError("this is a text model: it has no images")
-
-
 def _check_flags(args) -> None:
   """Raises InputError for a flag that another one switches off."""
   idle: dict[str, str] = {}
@@ -198,7 +193,7 @@ FAMILY = base.Family(
   check_flags=_check_flags,
   export=base.late("to_transformers", "export"),
   adapter_plans=base.late("to_transformers", "adapter_plans"),
-  reference_images=_reference_images,
+  reference_images=base.refuse("this is a text model: it has no images"),
   scorer=lambda experiment: scoring.Scorer(experiment.task.model),
   idle=lambda task, sampling: sampling.idle(),
 )

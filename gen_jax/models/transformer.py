@@ -48,8 +48,8 @@ class Config:
       faster; else unroll L layers, which decodes faster.
     remat: which activations a layer keeps for its gradient, a policy of
       `jax.checkpoint_policies`; None keeps all.
-    head_chunk: tokens of each sequence whose logits exist at once in training; divides
-      its length; None is all.
+    head_chunk: tokens whose logits exist at once in training, a divisor of T; or None.
+    init_std: initial standard deviation of matrices and tables, by muP the base's.
     base_width: D of the model whose settings are kept, by muP: see `nn.widths`; None:
       the standard parametrisation.
     base_num_heads: N of that model; None: its heads have this one's size.
@@ -76,6 +76,7 @@ class Config:
   scan_layers: bool = False
   remat: Callable[..., bool] | None = None
   head_chunk: ranges.Size | None = None
+  init_std: ranges.Deviation = 0.02
   base_width: ranges.Size | None = None
   base_num_heads: ranges.Size | None = None
   dtype: str = "float32"
@@ -295,8 +296,7 @@ class Transformer(nn.Module):
       logits float32 [B, T, V] of the token after each one (or [B, 1, V] of that after
       `at`), and the cache with `tokens` written in and its lengths advanced by T.
     """
-    cfg = self.config
-    dtype = jnp.dtype(cfg.dtype)
+    cfg, dtype = self.config, jnp.dtype(self.config.dtype)
     length = tokens.shape[1]
     order = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     if cache is not None:
@@ -308,7 +308,8 @@ class Transformer(nn.Module):
     else:
       mask, cache_update = _memory(cfg.window, cache, order, at)
 
-    embedding = embed.Embed(cfg.vocab_size, cfg.width, dtype=dtype, name="embed")
+    table = (cfg.vocab_size, cfg.width, cfg.init_std, dtype)
+    embedding = embed.Embed(*table, name="embed")
     x = embedding(tokens)
     x = embed.placed(x, positions, cfg.position, cfg.max_length)
     x = nn.Dropout(cfg.dropout, deterministic=not train)(x)
@@ -328,7 +329,7 @@ class Transformer(nn.Module):
     if cfg.tied_head:
       head, x = embedding.score, widths.times(x, 1.0 / cfg.width_ratio)
     else:
-      std = 0.02 if cfg.width_ratio == 1.0 else 0.0
+      std = cfg.init_std / cfg.width_ratio
       head = embed.Head(cfg.vocab_size, std, dtype, name="head")
     if logits_fn is None:
       return head(x, logits_fn=lambda logits: logits)
@@ -373,7 +374,7 @@ class Transformer(nn.Module):
   def _make_block(self):
     """Constructor of a layer; takes its name."""
     cfg = self.config
-    std = 0.02 / cfg.width_ratio**0.5
+    std = cfg.init_std / cfg.width_ratio**0.5
     common: dict[str, Any] = dict(
       use_bias=cfg.use_bias,
       init=linear.normal(std),

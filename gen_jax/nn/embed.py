@@ -23,7 +23,7 @@ class Embed(nn.Module):
 
   vocab_size: int
   width: int
-  init_std: ranges.NotNegative = 0.02
+  init_std: ranges.Deviation = 0.02
   dtype: jnp.dtype = jnp.float32
 
   def setup(self):
@@ -52,7 +52,7 @@ class Head(nn.Module):
   """The language-model head: logits, and `logits_fn` of them."""
 
   vocab_size: int
-  init_std: ranges.NotNegative = 0.02
+  init_std: ranges.Deviation = 0.02
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
@@ -130,7 +130,7 @@ class LearnedPositions(nn.Module):
 
   max_length: int
   width: int
-  init_std: ranges.NotNegative = 0.02
+  init_std: ranges.Deviation = 0.02
 
   @nn.compact
   def __call__(self, positions: Array) -> Array:

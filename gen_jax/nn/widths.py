@@ -8,15 +8,15 @@ a step keep the base's size, so that what is tuned at the base holds for it. Wit
     biases, norms                as the base              as the base
     of inputs that do not grow   as the base              as the base
     of inputs that grow          1 / sqrt(m)              1 / m
-    a head of its own            0                        1 / m
+    a head of its own            1 / m                    1 / m
     a tied head                  its input is divided by m
 
 and scores q k / sqrt(Dh) become q k sqrt(Dh of the base) / Dh. Initial deviations and
 the two factors stand in the models, rates by leaf in `train.mup`. A model as wide as
 its base is the standard one, bit for bit.
 
-Source: Yang et al. 2022 (arXiv:2203.03466) table 8 and definition 4.1; the zero head:
-appendix D.2.
+Source: Yang et al. 2022 (arXiv:2203.03466) tables 3 and 8, definition 4.1. The head of
+zeros of its appendix D.2 is for a base that starts with one, too; ours does not.
 """
 
 from gen_jax.types import Array, InputError

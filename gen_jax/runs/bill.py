@@ -24,7 +24,8 @@ _EVERY_SECS = 30.0
 _ENTRY = {"began": float, "until": float, "chips": float, "kind": str}
 
 
-def _starts(directory: pathlib.Path) -> list[dict[str, Any]]:
+def starts(directory: pathlib.Path) -> list[dict[str, Any]]:
+  """The entries of a run, of earlier versions none; InputError if damaged."""
   path = directory / NAME
   if not path.exists():
     return []
@@ -55,7 +56,7 @@ class Bill:
     devices: of all processes.
     share: of the devices; less than 1 if other runs use them at the same time.
     """
-    self._directory, self._before = directory, _starts(directory)
+    self._directory, self._before = directory, starts(directory)
     self._start = {
       "began": began,
       "until": began,
@@ -74,22 +75,22 @@ class Bill:
   def close(self) -> None:
     """Notes when it ended."""
     self._start["until"] = time.time()
-    starts = [*self._before, self._start]
-    workdir.write_sealed(self._directory / NAME, {"starts": starts})
+    noted = {"starts": [*self._before, self._start]}
+    workdir.write_sealed(self._directory / NAME, noted)
 
 
 def so_far(directory: pathlib.Path) -> dict[str, Any]:
   """starts, chip_hours, and usd at list prices (None: not all chips have one)."""
-  starts = _starts(directory)
+  found = starts(directory)
   hours = [
     max(start["until"] - start["began"], 0.0) / 3600.0 * start["chips"]
-    for start in starts
+    for start in found
   ]
-  prices = [chips.price(start["kind"]) for start in starts]
+  prices = [chips.price(start["kind"]) for start in found]
   usd = None
   if None not in prices:
     usd = sum(h * p for h, p in zip(hours, prices, strict=True))
-  return {"starts": len(starts), "chip_hours": sum(hours), "usd": usd}
+  return {"starts": len(found), "chip_hours": sum(hours), "usd": usd}
 
 
 def line(directory: pathlib.Path) -> str | None:

@@ -80,17 +80,29 @@ class Program:
     Raises:
       InputError: it needs more memory than there is.
     """
-    made = self.experiment
-    step = steps.compile_step(self.step, self.abstract, made.layout)
-    compiled = step.lower(*self.held, self.arguments()).compile()
-    plan.check_fits(made, self.abstract, compiled)
-    return step
+    plan.check_fits(self.experiment, self.abstract, self._lowered.compile())
+    return self._jitted
+
+  @functools.cached_property
+  def _jitted(self) -> jax.stages.Wrapped:
+    return steps.compile_step(self.step, self.abstract, self.experiment.layout)
+
+  @functools.cached_property
+  def _lowered(self) -> jax.stages.Lowered:
+    return self._jitted.lower(*self.held, self.arguments())
 
   @functools.cached_property
   def text(self) -> str:
     """The lowered step: equal for runs that differ in its arguments alone."""
-    numbers = numbering.arguments(self.numbers)
-    return jax.jit(self.step).lower(*self.held, numbers).as_text()
+    return self._lowered.as_text()
+
+  def is_of(self, experiment: experiments.Experiment) -> bool:
+    """Whether the step of another run differs in its arguments alone; traces it."""
+    num_steps = experiment.train.total_steps(
+      self.num_examples, experiment.data.batch_size
+    )
+    step = _step(experiment, experiment.optimizer(num_steps)[0])
+    return dataclasses.replace(self, step=step).text == self.text
 
   @property
   def has_slow_loops(self) -> bool:
@@ -127,14 +139,7 @@ def program(experiment: experiments.Experiment, num_examples: int) -> Program:
   rate(0)  # compiled before anything is timed
   abstract = made.abstract_state(optimizer)
   plan.check_fits(made, abstract)
-  step = steps.make_step(
-    made.learner,
-    optimizer,
-    layout=layout,
-    num_microbatches=made.train.num_microbatches,
-    decay=made.train.ema_decay,
-    warmup=made.train.ema_warmup,
-  )
+  step = _step(made, optimizer)
   return Program(
     experiment=made,
     optimizer=optimizer,
@@ -148,6 +153,22 @@ def program(experiment: experiments.Experiment, num_examples: int) -> Program:
     num_examples=num_examples,
     num_steps=num_steps,
   )
+
+
+def _step(
+  experiment: experiments.Experiment, optimizer: optax.GradientTransformation
+) -> steps.Step:
+  """Traced once for all programs that are made of it."""
+  how = experiment.train
+  step = steps.make_step(
+    experiment.learner,
+    optimizer,
+    layout=experiment.layout,
+    num_microbatches=how.num_microbatches,
+    decay=how.ema_decay,
+    warmup=how.ema_warmup,
+  )
+  return jax.jit(step, inline=True)
 
 
 class Together:
@@ -166,6 +187,7 @@ class Together:
     at = jax.tree.map(lambda x: x.sharding, program.abstract)
     self._at = jax.jit(_at, out_shardings=at)
     self._states = self._numbers = None
+    self._measured: _Measured | None = None  # by the last step
 
   def load(
     self, states: Sequence[states.TrainState], numbers: Sequence[numbering.Numbers]
@@ -176,16 +198,26 @@ class Together:
   def step(self, frozen: PyTree, batches: Sequence[Batch]) -> list[steps.Metrics]:
     """Takes a step in every place, each with its batch.
 
-    Batches that are one object are shared. Returns what each measured, on the host.
+    Batches that are one object are shared. Returns what each measured, on its way: by
+    then the step before has ended, and this one is at work.
     """
+    given = self._given(frozen, batches)
+    self._states, metrics = self._program(self._states, *given)
+    before, self._measured = self._measured, _Measured(metrics)
+    if before is not None:
+      before.values  # noqa: B018 (asking for them waits)
+    return [self._measured.of(place) for place in range(self.num)]
+
+  def compile(self, frozen: PyTree, batches: Sequence[Batch]) -> None:
+    """Compiles what `step` runs."""
+    self._program.lower(self._states, *self._given(frozen, batches)).compile()
+
+  def _given(self, frozen: PyTree, batches: Sequence[Batch]) -> tuple[Any, ...]:
     unique = list({id(batch): batch for batch in batches}.values())
     which = [next(i for i, x in enumerate(unique) if x is b) for b in batches]
     unique += unique[:1] * (self._num_batches - len(unique))
     self._num_batches = len(unique)
-    given = (frozen, unique, np.array(which, np.int32), self._numbers)
-    self._states, metrics = self._program(self._states, *given)
-    metrics = jax.device_get(metrics)
-    return [_at(metrics, i) for i in range(self.num)]
+    return frozen, unique, np.array(which, np.int32), self._numbers
 
   def state(self, place: int) -> states.TrainState:
     """The state of a run, as the step of that run alone would return it."""
@@ -216,6 +248,41 @@ class Placed:
   def is_of(self, state: Any) -> bool:
     """Whether a state is this one."""
     return state is self or state is self.__dict__.get("whole")
+
+
+class _Measured:
+  """Metrics of all runs, fetched at once when those of any are asked for."""
+
+  def __init__(self, metrics: steps.Metrics):
+    self.arrays, self._tree = jax.tree.flatten(metrics)
+
+  @functools.cached_property
+  def values(self) -> list[np.ndarray]:
+    return jax.device_get(self.arrays)
+
+  def of(self, place: int) -> steps.Metrics:
+    """Those of one run."""
+    every = range(len(self.arrays))
+    return jax.tree.unflatten(self._tree, [_Number(self, i, place) for i in every])
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Number:
+  """A number of `_Measured`, which answers to what is asked of an array."""
+
+  measured: _Measured
+  which: int
+  place: int
+
+  def is_ready(self) -> bool:
+    return self.measured.arrays[self.which].is_ready()
+
+  def block_until_ready(self) -> "_Number":
+    self.measured.arrays[self.which].block_until_ready()
+    return self
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return self.measured.values[self.which][self.place]
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:

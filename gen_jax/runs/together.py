@@ -13,6 +13,7 @@ An arm that ends (its last step, patience, divergence) leaves its place empty. W
 of the places are, the program is compiled again for those that are left.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -100,16 +101,17 @@ def run(
   group = _Group([arm.config for arm in arms], mode, say)
   members = [_Member(arm, group) for arm in arms]
   with signals.handling(), signals.held():
-    for member in members:
-      member.resume()
-      if member.outcome:
-        yield member.arm, member.outcome
-    while left := [member for member in members if not member.outcome]:
-      group.take([member.call for member in left if member.call])
-      for member in left:
-        member.resume()
-        if member.outcome:
-          yield member.arm, member.outcome
+    left, waiting = members, members
+    while left:
+      while waiting:  # not for a step: for their turn, or for a disk
+        for member in waiting:
+          member.resume()
+          if member.outcome:
+            yield member.arm, member.outcome
+        waiting = [m for m in waiting if not (m.call or m.outcome)]
+      left = waiting = [member for member in left if not member.outcome]
+      if left:
+        group.take([member.call for member in left if member.call])
 
 
 @dataclasses.dataclass(eq=False)
@@ -149,7 +151,7 @@ class _Member(training.Solo):
   share = property(lambda self: self._group.share)
 
   def resume(self) -> None:
-    """Lets the thread work until its next step or its end."""
+    """Lets the thread work until its next step, its end or a wait for the disk."""
     began = time.monotonic()
     self._go.release()
     self._back.acquire()
@@ -186,6 +188,14 @@ class _Member(training.Solo):
     if isinstance(call.result[0], programs.Placed):
       self._placed = call.result[0]
     return call.result
+
+  def wait(self, manager) -> None:
+    """Lets other runs work meanwhile."""
+    self._back.release()
+    try:
+      super().wait(manager)
+    finally:
+      self._go.acquire()
 
   def whole(self, state: Any):
     return state.whole if isinstance(state, programs.Placed) else state
@@ -233,7 +243,7 @@ class _Group:
   def lend_tokenizer(self, directory: pathlib.Path) -> None:
     """Gives a run the tokenizer of the first one, which is made of the same data."""
     if self._program is not None:
-      kept.tokenizer_for(self._program.experiment.data, directory, self._home)
+      kept.tokenizer_folder(self._program.experiment.data, directory, self._home)
 
   @contextlib.contextmanager
   def observed(self) -> Iterator[None]:
@@ -294,8 +304,7 @@ class _Group:
         mixed |= {key: value for key, value in own.items() if value != first[key]}
     if mixed:
       config = build.resolved(overriding.apply(self._configs[0], [*mixed.items()]))
-      other = experiments.make(config, directory)
-      if programs.program(other, made.num_examples).text != made.text:
+      if not made.is_of(experiments.make(config, directory)):
         raise Apart(f"a value of {', '.join(mixed)} is a constant of the program")
 
   def evaluators(self, experiment: experiments.Experiment):
@@ -347,14 +356,18 @@ class _Group:
   def _choose(self, calls: Sequence[_Call]) -> None:
     """Takes the mode whose steps take the least time."""
     assert self._program is not None  # a run has begun
-    alone = self._in_turn = self._program.compiled()
     _, frozen, batch, numbers = calls[0].args
-    secs, made = {}, {}
-    for mode in ("map", "vmap"):
-      made[mode] = programs.Together(self._program, mode, len(calls))
-      made[mode].load([c.state for c in calls], [c.args[3] for c in calls])
-      batches = [call.args[2] for call in calls]
-      secs[mode] = _secs(functools.partial(made[mode].step, frozen, batches))
+    batches = [call.args[2] for call in calls]
+    made = {m: programs.Together(self._program, m, len(calls)) for m in ("map", "vmap")}
+    for one in made.values():
+      one.load([c.state for c in calls], [c.args[3] for c in calls])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      others = pool.map(lambda one: one.compile(frozen, batches), made.values())
+      alone = self._in_turn = self._program.compiled()
+      list(others)  # raises what they do
+    secs = {}
+    for mode, one in made.items():
+      secs[mode] = _secs(functools.partial(one.step, frozen, batches))
     state = jax.tree.map(jax.numpy.copy, calls[0].state)
 
     def in_turn():

@@ -45,6 +45,7 @@ class Solo:
 
   share = property(lambda self: 1.0)  # of the devices
   program = staticmethod(programs.program)
+  wait = staticmethod(checkpoint.wait)
 
   def experiment(self, config: dict, directory: pathlib.Path):
     """The experiment, whose tokenizer and names of classes are in the folder."""
@@ -65,8 +66,8 @@ class Solo:
   def stream(self, experiment, examples, first: int) -> Iterator[Batch]:
     """Batches from step `first` on, placed on the devices."""
     layout, size = experiment.layout, experiment.data.batch_size
-    for batch in examples.stream(first, layout.local_rows(size)):
-      yield layout.put(batch, size)
+    given = examples.stream(first, layout.local_rows(size))
+    yield from batches.ahead(lambda: layout.put(next(given), size))
 
 
 def train(
@@ -187,9 +188,7 @@ def _train(
       kept = -1 if is_new else start  # a fresh run evaluates step 0 again
       if kept > 0 and not (directory / "metrics.jsonl").exists():
         print("metrics.jsonl is gone: its rows up to this step are lost", flush=True)
-      sinks = _sinks(begun, directory, kept, start)
-      devices = experiment.layout.mesh.devices.ravel().tolist()
-      sinks.append(bill.Bill(directory, begun.at, devices, shared.share))
+      sinks = _sinks(begun, directory, kept, start, shared.share)
       for sink in reversed(sinks):  # closed in order: the copies into a bucket last
         used.callback(sink.close)
     try:
@@ -210,6 +209,7 @@ def _train(
         per_step=_per_step(experiment, made.compute),
         heartbeat=group.heartbeat,
         whole=shared.whole,
+        wait=shared.wait,
       )
     except states.NotFiniteError as error:
       raise Diverged(
@@ -225,9 +225,7 @@ def _ended(
   result: loop.Result, num_steps: int, directory: pathlib.Path, group: Alone
 ) -> dict:
   """What `train` returns; says how it ended, and what it has cost."""
-  last = {}
-  for row in writers.read_metrics(directory):
-    last.update(row)
+  last = {k: v for row in writers.read_metrics(directory) for k, v in row.items()}
   end = int(result.state.step)
   has_way_to_go = result.reason == "finished" and end < num_steps
   reason = "until" if has_way_to_go else result.reason
@@ -265,7 +263,7 @@ def _announce(begun: _Begun, directory: pathlib.Path, state, is_new: bool) -> No
   )
 
 
-def _sinks(begun: _Begun, directory: pathlib.Path, kept: int, start: int):
+def _sinks(begun: _Begun, directory: pathlib.Path, kept: int, start: int, share: float):
   """Where metrics, images and text go; what there is up to step `kept` stays."""
   here, more = directory, []
   if not files.is_local(directory):  # nothing can be appended there
@@ -277,6 +275,7 @@ def _sinks(begun: _Begun, directory: pathlib.Path, kept: int, start: int):
         copies.copy(directory / name, here / name)
     more = [writers.Upload(here, directory)]
   config, draw = begun.experiment.config, sheets.in_colour
+  devices = begun.experiment.layout.mesh.devices.ravel().tolist()
   run = trackers.Run("", directory.name, here, config, workdir.flat(config), draw)
   return [
     *(trackers.Once(name, make, run) for name, make in begun.trackers.items()),
@@ -285,6 +284,7 @@ def _sinks(begun: _Begun, directory: pathlib.Path, kept: int, start: int):
     writers.SampleFiles(directory, kept, sheets.save_sheet),
     writers.Terminal(start, begun.program.num_steps, directory.name),
     *more,
+    bill.Bill(directory, begun.at, devices, share),
   ]
 
 

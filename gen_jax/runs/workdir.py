@@ -1,6 +1,7 @@
 """A workdir: config.json, run.json, tokenizer/, metrics.jsonl, checkpoints/, ..."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -98,7 +99,7 @@ def claim(workdir: pathlib.Path, config: dict[str, Any]) -> Iterator[dict[str, A
     yield {}
     return
   before = _own(workdir, config)
-  history = _run(workdir).get("history", [])
+  history = about(workdir).get("history", [])
   if before:
     history = [*history, {"step": latest_step(workdir) or 0, "before": before}]
   whole = ("tokenizer", "tokenizer.partial", "checkpoints")
@@ -229,10 +230,9 @@ def write_config(
 ) -> None:
   """Writes config.json, and run.json: by what code, and the config's hash.
 
-  The hash comes first, next to that of the config there is: a kill in between leaves a
-  workdir that opens.
+  The hash comes first, next to that of the config there is: a kill in between is borne.
   """
-  noted = _run(workdir).get("config_sha256", [])
+  noted = about(workdir).get("config_sha256", [])
   run = {
     "format": FORMAT,
     "code_revision": _revision(),
@@ -245,21 +245,22 @@ def write_config(
   write_json(workdir / "config.json", config)
 
 
-def _run(workdir: pathlib.Path) -> dict[str, Any]:
+def about(workdir: pathlib.Path) -> dict[str, Any]:
   """What run.json says."""
   path = workdir / "run.json"
   return files.read_sealed(path) if path.exists() else {}
 
 
+@functools.cache
 def _revision() -> str | None:
-  """The commit that this code runs from, or None outside a checkout."""
-  root = pathlib.Path(__file__).parent
-  command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-  try:
+  """The commit that this code runs from, or None outside a checkout of its own."""
+  root = pathlib.Path(__file__).parents[2]
+  command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe"]
+  command += ["--always", "--dirty", "--abbrev=40"]
+  with contextlib.suppress(OSError, subprocess.TimeoutExpired):
     done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.TimeoutExpired):
-    return None
-  return done.stdout.strip() or None
+    return done.stdout.strip() or None
+  return None
 
 
 def read_config(
@@ -294,7 +295,7 @@ def read_config(
     build.check_config(config)
   except InputError as error:
     raise InputError(f"{path}: {error}") from None
-  noted = _run(workdir).get("config_sha256")  # none where an earlier version wrote it
+  noted = about(workdir).get("config_sha256")  # none where an earlier version wrote it
   if noted and files.value_sha256(written) not in noted:
     raise InputError(
       f"{path} is damaged: it is not as it was written (SHA-256 in run.json); put it"
@@ -329,7 +330,7 @@ def _check_whole(workdir: pathlib.Path) -> None:
       f"{workdir} is a half-written run: it has {', '.join(found)} but no config.json;"
       f" {cure}"
     )
-  number = _run(workdir).get("format", FORMAT)
+  number = about(workdir).get("format", FORMAT)
   if number not in range(1, FORMAT + 1):
     raise InputError(
       f"{workdir} is of format {number!r:.20}, and this version of gen_jax reads up to"

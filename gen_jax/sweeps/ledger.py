@@ -1,6 +1,7 @@
 """The ledger of a sweep: results.json, from which every table and figure is made.
 
-    format, question, config, metric, software and hardware, and for each arm its
+    format, question, config, metric, software (packages, and the code's revisions if
+    they are known: "-dirty" is one with changes), hardware, and for each arm its
     overrides, status, step, value of the metric, thinned curve, seconds and starts,
 
 sealed with a hash: an edited ledger is refused. Seeds are repetitions: arms that differ
@@ -16,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gen_jax.runs import bill, workdir
 from gen_jax.sweeps import search, space, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators, writers
@@ -60,23 +62,23 @@ class Row(NamedTuple):
     return str(self.interval) if self.interval else f"{self.mean:.4g}"
 
 
-def curve(workdir: pathlib.Path, metric: str) -> list[tuple[int, float]]:
+def curve(folder: pathlib.Path, metric: str) -> list[tuple[int, float]]:
   """(step, value) of a metric wherever a run wrote it.
 
   Raises:
     InputError: no row has it; names those that are there.
   """
-  rows = writers.read_metrics(workdir)
+  rows = writers.read_metrics(folder)
   found = [(int(row["step"]), row[metric]) for row in rows if metric in row]
   if rows and not found:
     known = {name for row in rows for name in row} - {"step"}
-    raise unknown(f"metric (of {workdir})", metric, known)
+    raise unknown(f"metric (of {folder})", metric, known)
   return found
 
 
-def last(workdir: pathlib.Path, metric: str) -> float | None:
+def last(folder: pathlib.Path, metric: str) -> float | None:
   """The last value of a metric; None if it is not finite. See `curve`."""
-  points = curve(workdir, metric)
+  points = curve(folder, metric)
   return points[-1][1] if points and math.isfinite(points[-1][1]) else None
 
 
@@ -86,12 +88,12 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
   return list(reversed(list(reversed(points))[::every]))
 
 
-def _measured(workdir: pathlib.Path, metric: str, status: str) -> dict[str, Any]:
+def _measured(folder: pathlib.Path, metric: str, status: str) -> dict[str, Any]:
   """What a ledger keeps of a metric of one arm."""
-  points = curve(workdir, metric)
+  points = curve(folder, metric)
   return {
     "step": points[-1][0] if points else 0,
-    "value": last(workdir, metric) if status == "finished" else None,
+    "value": last(folder, metric) if status == "finished" else None,
     "curve": _thinned([point for point in points if math.isfinite(point[1])]),
   }
 
@@ -139,12 +141,18 @@ def collect(
       also = dict(zip(about.get("also", ()), others, strict=True))
       more = {"also": also} if also else {}
       entries.append(entry | {"overrides": arm.overrides | overrides} | first | more)
-  return {"format": FORMAT, **about, **_where(), "arms": entries}
+  trained = [workdirs[entry["sha256"]] for entry in entries]
+  return {"format": FORMAT, **about, **_where(trained), "arms": entries}
 
 
-def _where() -> dict[str, Any]:
+def _where(trained: Sequence[pathlib.Path]) -> dict[str, Any]:
+  """By what code and on what the runs in these folders were made, where they say so."""
   names = ("jax", "jaxlib", "flax", "optax", "numpy")
+  said = {workdir.about(folder).get("code_revision") for folder in trained}
+  kinds = {start["kind"] for folder in trained for start in bill.starts(folder)}
+  found = {"revisions": sorted(said - {None}), "devices": sorted(kinds)}
   return {
+    **{key: values for key, values in found.items() if values},
     "packages": {name: importlib.metadata.version(name) for name in names},
     "python": platform.python_version(),
     "cores": len(os.sched_getaffinity(0)),

@@ -11,6 +11,8 @@ A ladder of runs spends a few budgets of FLOPs, each on models of several sizes 
 
 The bootstrap draws seeds within points, and for the surface also points. The mean of n
 seeds drawn from n is too narrow by sqrt(1 - 1 / n): the deviation is widened by that.
+The spread of few seeds is itself uncertain: the exponent's interval goes from a normal
+distribution to Student's t, with Welch and Satterthwaite's degrees of freedom.
 A parabola that opens downwards, and a minimum outside the sizes that were tried, are
 refused: there is no optimum to report.
 
@@ -132,10 +134,30 @@ def _check(points: Sequence[Point], least: int, what: str) -> None:
       raise InputError(f"losses must be finite and above 0, got {point.losses}")
 
 
-def _interval(value: float, drawn: Sequence[float], level: float):
+def _interval(value: float, drawn: Sequence[float], level: float, wider: float = 1.0):
   tails = 50.0 * (1.0 - level), 50.0 * (1.0 + level)
-  low, high = np.percentile(drawn, tails)
+  low, high = value + wider * (np.percentile(drawn, tails) - value)
   return statistics.Interval(value, float(low), float(high), len(drawn), level)
+
+
+def _wider(fit: Callable[[np.ndarray], float], points: Sequence[Point], level: float):
+  """How much wider Student's t is than a normal distribution, for a number from means.
+
+  Its degrees of freedom are Welch and Satterthwaite's, (sum v)^2 / sum v^2 / (n - 1),
+  where v is a point's part of the variance: slope^2 s^2 / n.
+
+  Args:
+    fit: the mean losses of the points -> the number.
+  """
+  _, special = _scipy()
+  means = np.array([np.mean(point.losses) for point in points])
+  moves = 1e-5 * np.diag(means)
+  slopes = [(fit(means + m) - fit(means - m)) / (2.0 * m.sum()) for m in moves]
+  n = np.array([len(point.losses) for point in points])
+  part = np.square(slopes) * [np.var(p.losses, ddof=1) for p in points] / n
+  freedom = part.sum() ** 2 / (part**2 / (n - 1)).sum() if part.any() else np.inf
+  tail = 0.5 * (1.0 + level)
+  return float(special.stdtrit(freedom, tail) / special.ndtri(tail))
 
 
 def budgets(points: Sequence[Point]) -> list[list[Point]]:
@@ -220,8 +242,15 @@ def optimum(
     *(_draws(g, num, seed + i, of_points=False) for i, g in enumerate(groups)),
     strict=True,
   )
+  ordered = list(itertools.chain(*groups))
+
+  def growth(losses: np.ndarray) -> float:
+    pairs = iter(zip(ordered, losses.tolist(), strict=True))
+    return _growth([valley(list(itertools.islice(pairs, len(g)))) for g in groups])
+
   drawn = _kept(lambda parts: _growth([valley(part) for part in parts]), draws, num)
-  return Optimum(found, _interval(_growth(found), drawn, level))
+  wider = _wider(growth, ordered, level)
+  return Optimum(found, _interval(_growth(found), drawn, level, wider))
 
 
 def _scipy():

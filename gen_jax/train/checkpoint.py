@@ -135,6 +135,14 @@ def save(
     )
 
 
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Returns when all that was saved is on the disk.
+
+  Raises: what the writing did.
+  """
+  manager.wait_until_finished()
+
+
 def _folder(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
   return proof.as_path(manager.directory) / str(step)
 

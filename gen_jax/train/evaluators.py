@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import rng, tree
@@ -80,11 +81,36 @@ class LossEvaluator:
   batches: Callable[[], Iterator[Batch]]
   loss: Callable[[Params, PyTree, Batch, Array], base.LossOut]
 
-  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
-    total = None
+  def _batches(self) -> Iterator[tuple[Batch, Array]]:
     for i, batch in enumerate(self.batches()):
       batch_size = jax.tree.leaves(batch)[0].shape[0]
-      keys = rng.per_example(jax.random.fold_in(jax.random.key(0), i), batch_size)
+      yield batch, rng.per_example(jax.random.fold_in(jax.random.key(0), i), batch_size)
+
+  def of_examples(self, weights: Params, frozen: PyTree) -> tuple[np.ndarray, ...]:
+    """Summed loss and count of each example of the split, in order: float64 [N] twice.
+
+    A loss and its count are sums over the examples' weights, so what an example adds to
+    one is its weights times the gradient with respect to them (Euler's theorem).
+    """
+
+    @jax.jit
+    def parts(params, frozen, batch, keys):
+      def sums(given):
+        mean = self.loss(params, frozen, {**batch, "weights": given}, keys).loss
+        return jnp.stack([mean.total, mean.count])
+
+      given = batch["weights"]
+      _, pull = jax.vjp(sums, given)
+      each = [given * pull(one)[0] for one in jnp.eye(2)]
+      return jnp.stack([x.reshape(len(x), -1).sum(axis=1) for x in each], axis=1)
+
+    found = [tree.fetch(parts(weights, frozen, *pair)) for pair in self._batches()]
+    sums, counts = np.concatenate(found).astype(np.float64).T
+    return sums[counts > 0], counts[counts > 0]
+
+  def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
+    total = None
+    for batch, keys in self._batches():
       found = self.loss(weights, frozen, batch, keys)
       out = {"loss": found.loss, **found.metrics}
       total = out if total is None else jax.tree.map(lambda a, b: a + b, total, out)

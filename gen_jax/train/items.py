@@ -27,7 +27,10 @@ from gen_jax.types import InputError, Params, PyTree, first_line
 _ARRAYS = ocp.type_handlers.create_type_handler_registry(
   (
     jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
+    # Nobody asks a checkpoint how its arrays were sharded: readers bring shardings.
+    ocp.type_handlers.ArrayHandler(
+      min_slice_bytes_for_replica_parallel=2**20, enable_write_sharding_file=False
+    ),
   )
 )
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -76,10 +79,13 @@ def home(workdir: str | pathlib.Path) -> pathlib.Path:
 
 def handlers(*notes: str) -> dict[str, ocp.CheckpointHandler]:
   """How arrays and the JSON next to them are written and read."""
+  # Compression keeps a second copy in memory until all is written, and hardly shrinks
+  # weights. Without a bound of bytes in flight, which none reaches (it is 96 GB), all
+  # arrays are written at once, not each with an index and a wait for the disk.
+  how = {"use_compression": False, "save_concurrent_bytes": None}
+  arrays = ocp.BasePyTreeCheckpointHandler(**how, type_handler_registry=_ARRAYS)
   return {
-    # Compression keeps a second copy in memory until all is written, and hardly
-    # shrinks weights.
-    "state": proof.StateHandler(use_compression=False, type_handler_registry=_ARRAYS),
+    "state": proof.StateHandler(handler_impl=arrays, type_handler_registry=_ARRAYS),
     **{note: ocp.JsonCheckpointHandler() for note in notes},
   }
 

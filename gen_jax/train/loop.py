@@ -152,8 +152,7 @@ def _finite(step: int, metrics: steps.Metrics) -> steps.Metrics:
 
 
 def _is_ready(metrics: steps.Metrics) -> bool:
-  arrays = (x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array))
-  return all(x.is_ready() for x in arrays)  # type: ignore[attr-defined]
+  return all(x.is_ready() for x in jax.tree.leaves(metrics) if hasattr(x, "is_ready"))
 
 
 class _Window:
@@ -206,11 +205,10 @@ class _Window:
     self._away += time.monotonic() - began
 
   def row(self, rate: float) -> dict[str, float]:
-    values = {name: float(mean.value) for name, mean in self._sums.items()}
+    values = {name: float(m.value) for name, m in self._sums.items()}
     values["learning_rate"] = rate
     if self._timed:
-      secs = self._ended - self._began
-      per_sec = self._timed / secs
+      per_sec = self._timed / (secs := self._ended - self._began)
       values |= {name: amount * per_sec for name, amount in self._per_step.items()}
       values["data_wait"] = self._waited / secs
     self._sums, self._timed, self._began, self._waited = {}, 0, self._ended, 0.0
@@ -295,6 +293,7 @@ def run(
   per_step: Mapping[str, float],
   heartbeat: Callable[[], None] = lambda: None,
   whole: Callable[[states.TrainState], states.TrainState] = lambda state: state,
+  wait: Callable[[ocp.CheckpointManager], None] = checkpoint.wait,
 ) -> Result:
   """Trains until the last step, early stopping or a signal. See the module docstring.
 
@@ -305,6 +304,7 @@ def run(
     per_step: amounts per step, reported per second under their names.
     heartbeat: called before each step and checkpoint, which need all processes.
     whole: makes a state of what `step` returns, where anything but `step` needs it.
+    wait: see `checkpoint.wait`; called at the end.
 
   Raises:
     NotFiniteError, InputError: after saving the last good state.
@@ -360,7 +360,7 @@ def run(
 
   reason, pending, value, free = "finished", None, None, contextlib.nullcontext()
   with _interrupts(first) as interrupted, contextlib.ExitStack() as stack:
-    stack.callback(manager.wait_until_finished)
+    stack.callback(wait, manager)
     batches = stream(first)
     try:
       for i in range(first, num_steps):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import sys
 
 import jax
@@ -218,7 +219,7 @@ def one(scale: float = 1.0):
     ("attention_imp", one, None, "did you mean 'attention_impl'"),
     ("attention_impl", one, "xla", "'xla' is one of gen_jax"),
     ("norm", one, "not a name", "'not a name' needs a name of letters"),
-    ("task", one, None, "unknown kind"),
+    ("dataset", one, None, "unknown kind"),
     ("model", one, None, "is no model"),
     ("optimizer", 3, "three", "is no optimizer"),
   ],
@@ -251,3 +252,97 @@ def test_imports_that_fail_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=says) as error:
       gen_jax.new("lm/pydoc:smoke", "run", {"imports": name})
     assert "\n" not in str(error.value)
+
+
+TASK = '''
+import dataclasses
+import jax.numpy as jnp
+import gen_jax
+from gen_jax.tasks import base
+from gen_jax.types import Mean
+from configs.diffusion import digits
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+  """The square error of a linear map from pixels to the class."""
+  scale: float = 1.0
+  reads = ("label",)
+
+  def init(self, key, batch):
+    return {"kernel": jnp.zeros(batch["image"][0].size), "bias": jnp.zeros(())}
+
+  def loss(self, params, frozen, batch, keys, *, train):
+    flat = batch["image"].reshape(len(batch["image"]), -1)
+    error = flat @ params["kernel"] + params["bias"] - batch["label"]
+    return base.LossOut(Mean.of(self.scale * error**2, batch["weights"]), {})
+
+gen_jax.register("task", Linear, "linear_fit")
+
+def get_config(arg=None):
+  config = digits.get_config("smoke")
+  config.task = {"name": "linear_fit", "scale": 0.5}
+  config.data.tokenizer, config.data.caption_length = None, None
+  config.evaluators = {"validation": {"name": "loss", "every": 20}}
+  config.train.num_steps = 40
+  return config
+'''
+
+
+def test_a_task_of_ones_own_is_trained_evaluated_and_resumed(tmp_path, capsys):
+  file, home = tmp_path / "fit.py", tmp_path / "run"
+  file.write_text(TASK)
+  words = ["train", "--config", str(file), "--workdir", str(home)]
+  main.main(words)
+  rows = [json.loads(x) for x in (home / "metrics.jsonl").read_text().split("\n") if x]
+  losses = [row["validation/loss"] for row in rows if "validation/loss" in row]
+  assert losses[-1] < 0.9 * losses[0]
+  forget()
+  main.main([*words, "--config.train.num_steps=60"])
+  assert "resuming" in capsys.readouterr().out
+  forget()
+  run = gen_jax.open(home)
+  params = run.weights().params
+  loss = {k: v for k, v in run.evaluate().items() if k == "validation/loss"}
+  examples = run.experiment.pipeline("validation")
+  batches = list(examples.once())
+  pixels = np.concatenate([b["image"].reshape(len(b["image"]), -1) for b in batches])
+  label, weights = (
+    np.concatenate([b[name] for b in batches]) for name in ("label", "weights")
+  )
+  error = pixels @ np.asarray(params["kernel"]) + params["bias"] - label
+  expected = 0.5 * (weights * error**2).sum() / weights.sum()
+  assert loss["validation/loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_a_task_of_ones_own_does_not_do(tmp_path, monkeypatch, capsys):
+  """One line each, exit code 2."""
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("fit.py").write_text(TASK)
+  how = ["--workdir", "run", "--config.train.num_steps=1"]
+  main.main(["train", "--config", "fit.py", *how])
+  for command, said in (
+    ("sample", "no command draws"),
+    ("export --to out", "no command draws"),
+    ("evaluate --text fit.py", "no command draws"),
+    ("illustrate", "no command draws"),
+    ("serve", "serve is for text models"),
+    ("encode --to out", "holds no autoencoder"),
+    ("edit --image a.png --prompt x", "no model that draws images"),
+  ):
+    forget()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+      main.main([*command.split(), "--workdir", "run"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert said in line
+
+
+def test_what_is_no_task_says_what_it_lacks(tmp_path, capsys):
+  file = tmp_path / "fit.py"
+  file.write_text(TASK.replace("def loss(", "def cost("))
+  with pytest.raises(SystemExit) as ended:
+    main.main(["train", "--config", str(file), "--workdir", str(tmp_path / "run")])
+  assert ended.value.code == 2
+  assert "Linear is no task, it has no loss" in capsys.readouterr().err
+  assert not (tmp_path / "run").exists()

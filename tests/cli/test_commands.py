@@ -5,6 +5,8 @@ import json
 import re
 import resource
 import shutil
+import subprocess
+import sys
 
 import pytest
 from jax._src import hardware_utils, xla_bridge
@@ -26,6 +28,27 @@ def test_help(call, command):
   summaries = main.COMMANDS.values() if command is None else ["--json", "--help"]
   assert all(any(words in line for line in lines) for words in summaries)
   assert all(len(flag.split()) > 1 for flag in flags)
+
+
+@pytest.mark.parametrize(
+  "words, code, said", [(["--version"], 0, "gen-jax"), (["trian"], 2, "did you mean")]
+)
+def test_a_process_ends_with_its_code_when_its_last_words_are_said(words, code, said):
+  """Threads end, exit functions run, what was printed comes out: it frees nothing."""
+  program = (
+    "import atexit, sys, threading, time; from gen_jax.cli import main\n"
+    "whole, slow = main.main, lambda: (time.sleep(0.5), print('thread'))\n"
+    "def begun():\n"
+    "  atexit.register(lambda: print('at exit', end=''))\n"
+    "  threading.Thread(target=slow).start()\n"
+    "  whole()\n"
+    "main.main = begun\n"
+    f"sys.argv[1:] = {words}; main.console()"
+  )
+  command = [sys.executable, "-c", program]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == code
+  assert said in done.stdout + done.stderr and done.stdout.endswith("thread\nat exit")
 
 
 def test_no_arguments_are_a_question(call):

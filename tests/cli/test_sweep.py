@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+import gen_jax
 from gen_jax.runs import lease
 from gen_jax.sweeps import engine, ledger, searching
 from gen_jax.system import files
@@ -185,6 +186,28 @@ def test_no_difference_says_how_many_seeds_would_do(call, tmp_path):
 def test_bad_comparisons(refuse, tmp_path, a, says):
   path = record(tmp_path / "results.json", a=(1.0, 2.0), b=(1.0,))
   refuse("compare", f"{path}#{a}", f"{path}#width=a", says=says)
+
+
+def test_two_runs_are_compared_over_their_examples(call, refuse, tmp_path):
+  """What their losses differ by, with the interval of the examples' own losses."""
+  homes = [str(tmp_path / name) for name in "ab"]
+  for home, rate in zip(homes, ("1e-3", "1e-2"), strict=True):
+    words = ("--config", "lm/pydoc:smoke", "--workdir", home)
+    assert not call("train", *words, f"--config.{RATE}={rate}").code
+  outcome = call("compare", *homes, "--examples", "--json")
+  assert "differ in optimizer.learning_rate.peak" in outcome.out
+  found = json.loads(outcome.out.splitlines()[-1])
+  losses = [gen_jax.open(home).evaluate()["validation/loss"] for home in homes]
+  difference = found["difference"]
+  assert difference["mean"] == pytest.approx(losses[1] - losses[0], abs=1e-5)
+  assert difference["low"] < difference["mean"] < difference["high"]
+  refuse("compare", *homes, says=["one run each", "--examples"])
+  says = ["compares losses"]
+  refuse("compare", *homes, "--examples", "--metric", "validation/accuracy", says=says)
+  other = str(tmp_path / "c")
+  words = ("--config", "lm/pydoc:smoke", "--workdir", other)
+  assert not call("train", *words, "--config.data.length=32").code
+  refuse("compare", homes[0], other, "--examples", says=["other examples"])
 
 
 def test_an_edited_ledger_is_refused(refuse, tmp_path):

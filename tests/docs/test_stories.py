@@ -236,6 +236,7 @@ STORIES = {
     ),
     "sweep experiments/learning_rate --list": ("", {}),
     "compare runs/a0,runs/a1,runs/a2": ("", {}),
+    "compare runs/a0 runs/b0": ("", {}),
     "compare experiments": ("", {}),
   },
   "tpu.md": {

@@ -8,7 +8,9 @@ from gen_jax import build, sharding
 from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
-from gen_jax.types import InputError
+from gen_jax.tasks import base
+from gen_jax.train import evaluators
+from gen_jax.types import InputError, Mean
 from tests import tiny
 
 
@@ -116,3 +118,29 @@ def test_sampling_sweeps_that_cannot_be(changes, says, tmp_path):
   made = digits(tmp_path, {"fidelity": FIDELITY, "sweep": {**SWEEP, **changes}})
   with pytest.raises(InputError, match=says):
     made.evaluator("sweep")
+
+
+def test_the_loss_of_each_example_is_its_part_of_the_sum():
+  """Weights of tokens, an example without any, and a loss of two terms."""
+  generator = np.random.default_rng(0)
+  values, extra = generator.normal(size=(2, 6, 3)).astype(np.float32)
+  weights = np.array([[1, 0, 2], [0, 1, 1], [1, 1, 1], [0, 0, 0], [3, 0, 0], [1, 1, 0]])
+  batches = [
+    {"x": x, "y": y, "weights": w.astype(np.float32)}
+    for x, y, w in zip(*(np.split(a, 2) for a in (values, extra, weights)), strict=True)
+  ]
+
+  def loss(params, frozen, batch, keys):
+    del frozen, keys
+    one = Mean.of(params * batch["x"], batch["weights"])
+    two = Mean.of(batch["y"] ** 2, batch["weights"])
+    return base.LossOut(Mean(one.total + 0.5 * two.total, one.count), {})
+
+  evaluator = evaluators.LossEvaluator(0, "validation", lambda: iter(batches), loss)
+  sums, counts = evaluator.of_examples(2.0, {})
+  there = weights.sum(1) > 0
+  want = (weights * (2.0 * values + 0.5 * extra**2)).sum(1)[there]
+  np.testing.assert_allclose(sums, want, rtol=1e-5)
+  np.testing.assert_array_equal(counts, weights.sum(1)[there])
+  ((_, mean),) = evaluator(2.0, {})
+  assert mean == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)

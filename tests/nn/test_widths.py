@@ -59,14 +59,28 @@ def test_a_network_as_wide_as_its_base_is_the_standard_one(kind):
 
 
 def test_initial_sizes_of_a_transformer():
-  """1 / sqrt(m) in matrices whose inputs grow; tables as they are; a zero head."""
+  """1 / sqrt(m) in matrices whose inputs grow, 1 / m in a head; tables as they are."""
   plain = initial(language_model(width=256, num_heads=16, tied_head=False), TOKENS)
   wide = initial(
     language_model(width=256, num_heads=16, tied_head=False, base_width=64), TOKENS
   )
   for path, x in plain.items():
-    std = {"head/kernel": 0.0}.get(path, 0.5 if path.endswith("kernel") else 1.0)
+    std = {"head/kernel": 0.25}.get(path, 0.5 if path.endswith("kernel") else 1.0)
     np.testing.assert_allclose(wide[path], std * x, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize("base", [None, 16])
+def test_all_that_a_transformer_draws_grows_with_its_init_std(base):
+  """Biases and norms stay; 0.02 is the one of GPT-2."""
+  changes = dict(tied_head=False, base_width=base)
+  plain, wide = (
+    initial(language_model(init_std=std, **changes), TOKENS) for std in (0.02, 0.06)
+  )
+  for path, x in plain.items():
+    is_drawn = path.endswith("kernel") or path == "embed/table"
+    wanted = (3.0 if is_drawn else 1.0) * x
+    np.testing.assert_allclose(wide[path], wanted, rtol=1e-5, atol=1e-8, err_msg=path)
+  assert np.std(plain["embed/table"]) == pytest.approx(0.02, rel=0.05)
 
 
 def test_initial_sizes_of_a_dit():

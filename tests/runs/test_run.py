@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from gen_jax import experiment as experiments
 from gen_jax import tree
 from gen_jax.build import config_files
 from gen_jax.inference import sheets
+from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -210,6 +212,35 @@ def test_runs_of_before_formats_open(text_workdir):
   assert gen_jax.open(text_workdir).weights().step == 2
   (text_workdir / "run.json").unlink()
   assert gen_jax.open(text_workdir).weights().step == 2
+
+
+def test_a_revision_is_that_of_this_code_and_says_what_is_changed(
+  tmp_path, monkeypatch
+):
+  """A package installed within a checkout of something else has none."""
+  outer, clone = tmp_path, tmp_path / "clone"
+  place = clone / "gen_jax" / "runs" / "workdir.py"
+  place.parent.mkdir(parents=True)
+  place.write_text("1")
+  monkeypatch.setattr(workdirs, "__file__", str(place))
+
+  def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", "-C", str(folder), *who, *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+  for folder in (outer, clone):
+    git(folder, "init")
+    git(folder, "commit", "--allow-empty", "-m", folder.name)
+    if folder == outer:
+      assert workdirs._revision() is None
+  git(clone, "add", ".")
+  git(clone, "commit", "-m", "code")
+  commit = git(clone, "rev-parse", "HEAD")
+  assert workdirs._revision() == commit
+  place.write_text("2")
+  assert workdirs._revision() == f"{commit}-dirty"
 
 
 def test_new_takes_a_config_in_any_form_and_a_folder_of_the_same(text_workdir):

@@ -3,18 +3,20 @@
 import json
 import pathlib
 import re
+import threading
 
 import jax
 import numpy as np
 import pytest
 
-from gen_jax import build, ranges, tree
+from gen_jax import build, ranges, sharding, tree, types
+from gen_jax import experiment as experiments
 from gen_jax.build import config_files
 from gen_jax.build import overrides as overriding
 from gen_jax.runs import bill, programs, together, training
 from gen_jax.runs import run as runs
 from gen_jax.system import files
-from gen_jax.train import writers
+from gen_jax.train import checkpoint, writers
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 6
@@ -99,6 +101,22 @@ def changes(base):
         yield {key.path: 2 * value if isinstance(value, int) else 0.75 * value}
 
 
+def test_no_number_that_a_group_shares_changes_how_a_run_starts():
+  """The start is compiled once for all; of what differs seeds alone are arguments."""
+  base = config({"task.model.position": "learned", "task.z_loss": 0.1})
+  arms = [arm for arm in changes(base) if next(iter(arm)).startswith("task.")]
+  starts = []
+  for arm in ({}, *arms):
+    made = experiments.make(build.resolved(overriding.apply(base, arm.items())), None)
+    init = jax.jit(made.learner.init)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), made.batch())
+    starts.append(tree.sha256(sharding.unbox(init(jax.random.key(0), zeros))))
+  assert len(arms) > 1 and set(starts) == {starts[0]}, arms
+  key = "task.model.init_std"
+  wide = config({key: 0.06}), config({key: 0.02})
+  assert len({together.structure(one) for one in wide}) == 2
+
+
 @pytest.mark.long
 def test_every_number_in_turn(tmp_path):
   """After 50 steps: map is turn's to the bit, vmap within 1e-5."""
@@ -181,6 +199,41 @@ def test_what_is_switched_off_is_no_group_with_what_is_on():
 def test_runs_of_several_structures_are_no_group(tmp_path):
   with pytest.raises(ValueError, match="differ in more than"):
     group(tmp_path, [config(), config({"task.model.width": 64})], "map")
+
+
+def test_runs_wait_for_the_disk_at_once(tmp_path, monkeypatch):
+  """Each waits until both do: one after the other would wait for ever."""
+  both = threading.Barrier(2)
+
+  def wait(manager):
+    both.wait(timeout=60)
+    checkpoint.wait(manager)
+
+  monkeypatch.setattr(training.Solo, "wait", staticmethod(wait))
+  outcomes, _ = group(tmp_path, [config(), config({"seed": 1})], "map")
+  assert {o.status for o in outcomes.values()} == {"finished"}
+  assert not both.broken
+
+
+def test_a_step_is_that_of_a_run_that_differs_in_numbers_alone(tmp_path):
+  def made(overrides):
+    return experiments.make(config(overrides), tmp_path)
+
+  program = programs.program(made({}), 100)
+  assert program.is_of(made({"optimizer.learning_rate.peak": 1e-2, "seed": 3}))
+  assert not program.is_of(made({"train.num_microbatches": 2}))
+  assert not program.is_of(made({"task.model.dropout": 0.0}))
+
+
+def test_what_a_step_measured_is_fetched_when_it_is_asked_for(tmp_path):
+  """Metrics of several runs, each its own; not before the step that follows is sent."""
+  mean = types.Mean(jax.numpy.arange(3.0), jax.numpy.full(3, 2.0))
+  measured = programs._Measured({"loss": mean})
+  shares = [measured.of(place) for place in range(3)]
+  jax.block_until_ready(shares)
+  assert all(x.is_ready() for x in jax.tree.leaves(shares))
+  assert "values" not in vars(measured)
+  assert [jax.device_get(share)["loss"].value for share in shares] == [0.0, 0.5, 1.0]
 
 
 def test_one_that_cannot_begin_does_not_stop_the_others(tmp_path):

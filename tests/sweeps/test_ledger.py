@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gen_jax.runs import bill
 from gen_jax.sweeps import engine, figure, ledger, space, statistics
 from gen_jax.system import files
 from gen_jax.train import writers
@@ -64,6 +65,29 @@ def test_what_is_written_is_read_and_what_is_edited_refused(made, tmp_path):
   ledger.write(path, {k: v for k, v in made.items() if k != "metric"})
   with pytest.raises(InputError, match="lacks parts"):
     ledger.read(path)
+
+
+def test_a_ledger_says_by_what_code_and_on_what_its_runs_were_made(tmp_path):
+  """Of its own arms alone; nothing where none of them says so."""
+  arms = [arm(1e-3, seed) for seed in range(4)]
+  workdirs = {one.sha256: engine.workdir(tmp_path, one) for one in arms}
+  states = {sha: {"status": "finished", "starts": 1, "secs": 1.0} for sha in workdirs}
+  states[arms[3].sha256]["status"] = "failed"
+  for folder in workdirs.values():
+    folder.mkdir()
+  about = {"question": "?", "config": "c", "metric": METRIC}
+  silent = ledger.collect(about, arms, states, workdirs)
+  assert not {"revisions", "devices"} & silent.keys()
+  start = {"began": 1.0, "until": 2.0, "chips": 1.0}
+  code, kinds = ("b", None, "a-dirty", "c"), ("cpu", "cpu", "TPU v4", "GPU")
+  for folder, revision, kind in zip(workdirs.values(), code, kinds, strict=True):
+    run = files.sealed({"format": 1, "code_revision": revision})
+    files.write_json(folder / "run.json", run)
+    starts = files.sealed({"starts": [{**start, "kind": kind}]})
+    files.write_json(folder / bill.NAME, starts)
+  found = ledger.collect(about, arms, states, workdirs)
+  assert found["revisions"] == ["a-dirty", "b"]
+  assert found["devices"] == ["TPU v4", "cpu"]
 
 
 def test_curves_are_thinned_and_end_where_the_run_ended(made):

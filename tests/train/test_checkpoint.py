@@ -44,6 +44,16 @@ def test_arrays_are_written_as_they_are(tmp_path):
   assert sum(path.stat().st_size for path in files) > tree.num_bytes(state)
 
 
+def test_arrays_go_to_the_disk_at_once(made, tmp_path):
+  """One by one, each has an index of its own and waits for the disk in turn."""
+  state, _ = made
+  with checkpoint.open_manager(tmp_path) as manager:
+    checkpoint.save(manager, 3, state, checkpoint.Progress())
+  written = [*tmp_path.rglob("ocdbt.process_*/d/*")]
+  assert 1 <= len(written) <= 3 < len(jax.tree.leaves(state))
+  assert not [*tmp_path.rglob("_sharding")]
+
+
 def test_what_is_small_is_saved_without_compiling(tmp_path, caplog):
   """Each device would write a part of what all have, cut by a program of its own."""
   layout = sharding.make_layout()
