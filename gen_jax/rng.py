@@ -1,5 +1,6 @@
 """Random keys derived from names and example indices, never from call order."""
 
+import functools
 import zlib
 
 import jax
@@ -20,7 +21,12 @@ def per_example(key: Array, batch_size: int, offset: int | Array = 0) -> Array:
 
 def sample_keys(seed: int, num: int, offset: int = 0) -> Array:
   """Returns keys [num] of samples offset, offset + 1, ... of a seed."""
-  return per_example(named(jax.random.key(seed), "sample"), num, offset)
+  return _sample_keys(jax.random.key(seed), num, offset)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sample_keys(key: Array, num: int, offset: int) -> Array:
+  return per_example(named(key, "sample"), num, offset)
 
 
 def fold_in(keys: Array, data: int | Array) -> Array:

@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gen_jax import rng, sharding
 from gen_jax.cost import flops
@@ -133,11 +132,13 @@ def _generate(
   if negative:
     raise InputError(f"negative={negative!r} is for images; leave it out")
   _check_num(num, writer.sampling)
-  keys, groups = rng.sample_keys(seed, num), list(texts.groups(prompts, num))
+  groups = texts.groups(prompts, num)
   return [
     text
     for prompt, some in progress.track(groups, len(groups), "groups of samples")
-    for text in writer.texts(weights.params, [prompt] * len(some), keys[np.array(some)])
+    for text in writer.texts(
+      weights.params, [prompt] * len(some), rng.sample_keys(seed, len(some), some.start)
+    )
   ]
 
 

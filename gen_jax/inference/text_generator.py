@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gen_jax import tree
@@ -184,7 +183,7 @@ class TextGenerator:
     padded = np.zeros((len(ids), width), np.int32)
     for i, row in enumerate(ids):
       padded[i, : len(row)] = row
-    lengths = jnp.asarray([len(row) for row in ids], jnp.int32)
+    lengths = np.array([len(row) for row in ids], np.int32)
     limit = self.sampling.max_tokens
     num_slots = min(width + limit, context) + self.piece
     rooms = [min(limit, context - len(row)) for row in ids]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from gen_jax import rng
 from gen_jax.data import tokenizers
@@ -51,7 +50,6 @@ def write(
   """
   how = json.loads(json.dumps(how))  # as JSON reads it back
   tokenizer = writer.tokenizer if logprobs else None
-  keys = rng.sample_keys(how["seed"], num)
   samples, path = [], folder / "text.jsonl"
   before, wanted = (
     drawn_before(path, how),
@@ -66,7 +64,8 @@ def write(
       if len(found) < len(pairs):
         show = _stream(prompt) if num == 1 else lambda texts: None
         given = [read(prompt)] * len(group)
-        drawn = writer.samples(params, given, keys[np.array(group)], show)
+        keys = rng.sample_keys(how["seed"], len(group), group.start)
+        drawn = writer.samples(params, given, keys, show)
         found = [
           {**record_of(prompt, sample, i, tokenizer), **how}
           for i, sample in zip(group, drawn, strict=True)

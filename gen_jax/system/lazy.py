@@ -41,14 +41,16 @@ def imports() -> Iterator[None]:
 
 def load() -> None:
   """Loads what was put off: afterwards all is as if imported at once."""
+  # First numpy: modules in C that are imported while it loads find a part of it.
+  found = [sys.modules[name] for name in _FOREIGN if name in sys.modules]
+  waiting = [m for m in (*found, *sys.modules.values()) if type(m) is _Lazy]
   gc.disable()  # nothing of what is imported is garbage: a tenth of the time
   try:
-    # First numpy: modules in C that are imported while it loads find a part of it.
-    found = [sys.modules[name] for name in _FOREIGN if name in sys.modules]
-    for module in [*found, *sys.modules.values()]:
-      if type(module) is _Lazy:
-        module.__dict__  # noqa: B018 (asking for anything loads it)
+    for module in waiting:
+      module.__dict__  # noqa: B018 (asking for anything loads it)
   finally:
+    if waiting:
+      gc.freeze()  # nor does a later look find any there
     gc.enable()
 
 

@@ -4,6 +4,7 @@ The stories are those of the pages: each command finds what those before it have
 """
 
 import contextlib
+import io
 import json
 import pathlib
 import shlex
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from gen_jax.cli import main
+from tests.convert import test_dit
 from tests.docs import test_commands
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,10 +35,48 @@ LDM = f"{NETWORK} {VAE.format(*['codec.'] * 3)} --config.data.latent_size=16"
 LDM += " --config.task.network.image_channels=4 --config.data.latent_channels=4"
 LDM += " --config.data.image_size=16 --config.task.conditioning.text_encoder.width=16"
 DIGITS = "runs/digits"
+SMALL = {"experiments/learning_rate": "small"}
+SWEEPS = {
+  "small": """get_sweep():
+  return product(fixed(SHORT), values(X_AXIS, (1e-3, 1e-2)), values("seed", (0, 1)))
+""",
+  "mine": """get_search():
+  return {"optimizer.learning_rate.peak": log_uniform(1e-4, 1e-1), **SHORT}
+""",
+}
+SWEEP = '''"""Which rate?"""
+from gen_jax.sweeps import fixed, log_uniform, product, values
+CONFIG, METRIC = "lm/pydoc:smoke", "validation/loss"
+X_AXIS = "optimizer.learning_rate.peak"
+SHORT = {"train.num_steps": 9}
+def {}'''
 
 # {page: {beginning of a command: what makes it small, and words in place of others}}.
 STORIES = {
   "README.md": {
+    "train --config configs/lm/pydoc.py --dry_run": ("", {}),
+    "import --from DIRECTORY_OR_HUB_ID": ("", {"DIRECTORY_OR_HUB_ID": "released"}),
+    "sample --workdir runs/llama --interactive": ("--max_tokens 2", {}),
+    "train --config configs/lm/finetune.py:instructions": (
+      f"{TUNED} {ANSWERS} --config.data.length=384",
+      {},
+    ),
+    "import --from DIRECTORY_OR_FILE": (
+      "",
+      {"DIRECTORY_OR_FILE_OR_HUB_ID": str(GOLDEN)},
+    ),
+    "edit --workdir runs/sd": (
+      "--num_steps 2",
+      {"apple.png": "my_dog/0.png", "mask.png": "mask16.png"},
+    ),
+    "evaluate --workdir runs/ldm": ("", {"runs/ldm": DIGITS, "500": "4"}),
+    "train --config C --workdir s3:": (
+      f"{TEXT} --config.train.num_steps=14 --config.data.batch_size=2",
+      {"C": "lm/pydoc"},
+    ),
+    "sweep": ("", SMALL),
+    "repro": ("", SMALL),
+    "report --sweep": ("", SMALL),
     "list": ("lm/pydoc", {}),
     "train --config lm/pydoc": (TEXT, {}),
     "train --config configs/lm/pydoc.py --workdir runs/text": (TEXT, {}),
@@ -55,6 +95,8 @@ STORIES = {
     "plan": ("--quick --config.task.model.num_layers=2", {}),
   },
   "text.md": {
+    "sample --workdir runs/llama --interactive": ("--max_tokens 2", {}),
+    "sample --workdir W --chat": ("--max_tokens 2", {"W": "runs/instructions"}),
     "import --from DIRECTORY_OR_HUB_ID": ("", {"DIRECTORY_OR_HUB_ID": "released"}),
     "export --workdir runs/llama": ("", {}),
     **{
@@ -74,6 +116,14 @@ STORIES = {
     "import --from ADAPTER_OR_HUB_ID": ("", {"ADAPTER_OR_HUB_ID": "adapter"}),
   },
   "images.md": {
+    "plan": ("--quick --config.task.network.num_layers=2", {}),
+    "import --from DIRECTORY --workdir": ("", {"DIRECTORY": "pipeline"}),
+    "sample --workdir runs/dit_xl": ("--num_steps 2", {"golden retriever": "hen"}),
+    "export --workdir runs/dit_xl": ("", {"exported": "runs/exported"}),
+    "edit --workdir E": (
+      "--num_steps 2",
+      {"E": "runs/edit", "before.png": "my_dog/0.png"},
+    ),
     "import --from DIRECTORY_OR_FILE": (
       "",
       {
@@ -147,6 +197,12 @@ STORIES = {
     ),
   },
   "scale.md": {
+    "plan --config configs/lm/gpt2.py:124m": (
+      "--quick --limit 2 --config.task.model.num_layers=1",
+      {},
+    ),
+    "train --config C --workdir s3:": (f"{TRAIN} {ONE}", {"C": "lm/llama:7b,smoke"}),
+    "export --workdir s3:": ("", {}),
     "plan --config configs/lm/llama.py:7b": (
       "--quick --config.task.model.num_layers=2",
       {},
@@ -161,48 +217,43 @@ STORIES = {
     "launch --on sky": ("--dry_run", {}),
   },
   "sweeps.md": {
+    "sweep experiments/learning_rate": ("", SMALL),
+    "repro": ("", SMALL),
+    "sweep experiments/mine": (
+      "--fresh 2",
+      {"experiments/mine": "mine", "40": "2", "80": "4", "60": "3"},
+    ),
+    "train --config lm/gpt2": (
+      f"{TRAIN} --workdir runs/mup",
+      {
+        "lm/gpt2": "lm/gpt2:smoke",
+        "--config.task.model.base_width=256": "--config.task.model.base_width=16",
+      },
+    ),
+    "coordinates": (
+      "--steps 1 --seeds 1",
+      {"lm/gpt2": "lm/pydoc:smoke", "64,128,256,512,1024": "32,64"},
+    ),
     "sweep experiments/learning_rate --list": ("", {}),
     "compare runs/a0,runs/a1,runs/a2": ("", {}),
     "compare runs/a0 runs/b0": ("", {}),
     "compare experiments": ("", {}),
   },
   "tpu.md": {
+    "tokenize": ("", {"TOKENIZER": "runs/text/tokenizer", "32": "1"}),
     "plan": ("--quick --config.task.model.num_layers=2", {}),
     "launch": ("--dry_run", {}),
   },
 }
 
-# What would need something that is not here, or hours, and which test does it small.
+# What needs something that is not here, and the test that does its like.
 ELSEWHERE = {
-  "train --config configs/lm/pydoc.py --dry_run": "tests/cli/test_commands.py",
-  "import --from DIRECTORY --workdir runs/dit_xl": "tests/convert/test_dit.py",
-  "sample --workdir runs/dit_xl": "tests/convert/test_dit.py",
-  "export --workdir runs/dit_xl": "tests/convert/test_dit.py",
-  "plan --config configs/diffusion/dit.py:xl": "tests/cost/test_plan.py",
-  "plan --config configs/lm/gpt2.py:124m": "tests/cli/test_plan.py",
-  "import --from DIRECTORY_OR_HUB_ID": "tests/docs/test_stories.py",
-  "import --from DIRECTORY_OR_FILE_OR_HUB_ID": "tests/docs/test_stories.py",
-  "train --config configs/lm/finetune.py:instructions": "tests/docs/test_stories.py",
-  "sample --workdir runs/llama --interactive": "tests/e2e/test_talk.py",
-  "sample --workdir W --chat": "tests/cli/test_instruct.py",
-  "serve": "tests/serving/test_server.py",
-  "export --workdir runs/sd --to v1": "tests/convert/test_stable_diffusion.py",
-  "edit --workdir runs/sd": "tests/convert/test_stable_diffusion.py",
-  "edit --workdir E": "tests/tasks/test_editing.py",
-  "evaluate --workdir runs/ldm": "tests/docs/test_stories.py",
-  "train --config C --workdir s3:": "tests/e2e/test_buckets.py",
-  "export --workdir s3:": "tests/system/test_buckets.py",
-  "train --config C --workdir /shared/run": "tests/e2e/test_hosts.py",
-  "tokenize --source corpus/*.jsonl.zst --tokenizer TOKENIZER": (
-    "tests/data/tokens"  # a bucket
+  "export --workdir runs/sd --to v1": (
+    "Stable Diffusion 1 itself",
+    "tests/convert/test_stable_diffusion.py",
   ),
-  "sweep experiments/learning_rate --jobs": "tests/cli/test_sweep.py",
-  "sweep experiments/learning_rate --record": "tests/cli/test_sweep.py",
-  "sweep experiments/mine": "tests/sweeps/test_searching.py",
-  "report --sweep": "tests/cli/test_sweep.py",
-  "repro experiments/learning_rate": ".ci/run",
-  "train --config lm/gpt2 --config.task.model.base_width": "tests/train/test_mup.py",
-  "coordinates": "tests/cli/test_coordinates.py",
+  "train --config C --workdir /shared/run": ("two hosts", "tests/e2e/test_hosts.py"),
+  "serve": ("somebody who asks and stops it", "tests/serving/test_server.py"),
 }
 
 
@@ -226,7 +277,7 @@ def test_every_command_is_in_a_story_or_elsewhere():
     others[max(known, key=len)] += 1
   assert all(told.values()), [where for where, lines in told.items() if not lines]
   assert all(others.values()), [name for name, count in others.items() if not count]
-  assert all((ROOT / place).exists() for place in ELSEWHERE.values())
+  assert all((ROOT / place).exists() for _, place in ELSEWHERE.values())
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +296,15 @@ def folder(tmp_path_factory):
   Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(
     path / "apple.png"
   )
-  mask = np.full((8, 8), 0, np.uint8)
-  mask[:4] = 255
-  Image.fromarray(mask).save(path / "mask.png")
+  for name, side in (("mask.png", 8), ("mask16.png", 16)):
+    mask = np.zeros((side, side), np.uint8)
+    mask[: side // 2] = 255
+    Image.fromarray(mask).save(path / name)
+  for name, body in SWEEPS.items():
+    (path / name).mkdir()
+    (path / name / "sweep.py").write_text(SWEEP.replace("{}", body))
+  (path / "pipeline").mkdir()
+  test_dit.whole_pipeline(path / "pipeline")
   say = {"instruction": "Say {}.", "input": "", "output": "one"}
   asked = [{k: v.format(i) for k, v in say.items()} for i in range(100)]
   (path / "alpaca_data.json").write_text(json.dumps(asked))
@@ -277,35 +334,42 @@ def _before(page, call, folder):
     for name in [f"runs/{a}{i}" for a in "ab" for i in range(3)]:
       spec = ("--config", "lm/pydoc:smoke", "--workdir", name)
       call(["train", *spec, f"--config.seed={name[-1]}"])
-  if page == "text.md":
+  if page in ("README.md", "text.md"):
     spec = ("--config", "lm/llama:7b,smoke", "--workdir", "runs/made")
     call(["train", *spec, "--config.task.model.max_length=512"])
     call(["export", "--workdir", "runs/made", "--to", "released"])
     spec = ("--config", "runs/made", "--workdir", "runs/mine", *shlex.split(TRAIN))
     lora = ("--config.init_from.workdir=runs/made", "--config.adapter.name=lora")
     call(["train", *spec, *lora])
-  if page == "data.md":
+  if page in ("data.md", "tpu.md"):
     call(["train", "--config", "lm/pydoc", "--workdir", "runs/text", *small])
   if page == "images.md":
     spec = ("--config", "diffusion/digits", "--workdir", DIGITS)
     call(["train", *spec, *shlex.split(NETWORK), "--config.evaluators.reading=None"])
+    call(["train", "--config", "diffusion/shapes_edit:smoke", "--workdir", "runs/edit"])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("page", STORIES)
-def test_story(page, call, folder):
+def test_story(page, call, folder, bucket, gs_bucket, monkeypatch):
   _clear(folder)
   _before(page, call, folder)
+  buckets = {"s3://bucket": bucket, "gs://other": gs_bucket, "gs://NAME": gs_bucket}
   for name, words in test_commands.commands():
     if name != page or (begin := _in_story(page, words)) is None:
       continue
     more, others = STORIES[page][begin]
     words = [others.get(word, word) for word in words]
+    for name, address in buckets.items():
+      words = [word.replace(name, address) for word in words]
     at = words.index("--") if "--" in words else len(words)
     print("gen-jax", *words, flush=True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/exit\n"))
     call([*words[:at], *shlex.split(more), *words[at:]])
     if "--baseline" in words:  # its numbers are another's, later
-      shutil.copy("runs/ldm/evaluation.json", "other.json")
+      shutil.copy(f"{words[2]}/evaluation.json", "other.json")
+    if words[:2] == ["sweep", "small"] and "--jobs" in words:
+      call([*words[:2], "--record"])  # for `repro`
 
 
 def _clear(folder):
