@@ -234,13 +234,13 @@ def test_a_revision_is_that_of_this_code_and_says_what_is_changed(
     git(folder, "init")
     git(folder, "commit", "--allow-empty", "-m", folder.name)
     if folder == outer:
-      assert workdirs._revision() is None
+      assert workdirs._revision.__wrapped__() is None
   git(clone, "add", ".")
   git(clone, "commit", "-m", "code")
   commit = git(clone, "rev-parse", "HEAD")
-  assert workdirs._revision() == commit
+  assert workdirs._revision.__wrapped__() == commit
   place.write_text("2")
-  assert workdirs._revision() == f"{commit}-dirty"
+  assert workdirs._revision.__wrapped__() == f"{commit}-dirty"
 
 
 def test_new_takes_a_config_in_any_form_and_a_folder_of_the_same(text_workdir):
