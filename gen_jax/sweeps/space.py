@@ -124,13 +124,29 @@ def arms(config: Mapping[str, Any], space: Space) -> list[Arm]:
     key
     for key in keys(space)
     if all(
-      _at(arm.config, key) == _at(usual, key) for arm in found if key in arm.overrides
+      _at(arm.config, key) == _at(usual, key) and not _counts(config, arm, key)
+      for arm in found
+      if key in arm.overrides
     )
   }
   if useless:
     key = min(useless)
     raise InputError(f"override {key}={_at(usual, key)!r} changes nothing; remove it")
   return found
+
+
+def _counts(config: Mapping[str, Any], arm: Arm, key: str) -> bool:
+  """Whether an arm would be another one without this override, or none.
+
+  A value may be that of the base config and still count: in a block that another
+  override replaces, the default is another.
+  """
+  rest = {k: value for k, value in arm.overrides.items() if k != key}
+  try:
+    (other,) = resolve(config, [rest], [arm.name])
+  except InputError:
+    return True
+  return other.config != arm.config
 
 
 def resolve(

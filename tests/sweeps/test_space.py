@@ -74,6 +74,18 @@ def test_bad_spaces():
     zip_({"a": (1,), "b": (1, 2)})
 
 
+def test_a_value_of_the_base_counts_in_a_block_that_is_replaced():
+  """The new schedule's own default is another: the base's value changes it."""
+  steps = BASE["optimizer"]["learning_rate"]["warmup_steps"]
+  warmup, rate = "optimizer.learning_rate.warmup_steps", "optimizer.learning_rate"
+  (arm,) = arms([{rate: "linear", RATE: 2e-3, warmup: steps}])
+  assert arm.config["optimizer"]["learning_rate"]["warmup_steps"] == steps
+  (plain,) = arms([{rate: "linear", RATE: 2e-3}])
+  assert plain.sha256 != arm.sha256
+  with pytest.raises(InputError, match=f"{warmup}={steps} changes nothing"):
+    arms([{RATE: 2e-3, warmup: steps}])
+
+
 def test_an_arm_has_the_settings_of_its_evaluators():
   (plain,) = arms(fixed({"seed": 1}))
   assert plain.settings == [("", {})]
