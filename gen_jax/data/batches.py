@@ -21,10 +21,10 @@ def ahead(make: Callable[[], _T]) -> Iterator[_T]:
   What a call raises is raised by the `next` that asks for its result.
   """
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    coming = pool.submit(make)
+    coming = [pool.submit(make)]
     while True:
-      made, coming = coming.result(), pool.submit(make)
-      yield made
+      coming.append(pool.submit(make))
+      yield coming.pop(0).result()  # no variable keeps it
 
 
 def rows(

@@ -9,8 +9,7 @@
 A checkpoint of step i is saved after step i's evaluation, if due, so a run that is
 killed and restarted does exactly the same as an uninterrupted one. Both wait for the
 previous step's metrics: after a step i that is not finite nothing is evaluated, saved
-or applied. The state before it is saved as step i; a restarted run reaches the same
-batch and stops there.
+or applied. The state before it is saved as step i, where a restarted run stops again.
 """
 
 import contextlib
@@ -381,6 +380,7 @@ def run(
           waited = time.monotonic() - asked
           heartbeat()
           state, metrics = step(state, frozen, batch, numbers)
+          del batch  # freed while `next` is timed, it would let readers run first
         if pending is not None:
           fetch(*pending)
         pending = (i, metrics, window.end(metrics), waited)

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import weakref
 
 import pytest
 
@@ -38,3 +39,14 @@ def test_a_failure_waits_for_the_call_that_asks_for_it():
   assert [next(stream), next(stream)] == [1, 2]
   with pytest.raises(ValueError, match="no third"):
     next(stream)
+
+
+class Made:
+  """What a weak reference can follow."""
+
+
+def test_what_the_caller_drops_is_gone_at_once():
+  stream = batches.ahead(Made)
+  for _ in range(3):
+    made = weakref.ref(next(stream))
+    assert made() is None

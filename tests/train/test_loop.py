@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,26 @@ def saves(monkeypatch):
     return spy
 
   return install
+
+
+def test_no_batch_is_held_while_the_next_is_asked_for(manager, saves):
+  # Freeing it takes Python's lock from the loop, and readers run for milliseconds.
+  class Batch(float):
+    pass
+
+  class Counting(Spy):
+    def stream(self, start):
+      held = []
+      for i in itertools.count(start):
+        assert not any(batch() for batch in held)
+        yield self.made(i, held)
+
+    def made(self, i, held):
+      batch = Batch(i)
+      held.append(weakref.ref(batch))
+      return batch
+
+  saves(Counting()).run(manager)
 
 
 def test_order_of_operations(manager, saves):
