@@ -101,7 +101,7 @@ def png(found: Mapping[str, Any], x_axis: str = STEP) -> bytes:
 
 def encoded(figure, found: Mapping[str, Any]) -> bytes:
   """A figure of matplotlib as PNG, under its ledger's question, with its hash."""
-  figure.suptitle(found["question"], fontsize=10)
+  figure.suptitle(found["question"], fontsize=10, wrap=True)
   figure.tight_layout()
   out = io.BytesIO()
   metadata = {_SOURCE: files.value_sha256(found), "Software": None}
