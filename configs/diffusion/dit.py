@@ -2,6 +2,7 @@
 
 variant   width  layers  heads  parameters   on
 digits      96      6      4       1.1 M     1,797 handwritten digits, 8 x 8 pixels
+small       64      2      8       0.2 M     the same, 2,000 steps without an average
 xl        1152     28     16     674.8 M     latents of 256 x 256 images, 1,000 classes
 
 `:xl` is DiT-XL/2 with the paper's recipe: AdamW at a constant 1e-4 without weight
@@ -25,17 +26,19 @@ import ml_collections
 from configs import common
 from configs.diffusion import digits, stable_diffusion
 
-VARIANTS = ("digits", "xl")
+VARIANTS = ("digits", "small", "xl")
 SIZES = {
   "digits": {"image_channels": 1, "image_size": 8, "patch_size": 2}
   | {"width": 96, "num_layers": 6, "num_heads": 4},
+  "small": {"image_channels": 1, "image_size": 8, "patch_size": 2}
+  | {"width": 64, "num_layers": 2, "num_heads": 8},
   "xl": {"image_channels": 4, "image_size": 32, "patch_size": 2, "learn_sigma": True}
   | {"width": 1152, "num_layers": 28, "num_heads": 16},
 }
 
 
 def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
-  """`:digits` or `:xl`; `:smoke` shrinks either to seconds."""
+  """One of `VARIANTS`; `:smoke` shrinks it to seconds."""
   variant, smoke = common.parse_arg(arg, VARIANTS)
   network = {
     "name": "dit",
@@ -43,7 +46,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
     "timestep_offset": -1.0,
     **SIZES[variant],
   }
-  config = (_xl if variant == "xl" else _digits)(network)
+  config = {"digits": _digits, "small": _small, "xl": _xl}[variant](network)
   return common.smoke(config) if smoke else config
 
 
@@ -55,6 +58,15 @@ def _digits(network: dict) -> ml_collections.ConfigDict:
   del config.data["tokenizer"], config.data["caption_length"]
   config.train.update({"num_steps": 1000, "save_every": 500})
   config.evaluators.validation.every = 500
+  return config
+
+
+def _small(network: dict) -> ml_collections.ConfigDict:
+  """For sweeps over many runs."""
+  config = _digits(network)
+  config.data.batch_size = 32
+  config.train.update({"num_steps": 2000, "save_every": 2000, "ema_decay": None})
+  config.evaluators = {"validation": {"name": "loss", "every": 2000}}
   return config
 
 

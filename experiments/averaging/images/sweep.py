@@ -6,7 +6,7 @@ sweep next to that of the other family. The rates are those of rates/, of anothe
 
 from gen_jax.sweeps import chain, fixed, product, values
 
-CONFIG, METRIC = "configs/diffusion/dit.py:digits", "validation/loss"
+CONFIG, METRIC = "configs/diffusion/dit.py:small", "validation/loss"
 AVERAGE = values("train.ema_decay", (None, 0.9999))
 
 
@@ -20,16 +20,5 @@ def get_sweep():
   return product(
     values("seed", range(3, 8)),
     product(chain(_rate(1.0, 2.0**-8), _rate(0.0, 2.0**-7)), AVERAGE),
-    fixed(
-      {
-        "task.network.width": 64,
-        "task.network.num_layers": 2,
-        "task.network.num_heads": 8,
-        "data.batch_size": 32,
-        "train.num_steps": 2000,
-        "train.save_every": 2000,
-        "evaluators.validation.every": 200,
-        "evaluators.reading": None,
-      }
-    ),
+    fixed({"evaluators.validation.every": 200}),
   )
