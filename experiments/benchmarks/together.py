@@ -50,7 +50,7 @@ class Row(NamedTuple):
 ROWS = (
   Row("configs/lm/pydoc.py:smoke", 16, 200, 3),
   Row("configs/lm/pydoc.py:smoke", 16, 2000, 1),
-  Row("configs/lm/pydoc.py", 4, 100, 2),
+  Row("configs/lm/pydoc.py", 4, 100, 1),
 )
 
 
