@@ -34,6 +34,17 @@ ROOMS = {
   "data": "sources datasets batches chat tokenizers",
 }
 KEPT = ".docs"  # notebooks that have been run
+_COLAB = """
+[Open in Colab][colab]{{ .md-button }}
+
+On Colab, run this cell first:
+
+```
+%pip install "gen_jax[data,report,sweeps] @ git+https://github.com/{0}"
+```
+
+[colab]: https://colab.research.google.com/github/{0}/blob/main/docs/{1}
+"""
 LOOSE = "types ranges rng tree sharding experiment numbers"
 _FRONT = """# gen_jax
 
@@ -113,17 +124,26 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
   kept += [File(path, str(ROOT), *where) for path in _written()]
   made: dict[str, str | bytes] = {"docs/keys.md": config_keys.page(), **_api()[0]}
   for name in notebooks.titles():
-    made |= _notebook(notebooks.DOCS / name, config.extra["execute"])
+    path = notebooks.DOCS / name
+    made |= _notebook(path, config.extra["execute"], config.extra["repository"])
   return Files(kept + [File.generated(config, p, content=t) for p, t in made.items()])
 
 
-def _notebook(path: pathlib.Path, is_run: bool) -> dict[str, str | bytes]:
-  """A notebook's page and images; the file itself, for whoever would run it."""
+def _notebook(
+  path: pathlib.Path, is_run: bool, repository: str
+) -> dict[str, str | bytes]:
+  """A notebook's page and images; the file itself, for whoever would run it.
+
+  Args:
+    repository: OWNER/NAME on GitHub, from where Colab opens it; "" if not known.
+  """
   read = nbformat.read(path, as_version=4)
   made = notebooks.kept(path, ROOT / KEPT) if is_run else read
   text, images = notebooks.markdown(made, path.stem)
   title, _, rest = text.partition("\n")
-  text = f"{title}\n\n[The notebook]({path.name}){{ .md-button download }}\n{rest}"
+  colab = _COLAB.format(repository, path.name) if repository else ""
+  button = f"[The notebook]({path.name}){{ .md-button download }}"
+  text = f"{title}\n\n{button}\n{colab}{rest}"
   found = {f"docs/{name}": image for name, image in images.items()}
   return {f"docs/{path.stem}.md": text, f"docs/{path.name}": path.read_bytes(), **found}
 

@@ -1,10 +1,10 @@
-"""Arms of a sweep in one process against one after another: seconds of whole commands.
+"""Arms of a sweep in one process against a process for each: seconds of whole commands.
 
     python experiments/benchmarks/together.py            # writes the table of README.md
 
-Each row is a sweep over the learning rate, run by `gen-jax sweep` in an empty folder,
-with `--together no` and as it is by default, in turn; medians. Programs are compiled
-before (the cache between commands), so that starts are what a second sweep sees.
+Each row is a sweep over the learning rate, run by `gen-jax sweep` in an empty folder in
+four ways, in turn; medians. Programs are compiled before (the cache between commands),
+so that starts are what a second sweep sees.
 """
 
 import json
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
@@ -28,28 +29,36 @@ def get_sweep():
 '''
 
 
+# Flags of `gen-jax sweep`; two processes have a core each.
+WAYS = {
+  "processes, one at a time": ("--jobs", "1", "--together", "no"),
+  "two at a time": ("--jobs", "2", "--together", "no"),
+  "one group": ("--jobs", "1"),
+  "two groups": ("--jobs", "2"),
+}
+
+
 class Row(NamedTuple):
-  """A sweep: its config, arms and steps, and how often each way is timed."""
+  """A sweep: its config, arms and steps, and how often it is timed."""
 
   config: str
   arms: int
   steps: int
-  jobs: int
-  times: tuple[int, int]  # alone, together
+  times: int
 
 
 ROWS = (
-  Row("configs/lm/pydoc.py:smoke", 16, 200, 1, (2, 3)),
-  Row("configs/lm/pydoc.py:smoke", 16, 2000, 1, (1, 2)),
-  Row("configs/lm/pydoc.py", 4, 60, 2, (2, 2)),
+  Row("configs/lm/pydoc.py:smoke", 16, 200, 3),
+  Row("configs/lm/pydoc.py:smoke", 16, 2000, 1),
+  Row("configs/lm/pydoc.py", 4, 100, 1),
 )
 
 
-def seconds(row: Row, folder: pathlib.Path, *flags: str) -> tuple[float, str]:
+def seconds(folder: pathlib.Path, flags: Sequence[str]) -> tuple[float, str]:
   """Of the whole command; and what the groups said of their choice."""
   home = folder / "runs"
   shutil.rmtree(home, ignore_errors=True)
-  words = ["-m", "gen_jax.cli.main", "sweep", folder, "--to", home, "--jobs", row.jobs]
+  words = ["-m", "gen_jax.cli.main", "sweep", folder, "--to", home]
   began = time.perf_counter()
   subprocess.run(
     [sys.executable, *map(str, words), *flags], check=True, stdout=subprocess.DEVNULL
@@ -65,48 +74,50 @@ def seconds(row: Row, folder: pathlib.Path, *flags: str) -> tuple[float, str]:
 
 
 def measure(row: Row) -> dict:
-  """Medians of both ways, and their ratio."""
+  """Seconds of each way, and what groups said of their choice."""
   how = {
     "train.num_steps": row.steps,
     "train.save_every": row.steps,
     "train.log_every": 50,
     "evaluators.validation.every": row.steps,
   }
+  secs: dict[str, list[float]] = {way: [] for way in WAYS}
+  said = {}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     body = SWEEP.format(config=row.config, arms=row.arms, how=how)
     (folder / "sweep.py").write_text(body)
-    seconds(row, folder)  # compiles
-    alone, together, said = [], [], ""
-    for i in range(max(row.times)):
-      if i < row.times[0]:
-        alone.append(seconds(row, folder, "--together", "no")[0])
-      if i < row.times[1]:
-        secs, said = seconds(row, folder)
-        together.append(secs)
-      print(row, alone, together, said, flush=True)
-  ratio = statistics.median(alone) / statistics.median(together)
-  about = {"alone": alone, "together": together, "ratio": ratio, "said": said}
-  return {**row._asdict(), **about}
+    for way in ("two groups", "one group"):
+      seconds(folder, WAYS[way])  # compiles
+    for _ in range(row.times):
+      for way, flags in WAYS.items():
+        took, said[way] = seconds(folder, flags)
+        secs[way].append(took)
+      print(row, secs, said, flush=True)
+  return {**row._asdict(), "secs": secs, "said": said}
 
 
 def table(found: list[dict]) -> str:
   """A line for each sweep."""
-  lines = [
-    "| sweep | processes | by default | ratio | what its groups measured |",
-    "|---|---|---|---|---|",
-  ]
+  first = next(iter(WAYS))
+  lines = [f"| sweep | {' | '.join(WAYS)} |", "|---" * (1 + len(WAYS)) + "|"]
   for row in found:
-    words = f"{row['arms']} arms of `{row['config']}`, {row['steps']:,} steps"
-    if row["jobs"] > 1:
-      words += f", {row['jobs']} at a time"
-    alone, together = (
-      f"{statistics.median(x):.1f} s ({min(x):.1f} to {max(x):.1f})"
-      for x in (row["alone"], row["together"])
-    )
-    lines.append(
-      f"| {words} | {alone} | {together} | {row['ratio']:.1f} | {row['said']} |"
-    )
+    cells = [f"{row['arms']} arms of `{row['config']}`, {row['steps']:,} steps"]
+    whole = statistics.median(row["secs"][first])
+    for way in WAYS:
+      x = row["secs"][way]
+      ratio = f", {whole / statistics.median(x):.1f} times as fast"
+      spread = f" ({min(x):.1f} to {max(x):.1f})" if len(x) > 1 else ""
+      cells.append(
+        f"{statistics.median(x):.1f} s{spread}{ratio if way != first else ''}"
+      )
+    lines.append(f"| {' | '.join(cells)} |")
+  lines += ["", "What the groups measured:", ""]
+  lines += [
+    f"- {row['steps']:,} steps of `{row['config']}`, {way}: {row['said'][way]}"
+    for row in found
+    for way in ("one group", "two groups")
+  ]
   return "\n".join(lines)
 
 

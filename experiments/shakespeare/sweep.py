@@ -11,7 +11,7 @@ PEAK = "optimizer.learning_rate.peak"
 
 
 def get_sweep():
-  """Three recipes on tinyshakespeare.txt of the current folder; three seeds."""
+  """Three recipes on tinyshakespeare.txt of the current folder; five seeds."""
   best = {
     "task.model.norm": "rms_norm",
     "task.model.position": None,
@@ -21,7 +21,7 @@ def get_sweep():
     "optimizer.learning_rate": {"name": "linear", "peak": 6e-3, "warmup_steps": 100},
   }
   return product(
-    values("seed", range(1, 4)),
+    values("seed", range(1, 6)),
     chain(fixed({PEAK: 1e-3}), fixed({PEAK: 2e-3}), fixed(best)),
     fixed(
       {

@@ -91,15 +91,21 @@ def _of_examples(args) -> dict:
   names = [run.config["task"]["name"] for run in opened]
   if names[0] != names[1]:
     raise InputError(f"losses of other tasks are not compared: {' and '.join(names)}")
-  if not _see_the_same(*(run.experiment.pipeline("validation") for run in opened)):
-    raise InputError(
-      f"{args.a} and {args.b} are evaluated on other examples, batches or tokens;"
-      " --examples needs the same"
-    )
+  evals = [_evaluator(run, metric) for run in opened]
+  which = f"{args.a} and {args.b} are evaluated on other examples, batches or tokens"
+  unlike = InputError(f"{which}; --examples needs the same")
+  if not _see_the_same(*evals):
+    raise unlike
   one, other = (workdir.flat(run.config) for run in opened)
   differ = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
   print(f"A and B differ in {', '.join(sorted(differ)) or 'nothing but their weights'}")
-  (a, counts), (b, _) = (_losses(run, metric) for run in opened)
+  weights = [run.weights("best") for run in opened]
+  for run, found in zip(opened, weights, strict=True):
+    print(f"{run.workdir}: step {found.step}, {found.kind} weights")
+  pairs = zip(evals, weights, strict=True)
+  (a, counts), (b, same) = (e.of_examples(w.params, w.frozen) for e, w in pairs)
+  if not np.array_equal(counts, same):
+    raise unlike
   for name, sums in (("A", a), ("B", b)):
     print(f"{name}  {metric} {sums.sum() / counts.sum():.4f} over {len(sums)} examples")
   difference = statistics.over_examples(a, b, counts)
@@ -112,24 +118,18 @@ def _of_examples(args) -> dict:
   }
 
 
-def _see_the_same(one, other) -> bool:
-  """Whether two pipelines have as many examples, and the same first batch."""
-  pair = one.batch(0), other.batch(0)
-  return len(one.examples) == len(other.examples) and all(
-    np.array_equal(pair[0][name], pair[1][name])
-    for name in pair[0].keys() & pair[1].keys()
-  )
-
-
-def _losses(run, metric: str):
-  """Summed loss and count of each example, by the weights that `evaluate` takes."""
+def _evaluator(run, metric: str) -> evaluators.LossEvaluator:
   name, _, what = metric.rpartition("/")
   evaluator = run.experiment.evaluator(name)
   if what != "loss" or not isinstance(evaluator, evaluators.LossEvaluator):
     raise InputError(f"--examples compares losses, `validation/loss` say, not {metric}")
-  weights = run.weights("best")
-  print(f"{run.workdir}: step {weights.step}, {weights.kind} weights")
-  return evaluator.of_examples(weights.params, weights.frozen)
+  return evaluator
+
+
+def _see_the_same(*evals: evaluators.LossEvaluator) -> bool:
+  """Whether two evaluators have the same first batch."""
+  one, other = (next(iter(evaluator.batches())) for evaluator in evals)
+  return all(np.array_equal(one[n], other[n]) for n in one.keys() & other.keys())
 
 
 def _metric(text: str) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -227,11 +228,13 @@ def _ended(
   """What `train` returns; says how it ended, and what it has cost."""
   last = {k: v for row in writers.read_metrics(directory) for k, v in row.items()}
   end = int(result.state.step)
-  has_way_to_go = result.reason == "finished" and end < num_steps
-  reason = "until" if has_way_to_go else result.reason
-  told = f"{'stopped' if reason == 'until' else reason} at step {end}"
+  is_early = result.reason == "finished" and end < num_steps
+  told = f"{'stopped' if is_early else result.reason} at step {end}"
+  unknown = ", ".join(name for name, value in last.items() if math.isnan(value))
+  told += f"; not finite: {unknown}" if unknown else ""
   cost = None if group.process_id else bill.line(directory)
   print(*filter(None, (told, cost)), sep="\n", flush=True)
+  reason = "until" if is_early else result.reason
   return {"workdir": str(directory), "reason": reason, **last, "step": end}
 
 
@@ -255,11 +258,10 @@ def _announce(begun: _Begun, directory: pathlib.Path, state, is_new: bool) -> No
   attention = sorted(
     {*_chosen("attention_impl", begun.experiment.config["task"])} or {"xla"}
   )
-  print(
+  _SAY(
     f"{'training' if is_new else 'resuming'} {directory} from step {int(state.step)} of"
     f" {begun.program.num_steps}: {tree.size(state.params):,} parameters, mesh"
-    f" {_mesh(begun.experiment.layout)}, attention by {' and '.join(attention)}",
-    flush=True,
+    f" {_mesh(begun.experiment.layout)}, attention by {' and '.join(attention)}"
   )
 
 
@@ -343,10 +345,9 @@ def _per_step(experiment, work: Mapping[str, float]) -> dict[str, float]:
   causal = ""
   if "mfu_causal" in work:
     causal = f" ({work['mfu_causal']:.4g} with causal attention halved)"
-  print(
+  _SAY(
     f"  mfu = {work['mfu']:.4g} FLOPs a step{causal}, forward and gradient, over"
-    f" {devices.size} x {peak:.4g} FLOP/s ({source})",
-    flush=True,
+    f" {devices.size} x {peak:.4g} FLOP/s ({source})"
   )
   data = experiment.data
   shares = {name: value / (peak * devices.size) for name, value in work.items()}
@@ -374,10 +375,9 @@ def _check_length(made: programs.Program, before, directory: pathlib.Path) -> No
   earlier = dataclasses.replace(experiment.train, **length)
   was = earlier.total_steps(made.num_examples, experiment.data.batch_size)
   if done and was != num_steps:
-    print(
+    _SAY(
       f"{num_steps} steps in place of {was}: from step {done} on the learning rate is"
-      f" that of a run of {num_steps}; the steps before were taken at that of {was}",
-      flush=True,
+      f" that of a run of {num_steps}; the steps before were taken at that of {was}"
     )
 
 

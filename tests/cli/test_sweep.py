@@ -204,10 +204,16 @@ def test_two_runs_are_compared_over_their_examples(call, refuse, tmp_path):
   refuse("compare", *homes, says=["one run each", "--examples"])
   says = ["compares losses"]
   refuse("compare", *homes, "--examples", "--metric", "validation/accuracy", says=says)
-  other = str(tmp_path / "c")
-  words = ("--config", "lm/pydoc:smoke", "--workdir", other)
-  assert not call("train", *words, "--config.data.length=32").code
-  refuse("compare", homes[0], other, "--examples", says=["other examples"])
+  for changes in (
+    {"data.length": 32},
+    {"evaluators.validation.split": "train", "train.monitor": "train/loss"},
+    {"evaluators.validation.max_batches": 2},
+  ):
+    other = str(tmp_path / next(iter(changes)))
+    words = [f"--config.{key}={value}" for key, value in changes.items()]
+    words += ["--config", "lm/pydoc:smoke", "--workdir", other]
+    assert not call("train", *words, "--config.train.num_steps=2").code
+    refuse("compare", homes[0], other, "--examples", says=["other examples"])
 
 
 def test_an_edited_ledger_is_refused(refuse, tmp_path):

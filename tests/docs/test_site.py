@@ -46,6 +46,15 @@ def test_doctests_are_fenced():
   )
 
 
+def test_notebooks_open_in_colab_where_the_repository_is_known():
+  path = ROOT / "docs" / "first_steps.ipynb"
+  page = docs_site._notebook(path, False, "someone/something")["docs/first_steps.md"]
+  url = "https://colab.research.google.com/github/someone/something/blob/main/docs/"
+  assert f"[colab]: {url}first_steps.ipynb" in page
+  assert "git+https://github.com/someone/something" in page
+  assert "olab" not in docs_site._notebook(path, False, "")["docs/first_steps.md"]
+
+
 class _Page(html.parser.HTMLParser):
   """Anchors of a page, links to others, and what it loads."""
 

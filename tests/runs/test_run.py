@@ -1,9 +1,11 @@
 """The front door of the library: what it gives is what the commands give."""
 
 import json
+import math
 import pathlib
 import shutil
 import subprocess
+import types
 
 import jax
 import numpy as np
@@ -15,8 +17,10 @@ from gen_jax import experiment as experiments
 from gen_jax import tree
 from gen_jax.build import config_files
 from gen_jax.inference import sheets
+from gen_jax.runs import training
 from gen_jax.runs import workdir as workdirs
 from gen_jax.system import files
+from gen_jax.train import checkpoint, loop, writers
 
 pytestmark = pytest.mark.usefixtures("one_device")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -290,3 +294,15 @@ def test_the_python_of_the_readme(monkeypatch, tmp_path):
   assert names["edits"].shape == (1, 8, 8, 1)
   assert "validation/loss" in names["numbers"]
   assert names["weights"].kind == "ema" and names["weights"].step > 0
+
+
+def test_the_last_line_names_metrics_that_are_not_finite(tmp_path, capsys):
+  rows = writers.JsonLines(tmp_path, -1)
+  rows.write(2, {"validation/loss": 1.0, "validation/extra": math.nan})
+  rows.write(4, {"validation/loss": math.nan, "validation/extra": 1.0})
+  rows.close()
+  state = types.SimpleNamespace(step=4)
+  result = loop.Result(state, checkpoint.Progress(), "finished")
+  training._ended(result, 4, tmp_path, training.Alone())
+  line = capsys.readouterr().out.split("\n")[0]
+  assert line == "finished at step 4; not finite: validation/loss"
