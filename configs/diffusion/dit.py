@@ -27,11 +27,10 @@ from configs import common
 from configs.diffusion import digits, stable_diffusion
 
 VARIANTS = ("digits", "small", "xl")
+DIGITS = {"image_channels": 1, "image_size": 8, "patch_size": 2}
 SIZES = {
-  "digits": {"image_channels": 1, "image_size": 8, "patch_size": 2}
-  | {"width": 96, "num_layers": 6, "num_heads": 4},
-  "small": {"image_channels": 1, "image_size": 8, "patch_size": 2}
-  | {"width": 64, "num_layers": 2, "num_heads": 8},
+  "digits": DIGITS | {"width": 96, "num_layers": 6, "num_heads": 4},
+  "small": DIGITS | {"width": 64, "num_layers": 2, "num_heads": 8},
   "xl": {"image_channels": 4, "image_size": 32, "patch_size": 2, "learn_sigma": True}
   | {"width": 1152, "num_layers": 28, "num_heads": 16},
 }

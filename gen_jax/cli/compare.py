@@ -94,16 +94,13 @@ def _of_examples(args) -> dict:
   evals = [_evaluator(run, metric) for run in opened]
   which = f"{args.a} and {args.b} are evaluated on other examples, batches or tokens"
   unlike = InputError(f"{which}; --examples needs the same")
-  if not _see_the_same(*evals):
+  first, second = (next(iter(evaluator.batches())) for evaluator in evals)
+  if not all(np.array_equal(first[n], second[n]) for n in first.keys() & second.keys()):
     raise unlike
   one, other = (workdir.flat(run.config) for run in opened)
   differ = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
   print(f"A and B differ in {', '.join(sorted(differ)) or 'nothing but their weights'}")
-  weights = [run.weights("best") for run in opened]
-  for run, found in zip(opened, weights, strict=True):
-    print(f"{run.workdir}: step {found.step}, {found.kind} weights")
-  pairs = zip(evals, weights, strict=True)
-  (a, counts), (b, same) = (e.of_examples(w.params, w.frozen) for e, w in pairs)
+  (a, counts), (b, same) = map(_losses, opened, evals)
   if not np.array_equal(counts, same):
     raise unlike
   for name, sums in (("A", a), ("B", b)):
@@ -126,10 +123,11 @@ def _evaluator(run, metric: str) -> evaluators.LossEvaluator:
   return evaluator
 
 
-def _see_the_same(*evals: evaluators.LossEvaluator) -> bool:
-  """Whether two evaluators have the same first batch."""
-  one, other = (next(iter(evaluator.batches())) for evaluator in evals)
-  return all(np.array_equal(one[n], other[n]) for n in one.keys() & other.keys())
+def _losses(run, evaluator: evaluators.LossEvaluator):
+  """Summed loss and count of each example, by the weights that `evaluate` takes."""
+  weights = run.weights("best")
+  print(f"{run.workdir}: step {weights.step}, {weights.kind} weights")
+  return evaluator.of_examples(weights.params, weights.frozen)
 
 
 def _metric(text: str) -> str | None:
