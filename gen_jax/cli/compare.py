@@ -19,11 +19,12 @@ from gen_jax.train import evaluators
 
 def add_arguments(parser) -> None:
   """See `gen-jax compare --help`."""
+  add = parser.add_argument
   what = "workdirs that differ in seed, comma-separated; or results.json#peak=0.001"
-  parser.add_argument("a", metavar="A", help=what)
-  parser.add_argument("b", metavar="B", help="the same")
-  parser.add_argument("--metric", help="default: the ledger's; else validation/loss")
-  parser.add_argument(
+  add("a", metavar="A", help=what)
+  add("b", metavar="B", help="the same")
+  add("--metric", help="default: the ledger's; else validation/loss")
+  add(
     "--examples",
     action="store_true",
     help="of two runs, one seed each: over the examples that both are evaluated on;"

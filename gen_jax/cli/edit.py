@@ -21,51 +21,46 @@ IMAGE = tuple(n for n in settings.IMAGE_SETTINGS if n != "size")  # that of the 
 
 def add_arguments(parser) -> None:
   """See `gen-jax edit --help`."""
+  add = parser.add_argument
   flags.add_model(parser)
-  parser.add_argument(
-    "--image", action=flags.Path, required=True, metavar="FILE", help="what to edit"
-  )
-  parser.add_argument("--prompt", help="what to draw; default what --invert says")
-  parser.add_argument(
+  add("--image", action=flags.Path, required=True, metavar="FILE", help="what to edit")
+  add("--prompt", help="what to draw; default what --invert says")
+  add(
     "--invert",
     metavar="PROMPT",
     help="what the image shows: finds the noise that this prompt draws it from, and"
     " draws from there; the same prompt gives the image back",
   )
-  parser.add_argument(
+  add(
     "--vary",
     type=float,
     default=0.0,
     help="with --invert: 0 keeps the noise found, 1 takes fresh noise, per --seed",
   )
-  parser.add_argument("--negative", default="", help="negative prompt")
-  parser.add_argument(
+  add("--negative", default="", help="negative prompt")
+  add(
     "--strength",
     type=float,
     help="0 is the image itself, 1 forgets it; default 0.6, 1 with a mask, with"
     " --invert or for a model of instructions",
   )
-  parser.add_argument(
+  add(
     "--mask",
     action=flags.Path,
     metavar="FILE",
     help="white, or a transparent hole, changes; black stays",
   )
-  parser.add_argument(
-    "--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw"
-  )
-  parser.add_argument(
+  add("--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw")
+  add(
     "--resize",
     type=int,
     metavar="PIXELS",
     help="cut the centre of image and mask and scale it to this side, as training does",
   )
-  parser.add_argument("--num", type=int, default=1, help="how many, each by its seed")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument(
-    "--out", action=flags.Path, help="folder to write to; default WORKDIR/edits"
-  )
-  parser.add_argument(
+  add("--num", type=int, default=1, help="how many, each by its seed")
+  add("--seed", type=int, default=0)
+  add("--out", action=flags.Path, help="folder to write to; default WORKDIR/edits")
+  add(
     "--autoencoder",
     action=flags.Path,
     metavar="DIR",

@@ -10,22 +10,21 @@ from gen_jax.runs import run as runs
 
 def add_arguments(parser) -> None:
   """See `gen-jax export --help`."""
+  add = parser.add_argument
   flags.add_model(parser)
-  parser.add_argument(
+  add(
     "--to",
     action=flags.Path,
     required=True,
     metavar="DIR",
     help="new folder; FILE.safetensors: Stable Diffusion 1 by its original names",
   )
-  parser.add_argument(
+  add(
     "--adapter",
     action="store_true",
     help="the LoRA adapter alone, for PEFT or diffusers; a FILE has kohya's names",
   )
-  parser.add_argument(
-    "--dtype", default="float32", help="float32 (default), bfloat16 or float16"
-  )
+  add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
 
 
 def run(args) -> dict:

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gen_jax.errors import InputError
@@ -38,6 +38,20 @@ def check_processes(num: int, name: str) -> None:
   if not 1 <= num <= most:
     raise InputError(
       f"{name} {num} must be at least 1 and at most {most}, four for each core here"
+    )
+
+
+def check_engine(args, wanted: Mapping[str, Sequence[str]]) -> None:
+  """Raises InputError for flags that do not fit --on; `wanted`: {flag: engines}."""
+  for name in given(args, wanted):
+    if args.on not in wanted[name]:
+      raise InputError(f"--{name} needs --on {' or '.join(wanted[name])}")
+  if args.on == "ray" and not args.address:
+    raise InputError("--on ray needs --address HOST:PORT of Ray's head node")
+  if args.on in ("ray", "slurm") and args.to and not files.is_local(args.to):
+    raise InputError(
+      f"--to {args.to} is in a bucket: --on {args.on} needs a folder of a disk that all"
+      " machines share"
     )
 
 

@@ -34,38 +34,37 @@ from gen_jax.system import files
 
 def add_arguments(parser) -> None:
   """See `gen-jax import --help`."""
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--from", required=True, metavar="DIR_OR_ID", help="a folder, or org/name of a hub"
   )
-  parser.add_argument("--workdir", action=flags.Path, required=True, help="new folder")
-  parser.add_argument("--revision", help="of the hub's model; default: the newest")
-  parser.add_argument(
+  add("--workdir", action=flags.Path, required=True, help="new folder")
+  add("--revision", help="of the hub's model; default: the newest")
+  add(
     "--lora",
     action=flags.Paths,
     default=[],
     metavar="FILE",
     help="of Stable Diffusion: merged into its weights; may be repeated",
   )
-  parser.add_argument(
+  add(
     "--lora_scale",
     action="append",
     default=[],
     type=float,
     help="of each --lora; default 1, 0 is without",
   )
-  parser.add_argument(
+  add(
     "--base",
     action=flags.Path,
     metavar="WORKDIR",
     help="--from is a LoRA adapter of this workdir's model; it stays one",
   )
-  parser.add_argument(
+  add(
     "--text", action=flags.Path, metavar="FILES", help="to evaluate on; default: pydoc"
   )
-  parser.add_argument(
-    "--scan_layers", action="store_true", help="stacked layers: compiles faster"
-  )
-  parser.add_argument(
+  add("--scan_layers", action="store_true", help="stacked layers: compiles faster")
+  add(
     "--padded_vocab",
     action="store_true",
     help="the model has more ids than its tokenizer, and that is meant",

@@ -21,7 +21,8 @@ _OF_A_RUN = "it is of a --workdir, not an image or a store"
 
 def add_arguments(parser) -> None:
   """See `gen-jax inspect --help`."""
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "path",
     nargs="?",
     action=flags.Path,
@@ -29,11 +30,9 @@ def add_arguments(parser) -> None:
     help="instead: a PNG that gen-jax has drawn: says how; or a store of tokenize, pack"
     " or encode: checks the hash of every shard",
   )
-  parser.add_argument("--workdir", action=flags.Path, help="folder of a training run")
-  parser.add_argument("--checkpoint", help="latest (default), best, or a step")
-  parser.add_argument(
-    "--step", type=int, metavar="N", help="show the batch of training step N instead"
-  )
+  add("--workdir", action=flags.Path, help="folder of a training run")
+  add("--checkpoint", help="latest (default), best, or a step")
+  add("--step", type=int, metavar="N", help="show the batch of training step N instead")
 
 
 def run(args) -> dict:

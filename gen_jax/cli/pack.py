@@ -5,38 +5,34 @@ from __future__ import annotations
 from gen_jax import ranges
 from gen_jax.cli import tokenize
 from gen_jax.data.stored import captioned, packing
-from gen_jax.data.tokens import making
 
 
 def add_arguments(parser) -> None:
   """See `gen-jax pack --help`."""
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--source",
     action="append",
     required=True,
     help="folder of images with captions, .tar (WebDataset) or .parquet, a glob of"
     " these in quotes, hf:NAME or tfds:NAME; may be repeated",
   )
-  parser.add_argument(
-    "--image", default="image", help="column of encoded images (default image)"
-  )
-  parser.add_argument(
+  add("--image", default="image", help="column of encoded images (default image)")
+  add(
     "--caption",
     default="text",
     help="column of captions, or of class numbers, whose names are the captions"
     " (default text)",
   )
-  parser.add_argument("--label", help="column of class numbers, next to captions")
-  parser.add_argument(
+  add("--label", help="column of class numbers, next to captions")
+  add(
     "--held_out",
     type=float,
     default=0.01,
     help="share of images for validation, by their hash (default 0.01); a folder with"
     " validation/ in it says itself",
   )
-  parser.add_argument(
-    "--drop", choices=("exact",), help="drop images of the same bytes as another"
-  )
+  add("--drop", choices=("exact",), help="drop images of the same bytes as another")
   tokenize.add_store(parser, "images")
   parser.epilog = (
     "Images are kept as they are encoded. Killed at any moment, the same command goes\n"
@@ -48,11 +44,11 @@ def add_arguments(parser) -> None:
 def run(args) -> dict:
   """Makes the store, or goes on with it."""
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
-  workers, shard_bytes = tokenize.work(args)
+  make, shard_bytes = tokenize.work(args)
   paths = tokenize.paths(args, captioned.listed)
   fields = captioned.Fields(args.image, args.caption, args.label)
   job = packing.Job(paths, fields, held_out, args.drop, shard_bytes)
-  made = making.make(args.to, job, workers)
+  made = make(args.to, job)
   for split, num in made["num_images"].items():
     print(f"{args.to}, {split}: {num:,} images, {made['num_bytes'][split]:,} bytes")
   return tokenize.result(args, made, "num_images", "num_bytes", "source_sha256")

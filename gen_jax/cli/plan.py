@@ -25,45 +25,38 @@ _MOST = 1e30  # of what flags count
 def add_arguments(parser) -> None:
   """See `gen-jax plan --help`."""
   flags.add_config(parser)
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--topology",
     required=True,
     help="chips to compile for: v5e:2x4, v5p:4x4x4 or Cloud's v5litepod-8; with --mfu"
     " also a100:256 or h100:8, by formula",
   )
-  parser.add_argument(
+  add(
     "--sample", action="store_true", help="the loop that draws, not the training step"
   )
-  parser.add_argument(
-    "--quick", action="store_true", help="compile faster, for programs a bit slower"
-  )
-  parser.add_argument(
-    "--search", action="store_true", help="try meshes, microbatches and remat"
-  )
-  parser.add_argument(
-    "--limit", type=int, default=12, help="programs that --search compiles (12)"
-  )
-  parser.add_argument(
+  add("--quick", action="store_true", help="compile faster, for programs a bit slower")
+  add("--search", action="store_true", help="try meshes, microbatches and remat")
+  add("--limit", type=int, default=12, help="programs that --search compiles (12)")
+  add(
     "--figure",
     action=flags.LocalPath,
     metavar="PNG",
     help="where --search draws its plans",
   )
-  parser.add_argument(
-    "--compare", metavar="CONFIG[:ARG]", help="a second config to compare with"
-  )
-  parser.add_argument(
+  add("--compare", metavar="CONFIG[:ARG]", help="a second config to compare with")
+  add(
     "--price",
     type=float,
     help=f"USD for a chip-hour (TPUs: list prices of {chips.PRICES_OF})",
   )
-  parser.add_argument(
+  add(
     "--mfu", type=float, help="expected share of the peak, in (0, 1]: adds a forecast"
   )
   budget = parser.add_mutually_exclusive_group()
   budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")
   budget.add_argument("--images", type=float, help="the same for images")
-  parser.add_argument(
+  add(
     "--scaling",
     action=flags.LocalPath,
     metavar="RESULTS",

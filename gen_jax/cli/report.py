@@ -32,23 +32,22 @@ class Figure(NamedTuple):
 
 def add_arguments(parser) -> None:
   """See `gen-jax report --help`."""
-  parser.add_argument("--workdir", action=flags.Paths, help="may be repeated")
-  parser.add_argument(
+  add = parser.add_argument
+  add("--workdir", action=flags.Paths, help="may be repeated")
+  add(
     "--sweep",
     action=flags.LocalPath,
     metavar="EXPERIMENT",
     help="instead: a folder with a sweep.py, or its results.json",
   )
-  parser.add_argument(
-    "--to", action=flags.Path, help="workdirs of --sweep; runs/NAME by default"
-  )
-  parser.add_argument(
+  add("--to", action=flags.Path, help="workdirs of --sweep; runs/NAME by default")
+  add(
     "--out",
     action=flags.Path,
     help="default: report.html in the first workdir, or in the sweep's",
   )
-  parser.add_argument("--title", help="default: gen_jax, or the sweep's question")
-  parser.add_argument(
+  add("--title", help="default: gen_jax, or the sweep's question")
+  add(
     "--summary",
     action=flags.Path,
     help="a JSON file of numbers to put at the top of the page",

@@ -13,24 +13,19 @@ from gen_jax.runs import run as runs
 
 def add_arguments(parser) -> None:
   """See `gen-jax sample --help`."""
+  add = parser.add_argument
   flags.add_model(parser)
   hosts.add_arguments(parser)
-  parser.add_argument(
-    "--prompt", action="append", help="what to continue or to draw; may be repeated"
-  )
-  parser.add_argument(
+  add("--prompt", action="append", help="what to continue or to draw; may be repeated")
+  add(
     "--prompts",
     action=flags.Path,
     metavar="FILE",
     help="one a line, or `prompt` of each record of a .jsonl",
   )
-  parser.add_argument("--num", type=int, default=1, help="samples per prompt")
-  parser.add_argument(
-    "--seed", type=int, default=0, help="sample i depends on (seed, i)"
-  )
-  parser.add_argument(
-    "--out", action=flags.Path, help="folder to write to; default WORKDIR/samples"
-  )
+  add("--num", type=int, default=1, help="samples per prompt")
+  add("--seed", type=int, default=0, help="sample i depends on (seed, i)")
+  add("--out", action=flags.Path, help="folder to write to; default WORKDIR/samples")
   for gives, own, drawing_keys in (
     ("text", settings.TEXT_FLAGS, settings.TEXT_SETTINGS),
     ("images", settings.IMAGE_FLAGS, settings.IMAGE_SETTINGS),

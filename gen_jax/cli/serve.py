@@ -27,16 +27,15 @@ _LIMITS = {
 
 def add_arguments(parser) -> None:
   """See `gen-jax serve --help`."""
+  add = parser.add_argument
   flags.add_model(parser)
-  parser.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
-  parser.add_argument("--port", type=int, default=8000, help="default 8000; 0: any")
-  parser.add_argument("--name", help="of the model; default: of the workdir")
+  add("--host", default="127.0.0.1", help="default: this machine alone")
+  add("--port", type=int, default=8000, help="default 8000; 0: any")
+  add("--name", help="of the model; default: of the workdir")
   for name, (usual, what) in _LIMITS.items():
     words = f"{what}; default {usual}"
-    parser.add_argument(f"--{name}", type=int, default=usual, metavar="N", help=words)
-  parser.add_argument(
-    "--context", type=int, metavar="N", help="prompt and answer; default the model's"
-  )
+    add(f"--{name}", type=int, default=usual, metavar="N", help=words)
+  add("--context", type=int, metavar="N", help="prompt and answer; default the model's")
   title = "what requests leave open (default: the config's sampling block)"
   flags.add(parser.add_argument_group(title), settings.TEXT_SETTINGS)
 

@@ -9,7 +9,6 @@ import sys
 from gen_jax.cli import engines, flags, launch
 from gen_jax.errors import InputError, unknown
 from gen_jax.sweeps import chips, engine, ledger, remote, search, searching, sweep
-from gen_jax.system import files
 
 _RUN = (sys.executable, "-m", "gen_jax.cli.main")
 TRAIN, TOGETHER = (*_RUN, "train"), (*_RUN, "together")  # an arm's process, a group's
@@ -116,24 +115,14 @@ def _check(args) -> None:
     raise InputError(
       "--together needs --on local, and no --search tpe, which learns from arm to arm"
     )
-  given = flags.given(args, ("address", "option", "bucket", *_SEARCH))
   wanted = {"address": ("ray",), "option": PLACES[1:], "bucket": ("sky",)}
-  for name in given:
-    if name in wanted and args.on not in wanted[name]:
-      raise InputError(f"--{name} needs --on {' or '.join(wanted[name])}")
-    if name in _SEARCH and not args.search:
-      raise InputError(f"--{name} needs --search METHOD")
-  if args.on == "ray" and not args.address:
-    raise InputError("--on ray needs --address HOST:PORT of Ray's head node")
+  flags.check_engine(args, wanted)
+  for name in flags.given(args, _SEARCH) if not args.search else ():
+    raise InputError(f"--{name} needs --search METHOD")
   if args.search and args.search not in search.METHODS:
     raise unknown("method (--search)", args.search, search.METHODS)
   if args.on != "local" and (args.list or args.record):
     raise InputError(f"--on {args.on} runs arms; --list and --record run none")
-  if args.on in ("ray", "slurm") and args.to and not files.is_local(args.to):
-    raise InputError(
-      f"--to {args.to} is in a bucket: --on {args.on} needs a folder of a disk that all"
-      " machines share"
-    )
   if args.on == "ray":
     remote.probe(args.address)  # before all that takes long
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable
@@ -12,31 +13,33 @@ from gen_jax.data import tokenizers
 from gen_jax.data.tokens import documents, duplicates, making, tokenising
 from gen_jax.system import files
 
+_ON = "local, or ray: tasks on machines that see these files at the same paths"
+_OPTION = "of Ray's tasks, as num_cpus=2; may be repeated"
+
 
 def add_arguments(parser) -> None:
   """See `gen-jax tokenize --help`."""
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--source",
     action="append",
     required=True,
     help="file, glob in quotes or folder (.jsonl, .txt, each also .gz or .zst;"
     " .parquet, .tar), hf:NAME or tfds:NAME; may be repeated",
   )
-  parser.add_argument(
+  add(
     "--tokenizer",
     required=True,
     help="folder or file of a tokenizer (WORKDIR/tokenizer is one), or bytes",
   )
-  parser.add_argument(
-    "--field", default="text", help="of JSON, Parquet and data sets (default text)"
-  )
-  parser.add_argument(
+  add("--field", default="text", help="of JSON, Parquet and data sets (default text)")
+  add(
     "--held_out",
     type=float,
     default=0.005,
     help="share of documents for validation, by their hash (default 0.005)",
   )
-  parser.add_argument(
+  add(
     "--drop",
     choices=duplicates.KEYS,
     help="drop copies: exact (but for case and spaces), or near as well (MinHash)",
@@ -51,31 +54,46 @@ def add_arguments(parser) -> None:
 
 def add_store(parser, what: str) -> None:
   """Flags of every command that makes a store."""
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     "--to",
     action=flags.Path,
     required=True,
     metavar="DIR",
     help="folder of the store, or an address in a bucket",
   )
-  parser.add_argument(
-    "--split", default="train", help="of hf: and tfds: data sets (default train)"
+  add("--split", default="train", help="of hf: and tfds: data sets (default train)")
+  add("--subset", help="configuration of hf: and tfds: data sets")
+  add("--workers", type=int, help="processes (default: one a core); changes no byte")
+  flags.add(
+    parser,
+    {
+      "on": {"choices": ("local", "ray"), "default": "local", "help": _ON},
+      "address": {"metavar": "HOST:PORT", "help": "ray: of the head node"},
+      "option": {"action": "append", "metavar": "KEY=VALUE", "help": _OPTION},
+    },
   )
-  parser.add_argument("--subset", help="configuration of hf: and tfds: data sets")
-  parser.add_argument(
-    "--workers", type=int, help="processes (default: one a core); changes no byte"
-  )
-  parser.add_argument(
+  add(
     "--shard_mib", type=int, default=64, help=f"MiB of {what} in a shard (default 64)"
   )
 
 
-def work(args) -> tuple[int, int]:
-  """The number of workers, and bytes in a shard."""
+def work(args) -> tuple[Callable[..., dict], int]:
+  """What makes a job's store, as `making.make`, and bytes in a shard."""
   size = ranges.typed(args.shard_mib, ranges.Size, "--shard_mib") * 2**20
-  workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-  flags.check_processes(workers, "--workers")
-  return workers, size
+  flags.check_engine(args, {"address": ("ray",), "option": ("ray",)})
+  workers, start = args.workers, None
+  if args.on == "ray":
+    from gen_jax.sweeps import remote  # here: it imports much
+
+    place = remote.Ray(args.address, remote.options(args.option or ()))
+    workers = place.room() if workers is None else workers
+    ranges.typed(workers, ranges.Size, "--workers")
+    start = functools.partial(place.start, None)
+  else:
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    flags.check_processes(workers, "--workers")
+  return functools.partial(making.make, num_workers=workers, start=start), size
 
 
 def paths(args, listed: Callable[..., Iterable[str]]) -> tuple[str, ...]:
@@ -92,14 +110,14 @@ def result(args, made, *names: str) -> dict:
 def run(args) -> dict:
   """Makes the store, or goes on with it."""
   held_out = ranges.typed(args.held_out, ranges.ProperFraction, "--held_out")
-  workers, shard_bytes = work(args)
+  make, shard_bytes = work(args)
   found = paths(args, documents.listed)
   if args.tokenizer == "bytes":
     tokenizer = tokenizers.plain_bytes()
   else:
     tokenizer = tokenizers.load(files.path(args.tokenizer, "--tokenizer"))
   job = tokenising.Job(found, tokenizer, args.field, held_out, args.drop, shard_bytes)
-  made = making.make(args.to, job, workers)
+  made = make(args.to, job)
   for split in made["splits"]:
     tokens, texts = made["num_tokens"][split], made["num_documents"][split]
     print(f"{args.to}, {split}: {tokens:,} tokens of {texts:,} documents")

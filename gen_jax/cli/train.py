@@ -12,21 +12,20 @@ from gen_jax.system import memory
 
 def add_arguments(parser) -> None:
   """See `gen-jax train --help`."""
+  add = parser.add_argument
   flags.add_config(parser)
-  parser.add_argument(
-    "--workdir", action=flags.Path, help="where all goes; the same one resumes"
-  )
-  parser.add_argument(
+  add("--workdir", action=flags.Path, help="where all goes; the same one resumes")
+  add(
     "--dry_run",
     action="store_true",
     help="print config, parameters, mesh, sharding and cost of the step; run nothing",
   )
-  parser.add_argument(
+  add(
     "--keys",
     action="store_true",
     help="list what can be set: type, range, default and meaning; run nothing",
   )
-  parser.add_argument(
+  add(
     "--until",
     type=int,
     metavar="STEP",

@@ -134,7 +134,7 @@ def _of_turns(
   tokenizer: tokenizers.Tokenizer,
   at: At = _BEGINNING,
 ) -> Chunks:
-  """Tokens of the conversations in chunks; see `tokenize_turns`.
+  """Tokens of the conversations in chunks, each up to its last answer.
 
   Args:
     at: number of conversations to skip, and 0.
@@ -171,13 +171,6 @@ def _joined(chunks: Chunks) -> Tokens:
 def tokenize(documents: Iterable[str], tokenizer: tokenizers.Tokenizer) -> Tokens:
   """Tokens of the documents, without empty documents."""
   return _joined(_of_documents(documents, tokenizer))
-
-
-def tokenize_turns(
-  dialogues: Iterable[Sequence[chat.Message]], tokenizer: tokenizers.Tokenizer
-) -> Tokens:
-  """Tokens of the conversations, each up to its last answer."""
-  return _joined(_of_turns(dialogues, tokenizer))
 
 
 def _watched(chunks: Chunks) -> Chunks:

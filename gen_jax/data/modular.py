@@ -12,15 +12,14 @@ from typing import Annotated
 import numpy as np
 
 from gen_jax import ranges
-from gen_jax.data import pipeline, repeats, tokenizers
-from gen_jax.data import rows as row_batches
+from gen_jax.data import pipeline, repeats
 from gen_jax.errors import InputError
 
 LETTERS = repeats.LETTERS  # the number n is the n-th
 
 
 @dataclasses.dataclass(frozen=True)
-class Modular:
+class Modular(repeats.Drawn):
   """Documents of three letters; only the third is a target.
 
   Attributes:
@@ -55,32 +54,19 @@ class Modular:
     a, b = divmod(int(index), self.modulus)
     return "".join(LETTERS[n] for n in (a, b, (a - b) % self.modulus))
 
-  def identity(self) -> str:
-    return ""
-
-  def feed(
-    self,
-    split: str,
-    tokenizer: tokenizers.Tokenizer,
-    *,
-    rows: row_batches.Rows,
-    length: int,
-    batch_size: int,
-    seed: int,
-  ) -> pipeline.Pipeline:
-    """Batches of a split: a row is a document, and its last letter the target.
+  def transform(self, rows, tokenizer, length) -> pipeline.Transform:
+    """See `repeats.Drawn`.
 
     Raises:
       InputError: rows that are too short for the target.
     """
     if length < 2:
       raise InputError(f"data.length={length} must be at least 2 for source modular")
-
-    row = repeats.by_document(rows, tokenizer, length)
+    row = super().transform(rows, tokenizer, length)
 
     def transform(document, generator):
       features = row(document, generator)
       features["weights"][0] = 0.0  # b cannot be known from a
       return features
 
-    return pipeline.Pipeline(self.documents(split), transform, batch_size, seed)
+    return transform

@@ -21,8 +21,41 @@ from gen_jax.data import rows as row_batches
 LETTERS = string.ascii_letters + string.digits
 
 
+class Drawn:
+  """A source of `documents(split)` that are computed, a row of each."""
+
+  def identity(self) -> str:
+    return ""
+
+  def feed(
+    self,
+    split: str,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    rows: row_batches.Rows,
+    length: int,
+    batch_size: int,
+    seed: int,
+  ) -> pipeline.Pipeline:
+    """Batches of a split: a row is a document from its beginning on."""
+    transform = self.transform(rows, tokenizer, length)
+    return pipeline.Pipeline(self.documents(split), transform, batch_size, seed)
+
+  def transform(
+    self, rows: row_batches.Rows, tokenizer: tokenizers.Tokenizer, length: int
+  ) -> pipeline.Transform:
+    """What makes a row of `length` tokens of a document's beginning."""
+
+    def transform(document, generator):
+      ids = np.asarray(tokenizer.encode(document)[: length + 1])
+      window = cache.Tokens(ids, np.zeros(1, np.int64))
+      return row_batches.one(rows, window, length, generator)
+
+    return transform
+
+
 @dataclasses.dataclass(frozen=True)
-class Repeats:
+class Repeats(Drawn):
   """Documents as a function of (seed, index).
 
   Attributes:
@@ -54,33 +87,3 @@ class Repeats:
     period = int(generator.integers(self.shortest, self.longest + 1))
     word = generator.integers(self.num_letters, size=period)
     return "".join(LETTERS[letter] for letter in np.resize(word, self.length))
-
-  def identity(self) -> str:
-    return ""
-
-  def feed(
-    self,
-    split: str,
-    tokenizer: tokenizers.Tokenizer,
-    *,
-    rows: row_batches.Rows,
-    length: int,
-    batch_size: int,
-    seed: int,
-  ) -> pipeline.Pipeline:
-    """Batches of a split: a row is a document from its beginning on."""
-    transform = by_document(rows, tokenizer, length)
-    return pipeline.Pipeline(self.documents(split), transform, batch_size, seed)
-
-
-def by_document(
-  rows: row_batches.Rows, tokenizer: tokenizers.Tokenizer, length: int
-) -> pipeline.Transform:
-  """Makes a row of `length` tokens of a document's beginning."""
-
-  def transform(document, generator):
-    ids = np.asarray(tokenizer.encode(document)[: length + 1])
-    window = cache.Tokens(ids, np.zeros(1, np.int64))
-    return row_batches.one(rows, window, length, generator)
-
-  return transform

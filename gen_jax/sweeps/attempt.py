@@ -24,27 +24,11 @@ from typing import Any, NoReturn
 
 from gen_jax.errors import InputError
 from gen_jax.runs import lease
-from gen_jax.system import files, signals
+from gen_jax.system import files, processes, signals
 
 # Variables of the driver that its commands get anywhere.
 PASSED = ("JAX_", "XLA_", "GEN_JAX_", "PYTHONPATH")
 _SECS = 0.1
-# In a process of its own: JAX's threads forbid Python between fork and exec. 1 is
-# PR_SET_PDEATHSIG of Linux.
-_WRAPPER = """
-import ctypes, os, signal, sys
-os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() != int(sys.argv[2]):
-  sys.exit(os.EX_TEMPFAIL)
-os.execvp(sys.argv[3], sys.argv[3:])
-"""
-
-
-def wrapped(cores: Sequence[int]) -> list[str]:
-  """Words before a command that keep it to these cores and end it with this process."""
-  listed = ",".join(map(str, cores))
-  return [sys.executable, "-S", "-c", _WRAPPER, listed, str(os.getpid())]
 
 
 def passed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -82,7 +66,7 @@ def run(
       return known
     with _cores(cores) as mine, log.open("ab") as out:
       process = subprocess.Popen(
-        [*wrapped(mine), *words],
+        [*processes.wrapped(mine), *words],
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=out,

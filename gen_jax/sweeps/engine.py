@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from gen_jax.sweeps import attempt, chips, space
-from gen_jax.system import copies, files
+from gen_jax.sweeps import chips, space
+from gen_jax.system import copies, files, processes
+from gen_jax.system.processes import Process
 
 ATTEMPTS = 3
 NAME = "arms.json"
@@ -94,27 +95,6 @@ def keep(log: pathlib.Path, home: pathlib.Path) -> None:
     log.unlink()
 
 
-class Process(Protocol):
-  """A command under way, as `subprocess.Popen` shows it."""
-
-  def poll(self) -> int | None:
-    """Its exit code; None while it runs."""
-
-  def terminate(self) -> None:
-    """Tells it to save and stop."""
-
-  def wait(self) -> int:
-    """Its exit code, when it has ended."""
-
-
-def stop(processes: Sequence[Process]) -> None:
-  """Tells all to save and stop, and waits for them."""
-  for process in processes:
-    process.terminate()
-  for process in processes:
-    process.wait()
-
-
 class Place(Protocol):
   """Where commands run."""
 
@@ -141,7 +121,7 @@ class Local:
     cores, environment = slot
     with log.open("ab") as out:
       return subprocess.Popen(
-        [*attempt.wrapped(cores), *words],
+        [*processes.wrapped(cores), *words],
         stdin=subprocess.DEVNULL,
         stdout=out,
         stderr=out,
@@ -200,7 +180,7 @@ def run(
       if not ended:
         time.sleep(0.05)
   finally:
-    stop([one.process for one in running])
+    processes.stop([one.process for one in running])
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[tuple[int, ...]]:

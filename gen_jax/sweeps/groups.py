@@ -14,7 +14,7 @@ from typing import Any
 
 from gen_jax.runs import together
 from gen_jax.sweeps import engine, space
-from gen_jax.system import files
+from gen_jax.system import files, processes
 
 FOLDER = "groups"
 LEFT = ("apart", "failed")  # to be run alone
@@ -23,7 +23,7 @@ LEFT = ("apart", "failed")  # to be run alone
 @dataclasses.dataclass(eq=False)
 class _Running:
   arms: list[space.Arm]
-  process: engine.Process
+  process: processes.Process
   slot: Any
   file: pathlib.Path
   log: pathlib.Path
@@ -90,7 +90,7 @@ def run(
           free.append(one.slot)
       time.sleep(0.05)
   finally:
-    engine.stop([one.process for one in running])
+    processes.stop([one.process for one in running])
 
 
 def _start(arms, home, words, how, place, slot) -> _Running:

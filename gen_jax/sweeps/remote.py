@@ -83,6 +83,10 @@ class Ray:
     except (ValueError, TypeError, RuntimeError, ConnectionError) as error:
       raise InputError(f"Ray at {address}: {one_line(error)}") from None
 
+  def room(self) -> int:
+    """Tasks that its nodes have CPUs for at once; at least 1."""
+    return max(int(self._ray.cluster_resources().get("CPU", 0)) // self._cores, 1)
+
   def slots(self, jobs: int) -> list[None]:
     """Of the `jobs` tasks that Ray has at a time, it runs as many as fit its nodes."""
     return [None] * jobs

@@ -40,6 +40,7 @@ LOCAL = {
   "data/tokens/documents.py": "the ending of a name",
   "data/tokens/duplicates.py": "`here` of `folder`",
   "data/tokens/indexed.py": "`copies.fetched`",
+  "data/tokens/making.py": "the type of a log, which is `here` of `folder`",
   "data/tokens/folder.py": "`here`, what is made on this disk before it is sent",
   "inference/sheets.py": "bytes",
   "runs/lease.py": "/proc",

@@ -297,9 +297,9 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_675,  # widths: muP
   "runs": 2_829,  # adapters; groups and shared programs: 620; the bill; until; weights
-  "sweeps": 3_790,  # groups; the page; clusters: 375; searches: 615; buckets
+  "sweeps": 3_760,  # groups; the page; clusters: 360; searches: 615; buckets
   "serving": 1_160,  # OpenAI's protocol, its scores, queue and HTTP; lm-eval
-  "system": 2_145,  # own configs; compiled programs; buckets: addresses, ranges
+  "system": 2_190,  # own configs; compiled programs; buckets; processes
   "tasks": 1_285,
   "train": 3_401,  # trackers: 245; items, waiting for data, a profile, muP; buckets
   "loose files": 2_096,  # errors without jax; register; numbers as arguments

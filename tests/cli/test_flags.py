@@ -10,6 +10,7 @@ from gen_jax.build import config_files
 from gen_jax.cli import compare, flags, main
 from gen_jax.convert import hub
 from gen_jax.data.tokens import documents
+from gen_jax.system import buckets
 
 ADDRESS = "ftp://host/x"
 NOT_PATHS = set(
@@ -20,7 +21,7 @@ NOT_PATHS = set(
   " metric field subset drop search address together system host name image"
   " caption label widths".split()
 )
-ENGINES = ("launch", "sweep")  # the commands that take --on
+ENGINES = ("launch", "sweep", "tokenize", "pack")  # the commands that take --on
 OF_THE_HOSTS = set("on hosts name zone bucket directory python setup option".split())
 ELSEWHERE = {
   "config",
@@ -51,6 +52,25 @@ def test_every_path_expands_the_home_and_refuses_an_address(command):
     assert getattr(place, name) == ([home] if type(action) is flags.Paths else home)
     with pytest.raises(types.InputError, match=f"{option} '{ADDRESS}' is an address"):
       action(None, place, ADDRESS, option)
+
+
+@pytest.mark.parametrize(
+  "given, says",
+  [
+    ({"on": "local", "address": "a:1"}, "--address needs --on ray"),
+    ({"on": "sky", "option": ["a=1"]}, "--option needs --on ray or slurm"),
+    ({"on": "ray"}, "--on ray needs --address"),
+    ({"on": "ray", "address": "a:1", "to": buckets.Address("s3://b/x")}, "a disk that"),
+    ({"on": "slurm", "to": buckets.Address("s3://b/x")}, "s3://b/x is in a bucket"),
+  ],
+)
+def test_flags_of_an_engine_fit_together(given, says):
+  args = argparse.Namespace(**{"address": None, "option": None, "to": None, **given})
+  wanted = {"address": ("ray",), "option": ("ray", "slurm")}
+  with pytest.raises(types.InputError, match=says):
+    flags.check_engine(args, wanted)
+  good = argparse.Namespace(**{**vars(args), "on": "ray", "address": "a:1", "to": None})
+  flags.check_engine(good, wanted)
 
 
 def test_a_repeated_path_does_not_change_the_default():

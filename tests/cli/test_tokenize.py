@@ -1,6 +1,7 @@
 """`gen-jax tokenize`, and training from what it writes."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -79,6 +80,24 @@ def test_another_command_does_not_write_over_a_store(call, refuse, tokenize):
 )
 def test_flags_that_cannot_be(refuse, tokenize, flag, says):
   refuse(*tokenize, flag, says=says)
+
+
+@pytest.mark.parametrize(
+  ("words", "says"),
+  [
+    (["--on=ray"], ["--on ray needs --address HOST:PORT"]),
+    (["--on=slurm"], ["--on", "local", "ray"]),
+    (["--address=a:1"], ["--address needs --on ray"]),
+    (["--option=num_cpus=2"], ["--option needs --on ray"]),
+    (["--on=ray", "--address=127.0.0.1:1"], ["no Ray answers at", "ray start --head"]),
+  ],
+)
+def test_clusters_that_cannot_be(refuse, tokenize, words, says):
+  if "127.0.0.1" in words[-1]:
+    pytest.importorskip("ray")
+  began = time.monotonic()
+  refuse(*tokenize, *words, says=says)
+  assert time.monotonic() - began < 10  # Ray itself would wait for minutes
 
 
 def test_stores_that_do_not_fit_are_refused(refuse, tmp_path):

@@ -270,7 +270,7 @@ def test_here_whatever_is_killed_every_arm_ends_once(tmp_path):
   with Driver(home, "", 3) as driver:
     for num in (5, 12):
       driver.until(num - 3, random.random())
-      victim = random.choice(_wait(lambda: _children(driver.process.pid)))
+      victim = random.choice(wait(lambda: _children(driver.process.pid)))
       with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.kill(victim, signal.SIGKILL)
       driver.until(num, random.random())
@@ -292,8 +292,8 @@ def _children(pid):
   return found
 
 
-def _busy(node):
-  """Workers of a node that run an arm."""
+def busy(node):
+  """Workers of a node that run a command."""
   ((raylet,),) = [
     found for kind, found in node.all_processes.items() if kind == "raylet"
   ]
@@ -316,7 +316,7 @@ def test_whatever_is_killed_every_arm_ends_once(tmp_path, seed, monkeypatch):
     node = cluster.add_node(num_cpus=2)
     with Driver(home, cluster.address, 24) as driver:
       driver.until(4, draw.random())
-      victim = draw.choice(_wait(lambda: _busy(cluster.head_node) + _busy(node)))
+      victim = draw.choice(wait(lambda: busy(cluster.head_node) + busy(node)))
       with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.kill(victim, signal.SIGKILL)
       driver.until(8, draw.random())
@@ -331,7 +331,8 @@ def test_whatever_is_killed_every_arm_ends_once(tmp_path, seed, monkeypatch):
   check(home, alone)
 
 
-def _wait(found):
+def wait(found):
+  """What a function finds, when it is something."""
   deadline = time.monotonic() + 30
   while not (value := found()):
     assert time.monotonic() < deadline

@@ -120,7 +120,7 @@ class Packing:
     for item in items:
       found.append(_hash(item.content))
       progress.documents += 1
-      progress.tell()
+      progress.note()
     self._place.write_keys(piece, np.array(found, np.uint64).reshape(-1, 1))
 
   def _record(self, item: captioned.Captioned) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class Packing:
         else:
           yield record
         progress.documents += 1
-        progress.tell()
+        progress.note()
 
     def validation() -> Iterator[dict[str, Any]]:
       yield from held  # filled by now

@@ -4,6 +4,7 @@
     piece-*.keys.npy         keys of the documents of a piece, if copies are dropped
     piece-*.json             a piece that is done: its shards, sizes and hashes
     lock                     held by a command of this machine, of its disk
+    *.claim, logs/, ended/   of the workers; a claim is a link to its worker's number
 
 Files are made `here`, on this disk, and sent to `home`, where they stay. Of a store on
 this disk both are one folder. Of a bucket `here` is in the cache: what only this
@@ -11,9 +12,11 @@ command needs, such as claims, is never sent, and what was not sent is made agai
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -24,7 +27,8 @@ from gen_jax.data.tokens import indexed
 from gen_jax.system import copies, files
 
 ABOUT, LOCK = "about.json", "lock"
-_CLAIM = ".claim"
+_CLAIM, _LOGS = ".claim", "logs"
+_ENDED = "ended"  # what workers on a cluster came to: `sweeps.remote`, next to the logs
 _COPIES = "copies.npy"  # of all documents, see `duplicates.mark`
 _FIRSTS = "copies.json"  # the job, and {piece: its first document}
 _SUFFIX = {"keys": ".keys.npy", "tokens": ".json", "images": ".json"}  # by phase
@@ -75,18 +79,23 @@ class Folder:
     digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:32]
     return files.cache_folder("stores") / digest
 
-  def claim(self, what: str, phase: str) -> bool:
-    """Whether this process is the first to ask for a piece in this command."""
-    try:
-      (self.here / f"piece-{what}.{phase}{_CLAIM}").touch(exist_ok=False)
-    except FileExistsError:
-      return False
-    return True
+  def claim(self, what: str, phase: str, worker: str) -> bool:
+    """Whether a piece is this worker's: the first to ask for it in this command."""
+    path = self.here / f"piece-{what}.{phase}{_CLAIM}"
+    with contextlib.suppress(FileExistsError):
+      path.symlink_to(worker)  # made with its content, or not at all
+    return os.readlink(path) == worker  # also of one that was started again
 
-  def drop_claims(self) -> None:
-    """Forgets the claims of a command that was killed."""
-    for claim in self.here.glob(f"*{_CLAIM}"):
-      claim.unlink()
+  def forget_workers(self) -> None:
+    """Removes the claims of a command that was killed, and how far it was."""
+    for pattern in (f"*{_CLAIM}", f"{_LOGS}/*.json"):
+      for path in self.here.glob(pattern):
+        path.unlink(missing_ok=True)
+
+  def log(self, phase: str, worker: int, kind: str) -> pathlib.Path:
+    """What a worker prints (kind 'txt'), and how far it is ('json')."""
+    (self.here / _LOGS).mkdir(exist_ok=True)
+    return self.here / _LOGS / f"{phase}-{worker}.{kind}"
 
   def done(self, phase: str) -> list[str]:
     """Names of the pieces that are done, in order; by one listing."""
@@ -186,10 +195,11 @@ class Folder:
     if not self.is_local:
       copies.remove(self.here)
       return
+    self.forget_workers()
     for path in self.here.glob("*.partial"):
       path.unlink()
-    for name in (_COPIES, _FIRSTS, LOCK):
-      (self.here / name).unlink(missing_ok=True)
+    for name in (_LOGS, _ENDED, _COPIES, _FIRSTS, LOCK):
+      copies.remove(self.here / name)
 
   def abandon(self) -> None:
     """Removes a store in which nothing is made."""

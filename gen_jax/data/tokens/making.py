@@ -5,6 +5,8 @@
     shards, piece by piece   see `worker`
     manifest.json            written last: the store is whole
 
+Workers are processes of this machine, or what another `Start` makes of them.
+
 The source is noted by names, sizes and times while it is read, by the hash of its
 documents in the end. A store depends on the source, the tokenizer and the options, not
 on the number of processes nor on how often it was begun, nor on whether it is on a disk
@@ -13,21 +15,31 @@ or in a bucket; see `folder`.
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
-import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from gen_jax.data.tokens import duplicates, folder, store
 from gen_jax.errors import InputError
-from gen_jax.system import files
+from gen_jax.system import files, processes
 
 _EVERY_SECS = 5.0  # between lines about progress
+_ENVIRONMENT = (  # a process is a core
+  "TOKENIZERS_PARALLELISM=false",
+  "RAYON_NUM_THREADS=1",
+  "OMP_NUM_THREADS=1",
+  "JAX_PLATFORMS=cpu",
+)
+
+# (words of a worker, its log) -> the worker; what it prints is appended to the log. A
+# worker that died may be started again, as long as it is never there twice.
+Start = Callable[[Sequence[str], pathlib.Path], processes.Process]
 
 
 class Job(Protocol):
@@ -68,8 +80,13 @@ class Job(Protocol):
     ...
 
 
-def make(home: pathlib.Path, job: Job, num_workers: int) -> dict[str, Any]:
+def make(
+  home: pathlib.Path, job: Job, num_workers: int, start: Start | None = None
+) -> dict[str, Any]:
   """Makes the store, or what is missing of it; returns its manifest.
+
+  Args:
+    start: of a worker; on this machine by default.
 
   Raises:
     InputError: what cannot be read, or a folder that holds something else.
@@ -79,11 +96,12 @@ def make(home: pathlib.Path, job: Job, num_workers: int) -> dict[str, Any]:
     return _whole(place, job)
   job.check()
   with _held(place, job) as lock:
+    start = start or functools.partial(_start, lock)
     try:
       if job.duplicates and not place.is_marked():
-        _run(place, "keys", job, num_workers, lock)
+        _run(place, "keys", job, num_workers, start)
         place.mark_copies(duplicates.mark)
-      _run(place, job.kind, job, num_workers, lock)
+      _run(place, job.kind, job, num_workers, start)
       manifest = job.manifest(place.pieces(job.kind))
       place.finish(home / store.MANIFEST, manifest)
       place.clear()
@@ -153,71 +171,58 @@ def _held(place: folder.Folder, job: Job) -> Iterator[int]:
 _FIRST = (store.TOKENIZER, f"{folder.ABOUT}.partial", folder.LOCK)  # of a cut-off begin
 
 
+def _start(lock: int, words: Sequence[str], log: pathlib.Path) -> subprocess.Popen:
+  with log.open("ab") as out:
+    return subprocess.Popen(
+      [*processes.wrapped(os.sched_getaffinity(0)), *words],
+      stdin=subprocess.DEVNULL,
+      stdout=out,
+      stderr=out,
+      pass_fds=(lock,),
+      start_new_session=True,  # a signal of the terminal is for the command
+    )
+
+
 def _run(
-  place: folder.Folder, phase: str, job: Job, num_workers: int, lock: int
+  place: folder.Folder, phase: str, job: Job, num_workers: int, start: Start
 ) -> None:
   """Runs the workers of a phase to their end.
 
   Raises:
     InputError: a worker's, or that one was killed.
   """
-  environment = {
-    **os.environ,
-    "TOKENIZERS_PARALLELISM": "false",  # a process is a core
-    "RAYON_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "JAX_PLATFORMS": "cpu",
-  }
-  command = [sys.executable, "-m", "gen_jax.data.tokens.worker"]
-  command += [str(place.home), phase]
-  place.drop_claims()
-  with contextlib.ExitStack() as stack:
-    processes = []
-    for _ in range(num_workers):
-      words = [*command, str(num_workers), str(os.getpid())]
-      process = subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        pass_fds=(lock,),
-        start_new_session=True,  # a signal of the terminal is for the command
-      )
-      stack.enter_context(process)
-      stack.callback(process.kill)
-      processes.append(process)
-    _watch(place, processes, phase, job)
+  command = ["env", *_ENVIRONMENT, sys.executable, "-m", "gen_jax.data.tokens.worker"]
+  command += [str(place.home), phase, str(num_workers)]
+  place.forget_workers()
+  workers, logs = [], [place.log(phase, i, "txt") for i in range(num_workers)]
+  try:
+    for i, log in enumerate(logs):
+      workers.append(start([*command, str(i)], log))
+    _watch(place, list(zip(workers, logs, strict=True)), phase, job)
+  finally:
+    processes.stop(workers)
 
 
-def _watch(
-  place: folder.Folder, processes: Sequence[subprocess.Popen], phase: str, job: Job
-) -> None:
+def _watch(place: folder.Folder, at_work: list, phase: str, job: Job) -> None:
   # Bytes of the source in pieces that an earlier command has made, about.
   before = len(place.done(phase)) * job.shard_bytes
-  total = job.num_bytes()
+  total, logs = job.num_bytes(), [log.with_suffix(".json") for _, log in at_work]
   began = said = time.monotonic()
-  told = {}
-  with selectors.DefaultSelector() as selector:
-    for process in processes:
-      selector.register(process.stdout, selectors.EVENT_READ, process)
-    while selector.get_map():
-      for key, _ in selector.select(timeout=1.0):
-        if line := key.fileobj.readline():
-          told[key.data] = files.parse_json(line, "what a worker says")
-          continue
-        selector.unregister(key.fileobj)
-        if key.data.wait():
-          raise _failed(key.data)
-      now = time.monotonic()
-      if now - said >= _EVERY_SECS and told:
-        said = now
-        done = [sum(counts) for counts in zip(*told.values(), strict=True)]
-        _say(phase, done, now - began, total - before)
+  while at_work:
+    time.sleep(0.05)
+    for worker, log in [pair for pair in at_work if pair[0].poll() is not None]:
+      at_work.remove((worker, log))
+      if worker.poll():
+        raise _failed(worker.poll(), log)
+    now = time.monotonic()
+    if now - said > _EVERY_SECS and (found := [x for x in logs if x.exists()]):
+      said, told = now, [files.read_json(path) for path in found]
+      _say(phase, told, now - began, total - before)
 
 
-def _say(phase: str, done: Sequence[int], secs: float, total: int) -> None:
-  num_tokens, num_documents, num_bytes = done
+def _say(phase: str, told: Sequence[dict], secs: float, total: int) -> None:
+  sums = (sum(one[what] for one in told) for what in ("tokens", "documents", "bytes"))
+  num_tokens, num_documents, num_bytes = sums
   words = [f"{num_documents:,} {'images' if phase == 'images' else 'documents'}"]
   if phase == "images":
     words.append(f"{num_documents / secs:,.0f} a second")
@@ -230,15 +235,15 @@ def _say(phase: str, done: Sequence[int], secs: float, total: int) -> None:
   print(f"{what}: {', '.join(words)}", file=sys.stderr, flush=True)
 
 
-def _failed(process: subprocess.Popen) -> Exception:
-  said = files.lines(process.stderr.read().decode("utf-8", "replace").strip())
-  if process.returncode == 2 and said:
+def _failed(code: int, log: pathlib.Path) -> Exception:
+  text = log.read_bytes().decode("utf-8", "replace") if log.exists() else ""
+  said = files.lines(text.strip())
+  if code == 2 and said:
     return InputError(said[-1])
-  if process.returncode < 0:
-    return InputError(
-      f"a worker was killed by signal {-process.returncode}; is there enough memory?"
-      " Give the same command again, with fewer --workers"
-    )
-  return RuntimeError(
-    "\n".join(said[-20:]) or f"a worker ended with {process.returncode}"
+  if code > 0 and said:
+    return RuntimeError("\n".join(said[-20:]))
+  what = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+  return InputError(
+    f"a worker {what}; is there enough memory? Give the same command again, with fewer"
+    " --workers"
   )

@@ -138,11 +138,13 @@ class Tokenising:
           [text for text, out in zip(batch, is_out, strict=True) if out == wanted]
           for wanted in (False, True)
         ]
-        held.extend(cache.of_documents(parts[1], self._tokenizer))
+        for chunk in cache.of_documents(parts[1], self._tokenizer):
+          held.append(chunk)
+          progress.tokens += len(chunk.ids)
         for chunk in cache.of_documents(parts[0], self._tokenizer):
           yield chunk
           progress.tokens += len(chunk.ids)
-          progress.tell()
+          progress.note()
         progress.documents += len(batch)
 
     pairs = zip(store.SPLITS, (training(), held), strict=True)
@@ -157,6 +159,6 @@ class Tokenising:
     for text in texts:
       found.append(keys(text))
       progress.documents += 1
-      progress.tell()
+      progress.note()
     width = {"exact": 1, "near": duplicates.BANDS}[which]
     self._place.write_keys(piece, np.array(found, np.uint64).reshape(-1, width))

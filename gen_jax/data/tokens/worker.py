@@ -1,20 +1,14 @@
-"""One of N processes that make the pieces of a store: python -m ... STORE PHASE N.
+"""Process I of N that make the pieces of a store: python -m ... STORE PHASE N I.
 
 STORE/about.json describes the job. Each process claims the next piece that is free, by
-making a file. Finished pieces stand on their own: a shard of each split, then
-PIECE.json with their sizes and hashes. A piece with that file is never made again, so a
-process that is killed loses at most one piece. Pieces do not depend on the number of
-processes.
-
-    stdout    one JSON line a second: tokens, documents and bytes of the source done
-    exit      0, or 2 with the reason on stderr
+making a link; one that is started again still has its claims. Finished pieces stand on
+their own: a shard of each split, then PIECE.json with their sizes and hashes. A piece
+with that file is never made again, so a process that is killed loses at most one piece.
+Pieces do not depend on the number of processes. Exits with 0, or with 2 and the reason
+on stderr.
 """
 
-import ctypes
-import json
-import os
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -55,55 +49,58 @@ KINDS: dict[str, Callable[[folder.Folder, dict], Work]] = {
 
 
 class Progress:
-  """What this process has done, told every second."""
+  """What this process has done, noted in a file every second."""
 
-  def __init__(self):
+  def __init__(self, path: pathlib.Path):
+    self._path, self._due = path, 0.0
     self.tokens = self.documents = self.bytes = 0
-    self._due = 0.0
 
-  def tell(self, *, at_once: bool = False) -> None:
-    """Says it, if it is time."""
+  def note(self, *, at_once: bool = False) -> None:
+    """Writes it, if it is time."""
     if at_once or time.monotonic() >= self._due:
       self._due = time.monotonic() + _EVERY_SECS
-      print(json.dumps([self.tokens, self.documents, self.bytes]), flush=True)
+      done = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+      files.write_json(self._path, done)
 
 
-def run(home: pathlib.Path, phase: str, num: int) -> None:
+def run(home: pathlib.Path, phase: str, num: int, index: int) -> None:
   """Does missing pieces until none is free."""
   place = folder.Folder(home)
+
+  def claim(what: str) -> bool:  # those of another number of workers are forgotten
+    return place.claim(what, f"{phase}-{num}", str(index))
+
   about = files.read_json(place.home / folder.ABOUT)
   work = KINDS[about["kind"]](place, about)
-  done, progress = set(place.done(phase)), Progress()
+  done, progress = set(place.done(phase)), Progress(place.log(phase, index, "json"))
   for number, task in enumerate(work.tasks):
     # Streams and tars are not read by all, if there are enough of them.
     is_alone = task.is_for_one and len(work.tasks) >= num
-    if is_alone and not place.claim(f"{number:05}", phase):
+    if is_alone and not claim(f"{number:05}"):
       continue
 
     def wanted(piece: int, number=number, is_alone=is_alone) -> bool:
       what = folder.name(number, piece)
-      return what not in done and (is_alone or place.claim(what, phase))
+      return what not in done and (is_alone or claim(what))
 
     before, share, made = progress.bytes, 1 if is_alone else num, 0
     for piece in work.pieces(task, wanted):
       progress.bytes = before + piece.at_byte // share
       work.do(phase, folder.name(number, piece.number), piece.items, progress)
-      progress.tell()
+      progress.note()
       made += 1
     if task.is_whole:  # all have read it together
       progress.bytes = before + task.size // share
     elif made:
       progress.bytes = before + task.size
-  progress.tell(at_once=True)
+  progress.note(at_once=True)
 
 
 def main(argv: list[str]) -> int:
-  """The process; ends with the one that started it."""
-  ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of Linux
-  if os.getppid() != int(argv[3]):
-    return os.EX_TEMPFAIL
+  """The process; see above."""
+  home, phase, num, index = argv
   try:
-    run(files.path(argv[0], "--to"), argv[1], int(argv[2]))
+    run(files.path(home, "--to"), phase, int(num), int(index))
   except InputError as error:
     print(error, file=sys.stderr, flush=True)
     return 2

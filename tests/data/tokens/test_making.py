@@ -3,6 +3,11 @@
 import functools
 import gzip
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -105,6 +110,15 @@ def test_two_workers_make_the_same_bytes_and_the_same_command_finds_them(
   assert again == store.read_manifest(made)
 
 
+def test_progress_is_said_for_all_workers(corpus, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(making, "_EVERY_SECS", 0.0)
+  manifest = making.make(tmp_path / "store", job(corpus), 2)
+  last = capsys.readouterr().err.splitlines()[-1]
+  num = sum(manifest["num_tokens"].values())
+  assert last.startswith(f"tokenising: {num:,} tokens, ")
+  assert f" a second, {len(TEXTS + COPIES)} documents" in last
+
+
 killed = functools.partial(processes.killed, "tests.data.tokens.test_making", "tokens")
 
 
@@ -130,8 +144,8 @@ def test_a_piece_that_is_done_or_claimed_is_not_made_again(corpus, made, tmp_pat
   place = folder.Folder(home)
   with making._held(place, given):
     pass
-  assert place.claim(folder.name(0, 0), "tokens")
-  worker.run(home, "tokens", 2)  # one of two workers
+  assert place.claim(folder.name(0, 0), "tokens-2", "0")
+  worker.run(home, "tokens", 2, 1)
   assert folder.name(0, 0) not in place.done("tokens")
   before = {p: p.stat().st_mtime_ns for p in home.glob("piece-*.json")}
   assert before
@@ -184,3 +198,61 @@ def test_what_a_worker_stumbles_over_is_said(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
   with pytest.raises(types.InputError, match="no text in"):
     making.make(tmp_path / "store", job(tmp_path / "a.jsonl", held_out=1 - 1e-9), 1)
+
+
+def test_of_two_that_ask_for_a_piece_one_has_it_even_when_it_is_started_again(tmp_path):
+  place = folder.Folder(tmp_path)
+  assert place.claim("00000-00001", "tokens-2", "1")
+  assert not place.claim("00000-00001", "tokens-2", "0")
+  assert place.claim("00000-00001", "tokens-2", "1")  # a new process, the same worker
+  assert place.claim("00000-00001", "tokens-3", "0")  # of another command
+  assert place.claim("00000-00001", "keys-2", "0")
+  place.forget_workers()
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_whatever_is_killed_on_a_cluster_the_bytes_are_the_same(tmp_path, monkeypatch):
+  """A worker, the command and a node of two, by SIGKILL while pieces are made."""
+  pytest.importorskip("ray")
+  from ray import cluster_utils
+
+  from tests.sweeps import test_remote
+
+  monkeypatch.setenv("RAY_worker_niceness", "0")  # or they wait for all others
+  source, home = tmp_path / "long.jsonl", tmp_path / "store"
+  lines = (json.dumps({"text": f"{i} " + TEXTS[i % 400] * 40}) for i in range(16_000))
+  source.write_text("".join(f"{line}\n" for line in lines))
+  place = folder.Folder(home)
+  words = [sys.executable, "-m", "gen_jax.cli.main", "tokenize", "--source", source]
+  words += ["--tokenizer=bytes", "--shard_mib=1", "--drop=exact", "--to"]
+  subprocess.run([*words, tmp_path / "alone", "--workers=1"], check=True)
+
+  def until(phase, num):
+    deadline = time.monotonic() + 120
+    while len(place.done(phase)) < num:
+      assert command.poll() is None and time.monotonic() < deadline
+      time.sleep(0.02)
+
+  cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+  try:
+    node = cluster.add_node(num_cpus=1)
+    words += [home, "--on=ray", f"--address={cluster.address}"]  # as many as fit: two
+    command = subprocess.Popen(words)
+    for phase in ("keys", "tokens"):
+      until(phase, 5)
+      for worker in test_remote.wait(lambda: test_remote.busy(cluster.head_node)):
+        os.kill(worker, signal.SIGKILL)
+    until("tokens", 15)
+    command.kill()
+    command.wait()
+    before = len(place.done("tokens"))
+    command = subprocess.Popen(words)
+    until("tokens", before + 5)
+    cluster.remove_node(node, allow_graceful=False)
+    assert command.wait(timeout=300) == 0
+  finally:
+    command.kill()
+    cluster.shutdown()
+  assert before < len(list(home.glob("train-*.bin")))
+  assert content(home) == content(tmp_path / "alone")
