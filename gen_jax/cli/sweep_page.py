@@ -21,16 +21,17 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
   Raises:
     InputError: no sweep there, or none of its runs has finished.
   """
-  path, home = args.sweep, args.to
+  path, home, sheets = args.sweep, args.to, []
   if path.suffix == ".json":
     found, home = ledger.read(path), path.parent
-    sheets = []
   else:
-    loaded = sweep.load(path)
+    loaded, recorded = sweep.load(path), path / sweep.RESULTS
     home = home or pathlib.Path("runs") / loaded.folder.absolute().name
     found = loaded.ledger(home)
+    if not _has_finished(found) and recorded.exists() and not args.to:
+      found, home = ledger.read(recorded), path  # the runs are gone, or elsewhere
     sheets = list(itertools.islice(_sheets(loaded, home), _MOST_SHEETS))
-  if not any(arm["status"] == "finished" for arm in found["arms"]):
+  if not _has_finished(found):
     raise InputError(f"no run of {path} has finished: run gen-jax sweep {path} first")
   script = curves.script()  # says what is missing
   plots = [
@@ -50,6 +51,10 @@ def render(args, template: jinja2.Template) -> tuple[pathlib.Path, str]:
     software=json.dumps(software, indent=2),
   )
   return home / "report.html", text
+
+
+def _has_finished(found: Mapping[str, Any]) -> bool:
+  return any(arm["status"] == "finished" for arm in found["arms"])
 
 
 def _sheets(loaded: sweep.Sweep, home: pathlib.Path) -> Iterator[tuple[str, bytes]]:

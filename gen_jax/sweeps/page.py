@@ -34,6 +34,12 @@ class Table(NamedTuple):
   lines: list[list[tuple[str, float | str]]]
   best: int  # line
 
+  @property
+  def are_numbers(self) -> list[bool]:
+    """Of each column, whether it holds one: then all of it stands at the right."""
+    columns = zip(*self.lines, strict=True)
+    return [any(_is_number(value) for _, value in cells) for cells in columns]
+
 
 def plots(found: Mapping[str, Any]) -> Iterator[Plot]:
   """Every plot that the ledger has something for."""
@@ -227,7 +233,7 @@ def table(found: Mapping[str, Any]) -> Table:
       [
         *(_cell(row.overrides.get(key, "")) for key in keys),
         (f"{len(row.values)}", len(row.values)),
-        (f"{row.mean:.5g}", row.mean) if row.values else ("", math.inf),
+        (f"{row.mean:#.5g}", row.mean) if row.values else ("", math.inf),
         (f"± {half:.2g}" if interval else "", half),
         (f"{p:.2g}" if p is not None else "", 2.0 if p is None else p),
       ]

@@ -266,6 +266,9 @@ def test_a_search_from_end_to_end(call, experiment, tmp_path):
   page = tmp_path / "page.html"
   results = folder / "results.json"
   assert call("report", "--sweep", results, "--out", page).code == 0
+  whole = page.read_text()
+  assert call("report", "--sweep", folder, "--out", page).code == 0  # no runs/NAME
+  assert page.read_text() == whole
   again = call("repro", folder, "--to", home)  # its arms are there
   assert again.code == 0 and "is inside" in again.out
   best = found["search"]["arms"][found["search"]["best"]]

@@ -45,10 +45,15 @@ def test_the_table_has_a_line_for_each_config_and_values_to_sort_by():
   assert found.columns == ["width", "heads", "peak", "seeds", LEDGER["metric"], *REST]
   means = [line[4][1] for line in found.lines]
   assert means == pytest.approx(list(MEANS.values()))
-  assert found.best == 2 and found.lines[2][4][0] == "2"
+  assert found.best == 2 and found.lines[2][4][0] == "2.0000"
   rows = ledger.rows(LEDGER)
   pvalues = ledger.pvalues(rows, LEDGER["metric"])
   assert [line[6][1] for line in found.lines] == [pvalues.get(id(r), 2.0) for r in rows]
+
+
+def test_a_column_with_a_number_stands_at_the_right():
+  lines = [[("None", "None"), ("adamw", "adamw")], [("8", 8.0), ("muon", "muon")]]
+  assert page.Table(["window", "name"], lines, 0).are_numbers == [True, False]
 
 
 REST = ["interval", "p"]
