@@ -316,6 +316,20 @@ def test_size_budgets():
   assert not over, rooms
 
 
+CORE = ("diffusion", "decoding", "nn", "models", "tasks", "train")
+
+
+def test_the_readme_says_how_large_the_house_is():
+  lines = {path: len(path.read_text().splitlines()) for path in FILES}
+  rooms = {path: path.relative_to(ROOT / "gen_jax").parts[0] for path in FILES}
+  core = {*CORE, "sharding.py", "collectives.py"}
+  sizes = sum(lines[path] for path in FILES if rooms[path] in core), sum(lines.values())
+  said = (ROOT / "README.md").read_text().replace("\n", " ")
+  found = re.search(r"about ([\d,]+) lines, all of `gen_jax/` about ([\d,]+);", said)
+  for number, size in zip(found.groups(), sizes, strict=True):
+    assert int(number.replace(",", "")) == pytest.approx(size, rel=0.02)
+
+
 # Functions of more than 60 lines, and why they may be.
 LONG_FUNCTIONS = {
   "train/loop.py run": "the order of a step is a contract, and is read in one piece"
