@@ -82,6 +82,12 @@ class Ray:
       signal.signal(signal.SIGTERM, before)  # ours also stops the arms
     except (ValueError, TypeError, RuntimeError, ConnectionError) as error:
       raise InputError(f"Ray at {address}: {one_line(error)}") from None
+    needs = {"CPU": given["num_cpus"], "GPU": given.get("num_gpus", 0)}
+    needs |= given.get("resources") or {}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(n.get(k, 0) >= v for k, v in needs.items()) for n in nodes):
+      asked = ", ".join(f"{value} {key}" for key, value in needs.items() if value)
+      print(f"no node of Ray has {asked} now: the tasks wait for one", file=sys.stderr)
 
   def room(self) -> int:
     """Tasks that its nodes have CPUs for at once; at least 1."""

@@ -331,6 +331,30 @@ def test_whatever_is_killed_every_arm_ends_once(tmp_path, seed, monkeypatch):
   check(home, alone)
 
 
+@pytest.mark.long
+def test_a_task_that_no_node_has_room_for_is_said_to_wait():
+  pytest.importorskip("ray")
+  from ray import cluster_utils
+
+  cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+  code = (
+    "import sys; from gen_jax.sweeps import remote;"
+    " print(remote.Ray(sys.argv[1], remote.options(sys.argv[2:])).room())"
+  )
+  try:
+    for words, room, said in (
+      (["num_cpus=2"], "1", ""),
+      (["num_cpus=1", "num_gpus=1"], "2", "no node of Ray has 1 CPU, 1 GPU now"),
+      (["num_cpus=3"], "1", "no node of Ray has 3 CPU now: the tasks wait"),
+    ):
+      given = [sys.executable, "-c", code, cluster.address, *words]
+      out = subprocess.run(given, capture_output=True, text=True, cwd=ROOT, check=True)
+      assert out.stdout.strip() == room and (said in out.stderr)
+      assert bool(said) == ("no node" in out.stderr)
+  finally:
+    cluster.shutdown()
+
+
 def wait(found):
   """What a function finds, when it is something."""
   deadline = time.monotonic() + 30
