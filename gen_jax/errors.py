@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 
 
@@ -29,6 +30,19 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
   """The first line of an error's message, without its full stop, or its type."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def refused(error: OSError) -> str:
+  """What the operating system refused, where, and what to do.
+
+  Raises the error itself if the system has not said why.
+  """
+  if error.strerror is None:
+    raise error
+  where = f" ({error.filename})" if error.filename else ""
+  is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+  hint = "; make room, then give the same command again" if is_full else ""
+  return f"{error.strerror}{where}{hint}"
 
 
 def unknown(kind: str, name: object, options: Iterable[str]) -> InputError:

@@ -284,7 +284,8 @@ def write_file(
       values = np.asarray(tensors[name].make())
       if values.shape != tensors[name].shape:
         raise ValueError(f"{name} is {values.shape}, not {tensors[name].shape}")
-      _cast(values, dtype, name).tofile(stream)
+      # `tofile` does not say why a disk refuses.
+      stream.write(_cast(values, dtype, name).reshape(-1).view(np.uint8))
     stream.flush()
     os.fsync(stream.fileno())
 

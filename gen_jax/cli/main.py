@@ -10,7 +10,6 @@ are heard: `--help` and typing errors import no jax.
 import argparse
 import atexit
 import contextlib
-import errno
 import gc
 import importlib
 import importlib.metadata
@@ -285,10 +284,7 @@ def _explain(error: Exception, argv: list[str]) -> NoReturn:
   except OSError as error:
     if error.strerror is None:
       _fail_unexpectedly(error, argv)
-    where = f" ({error.filename})" if error.filename else ""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    hint = "; make room, then give the same command again" if is_full else ""
-    _fail(f"{error.strerror}{where}{hint}")
+    _fail(errors.refused(error))
   except Exception as error:
     _fail_unexpectedly(error, argv)
 

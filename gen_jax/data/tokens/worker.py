@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+from gen_jax import errors
 from gen_jax.data.stored import packing
 from gen_jax.data.tokens import documents, folder, tokenising
 from gen_jax.errors import InputError
@@ -103,8 +104,12 @@ def main(argv: list[str]) -> int:
     run(files.path(home, "--to"), phase, int(num), int(index))
   except InputError as error:
     print(error, file=sys.stderr, flush=True)
-    return 2
-  return 0
+  except OSError as error:
+    where = "" if error.filename else f"--to {home}: "
+    print(f"{where}{errors.refused(error)}", file=sys.stderr, flush=True)
+  else:
+    return 0
+  return 2
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -150,6 +151,21 @@ def test_a_piece_that_is_done_or_claimed_is_not_made_again(corpus, made, tmp_pat
   before = {p: p.stat().st_mtime_ns for p in home.glob("piece-*.json")}
   assert before
   making.make(home, given, 1)
+  assert content(home) == content(made)
+
+
+def test_a_disk_that_refuses_is_said_and_the_same_command_goes_on(
+  corpus, made, tmp_path
+):
+  home, given = tmp_path / "store", job(corpus)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))  # a quota
+  try:
+    with pytest.raises(types.InputError, match=f"--to {home}: File too large"):
+      making.make(home, given, 2)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  making.make(home, given, 2)
   assert content(home) == content(made)
 
 
