@@ -33,10 +33,7 @@ def first_line(error: BaseException) -> str:
 
 
 def refused(error: OSError) -> str:
-  """What the operating system refused, where, and what to do.
-
-  Raises the error itself if the system has not said why.
-  """
+  """What the system refused, where, and what to do; raises what is not the system's."""
   if error.strerror is None:
     raise error
   where = f" ({error.filename})" if error.filename else ""

@@ -5,8 +5,6 @@
     shards, piece by piece   see `worker`
     manifest.json            written last: the store is whole
 
-Workers are processes of this machine, or what another `Start` makes of them.
-
 The source is noted by names, sizes and times while it is read, by the hash of its
 documents in the end. A store depends on the source, the tokenizer and the options, not
 on the number of processes nor on how often it was begun, nor on whether it is on a disk

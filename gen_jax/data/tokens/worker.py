@@ -102,13 +102,12 @@ def main(argv: list[str]) -> int:
   home, phase, num, index = argv
   try:
     run(files.path(home, "--to"), phase, int(num), int(index))
-  except InputError as error:
-    print(error, file=sys.stderr, flush=True)
-  except OSError as error:
-    where = "" if error.filename else f"--to {home}: "
-    print(f"{where}{errors.refused(error)}", file=sys.stderr, flush=True)
-  else:
     return 0
+  except InputError as error:
+    said = str(error)
+  except OSError as error:
+    said = ("" if error.filename else f"--to {home}: ") + errors.refused(error)
+  print(said, file=sys.stderr, flush=True)
   return 2
 
 
