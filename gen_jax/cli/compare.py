@@ -27,8 +27,8 @@ def add_arguments(parser) -> None:
   add(
     "--examples",
     action="store_true",
-    help="of two runs, one seed each: over the examples that both are evaluated on;"
-    " this says nothing of other seeds",
+    help="for two runs, one seed each: over the examples on which both are evaluated;"
+    " this says nothing about other seeds",
   )
 
 

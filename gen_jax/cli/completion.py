@@ -26,7 +26,7 @@ def add_arguments(parser) -> None:
   """See `gen-jax completion --help`."""
   import shtab
 
-  parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="whose language")
+  parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="your shell")
   parser.epilog = (
     'In ~/.bashrc:  eval "$(gen-jax completion bash)"\n'
     'In ~/.zshrc:   eval "$(gen-jax completion zsh)", after compinit\n'

@@ -15,15 +15,15 @@ def add_arguments(parser) -> None:
   """See `gen-jax coordinates --help`."""
   flags.add_config(parser)
   add = parser.add_argument
-  add("--widths", required=True, help="rising, separated by commas: 64,128,256")
+  add("--widths", required=True, help="in rising order: 64,128,256")
   add(
-    "--base_width", type=int, help="of muP; default: the config's, or the first width"
+    "--base_width", type=int, help="for muP; default: the config's, or the first width"
   )
-  add("--steps", type=int, default=4, help="of training at the config's peak rate (4)")
+  add("--steps", type=int, default=4, help="training steps at the config's peak rate (4)")
   add("--seeds", type=int, default=3, help="initial weights to average over (3)")
   add("--out", action=flags.LocalPath, help="folder for coordinates.json and .png")
   parser.epilog = (
-    "Both the standard parametrisation and muP are run. Values of the config can be\n"
+    "Runs both the standard parametrisation and muP. Values of the config can be\n"
     "set as for train: --config.optimizer.learning_rate.peak=0.01"
   )
 

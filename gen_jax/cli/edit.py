@@ -24,49 +24,49 @@ def add_arguments(parser) -> None:
   add = parser.add_argument
   flags.add_model(parser)
   add("--image", action=flags.Path, required=True, metavar="FILE", help="what to edit")
-  add("--prompt", help="what to draw; default what --invert says")
+  add("--prompt", help="what to draw; default: the prompt of --invert")
   add(
     "--invert",
     metavar="PROMPT",
-    help="what the image shows: finds the noise that this prompt draws it from, and"
-    " draws from there; the same prompt gives the image back",
+    help="what the image shows: finds the noise from which this prompt draws it, and"
+    " starts there; the same prompt gives the image back",
   )
   add(
     "--vary",
     type=float,
     default=0.0,
-    help="with --invert: 0 keeps the noise found, 1 takes fresh noise, per --seed",
+    help="with --invert: 0 keeps the noise found, 1 takes new noise, by --seed",
   )
   add("--negative", default="", help="negative prompt")
   add(
     "--strength",
     type=float,
-    help="0 is the image itself, 1 forgets it; default 0.6, 1 with a mask, with"
-    " --invert or for a model of instructions",
+    help="0 keeps the image, 1 ignores it; default 0.6, or 1 with a mask, with"
+    " --invert or for an instruction model",
   )
   add(
     "--mask",
     action=flags.Path,
     metavar="FILE",
-    help="white, or a transparent hole, changes; black stays",
+    help="white areas or transparent holes change, black stays",
   )
-  add("--outpaint", metavar="L,T,R,B", help="pixels to add on each side, and to draw")
+  add("--outpaint", metavar="L,T,R,B", help="pixels to add and draw on each side")
   add(
     "--resize",
     type=int,
     metavar="PIXELS",
-    help="cut the centre of image and mask and scale it to this side, as training does",
+    help="crop image and mask to the centre, scale to this side, as training does",
   )
-  add("--num", type=int, default=1, help="how many, each by its seed")
+  add("--num", type=int, default=1, help="number of edits, each with its own seed")
   add("--seed", type=int, default=0)
   add("--out", action=flags.Path, help="folder to write to; default WORKDIR/edits")
   add(
     "--autoencoder",
     action=flags.Path,
     metavar="DIR",
-    help="another one for the same latents",
+    help="another autoencoder for the same latents",
   )
-  parser.epilog = "Every pixel outside the mask comes back as it was, bit for bit."
+  parser.epilog = "Pixels outside the mask stay as they are, bit for bit."
   _add_sampling(parser)
 
 
@@ -77,7 +77,7 @@ def _add_sampling(parser) -> None:
   for name in IMAGE:
     group.add_argument(f"--{name}", help="as in `gen-jax sample`")
   group.add_argument(
-    "--image_guidance_scale", help="to hold on to the image; 1 is none"
+    "--image_guidance_scale", help="guidance towards the image; 1 is none"
   )
 
 

@@ -31,12 +31,12 @@ def add_arguments(parser) -> None:
     help="new folder for the codes of all data",
   )
   parser.add_argument(
-    "--flip", action="store_true", help="encode each image mirrored as well"
+    "--flip", action="store_true", help="also encode each image mirrored"
   )
   parser.epilog = (
     "Measures mean and standard deviation of each channel over the training split and\n"
-    "notes them in WORKDIR/latents.json: diffusion on the latents needs them. Another\n"
-    "data set is named as in `gen-jax train`: --config.data.source=image_folder\n"
+    "writes them to WORKDIR/latents.json, for diffusion on the latents. Choose another\n"
+    "data set as in `gen-jax train`: --config.data.source=image_folder\n"
     "--config.data.source.directory=DIR"
   )
 

@@ -38,7 +38,7 @@ def add_arguments(parser) -> None:
   group.add_argument(
     "--stride",
     type=int,
-    help="new tokens per window of --text; default half the model's context",
+    help="new tokens per window of --text; default: half the model's context",
   )
   group.add_argument(
     "--choices",

@@ -16,12 +16,12 @@ from gen_jax.errors import InputError, unknown
 from gen_jax.system import files
 
 FLAGS = {
-  "images": "N to draw for captions of the split; an autoencoder: to draw again",
-  "folder": "images that are there already, instead",
-  "features": "what to compare in; default pixels",
+  "images": "N to draw for captions of the split; for an autoencoder: to reconstruct",
+  "folder": "evaluate the images of this folder instead",
+  "features": "features to compare in; default pixels",
   "feature_weights": "safetensors file of --features",
-  "split": "train (default), or validation (default of an autoencoder)",
-  "against": "another evaluation.json; refused under another protocol",
+  "split": "train (default), or validation (default for an autoencoder)",
+  "against": "another evaluation.json to compare with; its protocol must be the same",
 }
 _PATHS = ("folder", "feature_weights", "against")
 
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = {"action": flags.Path} if name in _PATHS else {}
     how |= {"type": int} if name == "images" else {}
     group.add_argument(f"--{name}", help=meaning, **how)
-  group.add_argument("--seed", type=int, default=0, help="of --images")
+  group.add_argument("--seed", type=int, default=0, help="seed of --images")
   group.add_argument(
-    "--baseline", action="store_true", help="also figures of random latents, decoded"
+    "--baseline", action="store_true", help="also evaluate decoded random latents"
   )
 
 

@@ -17,12 +17,12 @@ def add_arguments(parser) -> None:
     action=flags.Path,
     required=True,
     metavar="DIR",
-    help="new folder; FILE.safetensors: Stable Diffusion 1 by its original names",
+    help="new folder; FILE.safetensors: Stable Diffusion 1 with original names",
   )
   add(
     "--adapter",
     action="store_true",
-    help="the LoRA adapter alone, for PEFT or diffusers; a FILE has kohya's names",
+    help="only the LoRA adapter, for PEFT or diffusers; a FILE has kohya's names",
   )
   add("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
 

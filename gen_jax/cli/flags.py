@@ -89,5 +89,5 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     help="best (default; the latest if none was evaluated), latest, or a step",
   )
   parser.add_argument(
-    "--weights", default="ema", help="ema (default; raw where none is kept) or raw"
+    "--weights", default="ema", help="ema (default; raw if there is no ema) or raw"
   )

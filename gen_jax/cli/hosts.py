@@ -51,9 +51,9 @@ _MAX_PROCESSES, _MAX_SECS = 2**16, 86_400.0
 def add_arguments(parser) -> None:
   """Flags of every command that runs as several processes."""
   add = parser.add_argument_group(
-    "several processes (found by themselves on TPU pods, Slurm, Open MPI, Kubernetes)"
+    "several processes (automatic on TPU pods, Slurm, Open MPI, Kubernetes)"
   ).add_argument
-  wait = "how long to wait for all at the start, and six times that later; default 50"
+  wait = "seconds to wait for all at the start, and six times that later; default 50"
   add("--coordinator", metavar="HOST:PORT", help="or JAX_COORDINATOR_ADDRESS")
   add("--num_processes", type=int, help="or JAX_NUM_PROCESSES")
   add("--process_id", type=int, help="or JAX_PROCESS_ID")

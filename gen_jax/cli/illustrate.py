@@ -21,15 +21,15 @@ def add_arguments(parser) -> None:
   parser.add_argument(
     "--prompt", action="append", help="may be repeated; default: captions of the data"
   )
-  parser.add_argument("--seed", type=int, default=0, help="of the noise")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
   for name, kind, values in _COMPARED:
     how = {"nargs": "+", "type": kind, "default": values}
-    parser.add_argument(f"--{name}", help="to compare", **how)
+    parser.add_argument(f"--{name}", help=f"{name} to compare", **how)
   parser.epilog = (
     "Writes WORKDIR/figures, as PNG and PDF, which `gen-jax report` shows: images by\n"
-    "guidance and steps, by sampler, the walks from noise to an image and back, which\n"
-    "words pixels look at, and an autoencoder's latents.\n"
-    "An imported model has no data: --config.data.source.directory=DIR shows it some."
+    "guidance and steps, by sampler, the paths from noise to an image and back, the\n"
+    "words that pixels attend to, and an autoencoder's latents.\n"
+    "An imported model has no data: --config.data.source.directory=DIR gives it some."
   )
 
 

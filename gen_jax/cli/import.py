@@ -39,39 +39,39 @@ def add_arguments(parser) -> None:
     "--from", required=True, metavar="DIR_OR_ID", help="a folder, or org/name of a hub"
   )
   add("--workdir", action=flags.Path, required=True, help="new folder")
-  add("--revision", help="of the hub's model; default: the newest")
+  add("--revision", help="revision of the hub's model; default: the newest")
   add(
     "--lora",
     action=flags.Paths,
     default=[],
     metavar="FILE",
-    help="of Stable Diffusion: merged into its weights; may be repeated",
+    help="for Stable Diffusion: merged into its weights; may be repeated",
   )
   add(
     "--lora_scale",
     action="append",
     default=[],
     type=float,
-    help="of each --lora; default 1, 0 is without",
+    help="scale of each --lora; default 1, 0 turns it off",
   )
   add(
     "--base",
     action=flags.Path,
     metavar="WORKDIR",
-    help="--from is a LoRA adapter of this workdir's model; it stays one",
+    help="--from is a LoRA adapter of this workdir's model; it stays an adapter",
   )
   add(
-    "--text", action=flags.Path, metavar="FILES", help="to evaluate on; default: pydoc"
+    "--text", action=flags.Path, metavar="FILES", help="evaluation text; default: pydoc"
   )
-  add("--scan_layers", action="store_true", help="stacked layers: compiles faster")
+  add("--scan_layers", action="store_true", help="stack the layers: compiles faster")
   add(
     "--padded_vocab",
     action="store_true",
-    help="the model has more ids than its tokenizer, and that is meant",
+    help="allow a model with more ids than its tokenizer",
   )
   parser.epilog = (
-    "config.json, *.safetensors and the tokenizer's files are read; nothing is\n"
-    "unpickled or executed. --config.mesh.*, --config.data.* and the like are set as\n"
+    "Reads config.json, *.safetensors and the tokenizer's files; nothing is\n"
+    "unpickled or executed. Set --config.mesh.*, --config.data.* and the like as\n"
     "in `gen-jax train`."
   )
 

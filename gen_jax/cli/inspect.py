@@ -27,8 +27,8 @@ def add_arguments(parser) -> None:
     nargs="?",
     action=flags.Path,
     metavar="PATH",
-    help="instead: a PNG that gen-jax has drawn: says how; or a store of tokenize, pack"
-    " or encode: checks the hash of every shard",
+    help="instead: a PNG by gen-jax (prints how it was drawn), or a store of tokenize,"
+    " pack or encode (checks the hash of every shard)",
   )
   add("--workdir", action=flags.Path, help="folder of a training run")
   add("--checkpoint", help="latest (default), best, or a step")

@@ -20,11 +20,11 @@ def add_arguments(parser) -> None:
     "names",
     nargs="*",
     metavar="NAME",
-    help="only these, as lm/gpt2, or lm for its folder",
+    help="only these: lm/gpt2, or lm for the whole folder",
   )
   parser.epilog = (
     "The first variant is the default: --config lm/llama is --config lm/llama:7b.\n"
-    "Each can be shrunk to seconds: --config lm/llama:smoke. Parameters are counted."
+    "A version that runs in seconds: --config lm/llama:smoke. Parameters are counted."
   )
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser) -> None:
   add(
     "--caption",
     default="text",
-    help="column of captions, or of class numbers, whose names are the captions"
+    help="column of captions, or of class numbers, whose names become captions"
     " (default text)",
   )
   add("--label", help="column of class numbers, next to captions")
@@ -30,13 +30,13 @@ def add_arguments(parser) -> None:
     type=float,
     default=0.01,
     help="share of images for validation, by their hash (default 0.01); a folder with"
-    " validation/ in it says itself",
+    " validation/ in it has its own split",
   )
-  add("--drop", choices=("exact",), help="drop images of the same bytes as another")
+  add("--drop", choices=("exact",), help="drop byte-identical copies of images")
   tokenize.add_store(parser, "images")
   parser.epilog = (
-    "Images are kept as they are encoded. Killed at any moment, the same command goes\n"
-    "on and gives the same bytes. To train on it: --config.data.source=image_store\n"
+    "Images keep their encoding. If killed at any moment, the same command continues\n"
+    "and gives the same bytes. To train on it: --config.data.source=image_store\n"
     "--config.data.source.path=DIR"
   )
 

@@ -32,17 +32,17 @@ def add_arguments(parser) -> None:
     help="chips to compile for: v5e:2x4, v5p:4x4x4 or Cloud's v5litepod-8; with --mfu"
     " also a100:256 or h100:8, by formula",
   )
+  add("--sample", action="store_true", help="the sampling loop, not the training step")
   add(
-    "--sample", action="store_true", help="the loop that draws, not the training step"
+    "--quick", action="store_true", help="compile faster, for slightly slower programs"
   )
-  add("--quick", action="store_true", help="compile faster, for programs a bit slower")
   add("--search", action="store_true", help="try meshes, microbatches and remat")
   add("--limit", type=int, default=12, help="programs that --search compiles (12)")
   add(
     "--figure",
     action=flags.LocalPath,
     metavar="PNG",
-    help="where --search draws its plans",
+    help="file for a figure of the plans of --search",
   )
   add("--compare", metavar="CONFIG[:ARG]", help="a second config to compare with")
   add(
@@ -54,16 +54,16 @@ def add_arguments(parser) -> None:
     "--mfu", type=float, help="expected share of the peak, in (0, 1]: adds a forecast"
   )
   budget = parser.add_mutually_exclusive_group()
-  budget.add_argument("--tokens", type=float, help="train on so many, not num_steps")
+  budget.add_argument("--tokens", type=float, help="train on this many, not num_steps")
   budget.add_argument("--images", type=float, help="the same for images")
   add(
     "--scaling",
     action=flags.LocalPath,
     metavar="RESULTS",
-    help="results.json of a ladder of sizes: adds the loss to expect",
+    help="results.json of a ladder of sizes: adds the expected loss",
   )
   parser.epilog = (
-    "The compiler is that of libtpu; it runs on any machine. Values of the config can\n"
+    "The compiler is libtpu's; it runs on any machine. Values of the config can\n"
     "be set as for train: --config.mesh.fsdp=64 --config.train.num_microbatches=4"
   )
 

@@ -38,7 +38,7 @@ def add_arguments(parser) -> None:
     "--sweep",
     action=flags.LocalPath,
     metavar="EXPERIMENT",
-    help="instead: a folder with a sweep.py, or its results.json",
+    help="instead of workdirs: a folder with a sweep.py, or its results.json",
   )
   add("--to", action=flags.Path, help="workdirs of --sweep; runs/NAME by default")
   add(
@@ -48,9 +48,7 @@ def add_arguments(parser) -> None:
   )
   add("--title", help="default: gen_jax, or the sweep's question")
   add(
-    "--summary",
-    action=flags.Path,
-    help="a JSON file of numbers to put at the top of the page",
+    "--summary", action=flags.Path, help="JSON file of numbers for the top of the page"
   )
 
 

@@ -16,12 +16,12 @@ def add_arguments(parser) -> None:
   add(
     "experiment", action=flags.LocalPath, help="a folder with sweep.py and results.json"
   )
-  add("--smoke", action="store_true", help="the best row alone, all of its seeds")
+  add("--smoke", action="store_true", help="only the best row, all of its seeds")
   add("--jobs", type=int, default=1, help="arms at a time; they share the cores")
   add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME-repro by default")
   parser.epilog = (
-    "Exit code 1 if any row lies outside the band of the recorded runs. Of a search\n"
-    "the best arm is run again, on the seeds of its record."
+    "Exit code 1 if any row lies outside the band of the recorded runs. For a search\n"
+    "the best arm runs again, on its recorded seeds."
   )
 
 

@@ -16,12 +16,12 @@ def add_arguments(parser) -> None:
   add = parser.add_argument
   flags.add_model(parser)
   hosts.add_arguments(parser)
-  add("--prompt", action="append", help="what to continue or to draw; may be repeated")
+  add("--prompt", action="append", help="text to continue or to draw; may be repeated")
   add(
     "--prompts",
     action=flags.Path,
     metavar="FILE",
-    help="one a line, or `prompt` of each record of a .jsonl",
+    help="one per line, or `prompt` of each record of a .jsonl",
   )
   add("--num", type=int, default=1, help="samples per prompt")
   add("--seed", type=int, default=0, help="sample i depends on (seed, i)")

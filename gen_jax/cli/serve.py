@@ -29,14 +29,14 @@ def add_arguments(parser) -> None:
   """See `gen-jax serve --help`."""
   add = parser.add_argument
   flags.add_model(parser)
-  add("--host", default="127.0.0.1", help="default: this machine alone")
-  add("--port", type=int, default=8000, help="default 8000; 0: any")
-  add("--name", help="of the model; default: of the workdir")
+  add("--host", default="127.0.0.1", help="default: only this machine")
+  add("--port", type=int, default=8000, help="default 8000; 0: any free one")
+  add("--name", help="model name; default: the workdir's")
   for name, (usual, what) in _LIMITS.items():
     words = f"{what}; default {usual}"
     add(f"--{name}", type=int, default=usual, metavar="N", help=words)
   add("--context", type=int, metavar="N", help="prompt and answer; default the model's")
-  title = "what requests leave open (default: the config's sampling block)"
+  title = "defaults for requests (default: the config's sampling block)"
   flags.add(parser.add_argument_group(title), settings.TEXT_SETTINGS)
 
 

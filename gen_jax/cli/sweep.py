@@ -20,41 +20,41 @@ def add_arguments(parser) -> None:
   """See `gen-jax sweep --help`."""
   add = parser.add_argument
   add("experiment", action=flags.LocalPath, help="a folder with a sweep.py")
-  add("--list", action="store_true", help="show the arms and what has come of them")
+  add("--list", action="store_true", help="show the arms and their status")
   add(
     "--jobs",
     type=int,
-    help="arms at a time; they share cores and chips. By default one, or one for each"
+    help="arms at a time; they share cores and chips. Default: one, or one for each"
     " GPU or TPU chip; on ray and slurm as many as there are",
   )
   add(
     "--together",
     choices=("map", "vmap", "turn", "no"),
-    help="how arms that differ in numbers and seeds alone share a process: map (to the"
-    " bit what they do alone), vmap (to rounding), turn (one after another), or no;"
-    " by default a few steps are measured, and what is chosen is said",
+    help="how arms that differ only in numbers and seeds share a process: map (bitwise"
+    " equal to a run alone), vmap (equal up to rounding), turn (one after another),"
+    " or no; by default a few steps are measured and the choice is printed",
   )
   add("--to", action=flags.Path, help="the arms' workdirs; runs/NAME by default")
   add(
     "--record",
     action="store_true",
-    help="write results.json, its table and figure (every arm must be done)",
+    help="write results.json, its table and figure (all arms must be done)",
   )
   add(
     "--on",
     default="local",
     metavar="ENGINE",
     help="local; ray, slurm: machines that see these files at the same paths (Slurm was"
-    " tried by submitit's stand-in alone); sky: prints a task of SkyPilot that runs the"
+    " tried only with submitit's stand-in); sky: prints a SkyPilot task that runs the"
     " whole sweep, written from its documentation and never run",
   )
-  add("--address", metavar="HOST:PORT", help="ray: of the head node")
+  add("--address", metavar="HOST:PORT", help="ray: its head node")
   what = "of Ray's tasks, of sbatch or submitit, of sky's resources"
   add("--option", action="append", metavar="KEY=VALUE", help=f"may be repeated: {what}")
   add("--bucket", help="sky: URL of the object store to mount as /bucket")
   how = "search the space of get_search(): tpe, halton or random"
   add("--search", metavar="METHOD", help=how)
-  add("--arms", type=int, help="search: how many; more later run those alone (40)")
+  add("--arms", type=int, help="search: how many; a larger number adds arms (40)")
   add(
     "--halving",
     type=int,
@@ -62,11 +62,11 @@ def add_arguments(parser) -> None:
     help="search: train all arms for 1/N² of their steps, the best 1/N of them for 1/N,"
     " the best 1/N of those to the end",
   )
-  add("--fresh", type=int, help="search: seeds on which the best arm is run again (3)")
-  add("--seed", type=int, help="search: of what is drawn (0)")
+  add("--fresh", type=int, help="search: number of new seeds for the best arm (3)")
+  add("--seed", type=int, help="search: its random seed (0)")
   parser.epilog = (
-    "The same command resumes: an arm that has finished or diverged is never run\n"
-    "again, also when more arms are added. Exit code 75 while any is missing or failed."
+    "The same command resumes: an arm that has finished or diverged never runs again,\n"
+    "even if arms are added. Exit code 75 while any arm is missing or failed."
   )
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser) -> None:
     required=True,
     help="folder or file of a tokenizer (WORKDIR/tokenizer is one), or bytes",
   )
-  add("--field", default="text", help="of JSON, Parquet and data sets (default text)")
+  add("--field", default="text", help="in JSON, Parquet and data sets (default text)")
   add(
     "--held_out",
     type=float,
@@ -42,11 +42,11 @@ def add_arguments(parser) -> None:
   add(
     "--drop",
     choices=duplicates.KEYS,
-    help="drop copies: exact (but for case and spaces), or near as well (MinHash)",
+    help="drop copies: exact (up to case and spaces), or also near ones (MinHash)",
   )
   add_store(parser, "text")
   parser.epilog = (
-    "Killed at any moment, the same command goes on and gives the same bytes.\n"
+    "If killed at any moment, the same command continues and gives the same bytes.\n"
     "To train on it: --config.data.source=tokens --config.data.source.path=DIR\n"
     "--config.data.tokenizer=file --config.data.tokenizer.path=DIR/tokenizer"
   )
@@ -64,18 +64,16 @@ def add_store(parser, what: str) -> None:
   )
   add("--split", default="train", help="of hf: and tfds: data sets (default train)")
   add("--subset", help="configuration of hf: and tfds: data sets")
-  add("--workers", type=int, help="processes (default: one a core); changes no byte")
+  add("--workers", type=int, help="processes (default: one per core); changes no byte")
   flags.add(
     parser,
     {
       "on": {"choices": ("local", "ray"), "default": "local", "help": _ON},
-      "address": {"metavar": "HOST:PORT", "help": "ray: of the head node"},
+      "address": {"metavar": "HOST:PORT", "help": "ray: its head node"},
       "option": {"action": "append", "metavar": "KEY=VALUE", "help": _OPTION},
     },
   )
-  add(
-    "--shard_mib", type=int, default=64, help=f"MiB of {what} in a shard (default 64)"
-  )
+  add("--shard_mib", type=int, default=64, help=f"MiB of {what} per shard (default 64)")
 
 
 def work(args) -> tuple[Callable[..., dict], int]:

@@ -14,7 +14,7 @@ def add_arguments(parser) -> None:
   """See `gen-jax train --help`."""
   add = parser.add_argument
   flags.add_config(parser)
-  add("--workdir", action=flags.Path, help="where all goes; the same one resumes")
+  add("--workdir", action=flags.Path, help="output folder; the same one resumes")
   add(
     "--dry_run",
     action="store_true",
@@ -23,21 +23,21 @@ def add_arguments(parser) -> None:
   add(
     "--keys",
     action="store_true",
-    help="list what can be set: type, range, default and meaning; run nothing",
+    help="list the config keys: type, range, default and meaning; run nothing",
   )
   add(
     "--until",
     type=int,
     metavar="STEP",
-    help="stop there, evaluated and saved as at the end; the rates are those of the"
-    " whole run, which goes on later",
+    help="stop there, with evaluation and checkpoint as at the end; the rates are those"
+    " of the whole run, which can continue later",
   )
   hosts.add_arguments(parser)
   parser.epilog = (
     "Any value of the config can be set: --config.optimizer.learning_rate.peak=1e-3\n"
     "A block can be replaced by name: --config.task.target=eps\n"
-    "A finished run is lengthened by a larger train.num_steps or train.num_epochs.\n"
-    "Ctrl-C saves and stops; again: stops at once."
+    "A larger train.num_steps or train.num_epochs continues a finished run.\n"
+    "Ctrl-C saves and stops; a second one stops at once."
   )
 
 
