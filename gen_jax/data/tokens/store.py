@@ -41,7 +41,6 @@ class Mapped(Protocol):
 
   def starts(self, low: int, high: int) -> np.ndarray:
     """int64, the first tokens of documents that lie in [low, high)."""
-    ...
 
 
 class Plain(NamedTuple):
