@@ -47,8 +47,7 @@ def matching(pattern: str) -> list[pathlib.Path]:
     paths = set(_in_bucket(expanded.parents[-1], expanded.parts[3:]))
   else:
     paths = {pathlib.Path(name) for name in _below("", expanded.parts)}
-  ordered = sorted(paths, reverse=True)
-  found = sorted({p.resolve(): p for p in ordered if p.is_file()}.values())
+  found = sorted({p.resolve(): p for p in sorted(paths)[::-1] if p.is_file()}.values())
   if not found:
     raise InputError(
       f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"
