@@ -135,8 +135,6 @@ def _split(texts: list[str], split: str, pattern: str, fraction: float) -> list[
 class Matching:
   """A source of the files that match its `pattern`."""
 
-  pattern: str
-
   def __post_init__(self) -> None:
     ranges.check(self)
 

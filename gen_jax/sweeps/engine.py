@@ -64,7 +64,7 @@ def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
   path = home / NAME
   found = files.read_sealed(path).get("arms") if path.exists() else {}
   if not isinstance(found, dict) or not all(
-    space.fits(v, _STATE) for v in found.values()
+    files.fits(v, _STATE) for v in found.values()
   ):
     raise InputError(
       f"{path} is damaged; restore it, or delete it: what has finished is found again"

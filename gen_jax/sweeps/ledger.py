@@ -185,7 +185,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       " install the version that wrote it"
     )
   arms = ledger.get("arms")
-  is_whole = space.fits(ledger, _ABOUT) and isinstance(ledger.get("search", {}), dict)
+  is_whole = files.fits(ledger, _ABOUT) and isinstance(ledger.get("search", {}), dict)
   if not (is_whole and isinstance(arms, list) and all(map(_is_arm, arms))):
     raise InputError(f"{path} lacks parts of a sweep's results: record them again")
   return ledger
@@ -194,10 +194,10 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 def _is_arm(arm: Any) -> bool:
   point = {0: int | float, 1: int | float | None}
   return (
-    space.fits(arm, _ARM)
+    files.fits(arm, _ARM)
     and isinstance(arm["overrides"].get("seed"), _SEED)
     and all(isinstance(p, list) for p in arm["curve"])
-    and all(space.fits(dict(enumerate(p)), point) for p in arm["curve"])
+    and all(files.fits(dict(enumerate(p)), point) for p in arm["curve"])
   )
 
 

@@ -197,13 +197,6 @@ def varied(space: Sequence[Mapping[str, Any]]) -> list[str]:
   ]
 
 
-def fits(value: Any, kinds: Mapping[Any, Any]) -> bool:
-  """Whether a value is an object with fields of these kinds."""
-  return isinstance(value, dict) and all(
-    isinstance(value.get(name, ...), kind) for name, kind in kinds.items()
-  )
-
-
 def plain(value: Any) -> Any:
   """A value with Python's own numbers and tuples for NumPy's.
 
