@@ -141,22 +141,38 @@ def _row(text: str, metric: str) -> ledger.Row:
   name, hash_, wanted = text.partition("#")
   if hash_:
     return _recorded(files.path(name, "A or B"), wanted, metric)
-  values: dict = {}
-  configs = []
-  for part in text.split(","):
-    folder = files.path(part, "A or B")
+  values, configs, folders = {}, [], _folders(text)
+  for folder in folders:
     config = workdir.read_config(folder)
     configs.append({**config, "seed": None})
     if configs[0] != configs[-1]:
-      first = text.split(",")[0]
-      raise InputError(f"{part} differs from {first} in more than its seed")
+      raise InputError(f"{folder} differs from {folders[0]} in more than its seed")
     points = ledger.curve(folder, metric)
     if not points:
       raise InputError(f"{folder} has no metrics; train it first")
+    train, step = config["train"], workdir.latest_step(folder)
+    is_fixed = train["num_epochs"] is None and train["patience"] is None
+    if is_fixed and step is not None and step < train["num_steps"]:
+      end = train["num_steps"]
+      raise InputError(
+        f"{folder} is at step {step} of {end}; train it to its end first"
+      )
     values[config["seed"]] = points[-1][1]
-  if len(values) < text.count(",") + 1:
+  if len(values) < len(folders):
     raise InputError(f"{text}: two runs have one seed; each must have its own")
   return ledger.Row({}, values, 0)
+
+
+def _folders(text: str) -> list[pathlib.Path]:
+  """Workdirs between commas, which the names of a sweep's arms have as well."""
+  found, rest = [], text.split(",")
+  while rest:
+    names = [",".join(rest[: i + 1]) for i in range(len(rest))]
+    paths = [files.path(name, "A or B") for name in names]
+    last = next((i for i, p in enumerate(paths) if p.is_dir()), 0)
+    found.append(paths[last])
+    rest = rest[last + 1 :]
+  return found
 
 
 def _recorded(path: pathlib.Path, wanted: str, metric: str) -> ledger.Row:

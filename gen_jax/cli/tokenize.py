@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Callable, Iterable
 
@@ -11,6 +10,7 @@ from gen_jax import ranges
 from gen_jax.cli import flags
 from gen_jax.data import tokenizers
 from gen_jax.data.tokens import documents, duplicates, making, tokenising
+from gen_jax.errors import InputError
 from gen_jax.system import files
 
 _ON = "local, or ray: tasks on machines that see these files at the same paths"
@@ -54,14 +54,8 @@ def add_arguments(parser) -> None:
 
 def add_store(parser, what: str) -> None:
   """Flags of every command that makes a store."""
-  add = parser.add_argument
-  add(
-    "--to",
-    action=flags.Path,
-    required=True,
-    metavar="DIR",
-    help="folder of the store, or an address in a bucket",
-  )
+  add, where = parser.add_argument, "folder of the store, or an address in a bucket"
+  add("--to", action=flags.Path, required=True, metavar="DIR", help=where)
   add("--split", default="train", help="of hf: and tfds: data sets (default train)")
   add("--subset", help="configuration of hf: and tfds: data sets")
   add("--workers", type=int, help="processes (default: one per core); changes no byte")
@@ -95,9 +89,18 @@ def work(args) -> tuple[Callable[..., dict], int]:
 
 
 def paths(args, listed: Callable[..., Iterable[str]]) -> tuple[str, ...]:
-  """All that the sources hold, each once; `listed` says it of one source."""
-  found = (listed(source, args.subset, args.split) for source in args.source)
-  return tuple(dict.fromkeys(itertools.chain.from_iterable(found)))
+  """All that the sources hold, each once; `listed` says it of one source.
+
+  A file that is reached by two paths is one; what lies in --to is no source.
+  """
+  to, found = args.to.resolve(), {}
+  for source in args.source:
+    for path in listed(source, args.subset, args.split):
+      if to not in ((real := documents.real(path)), *getattr(real, "parents", ())):
+        found.setdefault(real, path)
+  if not found:
+    raise InputError(f"--to {args.to} holds all of --source; take another folder")
+  return tuple(found.values())
 
 
 def result(args, made, *names: str) -> dict:

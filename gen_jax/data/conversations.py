@@ -7,7 +7,7 @@ input is the prompt, its output the answer.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from gen_jax import ranges
@@ -23,11 +23,9 @@ class ConversationSource(Protocol):
 
   def conversations(self, split: str) -> Sequence[Messages]:
     """All conversations of 'train' or 'validation'."""
-    ...
 
   def identity(self) -> str:
     """A string that changes with the source's files; its fields need not be in it."""
-    ...
 
 
 def ask(question: str, answer: str) -> Messages:
@@ -50,7 +48,7 @@ def _chosen(
 
 
 @dataclasses.dataclass(frozen=True)
-class Alpaca:
+class Alpaca(sources.Matching):
   """Stanford Alpaca's format, {"instruction", "input", "output"}: JSON array or JSONL.
 
   The input follows the instruction. Source: Taori et al. 2023,
@@ -60,19 +58,14 @@ class Alpaca:
   pattern: str
   validation_fraction: ranges.ProperFraction = 0.1
 
-  def __post_init__(self) -> None:
-    ranges.check(self)
-
   def conversations(self, split: str) -> Sequence[Messages]:
-    found = (
-      _alpaca(row, where)
-      for path in globs.matching(self.pattern)
-      for where, row in files.records(path)
-    )
+    found = (_alpaca(row, where) for where, row in _rows(self.pattern))
     return _chosen(found, split, self.validation_fraction, self.pattern)
 
-  def identity(self) -> str:
-    return files.stamps(globs.matching(self.pattern))
+
+def _rows(pattern: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  for path in globs.matching(pattern):
+    yield from files.records(path)
 
 
 def _alpaca(row: dict[str, Any], where: str) -> Messages:
@@ -85,26 +78,16 @@ def _alpaca(row: dict[str, Any], where: str) -> Messages:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chats:
+class Chats(sources.Matching):
   """JSONL of {"messages": [{"role", "content"}, ...]}, the format of chat services."""
 
   pattern: str
   field: str = "messages"
   validation_fraction: ranges.ProperFraction = 0.1
 
-  def __post_init__(self) -> None:
-    ranges.check(self)
-
   def conversations(self, split: str) -> Sequence[Messages]:
-    found = (
-      _chat(row, self.field, where)
-      for path in globs.matching(self.pattern)
-      for where, row in files.records(path)
-    )
+    found = (_chat(row, self.field, where) for where, row in _rows(self.pattern))
     return _chosen(found, split, self.validation_fraction, self.pattern)
-
-  def identity(self) -> str:
-    return files.stamps(globs.matching(self.pattern))
 
 
 # Fields of chat services that would change the text or the loss.

@@ -48,7 +48,6 @@ class Data(Protocol):
 
   def texts(self) -> Iterable[str]:
     """The training texts, for the tokenizer."""
-    ...
 
   def remark(self) -> str | None:
     """What is worth a line before training; reads the data."""
@@ -56,7 +55,6 @@ class Data(Protocol):
 
   def abstract_batch(self) -> Batch:
     """Shapes and dtypes of a global batch, without reading anything."""
-    ...
 
   def giving(self, prompts: tuple[str, ...]) -> "Data":
     """The same data, with these of 'caption' and 'label' in its batches."""
@@ -67,7 +65,6 @@ class Data(Protocol):
     self, split: str, tokenizer: tokenizers.Tokenizer | None, seed: int
   ) -> pipeline.Pipeline:
     """Batches of 'train' or 'validation'."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,27 +26,21 @@ class Encoding(Protocol):
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text, nothing added."""
-    ...
 
   def encode_inner(self, text: str) -> list[int]:
     """Ids of text that follows a control token."""
-    ...
 
   def encode_rest(self, text: str) -> list[int]:
     """Ids of text that continues other text."""
-    ...
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of many texts."""
-    ...
 
   def files(self) -> dict[str, bytes]:
     """{file name: content} from which `read` makes this encoding."""
-    ...
 
   def settings(self) -> dict[str, Any]:
     """Entries that tokenizer_config.json needs with these files."""
-    ...
 
 
 def prefix(encode: Callable[[str], list[int]], pieces: Sequence[bytes]) -> str:

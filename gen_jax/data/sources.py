@@ -44,11 +44,9 @@ class TextSource(Protocol):
 
   def documents(self, split: str) -> Sequence[str]:
     """All documents of 'train' or 'validation'."""
-    ...
 
   def identity(self) -> str:
     """A string that changes with the source's files; its fields need not be in it."""
-    ...
 
 
 class ImageSource(Protocol):
@@ -56,7 +54,6 @@ class ImageSource(Protocol):
 
   def examples(self, split: str) -> Sequence[Example]:
     """All examples of 'train' or 'validation', by random access."""
-    ...
 
 
 class PromptBenchmark(NamedTuple):
@@ -135,42 +132,40 @@ def _split(texts: list[str], split: str, pattern: str, fraction: float) -> list[
   return split_text(texts, split, fraction)
 
 
-@dataclasses.dataclass(frozen=True)
-class TextFiles:
-  """One document per file of a path or glob; the tail is validation."""
-
-  pattern: str
-  validation_fraction: ranges.ProperFraction = 0.1
+class Matching:
+  """A source of the files that match its `pattern`."""
 
   def __post_init__(self) -> None:
     ranges.check(self)
-
-  def documents(self, split: str) -> Sequence[str]:
-    texts = [files.read(path) for path in globs.matching(self.pattern)]
-    return _split(texts, split, self.pattern, self.validation_fraction)
 
   def identity(self) -> str:
     return files.stamps(globs.matching(self.pattern))
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLines:
+class TextFiles(Matching):
+  """One document per file of a path or glob; the tail is validation."""
+
+  pattern: str
+  validation_fraction: ranges.ProperFraction = 0.1
+
+  def documents(self, split: str) -> Sequence[str]:
+    texts = [files.read(path) for path in globs.matching(self.pattern)]
+    return _split(texts, split, self.pattern, self.validation_fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(Matching):
   """One document per line of JSONL files, in the given field."""
 
   pattern: str
   field: str = "text"
   validation_fraction: ranges.ProperFraction = 0.1
 
-  def __post_init__(self) -> None:
-    ranges.check(self)
-
   def documents(self, split: str) -> Sequence[str]:
     paths = globs.matching(self.pattern)
     texts = [text for path in paths for (text,) in files.text_fields(path, self.field)]
     return _split(texts, split, self.pattern, self.validation_fraction)
-
-  def identity(self) -> str:
-    return files.stamps(globs.matching(self.pattern))
 
 
 def _tfds_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from gen_jax.errors import InputError
 from gen_jax.sweeps import chips, space
 from gen_jax.system import copies, files, processes
 from gen_jax.system.processes import Process
@@ -26,6 +27,8 @@ from gen_jax.system.processes import Process
 ATTEMPTS = 3
 NAME = "arms.json"
 LOGS = "logs"
+_ENDED = ("finished", "diverged")
+_STATE = {"status": str, "starts": int, "secs": int | float}
 CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
 # (arm, workdir) -> the words of the process that trains it.
@@ -53,11 +56,25 @@ def desk(home: pathlib.Path, name: str) -> pathlib.Path:
 def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
   """{sha256 of an arm: status, starts, secs and the last line of its errors}.
 
+  An arm that has ended and whose folder is gone is not there: it has to run again.
+
   Raises:
     InputError: a damaged file.
   """
   path = home / NAME
-  return files.read_sealed(path)["arms"] if path.exists() else {}
+  found = files.read_sealed(path).get("arms") if path.exists() else {}
+  if not isinstance(found, dict) or not all(
+    files.fits(v, _STATE) for v in found.values()
+  ):
+    raise InputError(
+      f"{path} is damaged; restore it, or delete it: what has finished is found again"
+    )
+  tags = {folder.name[-8:] for folder in home.iterdir()} if found else ()
+  return {
+    digest: one
+    for digest, one in found.items()
+    if one["status"] not in _ENDED or digest[:8] in tags
+  }
 
 
 def left(

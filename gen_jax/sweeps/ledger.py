@@ -26,8 +26,9 @@ from gen_jax.types import InputError, unknown
 FORMAT = 1
 DONE = ("finished", "diverged")  # an arm of these is never run again
 _CURVE = 50  # points kept of an arm's curve
-_ABOUT = {"question", "metric"}
-_ARM = {"overrides", "status", "value", "curve"}
+_ABOUT = {"question": str, "metric": str}
+_ARM = {"overrides": dict, "status": str, "value": float | int | None, "curve": list}
+_SEED = int | float | str | None
 AT_EDGE = "The best value of {} is at the edge of those tried."
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
 
@@ -66,9 +67,9 @@ def curve(folder: pathlib.Path, metric: str) -> list[tuple[int, float]]:
   """(step, value) of a metric wherever a run wrote it.
 
   Raises:
-    InputError: no row has it; names those that are there.
+    InputError: no row has it; names those that are there. A damaged row.
   """
-  rows = writers.read_metrics(folder)
+  rows = writers.read_metrics(folder, whole=True)
   found = [(int(row["step"]), row[metric]) for row in rows if metric in row]
   if rows and not found:
     known = {name for row in rows for name in row} - {"step"}
@@ -91,6 +92,13 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 def _measured(folder: pathlib.Path, metric: str, status: str) -> dict[str, Any]:
   """What a ledger keeps of a metric of one arm."""
   points = curve(folder, metric)
+  ends = [row["step"] for row in writers.read_metrics(folder)]
+  is_cut_off = max(ends, default=-1) < (workdir.latest_step(folder) or 0)
+  if status == "finished" and is_cut_off:
+    raise InputError(
+      f"{folder} has lost its metrics; delete what is left of it, and run gen-jax sweep"
+      " again"
+    )
   return {
     "step": points[-1][0] if points else 0,
     "value": last(folder, metric) if status == "finished" else None,
@@ -177,19 +185,27 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       " install the version that wrote it"
     )
   arms = ledger.get("arms")
-  parts = arms if isinstance(arms, list) else [arms]
-  if not all(isinstance(arm, dict) and _ARM <= arm.keys() for arm in parts) or (
-    not _ABOUT <= ledger.keys()
-  ):
+  is_whole = files.fits(ledger, _ABOUT) and isinstance(ledger.get("search", {}), dict)
+  if not (is_whole and isinstance(arms, list) and all(map(_is_arm, arms))):
     raise InputError(f"{path} lacks parts of a sweep's results: record them again")
   return ledger
+
+
+def _is_arm(arm: Any) -> bool:
+  point = {0: int | float, 1: int | float | None}
+  return (
+    files.fits(arm, _ARM)
+    and isinstance(arm["overrides"].get("seed"), _SEED)
+    and all(isinstance(p, list) for p in arm["curve"])
+    and all(files.fits(dict(enumerate(p)), point) for p in arm["curve"])
+  )
 
 
 def rows(ledger: Mapping[str, Any]) -> list[Row]:
   """One row for each config, seeds together, in the order of the sweep."""
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for arm in ledger["arms"]:
-    groups.setdefault(_key(arm["overrides"]), []).append(arm)
+    groups.setdefault(key(arm["overrides"]), []).append(arm)
   found = []
   for arms in groups.values():
     values = {
@@ -202,7 +218,7 @@ def rows(ledger: Mapping[str, Any]) -> list[Row]:
   return found
 
 
-def _key(overrides: space.Overrides) -> str:
+def key(overrides: Mapping[str, Any]) -> str:
   """The same for arms that differ in their seed alone."""
   return files.value_sha256(space.without_seed(overrides))
 
@@ -335,12 +351,12 @@ def repeated(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Repeated]:
   """
   if old["metric"] != new["metric"]:
     raise InputError(f"{old['metric']} was recorded, not {new['metric']}")
-  recorded = {_key(row.overrides): (n, row) for n, row in named(rows(old)).items()}
+  recorded = {key(row.overrides): (n, row) for n, row in named(rows(old)).items()}
   found = []
   for row in rows(new):
-    if (key := _key(row.overrides)) not in recorded:
+    if (own := key(row.overrides)) not in recorded:
       raise InputError(f"{row.overrides} is not in the recorded results")
-    label, before = recorded[key]
+    label, before = recorded[own]
     band = statistics.predicted(list(before.values.values()), max(len(row.values), 1))
     inside = band.low <= row.mean <= band.high or row.values == before.values
     found.append(Repeated(label, band, row.mean, inside))

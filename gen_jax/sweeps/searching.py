@@ -109,7 +109,7 @@ class Search:
           f"{path} is another search: {key} is {about.get(key)!r} there and {value!r}"
           " now; take another --to, or delete the folder"
         )
-    return [{**e, "overrides": _tuples(e["overrides"])} for e in there["arms"]]
+    return [{**e, "overrides": space.plain(e["overrides"])} for e in there["arms"]]
 
   def _write(self, home: pathlib.Path, entries: Sequence[Entry]) -> None:
     home.mkdir(parents=True, exist_ok=True)
@@ -244,13 +244,6 @@ def _lengths(config: Mapping[str, Any], factor: int) -> tuple[int | None, ...]:
   return (*search.rungs(train["num_steps"], factor)[:-1], None)
 
 
-def _tuples(value: Any) -> Any:
-  """JSON's lists as the tuples that configs have."""
-  if isinstance(value, Mapping):
-    return {key: _tuples(item) for key, item in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
 def load(path: pathlib.Path, **how: Any) -> Search:
   """The search of an experiment's sweep.py.
 
@@ -267,7 +260,7 @@ def load(path: pathlib.Path, **how: Any) -> Search:
     raise InputError(f"{file}: {error}") from None
   question = sweep.question(file, module)
   return Search(
-    file.parent, question, module.CONFIG, module.METRIC, _tuples(found), **how
+    file.parent, question, module.CONFIG, module.METRIC, space.plain(found), **how
   )
 
 
@@ -282,6 +275,6 @@ def recorded(path: pathlib.Path, found: Mapping[str, Any]) -> sweep.Sweep:
     [arm[key] for arm in found["arms"]] for key in ("name", "overrides")
   )
   config = config_files.load(module.CONFIG)
-  arms = space.resolve(config, [*map(_tuples, overrides)], names)
+  arms = space.resolve(config, [*map(space.plain, overrides)], names)
   about = (sweep.question(file, module), module.CONFIG, module.METRIC)
   return sweep.Sweep(file.parent, *about, arms)

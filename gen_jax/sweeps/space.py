@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gen_jax import build
 from gen_jax.build import overrides as overriding
 from gen_jax.system import files
@@ -158,8 +160,8 @@ def resolve(
     names: of the arms; by default what sets them apart.
   """
   found: dict[str, Arm] = {}
-  for name, overrides in zip(names or _names(space), space, strict=True):
-    name = _file_name(name)
+  for name, given in zip(names or _names(space), space, strict=True):
+    name, overrides = _file_name(name), plain(given)
     texts = [(key, text(value)) for key, value in overrides.items()]
     try:
       resolved = build.resolved(overriding.apply(config, texts))
@@ -195,9 +197,21 @@ def varied(space: Sequence[Mapping[str, Any]]) -> list[str]:
   ]
 
 
+def plain(value: Any) -> Any:
+  """A value with Python's own numbers and tuples for NumPy's.
+
+  >>> plain((np.float64(0.5), np.arange(2)))
+  (0.5, (0, 1))
+  """
+  value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+  if isinstance(value, Mapping):
+    return {key: plain(item) for key, item in value.items()}
+  return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
+
+
 def text(value: Any) -> str:
   """A value as the command line takes it."""
-  return value if isinstance(value, str) else repr(value)
+  return value if isinstance(value, str) else repr(plain(value))
 
 
 def _at(config: Any, key: str) -> Any:

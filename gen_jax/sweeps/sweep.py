@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gen_jax import ranges
 from gen_jax.build import config_files
 from gen_jax.runs import lease
 from gen_jax.sweeps import engine, figure, groups, ledger, space
@@ -57,8 +58,8 @@ class Sweep:
       InputError: there are none.
     """
     keys = space.keys([arm.overrides for arm in self.arms])  # others are settings
-    wanted = {key: value for key, value in overrides.items() if key in keys}
-    arms = [a for a in self.arms if space.without_seed(a.overrides) == wanted]
+    wanted = ledger.key({k: v for k, v in overrides.items() if k in keys})
+    arms = [arm for arm in self.arms if ledger.key(arm.overrides) == wanted]
     if not arms:
       raise InputError(f"{self.folder / FILE} has no arm {overrides}")
     return dataclasses.replace(self, arms=arms)
@@ -187,7 +188,9 @@ def opened(path: pathlib.Path, name: str) -> tuple[pathlib.Path, Any, Any]:
     missing = [n for n in ("CONFIG", "METRIC", name) if not hasattr(module, n)]
     if missing:
       raise InputError(f"{found} needs {', '.join(missing)}")
-    made = getattr(module, name)()
+    made, also = getattr(module, name)(), getattr(module, "ALSO", ())
+    ranges.typed((module.CONFIG, module.METRIC), tuple[str, ...], "(CONFIG, METRIC)")
+    ranges.typed(also, tuple[str, ...], "ALSO")
   except InputError as error:
     raise InputError(  # noqa: B904
       f"{found}: {error}" if str(found) not in str(error) else str(error)
@@ -210,8 +213,10 @@ def load(path: pathlib.Path) -> Sweep:
     InputError: see `opened` and `space.arms`.
   """
   found, module, made = opened(path, "get_sweep")
-  if not isinstance(made, list) or not all(isinstance(arm, dict) for arm in made):
-    raise InputError(f"{found}: get_sweep must return a list of dicts")
+  if not isinstance(made, list) or not all(
+    isinstance(arm, dict) and all(isinstance(key, str) for key in arm) for arm in made
+  ):
+    raise InputError(f"{found}: get_sweep must return a list of dicts of config keys")
   also = getattr(module, "ALSO", ())
   for metric in also:
     evaluators.cost(metric, 0.0)

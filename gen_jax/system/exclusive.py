@@ -12,15 +12,12 @@ class Own(Protocol):
 
   def write(self, content: bytes) -> None:
     """Writes content of the same length; a file that took its place stays as it is."""
-    ...
 
   def again(self, content: bytes) -> None:
     """Makes it again, after it was deleted; FileExistsError if another one is there."""
-    ...
 
   def close(self) -> None:
     """Ends the writing; the file stays."""
-    ...
 
 
 class _File:

@@ -129,8 +129,7 @@ def check_hashes(folder: pathlib.Path) -> None:
   want = read_json(noted).get("files")
   if not isinstance(want, dict):
     raise InputError(f"{noted} is damaged: it names no files; restore it from a copy")
-  have = [name for name in want if (folder / name).is_file()]
-  found = hashes(folder, have)
+  found = hashes(folder, [name for name in want if (folder / name).is_file()])
   for name, digest in want.items():
     if found.get(name) != digest:
       state = "is not as it was written" if name in found else "is missing"
@@ -338,13 +337,19 @@ def parse_records(content: str, name: str) -> Iterator[tuple[str, dict[str, Any]
       for i, line in enumerate(_lines(content), 1)
       if line.strip()
     )
-  for where, item in items:
-    yield where, _of_kind(item, dict, where)
+  yield from ((where, _of_kind(item, dict, where)) for where, item in items)
 
 
 def records(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """`parse_records` of a file."""
   return parse_records(read(path), str(path))
+
+
+def fits(value: Any, kinds: Mapping[Any, Any]) -> bool:
+  """Whether a value is an object with fields of these kinds."""
+  return isinstance(value, dict) and all(
+    isinstance(value.get(name, ...), kind) for name, kind in kinds.items()
+  )
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:

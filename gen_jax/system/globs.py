@@ -34,7 +34,7 @@ def _in_bucket(folder: pathlib.Path, parts: Sequence[str]) -> Iterator[pathlib.P
 
 
 def matching(pattern: str) -> list[pathlib.Path]:
-  """The files that match a path or glob, sorted by name.
+  """The files that match a path or glob, sorted by name; by two names: the first.
 
   An existing file or folder of exactly a pattern's name is not a glob: with a folder
   "data [2023]", "data [2023]/*.txt" matches its files.
@@ -47,7 +47,7 @@ def matching(pattern: str) -> list[pathlib.Path]:
     paths = set(_in_bucket(expanded.parents[-1], expanded.parts[3:]))
   else:
     paths = {pathlib.Path(name) for name in _below("", expanded.parts)}
-  found = sorted(path for path in paths if path.is_file())
+  found = sorted({p.resolve(): p for p in sorted(paths)[::-1] if p.is_file()}.values())
   if not found:
     raise InputError(
       f"no file matches {pattern!r}; give a file, or a glob in quotes like 'folder/*'"

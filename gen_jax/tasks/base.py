@@ -20,11 +20,9 @@ class Task(Protocol):
   @property
   def reads(self) -> tuple[str, ...]:
     """What it needs of the data besides images or tokens: 'caption', 'label'."""
-    ...
 
   def init(self, key: Array, batch: Batch) -> Params:
     """Fresh parameters; leaves carry linen's logical axis names."""
-    ...
 
   def loss(
     self, params: Params, frozen: PyTree, batch: Batch, keys: Array, *, train: bool
@@ -39,7 +37,6 @@ class Task(Protocol):
         microbatches, hosts and devices.
       train: whether dropout and the like are on.
     """
-    ...
 
 
 def apply(module: nn.Module, params: Params, *args: Any, **how: Any) -> Any:

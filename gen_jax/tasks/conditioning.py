@@ -32,7 +32,6 @@ class Conditioning(Protocol):
 
   def init(self, key: Array, batch: Batch) -> Mapping[str, Params]:
     """Fresh parameters, by their names among the task's."""
-    ...
 
   def encode(self, params: Params, prompt: PyTree, *, train: bool, key) -> States:
     """The states of a prompt.
@@ -42,15 +41,12 @@ class Conditioning(Protocol):
       prompt: arrays [B, ...].
       train: apply dropout, drawn by `key`.
     """
-    ...
 
   def null(self, batch_size: int) -> PyTree:
     """The null prompt, batch_size times."""
-    ...
 
   def of(self, batch: Batch) -> PyTree:
     """The prompt of a batch."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)

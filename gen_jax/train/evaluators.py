@@ -28,7 +28,6 @@ class Evaluator(Protocol):
 
   def __call__(self, weights: Params, frozen: PyTree) -> Iterator[tuple[str, float]]:
     """Evaluates."""
-    ...
 
 
 # Metrics by the last part of their names; others cannot be monitored.

@@ -31,11 +31,9 @@ class Writer(Protocol):
 
   def write(self, step: int, values: Mapping[str, Value]) -> None:
     """Writes {name: value}."""
-    ...
 
   def close(self) -> None:
     """Flushes and closes."""
-    ...
 
 
 def _line(row: Mapping[str, float | None]) -> str:
@@ -58,8 +56,8 @@ def _row(line: bytes, where: str, has_crc: bool) -> dict[str, float | None]:
   return row
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl; damaged lines are skipped, with a message.
+def _rows(path: pathlib.Path, *, whole: bool = False) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl; damaged lines are skipped, with a message, or refused.
 
   Of several rows with the same step and names the last one counts. Files of older
   versions have no `crc32` and are not checked.
@@ -79,20 +77,23 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     key = (row["step"], *sorted(row))
     rows.pop(key, None)
     rows[key] = row
+  if damaged and whole:
+    raise InputError(f"{damaged[0]}: restore the file from a copy, or train again")
   if damaged:
-    print(
-      f"left out {len(damaged)} damaged lines of metrics; the first: {damaged[0]}",
-      file=sys.stderr,
-    )
+    said = f"left out {len(damaged)} damaged lines of metrics; the first: {damaged[0]}"
+    print(said, file=sys.stderr)
   return list(rows.values())
 
 
-def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+def read_metrics(
+  workdir: str | pathlib.Path, *, whole: bool = False
+) -> list[dict[str, float]]:
   """All rows of a workdir's metrics.jsonl, in order; each has its step.
 
-  Values that were not finite are NaN, `time` is left out; damaged lines are skipped.
+  Values that were not finite are NaN, `time` is left out. Damaged lines are skipped;
+  with `whole` they are an InputError.
   """
-  rows = _rows(files.path(workdir, "workdir") / "metrics.jsonl")
+  rows = _rows(files.path(workdir, "workdir") / "metrics.jsonl", whole=whole)
   return [
     {k: math.nan if v is None else v for k, v in row.items() if k != _TIME}
     for row in rows

@@ -10,6 +10,7 @@ import gen_jax
 from gen_jax.runs import lease
 from gen_jax.sweeps import engine, ledger, searching
 from gen_jax.system import files
+from gen_jax.train import writers
 
 HEAD = 'CONFIG, METRIC = "configs/lm/pydoc.py:smoke", "validation/loss"\n'
 IMPORTS = "from gen_jax.sweeps import chain, fixed, product, values, zip_\n"
@@ -41,6 +42,11 @@ def experiment(tmp_path):
     ("fixed({'seed': 0})", HEAD, ["seed=0 changes nothing"]),
     ("1 / 0", HEAD, ["line 5", "ZeroDivisionError"]),
     ("3", HEAD, ["list of dicts"]),
+    ("[{1: 2}]", HEAD, ["list of dicts of config keys"]),
+    ("fixed()", HEAD + "ALSO = 'validation/accuracy'\n", ["ALSO='validation/acc"]),
+    ("fixed()", HEAD + "ALSO = (1,)\n", ["ALSO[0]=1", "text"]),
+    ("fixed()", "CONFIG, METRIC = None, 'validation/loss'\n", ["CONFIG", "None"]),
+    ("fixed()", HEAD + "METRIC = ('validation/loss',)\n", ["METRIC", "text"]),
     ("fixed()", HEAD.replace("METRIC", "OTHER"), ["needs METRIC"]),
     ("fixed()", HEAD.replace("validation/loss", "x"), ["whether lower or higher"]),
     ("fixed()", HEAD.replace("pydoc", "pydok"), ["pydoc"]),
@@ -186,6 +192,27 @@ def test_no_difference_says_how_many_seeds_would_do(call, tmp_path):
 def test_bad_comparisons(refuse, tmp_path, a, says):
   path = record(tmp_path / "results.json", a=(1.0, 2.0), b=(1.0,))
   refuse("compare", f"{path}#{a}", f"{path}#width=a", says=says)
+
+
+def arm(folder, seed, loss):
+  """A run that has taken its 4 steps."""
+  run = gen_jax.new("lm/pydoc:smoke", folder, {"seed": seed, "train.num_steps": 4})
+  folder.mkdir()
+  files.write_json(folder / "config.json", run.config)
+  writers.JsonLines(folder, -1).write(4, {"validation/loss": loss})
+  return folder
+
+
+def test_arms_are_compared_by_their_folders_which_have_commas(call, refuse, tmp_path):
+  """One that was killed is not compared with those at their ends."""
+  names = ("peak=1,seed=0", "peak=1,seed=1", "peak=2,seed=0", "peak=2,seed=1")
+  a, b, c, d = (arm(tmp_path / n, int(n[-1]), i) for i, n in enumerate(names))
+  told = call("compare", f"{a},{b}", f"{c},{d}")
+  assert told.code == 0 and "over 2 seeds" in told.out, told.err
+  (d / "checkpoints/2").mkdir(parents=True)
+  refuse("compare", f"{a},{b}", f"{c},{d}", says=["at step 2 of 4", "to its end"])
+  refuse("compare", f"{a},{a}", f"{c},{d}", says=["two runs have one seed"])
+  refuse("compare", f"{a},nowhere", f"{c}", says=["nowhere is not a workdir"])
 
 
 def test_two_runs_are_compared_over_their_examples(call, refuse, tmp_path):

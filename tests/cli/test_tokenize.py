@@ -68,6 +68,21 @@ def test_another_command_does_not_write_over_a_store(call, refuse, tokenize):
   refuse(*tokenize, "--held_out=0.3", says=["another held_out", "take another folder"])
 
 
+def test_every_file_is_read_once_and_the_store_itself_never(call, refuse, tmp_path):
+  home = tmp_path / "corpus"
+  home.mkdir()
+  (home / "a.jsonl").write_text('{"text": "a"}\n')
+  (home / "b.jsonl").symlink_to("a.jsonl")
+  (home / "again").symlink_to(home)
+  words = ("tokenize", "--tokenizer=bytes", "--workers=1", "--held_out=0", "--json")
+  words += ("--source", home, "--source", home / "again/b.jsonl")
+  for _ in range(2):  # the second time the store is there
+    told = call(*words, "--to", home / "store")
+    assert told.code == 0, told.err
+    assert json.loads(told.out.splitlines()[-1])["num_documents"]["train"] == 1
+  refuse(*words, "--to", home, says=["holds all of --source", "another folder"])
+
+
 @pytest.mark.parametrize(
   ("flag", "says"),
   [

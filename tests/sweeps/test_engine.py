@@ -1,6 +1,7 @@
 """Arms as real processes: each done once, whatever is killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,7 @@ def test_what_arms_print_is_kept_in_a_bucket_too(bucket):
 
   def run(*words):
     body = [sys.executable, "-c", *words]
+    (home / f"k-{ARMS[0].sha256[:8]}" / "made").write_bytes(b"")
     return list(engine.run(ARMS[:1], home, lambda *_: body, 1, ("finished",)))
 
   ((_, state),) = run("import sys; print('one'); sys.exit('why')")[-1:]
@@ -149,3 +151,14 @@ def test_states_survive_and_damage_is_said(tmp_path):
   path.write_text(path.read_text().replace("finished", "diverged"))
   with pytest.raises(ValueError, match="damaged"):
     engine.states(tmp_path)
+  for damaged in ("{}", '{"arms": []}', '{"arms": {"a": null}}', '{"arms": {"a": {}}}'):
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match="is damaged; restore it, or delete it"):
+      engine.states(tmp_path)
+
+
+def test_an_arm_whose_folder_is_gone_runs_again(tmp_path):
+  run(tmp_path, COUNT, arms=ARMS[:2])
+  shutil.rmtree(engine.workdir(tmp_path, ARMS[0]))
+  assert [*engine.states(tmp_path)] == [ARMS[1].sha256]
+  assert run(tmp_path, COUNT, arms=ARMS[:2]) == {"k=0": "finished"}

@@ -67,6 +67,44 @@ def test_what_is_written_is_read_and_what_is_edited_refused(made, tmp_path):
     ledger.read(path)
 
 
+@pytest.mark.parametrize(
+  "name, value",
+  [
+    *[("value", value) for value in ("x", [1.0], {})],
+    *[("overrides", value) for value in ([1], None, {"seed": [1]}, {"seed": {}})],
+    *[("curve", value) for value in (None, "ab", [[1]], [["a", 1.0]], [[1, "b"]], [1])],
+    ("status", 3),
+  ],
+)
+def test_an_arm_that_is_none_is_refused(made, tmp_path, name, value):
+  """As in a ledger that was edited and has no hash any more."""
+  arms = [{**made["arms"][0], name: value}, *made["arms"][1:]]
+  ledger.write(tmp_path / "results.json", {**made, "arms": arms})
+  with pytest.raises(InputError, match="lacks parts"):
+    ledger.read(tmp_path / "results.json")
+
+
+def test_a_finished_arm_without_its_metrics_is_no_diverged_one(tmp_path):
+  """Nor is the last row that can be read of a damaged file its value."""
+  one = arm(1e-3, 0)
+  folder = engine.workdir(tmp_path, one)
+  folder.mkdir()
+  states = {one.sha256: {"status": "finished", "starts": 1, "secs": 1.0}}
+  about = {"question": "?", "config": "c", "metric": METRIC}
+  with pytest.raises(InputError, match="has lost its metrics"):
+    ledger.collect(about, [one], states, {one.sha256: folder})
+  sink = writers.JsonLines(folder, -1)
+  sink.write(1, {METRIC: 2.0})
+  (folder / "checkpoints/2").mkdir(parents=True)
+  with pytest.raises(InputError, match="has lost its metrics"):
+    ledger.collect(about, [one], states, {one.sha256: folder})
+  sink.write(2, {METRIC: 1.0})
+  path = folder / "metrics.jsonl"
+  path.write_text(path.read_text().replace("1.0", "1.5"))
+  with pytest.raises(InputError, match=r"metrics.jsonl:2 does not have its CRC-32"):
+    ledger.collect(about, [one], states, {one.sha256: folder})
+
+
 def test_a_ledger_says_by_what_code_and_on_what_its_runs_were_made(tmp_path):
   """Of its own arms alone; nothing where none of them says so."""
   arms = [arm(1e-3, seed) for seed in range(4)]
@@ -75,6 +113,7 @@ def test_a_ledger_says_by_what_code_and_on_what_its_runs_were_made(tmp_path):
   states[arms[3].sha256]["status"] = "failed"
   for folder in workdirs.values():
     folder.mkdir()
+    writers.JsonLines(folder, -1).write(1, {METRIC: 1.0})
   about = {"question": "?", "config": "c", "metric": METRIC}
   silent = ledger.collect(about, arms, states, workdirs)
   assert not {"revisions", "devices"} & silent.keys()

@@ -1,5 +1,8 @@
 """Spaces are plain lists; arms are checked whole before any of them runs."""
 
+import json
+
+import numpy as np
 import pytest
 
 from gen_jax.build import config_files
@@ -65,6 +68,15 @@ def test_names_are_folders():
 def test_bad_arms(made, says):
   with pytest.raises(InputError, match=says):
     arms(made)
+
+
+def test_numbers_of_numpy_are_numbers():
+  """As `np.logspace` and `np.arange` give them; a ledger holds Python's own."""
+  rates = values(RATE, np.logspace(-3, -2, 2))
+  found = arms(product(rates, values("seed", np.arange(2))))
+  assert found == arms(product(values(RATE, (1e-3, 1e-2)), values("seed", range(2))))
+  assert json.loads(json.dumps([arm.overrides for arm in found]))
+  assert space.text((np.float32(0.5), [np.int64(1)])) == "(0.5, (1,))"
 
 
 def test_bad_spaces():

@@ -7,8 +7,9 @@ WebDataset, Parquet tables with a column of encoded images, a data set of Huggin
 
 import functools
 import io
+import itertools
+import operator
 import pathlib
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from gen_jax.data.tokens import documents, foreign
 from gen_jax.errors import InputError
 from gen_jax.system import files
 
+_CLASSES = 2**20  # at most
 _TABLES = ("*.tar", "*.tar.gz", "*.tar.zst", "*.parquet")
 
 
@@ -233,10 +235,12 @@ def _encoded(value: Any, where: str) -> bytes:
 def _label(value: Any, where: str) -> int:
   try:
     number = int(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     number = -1
-  if number < 0:
-    raise InputError(f"{where}: {value!r:.40} is no class; whole numbers from 0 are")
+  is_whole = isinstance(value, str | bytes) or number == value
+  if not (is_whole and 0 <= number < _CLASSES):
+    wanted = f"whole numbers from 0 to {_CLASSES - 1} are"
+    raise InputError(f"{where}: {value!r:.40} is no class; {wanted}")
   return number
 
 
@@ -250,7 +254,8 @@ def _of_row(fields: Fields, row: dict[str, Any], where: str) -> Captioned:
     caption = files.field(row, fields.caption, where)
   if isinstance(caption, int | np.integer):
     label, caption = _label(caption, where), None
-  caption = None if caption is None else files.text(caption, where)
+  if caption is not None or label is None:
+    caption = files.text(caption, where)
   return Captioned(content, caption, label, None, where)
 
 
@@ -266,38 +271,38 @@ def _samples(raw, path: str, fields: Fields) -> Iterator[foreign.Record]:
     InputError: it has no images, or two of one name.
   """
   is_empty = True
-  with (
-    documents.whole(path),
-    documents.decompressed(raw, path) as file,
-    tarfile.open(fileobj=file, mode="r|") as tar,
-  ):
-    key, found = None, {}
-    for member in tar:
-      home, _, name = member.name.rpartition("/")
-      stem, _, suffix = name.partition(".")
-      suffix = suffix.lower()
-      if not member.isfile() or not _is_read(suffix, fields):
-        continue
-      if (home, stem) != key:
-        if _image_of(found):
-          is_empty = False
-          yield _sample(found, f"{path}: {'/'.join(key).lstrip('/')}", fields)
-        key, found = (home, stem), {}
-      if f".{suffix}" in image_files.FOREIGN:
-        raise InputError(f"{path}: {member.name} is of an unsupported format")
-      if _image_of(found) and f".{suffix}" in image_files.SUFFIXES:
-        raise InputError(f"{path}: {member.name} is a second image of its sample")
-      found[suffix] = tar.extractfile(member).read()
-    if _image_of(found):
-      is_empty = False
-      yield _sample(found, f"{path}: {'/'.join(key).lstrip('/')}", fields)
+  with documents.whole(path), documents.decompressed(raw, path) as file:
+    named = _files_of(file, fields)
+    for stem, group in itertools.groupby(named, operator.itemgetter(0)):
+      found: dict[str, bytes] = {}
+      for _, suffix, content in group:
+        if f".{suffix}" in image_files.FOREIGN:
+          raise InputError(f"{path}: {stem}.{suffix} is of an unsupported format")
+        if _image_of(found) and f".{suffix}" in image_files.SUFFIXES:
+          raise InputError(f"{path}: {stem}.{suffix} is a second image of its sample")
+        found[suffix] = content
+      if _image_of(found):
+        is_empty = False
+        yield _sample(found, f"{path}: {stem}", fields)
+      elif dotted := [s for s in found if s.endswith(image_files.SUFFIXES)]:
+        raise InputError(
+          f"{path}: {stem}.{dotted[0]} is no image of a sample: its name ends at its"
+          f" first dot, and nothing like {stem}.png follows; rename it"
+        )
   if is_empty:
     raise InputError(f"{path} holds no images ({', '.join(image_files.SUFFIXES)})")
 
 
-def _is_read(suffix: str, fields: Fields) -> bool:
-  is_image = f".{suffix}" in image_files.SUFFIXES + image_files.FOREIGN
-  return is_image or suffix in ("json", "cls", "txt", fields.caption, fields.label)
+def _files_of(file, fields: Fields) -> Iterator[tuple[str, str, bytes]]:
+  """(sample, the rest of its name, content) of each file that is read."""
+  others = ("json", "cls", "txt", fields.caption, fields.label)
+  for path, content in foreign.archived(file):
+    home, slash, name = path.rpartition("/")
+    stem, dot, suffix = name.partition(".")
+    suffix = suffix.lower()
+    endings = image_files.SUFFIXES + image_files.FOREIGN
+    if suffix in others or f"{dot}{suffix}".endswith(endings):
+      yield f"{home}{slash}{stem}", suffix, content()
 
 
 def _image_of(found: dict[str, bytes]) -> str | None:

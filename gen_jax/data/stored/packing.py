@@ -10,7 +10,7 @@ import numpy as np
 
 from gen_jax.data import image_files
 from gen_jax.data.stored import captioned, records
-from gen_jax.data.tokens import documents, folder, foreign, store
+from gen_jax.data.tokens import documents, folder, store
 from gen_jax.errors import InputError
 
 _OPTIONS = ("held_out", "duplicates", "shard_bytes")
@@ -45,10 +45,7 @@ class Job:
     stamps, _ = captioned.stamps(self.paths, self.fields)
     return {
       "kind": self.kind,
-      "paths": [
-        p if p.startswith(foreign.SCHEMES) else str(documents.file(p).resolve())
-        for p in self.paths
-      ],
+      "paths": [str(documents.real(path)) for path in self.paths],
       "stamps": stamps,
       "fields": list(self.fields),
       "class_names": captioned.class_names(self.paths, self.fields),

@@ -102,6 +102,11 @@ def file(path: str) -> pathlib.Path:
   return files.path(path, "--source")
 
 
+def real(path: str) -> str | pathlib.Path:
+  """What `listed` has named, without links; a data set by its name."""
+  return path if path.startswith(foreign.SCHEMES) else file(path).resolve()
+
+
 def kind(path: str) -> str:
   """'lines', 'text', '.parquet', '.tar', or the scheme of a data set."""
   if path.startswith(foreign.SCHEMES):
@@ -186,9 +191,12 @@ def plan(paths: Sequence[str], field: str, size: int) -> list[Task]:
 def size_of(path: str) -> int:
   """Bytes of a file."""
   try:
-    return file(path).stat().st_size
+    found = file(path).stat().st_size
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from None
+  if not found and _is_packed(path):
+    raise InputError(f"{path} is cut off: it is empty; restore it from a copy")
+  return found
 
 
 def pieces(

@@ -58,7 +58,8 @@ def _parquet(path: str) -> Any:
 
   try:
     found = files.path(path, "--source")
-    return parquet.ParquetFile(path if files.is_local(found) else found.open("rb"))
+    where = path if files.is_local(found) else found.open("rb")
+    return parquet.ParquetFile(where, page_checksum_verification=True)
   except Exception as error:  # pyarrow raises many kinds
     raise InputError(f"{path} is not a Parquet table: {first_line(error)}") from None
 
@@ -93,7 +94,7 @@ def rows(
         for values in batch.to_pylist():
           yield f"{path}, row group {group}, row {row}", values
           row += 1
-    except OSError as error:  # a damaged page
+    except (OSError, ValueError) as error:  # a damaged page
       raise InputError(f"{path} is damaged: {first_line(error)}") from None
 
 
@@ -101,6 +102,34 @@ def column(path: str, group: int, field: str) -> Iterator[str]:
   """The texts of a column in a row group, a few at a time."""
   for where, values in rows(path, group, [field]):
     yield files.text(values[field], where)
+
+
+class _Header(tarfile.TarInfo):
+  """Of a member of a tar. Where it is damaged or cut off `tarfile` sees the end."""
+
+  @classmethod
+  def fromtarfile(cls, tar):
+    try:
+      return super().fromtarfile(tar)
+    except tarfile.EOFHeaderError:
+      raise
+    except tarfile.HeaderError as error:
+      raise tarfile.ReadError(first_line(error)) from None
+
+
+def archived(file) -> Iterator[tuple[str, Callable[[], bytes]]]:
+  """(name, what reads it) of each file of a tar, but hidden ones, front to end.
+
+  Raises:
+    tarfile.TarError: it is damaged, cut off, or goes on after its end.
+  """
+  with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as tar:
+    for member in tar:
+      if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
+        yield member.name, tar.extractfile(member).read
+    while rest := tar.fileobj.read(2**20):
+      if rest.strip(b"\0"):
+        raise tarfile.ReadError("more follows the mark of its end")
 
 
 def members(file, path: str, field: str) -> Iterator[Record]:
@@ -111,17 +140,13 @@ def members(file, path: str, field: str) -> Iterator[Record]:
   """
   plain = {field, "txt"} if field == "text" else {field}
   is_empty = True
-  with tarfile.open(fileobj=file, mode="r|") as tar:
-    for member in tar:
-      name = member.name
-      suffix = name.rpartition("/")[2].partition(".")[2]
-      if not member.isfile() or suffix not in plain | {"json"}:
-        continue
-      content = tar.extractfile(member).read()
-      where = f"{path}: {name}"
-      is_empty = False
-      read = files.decode if suffix in plain else functools.partial(of_json, field)
-      yield len(content), functools.partial(read, content, where)
+  for name, content in archived(file):
+    ends = [s for s in (*plain, "json") if name.lower().endswith(f".{s.lower()}")]
+    if not ends:
+      continue
+    content, is_empty = content(), False
+    read = files.decode if ends[0] in plain else functools.partial(of_json, field)
+    yield len(content), functools.partial(read, content, f"{path}: {name}")
   if is_empty:
     raise InputError(f"{path} has no files *.{' or *.'.join(sorted(plain))} or *.json")
 

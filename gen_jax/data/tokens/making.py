@@ -55,27 +55,21 @@ class Job(Protocol):
 
   def about(self) -> dict[str, Any]:
     """All that the bytes of the store depend on."""
-    ...
 
   def made_of(self) -> dict[str, Any]:
     """The part of `about` that the manifest keeps, wherever the source lies."""
-    ...
 
   def num_bytes(self) -> int:
     """Bytes of the source, where they are known."""
-    ...
 
   def check(self) -> None:
     """Raises InputError for a source that cannot be read."""
-    ...
 
   def prepare(self, home: pathlib.Path) -> None:
     """Writes what workers and readers need next to the shards."""
-    ...
 
   def manifest(self, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The manifest, of what `folder.Folder.add` noted of each piece."""
-    ...
 
 
 def make(
@@ -100,6 +94,11 @@ def make(
         _run(place, "keys", job, num_workers, start)
         place.mark_copies(duplicates.mark)
       _run(place, job.kind, job, num_workers, start)
+      if _changed(place, job):
+        raise InputError(
+          f"the source changed while it was read; delete {home}, and give the command"
+          " again"
+        )
       manifest = job.manifest(place.pieces(job.kind))
       place.finish(home / store.MANIFEST, manifest)
       place.clear()
@@ -134,24 +133,18 @@ def _held(place: folder.Folder, job: Job) -> Iterator[int]:
     A file descriptor that holds the lock. Workers inherit it: as long as one is left,
     the folder is taken.
   """
-  about, home = json.loads(json.dumps(job.about())), place.home
+  home = place.home
   path = home / folder.ABOUT
   if not path.exists():
-    if home.exists() and any(p for p in home.iterdir() if p.name not in _FIRST):
-      raise InputError(
-        f"--to {home} is not empty and holds no unfinished store; take another"
-      )
+    if home.is_file() or (home.exists() and {p.name for p in home.iterdir()} - _FIRST):
+      raise InputError(f"--to {home} holds something else than a store; take another")
     home.mkdir(parents=True, exist_ok=True)
-    job.prepare(home)
-    files.write_json(path, about)
-  found = files.read_json(path)
-  for name, value in about.items():
-    if found.get(name) != value:
-      raise InputError(
-        f"--to {home} holds an unfinished store of another"
-        f" {'source' if name in ('paths', 'stamps') else name}; give the command that"
-        " began it, or take another folder"
-      )
+    files.write_json(path, job.about())
+  if name := _changed(place, job):
+    raise InputError(
+      f"--to {home} holds an unfinished store of another {name}; give the command that"
+      " began it, or take another folder"
+    )
   place.here.mkdir(parents=True, exist_ok=True)
   with (place.here / folder.LOCK).open("a") as file:
     until = time.monotonic() + 30.0  # workers of a killed command are about to end
@@ -163,10 +156,19 @@ def _held(place: folder.Folder, job: Job) -> Iterator[int]:
         if time.monotonic() > until:
           raise InputError(f"another command works on --to {home}") from None
         time.sleep(0.1)
+    job.prepare(home)
     yield file.fileno()
 
 
-_FIRST = (store.TOKENIZER, f"{folder.ABOUT}.partial", folder.LOCK)  # of a cut-off begin
+_FIRST = {f"{folder.ABOUT}.partial", folder.LOCK}  # of a cut-off begin
+
+
+def _changed(place: folder.Folder, job: Job) -> str | None:
+  """What the store in a folder is made of, if it is not what the job now says."""
+  found = files.read_json(place.home / folder.ABOUT)
+  about = json.loads(json.dumps(job.about()))
+  differ = [name for name, value in about.items() if found.get(name) != value]
+  return next(("source" if n in ("paths", "stamps") else n for n in differ), None)
 
 
 def _start(lock: int, words: Sequence[str], log: pathlib.Path) -> subprocess.Popen:

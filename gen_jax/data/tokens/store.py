@@ -41,7 +41,6 @@ class Mapped(Protocol):
 
   def starts(self, low: int, high: int) -> np.ndarray:
     """int64, the first tokens of documents that lie in [low, high)."""
-    ...
 
 
 class Plain(NamedTuple):
@@ -301,6 +300,7 @@ def _checked(
   return mapped
 
 
+_SHARD = {"name": str, "tokens": int, "documents": int, "sha256": str}
 _FIELDS = {"format": int, "dtype": str, "splits": dict}
 # Kinds of stores: more fields of their manifests, their dtypes, and what reads them.
 _KINDS = {
@@ -320,19 +320,19 @@ def read_manifest(path: pathlib.Path, kind: str | None = "tokens") -> dict[str, 
   """
   where = path / MANIFEST
   manifest = files.read_sealed(where)
-  found = manifest.get("kind", "tokens")
-  kind = kind or found
-  if found in _KINDS and found != kind:
-    raise InputError(
-      f"{path} is a store of {found}, and {kind} are needed; read it by"
-      f" {_KINDS[found][2]}"
-    )
-  if kind not in _KINDS:
-    raise unknown(f"kind of store (of {where})", kind, _KINDS)
-  fields, dtypes, _ = _KINDS[kind]
-  for name, type_ in {**_FIELDS, **fields}.items():
-    if not isinstance(files.field(manifest, name, str(where)), type_):
-      raise InputError(f"{where} is damaged: {name} is no {type_.__name__}")
+  found = str(manifest.get("kind", "tokens"))
+  if found not in _KINDS:
+    raise unknown(f"kind of store (of {where})", found, _KINDS)
+  fields, dtypes, reader = _KINDS[found]
+  if kind not in (None, found):
+    needed = f"and {kind} are needed; read it by {reader}"
+    raise InputError(f"{path} is a store of {found}, {needed}")
+  is_whole = files.fits(manifest, {**_FIELDS, **fields}) and all(
+    isinstance(shards, list) and all(files.fits(shard, _SHARD) for shard in shards)
+    for shards in manifest["splits"].values()
+  )
+  if not is_whole:
+    raise InputError(f"{where} is damaged: it lacks parts; restore it from a copy")
   if manifest["format"] != FORMAT or manifest["dtype"] not in dtypes:
     raise InputError(
       f"{where} is of format {manifest['format']} with dtype {manifest['dtype']!r:.20};"

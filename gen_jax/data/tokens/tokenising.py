@@ -42,9 +42,7 @@ class Job:
     own = [p for p in self.paths if not p.startswith(foreign.SCHEMES)]
     return {
       "kind": self.kind,
-      "paths": [
-        str(documents.file(p).resolve()) if p in own else p for p in self.paths
-      ],
+      "paths": [str(documents.real(path)) for path in self.paths],
       "stamps": files.stamps([documents.file(path) for path in own]),
       "tokenizer": self.tokenizer.fingerprint,
       **{name: getattr(self, name) for name in _OPTIONS},

@@ -36,11 +36,9 @@ class Work(Protocol):
     self, task: documents.Task, wanted: Callable[[int], bool]
   ) -> Iterator[documents.Piece]:
     """The wanted pieces of a task; see `documents.pieces`."""
-    ...
 
   def do(self, phase: str, piece: str, items: Iterable, progress: Any) -> None:
     """Does a phase of a piece, and notes in its folder that it is done."""
-    ...
 
 
 KINDS: dict[str, Callable[[folder.Folder, dict], Work]] = {

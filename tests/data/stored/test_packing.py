@@ -190,12 +190,22 @@ PNG = images.encoded(0)
     ([("a.png", PNG), ("a.jpg", PNG)], "second image"),
     ([("a.avif", PNG)], "unsupported format"),
     ([("a.png", PNG), ("a.cls", b"x")], "is no class"),
+    ([("a.png", PNG), ("a.cls", b"9999999")], "is no class; whole numbers from 0 to"),
+    ([("a.png", PNG), ("a.json", b'{"text": null}')], "None is not text"),
+    ([("a 1.2.png", PNG), ("a 1.2.txt", b"x")], "a 1.2.png is no image of a sample"),
   ],
 )
 def test_tars_that_cannot_be_packed(tmp_path, members, says):
   with pytest.raises(InputError, match=says):
     packed(tmp_path / "s", job(bad_tar(tmp_path, *members)))
   assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan"), float("inf"), -1, 2**40, "x"])
+def test_classes_are_whole_numbers(value):
+  with pytest.raises(InputError, match=r"row 0: .* is no class"):
+    captioned._label(value, "row 0")
+  assert [captioned._label(v, "row 0") for v in (2.0, "2", b"2", np.int8(2))] == [2] * 4
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 5), (0, 8, 3), (8, 8, 0)])

@@ -173,3 +173,59 @@ def test_streams_of_hugging_face_are_read_in_parts(tmp_path):
   assert {task for task, _ in found} == {0, 1, 2}
   with pytest.raises(types.InputError, match="unknown field"):
     read(name, 300, field="body")
+
+
+WHOLE = tar(TEXTS)
+SECOND = 2 * 2 * 512 + 5  # in a header: a member has one, and a block of content
+
+
+@pytest.mark.parametrize(
+  ("content", "says"),
+  [
+    (WHOLE[: 20 * 1024], "empty header"),
+    (WHOLE[:SECOND] + b"\x7f" + WHOLE[SECOND + 1 :], "bad checksum"),
+    (WHOLE[: 20 * 1024 + 100], "truncated header"),
+    (WHOLE + WHOLE, "more follows"),
+  ],
+)
+def test_a_tar_is_read_to_its_end_or_refused(tmp_path, content, says):
+  """`tarfile` takes a damaged header for the end, and gives what comes before."""
+  (tmp_path / "a.tar").write_bytes(content)
+  with pytest.raises(types.InputError, match=rf"a\.tar is cut off or damaged .*{says}"):
+    read([tmp_path / "a.tar"], 10**6)
+
+
+def test_every_text_of_a_tar_is_read_whatever_its_name(tmp_path):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode="w") as archive:
+    for name in ("Chapter 1. A start.txt", "B.TXT", "._c.txt", "v1.2.json", "d.jpg"):
+      content = b'{"text": "x"}' if name.endswith("json") else name.encode()
+      info = tarfile.TarInfo(f"./{name}")
+      info.size = len(content)
+      archive.addfile(info, io.BytesIO(content))
+  (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+  texts = joined(read([tmp_path / "a.tar"], 10**6))
+  assert texts == ["Chapter 1. A start.txt", "B.TXT", "x"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_an_empty_compressed_file_is_cut_off(tmp_path, ending):
+  (tmp_path / f"a.jsonl{ending}").write_bytes(b"")
+  with pytest.raises(types.InputError, match="cut off: it is empty"):
+    read([tmp_path / f"a.jsonl{ending}"], 100)
+
+
+def test_a_damaged_page_of_parquet_is_named(tmp_path):
+  path = tmp_path / "a.parquet"
+  table = pyarrow.table({"text": TEXTS})
+  parquet.write_table(table, path, compression="none", use_dictionary=False)
+  content = path.read_bytes()
+  at = content.index("57 é".encode()) + 3
+  path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+  with pytest.raises(types.InputError, match=r"a\.parquet is damaged"):
+    read([path], 10**6)
+  parquet.write_table(table, path, compression="none", write_page_checksum=True)
+  content = path.read_bytes()
+  path.write_bytes(content.replace(b"line", b"lime", 1))
+  with pytest.raises(types.InputError, match=r"a\.parquet is damaged"):
+    read([path], 10**6)

@@ -202,8 +202,34 @@ def test_another_store_is_not_written_over(corpus, made, tmp_path):
       making.make(home, job(corpus, held_out=0.2), 1)
   (tmp_path / "own").mkdir()
   (tmp_path / "own/file").write_text("")
-  with pytest.raises(types.InputError, match="not empty and holds no unfinished store"):
+  with pytest.raises(types.InputError, match="holds something else than a store"):
     making.make(tmp_path / "own", job(corpus), 1)
+  with pytest.raises(types.InputError, match="holds something else than a store"):
+    making.make(tmp_path / "own/file", job(corpus), 1)
+
+
+def test_a_tokenizer_that_was_there_before_is_not_ours_to_remove(tmp_path):
+  """What fails is taken away again: only in a folder that the command has begun."""
+  (tmp_path / "a.jsonl").write_text('{"text": 1}\n')
+  tokenizers.plain_bytes().save(tmp_path / "own" / store.TOKENIZER)
+  before = content(tmp_path)
+  with pytest.raises(types.InputError, match="holds something else than a store"):
+    making.make(tmp_path / "own", job(tmp_path / "a.jsonl"), 1)
+  assert content(tmp_path) == before
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+  path, run = tmp_path / "a.jsonl", making._run
+  path.write_text('{"text": "a"}\n')
+
+  def changing(*given):
+    run(*given)
+    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+
+  monkeypatch.setattr(making, "_run", changing)
+  with pytest.raises(types.InputError, match="changed while it was read"):
+    making.make(tmp_path / "store", job(path, held_out=0.0), 1)
+  assert not (tmp_path / "store" / store.MANIFEST).exists()
 
 
 def test_what_a_worker_stumbles_over_is_said(tmp_path):

@@ -164,3 +164,30 @@ def test_what_is_no_store_says_what_would_be_one(tmp_path, path):
   (path / store.MANIFEST).write_text(manifest.replace("uint16", "uint32"))
   with pytest.raises(types.InputError, match="damaged"):
     train(path)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"splits": {"train": None}},
+    {"splits": {"train": ["x"]}},
+    {"splits": {"train": [{"name": "a", "tokens": 1, "documents": 1}]}},
+    {"splits": {"train": [{"name": 3, "tokens": 1, "documents": 1, "sha256": ""}]}},
+    {"splits": []},
+    {"tokenizer": None},
+    {"dtype": 3},
+  ],
+)
+def test_a_manifest_that_was_edited_and_has_no_hash_is_damaged(path, change):
+  manifest = store.read_manifest(path)
+  made.files.write_json(path / store.MANIFEST, {**manifest, **change})
+  with pytest.raises(types.InputError, match="is damaged: it lacks parts"):
+    train(path)
+
+
+@pytest.mark.parametrize("kind", ["codes", [], None])
+def test_a_kind_of_store_that_we_do_not_know_is_none_of_tokens(path, kind):
+  manifest = store.read_manifest(path)
+  made.files.write_json(path / store.MANIFEST, {**manifest, "kind": kind})
+  with pytest.raises(types.InputError, match="unknown kind of store"):
+    train(path)
