@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import gen_jax
+from gen_jax import build
 from gen_jax.build import registry, tables
 from gen_jax.cli import main
 from gen_jax.nn import attention
@@ -346,3 +347,56 @@ def test_what_is_no_task_says_what_it_lacks(tmp_path, capsys):
   assert ended.value.code == 2
   assert "Linear is no task, it has no loss" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
+
+
+FAILS = """
+import dataclasses
+import gen_jax
+from gen_jax.data import sources
+
+@dataclasses.dataclass(frozen=True)
+class {name}:
+  def documents(self, split):
+    raise RuntimeError("no\\nway")
+
+  def identity(self):
+    return ""
+
+gen_jax.register("source", {name})
+"""
+
+
+def test_what_fails_in_a_module_of_ones_own_is_said_of_it(tmp_path, capsys):
+  path = tmp_path / "fails.py"
+  path.write_text(FAILS.format(name="fails"))
+  argv = ["train", "--config", "lm/pydoc:smoke", "--workdir", str(tmp_path / "run")]
+  with pytest.raises(SystemExit) as stop:
+    main.main([*argv, f"--config.imports={path}", "--config.data.source=fails"])
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert stop.value.code == 2
+  assert last.startswith(f"gen-jax: error: {path}:9 fails: RuntimeError: no way; its")
+
+
+def test_arguments_that_are_no_keys():
+  for made in (lambda *args: 0, lambda **keys: 0, lambda a, /: 0):
+    with pytest.raises(InputError, match=r"is no schedule: .* is no key of a config"):
+      gen_jax.register("schedule", made, "odd")
+    assert "odd" not in tables.TABLES["schedule"]
+
+
+def test_a_value_that_json_cannot_hold():
+  for value in (float("nan"), float("inf"), len, np.zeros(2), {1, 2}):
+    gen_jax.register("schedule", lambda a=value: a, "odd")
+    block = tables.TABLES["schedule"]["odd"].keys()["a"].default
+    with pytest.raises(
+      InputError, match=r"schedule\.a=.* must be a finite number, a text"
+    ):
+      build.build("schedule", {"name": "odd", "a": block})
+
+
+def test_a_task_without_keys_is_a_block():
+  class Plain:
+    reads = ()
+
+  gen_jax.register("task", Plain, "plain")
+  assert build.resolved({"task": "plain"})["task"] == {"name": "plain"}
