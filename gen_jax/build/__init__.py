@@ -275,7 +275,7 @@ def default(path: str, block: Config, key: str) -> Any:
 def _default(kind: str, made: Any) -> Any:
   """The name in configs of a default that is a constructor or function."""
   for name, entry in TABLES[kind].items() if callable(made) else ():
-    if entry.signature is made or (not entry.keys() and entry.make() is made):
+    if entry.signature is made or entry.value is made:  # nothing is called
       return name
   return made
 

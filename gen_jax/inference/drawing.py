@@ -228,7 +228,7 @@ class Edit:
       names = {"mask": self.mask is not None, "outpaint": self.outpaint}
       given = " and ".join(f"--{name}" for name, is_given in names.items() if is_given)
       raise InputError(
-        f"{given} keep all of the image, so that there is nothing to draw: white"
+        f"nothing of the image may change by {given}, so nothing is drawn: white"
         " changes, black stays"
       )
     return image, change

@@ -400,3 +400,18 @@ def test_a_task_without_keys_is_a_block():
 
   gen_jax.register("task", Plain, "plain")
   assert build.resolved({"task": "plain"})["task"] == {"name": "plain"}
+
+
+def test_a_lookup_of_a_default_calls_nothing_of_ones_own():
+  """A rate without keys is called with the number of steps alone, when it is built."""
+  calls = []
+
+  def steady(num_steps):
+    calls.append(num_steps)
+    return lambda step: 0.1
+
+  gen_jax.register("learning_rate", steady)
+  block = build.resolved({"optimizer": {"name": "adamw", "learning_rate": "steady"}})
+  assert block["optimizer"]["learning_rate"] == "steady" and not calls
+  gen_jax.register("activation", jnp.sin, "sin")
+  assert build.default("task.model.mlp", {"name": "mlp"}, "activation") == "gelu"
