@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from gen_jax import numbers, ranges, rng, sharding
-from gen_jax.data import image_files, sources
+from gen_jax.data import cache, image_files, sources
 from gen_jax.decoding import generate
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, metrics
@@ -149,7 +149,7 @@ def gzip(
   check_split(split)
   if experiment.data.reads != "documents":
     raise InputError("evaluator gzip needs text data; take it out of evaluators")
-  return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
+  return evaluators.GzipBaseline(every, [*cache.texts(experiment.data.source, split)])
 
 
 def answers(

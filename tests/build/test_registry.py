@@ -15,6 +15,7 @@ import gen_jax
 from gen_jax import build
 from gen_jax.build import registry, tables
 from gen_jax.cli import main
+from gen_jax.data import image_files
 from gen_jax.nn import attention
 from gen_jax.types import InputError
 from tests.build.test_config_files import forget_modules
@@ -415,3 +416,48 @@ def test_a_lookup_of_a_default_calls_nothing_of_ones_own():
   assert block["optimizer"]["learning_rate"] == "steady" and not calls
   gen_jax.register("activation", jnp.sin, "sin")
   assert build.default("task.model.mlp", {"name": "mlp"}, "activation") == "gelu"
+
+
+class _Text:
+  found = ("abc " * 500,)
+
+  def documents(self, split):
+    return self.found
+
+  def identity(self):
+    return repr(self.found)
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"found": "abc " * 500}, r"documents\('train'\) must give a list of texts"),
+    ({"found": None}, r"documents\('train'\) must give a list of texts"),
+    ({"found": [1, 2]}, r"a document of data.source Odd: 1 is not text"),
+    (
+      {"found": ["\ud800" * 50]},
+      r"a document of data.source Odd: .* not valid Unicode",
+    ),
+    ({"identity": None}, r"data.source Odd has no identity\(\)"),
+  ],
+)
+def test_a_text_source_of_ones_own_that_gives_no_text(tmp_path, changes, says):
+  gen_jax.register("source", type("Odd", (_Text,), changes), "odd")
+  run = gen_jax.new("lm/pydoc:smoke", tmp_path / "run", {"data.source": "odd"})
+  with pytest.raises(InputError, match=says):
+    run.train()
+
+
+@pytest.mark.parametrize(
+  ("image", "says"),
+  [
+    (np.full((8, 8, 1), 0.5, np.float32), r"an image is float32 \[8, 8, 1\]; uint8"),
+    (np.full((8, 8, 1), 3, np.int64), r"an image is int64 \[8, 8, 1\]; uint8"),
+    (np.zeros((8, 8), np.uint8), r"an image is uint8 \[8, 8\]; uint8 \[H, W, C\]"),
+    (np.zeros((0, 8, 1), np.uint8), r"an image is uint8 \[0, 8, 1\]; uint8"),
+    ([[1, 2], [3, 4]], r"an image is list \[\]; uint8"),
+  ],
+)
+def test_images_of_ones_own_are_uint8(image, says):
+  with pytest.raises(InputError, match=says):
+    image_files.to_square(image, 8, 1)
