@@ -290,10 +290,10 @@ BUDGETS = {
   "cost": 1_412,  # forecasts, Cloud's names of slices
   "data": 9_109,  # stores: of text 2,330 lines in tokens/, of images 640 in stored/
   "decoding": 370,
-  "families": 891,  # many prompts, a chat; what own tasks must give: 90
+  "families": 893,  # many prompts, a chat; what own tasks must give: 90
   "diffusion": 2_250,
   "evaluation": 1_550,  # batches of a command that was cut off; settings of sampling
-  "inference": 2_196,  # images that say how they were made; flags; slots, a chat, tints
+  "inference": 2_197,  # images that say how they were made; flags; slots, a chat, tints
   "models": 1_610,  # each at another width
   "nn": 1_675,  # widths: muP
   "runs": 2_829,  # adapters; groups and shared programs: 620; the bill; until; weights
