@@ -15,6 +15,7 @@ default changes no run.
 import contextlib
 import dataclasses
 import inspect
+import json
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -77,6 +78,7 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
       raise unknown(f"dtype (of {path})", value, DTYPES)
     if not is_block(key, hint):
       value = ranges.typed(value, hint, f"{path}.{key}")
+      _check_json(value, f"{path}.{key}")
       if ranges.is_argument(value, hint):
         value = numbers.named(value, f"{path}.{key}")
     elif value is None and type(None) not in ranges.options(hint):
@@ -86,6 +88,14 @@ def _entry(kind: str, block: Any, path: str) -> tuple[Entry, dict[str, Any]]:
   if missing:
     raise InputError(f"{path} {name!r} needs {', '.join(missing)}")
   return table[name], values
+
+
+def _check_json(value: Any, path: str) -> None:
+  try:
+    json.dumps(value, allow_nan=False)
+  except (TypeError, ValueError, RecursionError):
+    kinds = "a finite number, a text, True, False, None or a list of these"
+    raise InputError(f"{path}={ranges.shown(value)} must be {kinds}") from None
 
 
 def check(kind: str, block: Any, path: str) -> None:
@@ -220,7 +230,7 @@ def _written(config: Config, wanted: Callable[[Any, Any], bool]) -> dict[str, An
 def write(
   kind: str, block: Any, wanted: Callable[[Any, Any], bool], path: str = ""
 ) -> Any:
-  """A block with its keys in their owner's order; a bare name if it has no keys.
+  """A block with its keys in their owner's order; an inner one without is its name.
 
   Args:
     wanted: (value, default) -> whether to write a key that has a default.
@@ -241,7 +251,7 @@ def write(
     if value is not _NONE and (usual is _NONE or wanted(value, usual)):
       found[key] = value
   found |= {key: value for key, value in given.items() if key not in {"name", *keys}}
-  return found if keys or len(found) > 1 else name
+  return found if keys or len(found) > 1 or path in BLOCKS else name
 
 
 def _tuples(value: Any) -> Any:
@@ -265,7 +275,7 @@ def default(path: str, block: Config, key: str) -> Any:
 def _default(kind: str, made: Any) -> Any:
   """The name in configs of a default that is a constructor or function."""
   for name, entry in TABLES[kind].items() if callable(made) else ():
-    if entry.signature is made or (not entry.keys() and entry.make() is made):
+    if entry.signature is made or entry.value is made:  # nothing is called
       return name
   return made
 

@@ -9,8 +9,11 @@ group `gen_jax` in its pyproject.toml; such modules are always imported.
 
 import functools
 import importlib.metadata
+import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from gen_jax.build import config_files
@@ -40,7 +43,7 @@ def register(kind: str, made: Any, name: str | None, home: Mapping[str, Any]) ->
     raise InputError(f"{kind} {name!r} is registered already, by {other}; rename one")
   try:
     TABLES[kind][name] = HOW[kind](made)
-    TABLES[kind][name].keys()
+    _check_keys(TABLES[kind][name].keys().values())
   except (TypeError, KeyError, ValueError) as error:
     TABLES[kind].pop(name, None)
     raise InputError(f"{made!r:.80} is no {kind}: {one_line(error)}") from None
@@ -48,11 +51,26 @@ def register(kind: str, made: Any, name: str | None, home: Mapping[str, Any]) ->
   _IMPORTED.add(where)
 
 
+def _check_keys(keys: Iterable[inspect.Parameter]) -> None:
+  for key in keys:
+    if key.kind not in (key.POSITIONAL_OR_KEYWORD, key.KEYWORD_ONLY):
+      raise TypeError(f"{key} is no key of a config: take arguments by name alone")
+
+
 def _where(home: Mapping[str, Any]) -> str | None:
   name, file = home.get("__name__", "__main__"), home.get("__file__")
   if name == "__main__":
     return None
   return name if "." in name or file is None else os.path.abspath(file)
+
+
+def blamed(error: BaseException) -> str:
+  """FILE:LINE where an error left a module that registered a name; '' if nowhere."""
+  own = {home for home in _IMPORTED if home}
+  own |= {getattr(sys.modules.get(name), "__file__", None) or name for name in own}
+  frames = traceback.extract_tb(error.__traceback__)
+  found = [f"{x.filename}:{x.lineno}" for x in frames if x.filename in own]
+  return found[-1] if found else ""
 
 
 def load(config: Any) -> None:

@@ -69,11 +69,13 @@ class Entry:
     make: called with the block's keys, and with those of `injected` that are given.
     signature: the callable whose parameters are the block's keys ...
     injected: ... except these, which are not in the config.
+    value: what is made, if it is always the same; None else.
   """
 
   make: Callable[..., Any]
   signature: Callable[..., Any]
   injected: tuple[str, ...] = ()
+  value: Any = None
 
   def keys(self) -> dict[str, inspect.Parameter]:
     """{key: its default and annotation}."""
@@ -109,7 +111,7 @@ def _scheduled(make):
 
 
 def _value(value):
-  return Entry(lambda: value, lambda: value)
+  return Entry(lambda: value, lambda: value, value=value)
 
 
 def _given(how, *injected):

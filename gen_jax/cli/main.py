@@ -247,15 +247,17 @@ def _fail_unexpectedly(error: Exception, argv: list[str]) -> NoReturn:
   about = [f"gen-jax {' '.join(argv)}", f"Python {sys.version}", platform.platform()]
   about += [f"{n} {importlib.metadata.version(n)}" for n in ("gen_jax", "jax", "flax")]
   trace = "".join(traceback.format_exception(error))
-  send = ""
+  path = "(which could not be written)"
   with contextlib.suppress(OSError):  # a full disk
     number, path = tempfile.mkstemp(prefix="gen-jax-error-", suffix=".txt", text=True)
     with open(number, "w") as file:
       file.write("\n".join([*about, "", trace]))
-    send = f"; please send {path}"
   words = " ".join(str(error).split())[:300]
   words = f"{type(error).__name__}: {words}" if words else type(error).__name__
-  _fail(f"internal error: {words}{send}", os.EX_SOFTWARE)
+  registry = lazy.loaded("gen_jax.build.registry")
+  if registry and (at := registry.blamed(error)):
+    _fail(f"{at} fails: {words}; its traceback is in {path}")
+  _fail(f"internal error: {words}; please send {path}", os.EX_SOFTWARE)
 
 
 def _run(argv: list[str]) -> dict:

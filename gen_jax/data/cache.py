@@ -193,6 +193,11 @@ def key(
 ) -> str:
   """A hash of the tokenizer, the source, its files and the split."""
   made_of = (tokenizer.fingerprint, tokenizer.chat_template)
+  if not callable(getattr(source, "identity", None)):
+    raise InputError(
+      f"data.source {type(source).__name__} has no identity(): a text that is another"
+      " one when the documents are"
+    )
   parts = (_FORMAT, *made_of, repr(source), source.identity(), split)
   return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -341,12 +346,20 @@ def _stored(name: str, chunks: Callable[[At], Chunks]) -> Tokens:
   return _joined(_watched(chunks(_BEGINNING)))
 
 
+def texts(source: sources.TextSource, split: str) -> Iterator[str]:
+  """A source's documents; InputError for what is no text: users' own may give it."""
+  name, found = f"data.source {type(source).__name__}", source.documents(split)
+  if isinstance(found, str | bytes) or not isinstance(found, Iterable):
+    raise InputError(f"{name}: documents({split!r}) must give a list of texts")
+  return (files.text(text, f"a document of {name}") for text in found)
+
+
 def tokens(
   source: sources.TextSource, split: str, tokenizer: tokenizers.Tokenizer
 ) -> Tokens:
   """Tokens of the source's documents, cached."""
   name = key(source, split, tokenizer)
-  return _stored(name, lambda at: _of_documents(source.documents(split), tokenizer, at))
+  return _stored(name, lambda at: _of_documents(texts(source, split), tokenizer, at))
 
 
 def tokens_of_turns(

@@ -86,7 +86,7 @@ class TextData(Data):
     return self.batch_size * self.length
 
   def texts(self) -> Iterable[str]:
-    return self.source.documents("train")
+    return cache.texts(self.source, "train")
 
   def abstract_batch(self) -> Batch:
     shape = (self.batch_size, self.length)

@@ -136,8 +136,12 @@ def open_mask(path: pathlib.Path) -> np.ndarray:
 
 def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
   """uint8 [H, W, 1 or 3] -> [H, W, channels]: luminance, or grey repeated."""
-  if image.ndim != 3 or image.shape[-1] not in (1, 3):
-    raise InputError(f"image of shape {image.shape}: [H, W, 1] or [H, W, 3] is needed")
+  kind = getattr(image, "dtype", type(image).__name__)
+  shape = getattr(image, "shape", ())
+  if kind != np.uint8 or len(shape) != 3 or shape[-1] not in (1, 3) or 0 in shape:
+    raise InputError(
+      f"an image is {kind} {[*shape]}; uint8 [H, W, C] with C of 1 or 3 is needed"
+    )
   if channels == image.shape[-1]:
     return image
   if channels == 3:

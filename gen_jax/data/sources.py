@@ -168,20 +168,25 @@ class JsonLines(Matching):
     return _split(texts, split, self.pattern, self.validation_fraction)
 
 
-def _tfds_split(dataset: str, data_dir: str | None, split: str) -> Sequence[Example]:
-  """`tfds.split_of`; InputError for a damaged example."""
-  source = tfds.split_of(dataset, data_dir, split)
+def checked(source: Sequence[Example], where: str) -> Sequence[Example]:
+  """A split of TFDS; InputError for a damaged example."""
 
   def read(i: int) -> Example:
     try:
       return source[i]
     except Exception as error:  # of many kinds
       raise InputError(
-        f"example {i} of split {split!r} of {dataset!r} is damaged"
-        f" ({first_line(error)}); prepare the data set again"
+        f"example {i} of {where} is damaged ({first_line(error)}); prepare the data set"
+        " again"
       ) from None
 
   return Mapped(range(len(source)), read)
+
+
+def _tfds_split(of: Any, split: str) -> Sequence[Example]:
+  name = of.train_split if split == "train" else of.validation_split
+  source = tfds.split_of(of.dataset, of.data_dir, name)
+  return checked(source, f"split {name!r} of {of.dataset!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +200,7 @@ class TfdsText:
   data_dir: str | None = None
 
   def documents(self, split: str) -> Sequence[str]:
-    name = self.train_split if split == "train" else self.validation_split
-    source = _tfds_split(self.dataset, self.data_dir, name)
+    source = _tfds_split(self, split)
     where = f"{self.field} of {self.dataset}"
 
     def text(example):
@@ -235,8 +239,7 @@ class TfdsImages:
       ) from None
 
   def examples(self, split: str) -> Sequence[Example]:
-    name = self.train_split if split == "train" else self.validation_split
-    source = _tfds_split(self.dataset, self.data_dir, name)
+    source = _tfds_split(self, split)
 
     def fn(example):
       caption = files.field(example, self.caption_field, self.dataset)
@@ -255,11 +258,7 @@ class TfdsImages:
     return Mapped(source, fn)
 
   def class_names(self) -> tuple[str, ...]:
-    """Names of the labels in `caption_field`.
-
-    Raises:
-      InputError: it holds none.
-    """
+    """Names of the labels in `caption_field`; InputError if it holds none."""
     features = tfds.builder(self.dataset, self.data_dir).info.features
     names = getattr(features.get(self.caption_field), "names", None)
     if not names:
@@ -327,11 +326,7 @@ class ImageFolder:
     )
 
   def class_names(self) -> tuple[str, ...]:
-    """Names of the folders that hold images, in alphabetical order.
-
-    Raises:
-      InputError: images that lie in no such folder.
-    """
+    """Folders that hold images, in order; InputError for images that lie in none."""
     splits = self._splits()
     paths = [path for found in splits.by_split.values() for path in found]
     if loose := [path for path in paths if path.parent in splits.tops]:
@@ -385,10 +380,8 @@ class Npz:
       )
 
     def fn(i):
-      return {
-        "image": pixels[i],
-        "caption": files.text(captions[i], f"{path}, caption {i}"),
-      }
+      caption = files.text(captions[i], f"{path}, caption {i}")
+      return {"image": pixels[i], "caption": caption}
 
     chosen = held_out(len(pixels), split, self.validation_fraction)
     return Mapped(range(len(pixels)), fn, chosen)

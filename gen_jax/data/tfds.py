@@ -4,10 +4,12 @@ TFDS imports any module that a features.json names as a feature's class, so the 
 checked against TFDS's own features first.
 """
 
+import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gen_jax import errors
@@ -34,19 +36,15 @@ def builder(dataset: str, data_dir: str | None):
   directory = copies.here(dataset, "data.source.dataset")
   data_dir = home(data_dir)
   is_there = directory.is_dir()
+  names = "features.json" if is_there else "**/features.json"
   for folder in [directory] if is_there else _homes(dataset, data_dir):
-    for path in sorted(
-      folder.glob("features.json" if is_there else "**/features.json")
-    ):
+    for path in sorted(folder.glob(names)):
       _check_features(path)
   try:
     if is_there:
       return tfds.builder_from_directory(str(directory))
-    found = tfds.builder(
-      dataset, data_dir=data_dir, try_gcs=False, file_format="array_record"
-    )
-    found.download_and_prepare()
-    return found
+    how = {"data_dir": data_dir, "try_gcs": False, "file_format": "array_record"}
+    return _prepared(tfds.builder(dataset, **how))
   except Exception as error:  # TFDS raises many kinds
     raise InputError(
       f"cannot open TFDS data set {dataset!r}: {first_line(error)}; give a prepared"
@@ -54,9 +52,29 @@ def builder(dataset: str, data_dir: str | None):
     ) from None
 
 
-def split_of(
-  dataset: str, data_dir: str | None, split: str
-) -> Sequence[dict[str, Any]]:
+def _prepared(found: Any) -> Any:
+  with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+    found.download_and_prepare()
+  return found
+
+
+def own(make: Callable, data_dir: str | None, **how: Any) -> Any:
+  """A builder of a data set of ours, prepared on first use."""
+  how |= {"data_dir": home(data_dir), "file_format": "array_record"}
+  try:
+    found = _prepared(make(**how))
+    found.info.splits["train"]  # none if dataset_info.json is lost
+    return found
+  except (InputError, OSError):
+    raise
+  except Exception as error:
+    raise InputError(
+      f"the prepared data set {make.name} is damaged ({first_line(error)}); remove"
+      f" {data_dir or '~/tensorflow_datasets'}/{make.name}, and it is made again"
+    ) from None
+
+
+def split_of(dataset: str, data_dir: str | None, split: str) -> Sequence[Any]:
   """One split of a data set, with random access."""
   found = builder(dataset, data_dir)
   if re.split(r"[\[+]", split)[0] not in found.info.splits:

@@ -25,6 +25,11 @@ Draw = Callable[[Array, Array, Array], Array]
 FILTERS = ("repetition", "temperature", "top_k", "top_p", "min_p")
 
 
+def _can_occur(text: str) -> bool:
+  """Whether a text may hold this one: not empty, no half of a surrogate pair."""
+  return text != "" and text == text.encode(errors="replace").decode()
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """How to draw text.
@@ -53,7 +58,7 @@ class Sampling:
     ranges.check(self)
     rules = {
       "order": (sorted(self.order) == sorted(FILTERS), f"all of {', '.join(FILTERS)}"),
-      "stop": (all(self.stop), "texts of at least one character"),
+      "stop": (all(map(_can_occur, self.stop)), "valid Unicode of 1 character or more"),
     }
     for name, (holds, rule) in rules.items():
       if not holds:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from gen_jax import numbers, ranges, rng, sharding
-from gen_jax.data import image_files, sources
+from gen_jax.data import cache, image_files, sources
 from gen_jax.decoding import generate
 from gen_jax.evaluation import features as features_
 from gen_jax.evaluation import image_sets, metrics
@@ -96,7 +96,7 @@ def by_position(
 def likelihood(
   experiment,
   every: ranges.Whole,
-  num: ranges.Count,
+  num: ranges.Size,
   split: str = "validation",
   num_steps: ranges.Size = 64,
 ) -> evaluators.BitsPerDim:
@@ -149,14 +149,14 @@ def gzip(
   check_split(split)
   if experiment.data.reads != "documents":
     raise InputError("evaluator gzip needs text data; take it out of evaluators")
-  return evaluators.GzipBaseline(every, experiment.data.source.documents(split))
+  return evaluators.GzipBaseline(every, [*cache.texts(experiment.data.source, split)])
 
 
 def answers(
   experiment,
   every: ranges.Whole,
   split: str = "validation",
-  num: ranges.Count = 100,
+  num: ranges.Size = 100,
   max_tokens: ranges.Size = 64,
 ) -> evaluators.Answers:
   """What the model answers, the likeliest token each time, against what is wanted.
@@ -196,7 +196,7 @@ def answers(
 
 
 def prompt_accuracy(
-  experiment, every: ranges.Whole, num: ranges.Count = 200
+  experiment, every: ranges.Whole, num: ranges.Size = 200
 ) -> evaluators.Measured:
   """How many of `num` images show what was asked for, read by the source's scorer."""
   data = experiment.data
@@ -297,7 +297,7 @@ def samples(
   experiment,
   every: ranges.Whole,
   prompts: tuple[str, ...],
-  num: ranges.Count = 4,
+  num: ranges.Size = 4,
   seed: ranges.Seed = 0,
 ) -> evaluators.Measured:
   """Images of the same prompts and noise at every evaluation, num for each."""
@@ -317,7 +317,7 @@ def samples(
 
 
 def edits(
-  experiment, every: ranges.Whole, num: ranges.Count = 100
+  experiment, every: ranges.Whole, num: ranges.Size = 100
 ) -> evaluators.Measured:
   """`num` edits of the validation split, drawn: did that change, and what else did?"""
   data = experiment.data

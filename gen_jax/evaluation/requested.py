@@ -125,7 +125,7 @@ def images(
   experiment,
   every: ranges.Whole,
   features: features_.Features,
-  num: Annotated[int, ranges.Range(2, 2**31 - 1)] | None = None,
+  num: Annotated[int, ranges.Range(2, 2**20)] | None = None,
   folder: str | None = None,
   split: str | None = None,
   seed: ranges.Seed = 0,

@@ -142,11 +142,13 @@ def reference_images(experiment: base.Experiment, split: str):
 def check_flags(args) -> None:
   """Raises InputError for an interpolation that cannot be."""
   if args.interpolate is not None and (
-    args.interpolate < 2 or len(args.prompt or []) != 2 or args.num != 1
+    not 2 <= args.interpolate <= drawing.MOST
+    or len(args.prompt or []) != 2
+    or args.num != 1
   ):
     raise InputError(
-      f"--interpolate {args.interpolate} must be at least 2, with --prompt twice and"
-      " no --num"
+      f"--interpolate {args.interpolate} must be at least 2 and at most {drawing.MOST},"
+      " with --prompt twice and no --num"
     )
 
 

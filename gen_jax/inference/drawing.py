@@ -18,6 +18,7 @@ from gen_jax.system import copies, files
 from gen_jax.tasks import diffusion
 from gen_jax.types import InputError, Params, PyTree
 
+MOST = 2**20  # samples at once: each has a place in a list before it is drawn
 _MOST_PIXELS = 2**14  # of a side
 
 
@@ -32,8 +33,8 @@ class Weights(Protocol):
 
 def check(num: int, seed: int) -> None:
   """Raises InputError for an invalid number of samples or seed."""
-  if num < 1:
-    raise InputError(f"--num {num} must be at least 1")
+  if not 1 <= num <= MOST:
+    raise InputError(f"--num {num} must be at least 1 and at most {MOST}")
   if not 0 <= seed < 2**63:
     raise InputError(f"--seed {seed} must be at least 0 and less than 2**63")
 
@@ -228,7 +229,7 @@ class Edit:
       names = {"mask": self.mask is not None, "outpaint": self.outpaint}
       given = " and ".join(f"--{name}" for name, is_given in names.items() if is_given)
       raise InputError(
-        f"{given} keep all of the image, so that there is nothing to draw: white"
+        f"nothing of the image may change by {given}, so nothing is drawn: white"
         " changes, black stays"
       )
     return image, change

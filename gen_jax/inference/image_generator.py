@@ -15,7 +15,13 @@ from gen_jax.types import Array, InputError, Params, PyTree
 
 def to_uint8(images: Array | np.ndarray) -> np.ndarray:
   """Pixels in about [-1, 1] as uint8, clipped."""
-  return np.clip(np.round(tree.fetch(images) * 127.5 + 127.5), 0, 255).astype(np.uint8)
+  found = np.asarray(tree.fetch(images))
+  if np.isnan(found).any():
+    raise InputError(
+      "an image has values that are no numbers: draw with a lower guidance_scale or"
+      " another sampler, or look at the weights"
+    )
+  return np.clip(np.round(found * 127.5 + 127.5), 0, 255).astype(np.uint8)
 
 
 def latent_shape(task: diffusion.Diffusion, image: tuple[int, ...]) -> tuple[int, ...]:

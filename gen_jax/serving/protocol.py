@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gen_jax import errors, rng
-from gen_jax.data import chat
+from gen_jax.data import chat, tokenizer
 from gen_jax.inference import slots, text_generator
 from gen_jax.serving import scores
 from gen_jax.types import InputError
@@ -23,6 +23,7 @@ _MOST_TEMPERATURE, _MOST_PENALTY = 100.0, 2.0
 _IGNORED = {
   *("user", "metadata", "store", "service_tier", "safety_identifier"),
   *("prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"),
+  "include_obfuscation",  # of a stream
 }
 # Fields of what is not supported, with the values that ask for nothing.
 _NOTHING: dict[str, tuple[Any, ...]] = {
@@ -146,6 +147,7 @@ def _stops(body: _Body, usual: tuple[str, ...]) -> tuple[str, ...]:
   sizes = [len(s) if isinstance(s, str) else 0 for s in given]
   if len(given) > _MOST_STOPS or not all(0 < n <= _LONGEST_STOP for n in sizes):
     raise Refused(f"stop={given!r:.60} must be {what}")
+  tokenizer.check_unicode("".join(given))
   return (*usual, *given)
 
 
@@ -153,9 +155,10 @@ def _content(content: Any, where: str) -> str:
   """A message's text; of several parts, all of them."""
   if isinstance(content, list):
     for part in content:
-      if not isinstance(part, dict) or part.get("type") != "text":
+      fields = part if isinstance(part, dict) else {}
+      if fields.get("type") != "text" or not isinstance(fields.get("text"), str):
         raise Refused(f"{where} has a part {part!r:.60}; only parts of text are read")
-    content = "".join(str(part.get("text", "")) for part in content)
+    content = "".join(part["text"] for part in content)
   if not isinstance(content, str):
     raise Refused(f"{where} has the content {content!r:.60}, which is no text")
   return content
@@ -262,7 +265,9 @@ class Reader:
     stop = _stops(body, how.stop)
     seed = body.number("seed", None, 0, 2**63 - 1, True)
     is_streamed = body.flag("stream")
-    options = body.take("stream_options", (dict,), {}, "an object")
+    options = _Body(body.take("stream_options", (dict,), {}, "an object"))
+    counts = options.flag("include_usage")
+    options.end()
     is_scored = is_echoed and logprobs is not None
     if is_scored and is_streamed:
       raise Refused("echo with logprobs is not streamed; leave one of the three out")
@@ -280,14 +285,13 @@ class Reader:
     rest = (stop, *penalties, logprobs or 0, is_scored)
     jobs = [slots.Job(row, key, *numbers, *rest) for row in ids for key in keys]
     echoes = [self._echo(prompt) for prompt in prompts] if is_echoed else None
-    counts = options.get("include_usage") is True
     return Asked(jobs, num, is_chat, is_streamed, logprobs, echoes, counts, about)
 
   def _echo(self, prompt: Any) -> Echo:
-    tokenizer = self.batch.writer.tokenizer
+    own = self.batch.writer.tokenizer
     if isinstance(prompt, str):
-      return Echo(prompt, len(tokenizer.opens(prompt)))
-    return Echo(tokenizer.decode(prompt), 0)
+      return Echo(prompt, len(own.opens(prompt)))
+    return Echo(own.decode(prompt), 0)
 
   def _ids(self, prompt: Any) -> list[int]:
     if isinstance(prompt, list):

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import gen_jax
+from gen_jax import build
 from gen_jax.build import registry, tables
 from gen_jax.cli import main
+from gen_jax.data import image_files
 from gen_jax.nn import attention
 from gen_jax.types import InputError
 from tests.build.test_config_files import forget_modules
@@ -346,3 +348,116 @@ def test_what_is_no_task_says_what_it_lacks(tmp_path, capsys):
   assert ended.value.code == 2
   assert "Linear is no task, it has no loss" in capsys.readouterr().err
   assert not (tmp_path / "run").exists()
+
+
+FAILS = """
+import dataclasses
+import gen_jax
+from gen_jax.data import sources
+
+@dataclasses.dataclass(frozen=True)
+class {name}:
+  def documents(self, split):
+    raise RuntimeError("no\\nway")
+
+  def identity(self):
+    return ""
+
+gen_jax.register("source", {name})
+"""
+
+
+def test_what_fails_in_a_module_of_ones_own_is_said_of_it(tmp_path, capsys):
+  path = tmp_path / "fails.py"
+  path.write_text(FAILS.format(name="fails"))
+  argv = ["train", "--config", "lm/pydoc:smoke", "--workdir", str(tmp_path / "run")]
+  with pytest.raises(SystemExit) as stop:
+    main.main([*argv, f"--config.imports={path}", "--config.data.source=fails"])
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert stop.value.code == 2
+  assert last.startswith(f"gen-jax: error: {path}:9 fails: RuntimeError: no way; its")
+
+
+def test_arguments_that_are_no_keys():
+  for made in (lambda *args: 0, lambda **keys: 0, lambda a, /: 0):
+    with pytest.raises(InputError, match=r"is no schedule: .* is no key of a config"):
+      gen_jax.register("schedule", made, "odd")
+    assert "odd" not in tables.TABLES["schedule"]
+
+
+def test_a_value_that_json_cannot_hold():
+  for value in (float("nan"), float("inf"), len, np.zeros(2), {1, 2}):
+    gen_jax.register("schedule", lambda a=value: a, "odd")
+    block = tables.TABLES["schedule"]["odd"].keys()["a"].default
+    with pytest.raises(
+      InputError, match=r"schedule\.a=.* must be a finite number, a text"
+    ):
+      build.build("schedule", {"name": "odd", "a": block})
+
+
+def test_a_task_without_keys_is_a_block():
+  class Plain:
+    reads = ()
+
+  gen_jax.register("task", Plain, "plain")
+  assert build.resolved({"task": "plain"})["task"] == {"name": "plain"}
+
+
+def test_a_lookup_of_a_default_calls_nothing_of_ones_own():
+  """A rate without keys is called with the number of steps alone, when it is built."""
+  calls = []
+
+  def steady(num_steps):
+    calls.append(num_steps)
+    return lambda step: 0.1
+
+  gen_jax.register("learning_rate", steady)
+  block = build.resolved({"optimizer": {"name": "adamw", "learning_rate": "steady"}})
+  assert block["optimizer"]["learning_rate"] == "steady" and not calls
+  gen_jax.register("activation", jnp.sin, "sin")
+  assert build.default("task.model.mlp", {"name": "mlp"}, "activation") == "gelu"
+
+
+class _Text:
+  found = ("abc " * 500,)
+
+  def documents(self, split):
+    return self.found
+
+  def identity(self):
+    return repr(self.found)
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    ({"found": "abc " * 500}, r"documents\('train'\) must give a list of texts"),
+    ({"found": None}, r"documents\('train'\) must give a list of texts"),
+    ({"found": [1, 2]}, r"a document of data.source Odd: 1 is not text"),
+    (
+      {"found": ["\ud800" * 50]},
+      r"a document of data.source Odd: .* not valid Unicode",
+    ),
+    ({"identity": None}, r"data.source Odd has no identity\(\)"),
+  ],
+)
+def test_a_text_source_of_ones_own_that_gives_no_text(tmp_path, changes, says):
+  gen_jax.register("source", type("Odd", (_Text,), changes), "odd")
+  run = gen_jax.new("lm/pydoc:smoke", tmp_path / "run", {"data.source": "odd"})
+  with pytest.raises(InputError, match=says):
+    run.train()
+
+
+@pytest.mark.parametrize(
+  ("image", "says"),
+  [
+    (np.full((8, 8, 1), 0.5, np.float32), r"an image is float32 \[8, 8, 1\]; uint8"),
+    (np.full((8, 8, 1), 3, np.int64), r"an image is int64 \[8, 8, 1\]; uint8"),
+    (np.zeros((8, 8), np.uint8), r"an image is uint8 \[8, 8\]; uint8 \[H, W, C\]"),
+    (np.zeros((0, 8, 1), np.uint8), r"an image is uint8 \[0, 8, 1\]; uint8"),
+    ([[1, 2], [3, 4]], r"an image is list \[\]; uint8"),
+  ],
+)
+def test_images_of_ones_own_are_uint8(image, says):
+  with pytest.raises(InputError, match=says):
+    image_files.to_square(image, 8, 1)

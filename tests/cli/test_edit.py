@@ -49,7 +49,10 @@ def test_image_and_mask_are_resized_alike(tmp_path):
 @pytest.mark.parametrize(
   "given, says",
   [
-    (dict(mask=np.zeros((4, 6), np.uint8)), "--mask keep all of the image"),
+    (
+      dict(mask=np.zeros((4, 6), np.uint8)),
+      "nothing of the image may change by --mask",
+    ),
     (dict(mask=np.full((4, 6), 127, np.uint8)), "nothing to draw"),
     (dict(outpaint="0,0,0,0"), "--outpaint keep all"),
     (dict(mask=np.zeros((4, 6), np.uint8), outpaint="0,0,0,0"), "--mask and --outp"),

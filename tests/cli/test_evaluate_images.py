@@ -141,6 +141,7 @@ def test_reconstructions(evaluate, vae_workdir):
   "flags, says",
   [
     ("--images 1", ["--images 1", "at least 2"]),
+    ("--images 2000000", ["num=2000000", "1048576"]),
     ("--images 5 --folder x", ["one of --images N and --folder"]),
     ("--features pixels", ["one of --images N and --folder"]),
     ("--images 5 --features fid", ["features (--features) 'fid'", "pixels"]),

@@ -313,6 +313,48 @@ def test_digits_are_prepared_on_first_use(tmp_path):
   assert list(tmp_path.glob("**/*.array_record*"))
 
 
+@pytest.fixture(scope="module")
+def prepared_digits(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("digits")
+  digits.Digits(str(folder)).examples("train")
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "why"),
+  [
+    ("digits-train*", b"", "example 0 of .* is damaged .*prepare the data set again"),
+    ("digits-train*", None, "example 0 of .* is damaged"),
+    (
+      "dataset_info.json",
+      b"{",
+      "digits is damaged .*; remove .*/digits, and it is made",
+    ),
+    (
+      "dataset_info.json",
+      None,
+      "digits is damaged .*; remove .*/digits, and it is made",
+    ),
+  ],
+)
+def test_damaged_digits_are_said_in_one_line(
+  prepared_digits, tmp_path, name, content, why
+):
+  shutil.copytree(prepared_digits, tmp_path / "copy")
+  (path,) = (tmp_path / "copy").glob(f"digits/*/{name}")
+  path.unlink()
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(types.InputError, match=why) as error:
+    digits.Digits(str(tmp_path / "copy")).examples("train")[0]
+  assert "\n" not in str(error.value)
+
+
+def test_preparing_says_nothing_on_stdout(tmp_path, capsys):
+  digits.Digits(str(tmp_path)).examples("train")
+  assert capsys.readouterr().out == ""
+
+
 def test_the_exam_of_digits_asks_for_what_it_judges(tmp_path):
   """Images that the judge has learned are right for their own prompts alone."""
   source = digits.Digits(str(tmp_path))

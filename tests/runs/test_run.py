@@ -164,6 +164,7 @@ def test_what_is_asked_for_in_vain(text_workdir, noisy_workdir):
     (lambda: run.generate("a", temperature=-1), "temperature=-1"),
     (lambda: run.generate("a", temperature=0, top_k=3), "top_k changes nothing"),
     (lambda: run.generate("a", num=0), "--num 0 must be at least 1"),
+    (lambda: run.generate("a", num=10**11), "--num 100000000000 must be .* at most"),
     (lambda: run.generate("a", negative="b"), "is for images"),
     (lambda: run.edit(np.zeros((8, 8, 1), np.uint8), "a"), "no model that draws"),
     (lambda: run.weights(7), "no checkpoint at step 7"),

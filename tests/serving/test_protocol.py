@@ -88,3 +88,39 @@ def test_a_role_that_is_none(role):
   fields = {"model": "own", "messages": [{"role": role, "content": "a"}]}
   with pytest.raises(protocol.Refused, match="must have a role: system"):
     READER.chat(fields)
+
+
+@pytest.mark.parametrize("text", [None, 5, ["a"], {"value": "a"}])
+def test_a_part_whose_text_is_none(text):
+  parts = [{"type": "text", "text": "a"}, {"type": "text", "text": text}]
+  with pytest.raises(
+    InputError, match=r"messages\[0\] has a part .*only parts of text"
+  ):
+    READER.chat({"model": "own", "messages": [{"role": "user", "content": parts}]})
+
+
+@pytest.mark.parametrize(
+  ("options", "why"),
+  [
+    ({"include_usage": "yes"}, "include_usage='yes' must be true or false"),
+    ({"include_use": True}, "unknown field 'include_use': did you mean"),
+    ({"n": 2}, "unknown field 'n'"),
+  ],
+)
+def test_options_of_a_stream_that_are_none(options, why):
+  with pytest.raises(InputError, match=why):
+    READER.completion({**GOOD, "messages": None, "stream_options": options})
+
+
+def test_a_stop_that_cannot_occur():
+  for stop in ("\ud800", ["a", "b\udcff"]):
+    with pytest.raises(InputError, match="is not valid Unicode"):
+      READER.completion({**GOOD, "messages": None, "stop": stop})
+    with pytest.raises(
+      InputError, match="must be valid Unicode of 1 character or more"
+    ):
+      generate.Sampling(stop=tuple(stop))
+  joined = READER.completion(
+    {**GOOD, "messages": None, "stop": ["\u00e9", "\U0001f600"]}
+  )
+  assert joined.jobs[0].stop == ("##", "\u00e9", "\U0001f600")

@@ -20,11 +20,9 @@ class Digits:
 
       from gen_jax.data.digits import digits_dataset_builder
 
-    builder = digits_dataset_builder.Builder(
-      data_dir=tfds.home(self.data_dir), file_format="array_record"
-    )
-    builder.download_and_prepare()
-    source = builder.as_data_source("train" if split == "train" else "test")
+    builder = tfds.own(digits_dataset_builder.Builder, self.data_dir)
+    split = "train" if split == "train" else "test"
+    source = sources.checked(builder.as_data_source(split), str(builder.data_path))
     return sources.Mapped(source, lambda e: {**e, "caption": e["caption"].decode()})
 
   def class_names(self) -> tuple[str, ...]:

@@ -25,22 +25,17 @@ class Emoji:
   def examples(self, split: str) -> Sequence[sources.Example]:
     from gen_jax.data.emoji import emoji_dataset_builder as emoji
 
-    builder = emoji.Builder(
-      directory=self.directory,
-      data_dir=tfds.home(self.data_dir),
-      file_format="array_record",
-    )
-    builder.download_and_prepare()
-    parts = [builder.as_data_source(split)]
-    if self.tones:
-      parts.append(builder.as_data_source(f"{split}{emoji.TONES}"))
-    first = len(parts[0])
+    builder = tfds.own(emoji.Builder, self.data_dir, directory=self.directory)
+    names = [split, f"{split}{emoji.TONES}"][: 1 + self.tones]
+    where = str(builder.data_path)
+    parts = [sources.checked(builder.as_data_source(name), where) for name in names]
+    rows = [(part, i) for part in parts for i in range(len(part))]
 
-    def fn(i):
-      example = parts[0][i] if i < first else parts[1][i - first]
+    def fn(row):
+      example = row[0][row[1]]
       words = [example["label"].decode()]
       if self.tags and example["tags"]:
         words.append(example["tags"].decode())
       return {"image": example["image"], "caption": ", ".join(words)}
 
-    return sources.Mapped(range(sum(map(len, parts))), fn)
+    return sources.Mapped(rows, fn)
