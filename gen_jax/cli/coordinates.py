@@ -19,9 +19,7 @@ def add_arguments(parser) -> None:
   add(
     "--base_width", type=int, help="for muP; default: the config's, or the first width"
   )
-  add(
-    "--steps", type=int, default=4, help="training steps at the config's peak rate (4)"
-  )
+  add("--steps", type=int, default=4, help="steps at the config's peak rate (4)")
   add("--seeds", type=int, default=3, help="initial weights to average over (3)")
   add("--out", action=flags.LocalPath, help="folder for coordinates.json and .png")
   parser.epilog = (

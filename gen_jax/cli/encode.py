@@ -35,8 +35,8 @@ def add_arguments(parser) -> None:
   )
   parser.epilog = (
     "Measures mean and standard deviation of each channel over the training split and\n"
-    "writes them to WORKDIR/latents.json, for diffusion on the latents. Choose\n"
-    "another data set as in `gen-jax train`: --config.data.source=image_folder\n"
+    "writes them to WORKDIR/latents.json, for diffusion on latents. Choose another\n"
+    "data set as in `gen-jax train`: --config.data.source=image_folder\n"
     "--config.data.source.directory=DIR"
   )
 
