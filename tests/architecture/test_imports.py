@@ -297,7 +297,7 @@ BUDGETS = {
   "models": 1_610,  # each at another width
   "nn": 1_675,  # widths: muP
   "runs": 2_829,  # adapters; groups and shared programs: 620; the bill; until; weights
-  "sweeps": 3_804,  # groups; the page; clusters: 360; searches: 615; what is damaged
+  "sweeps": 3_821,  # groups; the page; clusters: 360; searches: 615; what is damaged
   "serving": 1_160,  # OpenAI's protocol, its scores, queue and HTTP; lm-eval
   "system": 2_190,  # own configs; compiled programs; buckets; processes
   "tasks": 1_285,
