@@ -28,6 +28,7 @@ DONE = ("finished", "diverged")  # an arm of these is never run again
 _CURVE = 50  # points kept of an arm's curve
 _ABOUT = {"question": str, "metric": str}
 _ARM = {"overrides": dict, "status": str, "value": float | int | None, "curve": list}
+_SEARCH = {"best": int, "edges": list, "method": str, "seed": int, "arms": list}
 _SEED = int | float | str | None
 AT_EDGE = "The best value of {} is at the edge of those tried."
 _BEGIN, _END = "<!-- table -->", "<!-- end -->"
@@ -185,7 +186,9 @@ def read(path: pathlib.Path) -> dict[str, Any]:
       " install the version that wrote it"
     )
   arms = ledger.get("arms")
-  is_whole = files.fits(ledger, _ABOUT) and isinstance(ledger.get("search", {}), dict)
+  is_whole = files.fits(ledger, _ABOUT)
+  if (found := ledger.get("search")) is not None:
+    is_whole &= files.fits(found, _SEARCH) and search.are_arms(found["arms"])
   if not (is_whole and isinstance(arms, list) and all(map(_is_arm, arms))):
     raise InputError(f"{path} lacks parts of a sweep's results: record them again")
   return ledger

@@ -17,6 +17,7 @@ import numpy as np
 
 from gen_jax import errors
 from gen_jax.sweeps import space as spaces
+from gen_jax.system import files
 from gen_jax.types import InputError, unknown
 
 METHODS = ("tpe", "halton", "random")
@@ -283,6 +284,16 @@ def _tpe(space: Space, seed: int, tried, num: int) -> list[spaces.Overrides]:
     {**space, **{key: found.plain(one[key]) for key, found in searched.items()}}
     for one in asked
   ]
+
+
+def are_arms(arms: Any) -> bool:
+  """Whether these are the arms of a search, as its files hold them."""
+  result = {"value": float | int | None, "steps": int | None}
+  return isinstance(arms, list) and all(
+    files.fits(arm, {"overrides": dict, "results": list})
+    and all(files.fits(one, result) for one in arm["results"])
+    for arm in arms
+  )
 
 
 def remark(found: Mapping[str, Any]) -> str:

@@ -102,7 +102,11 @@ class Search:
     if not path.exists():
       return []
     there = files.read_sealed(path)
-    about = there.get("about", {})
+    if not files.fits(there, {"about": dict}) or not search.are_arms(there.get("arms")):
+      raise InputError(
+        f"{path} is damaged; restore it, or delete it: its arms are found again"
+      )
+    about = there["about"]
     for key, value in self._about().items():
       if about.get(key) != value:
         raise InputError(

@@ -54,8 +54,8 @@ def cost(name: str, value: float) -> float:
   last = name.split("/")[-1]
   if last not in LOWER_IS_BETTER + HIGHER_IS_BETTER:
     raise InputError(
-      f"train.monitor={name}: it is not known whether lower or higher is better;"
-      f" monitor another metric ({', '.join(LOWER_IS_BETTER + HIGHER_IS_BETTER)}), or"
+      f"metric {name!r}: it is not known whether lower or higher is better; take one of"
+      f" ({', '.join(LOWER_IS_BETTER + HIGHER_IS_BETTER)}), or"
       " add it to gen_jax/train/evaluators.py"
     )
   return -value if last in HIGHER_IS_BETTER else value

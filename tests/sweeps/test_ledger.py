@@ -84,6 +84,13 @@ def test_an_arm_that_is_none_is_refused(made, tmp_path, name, value):
     ledger.read(tmp_path / "results.json")
 
 
+@pytest.mark.parametrize("search", [3, {}, [], {"best": 0, "arms": [{}]}])
+def test_a_search_that_is_none_is_refused(made, tmp_path, search):
+  ledger.write(tmp_path / "results.json", {**made, "search": search})
+  with pytest.raises(InputError, match="lacks parts"):
+    ledger.read(tmp_path / "results.json")
+
+
 def test_a_finished_arm_without_its_metrics_is_no_diverged_one(tmp_path):
   """Nor is the last row that can be read of a damaged file its value."""
   one = arm(1e-3, 0)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from gen_jax.sweeps import ledger, search, searching, sweep
+from gen_jax.system import files
 from gen_jax.types import InputError
 
 SWEEP = '''"""Which rate?"""
@@ -214,6 +215,28 @@ def test_bad_searches(folder, old, new, how, says):
   path.write_text(path.read_text().replace(old, new, 1) if old else SWEEP)
   with pytest.raises(InputError, match=says):
     load(folder, **how)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"about": None},
+    {"arms": None},
+    {"arms": ["x"]},
+    {"arms": [{"overrides": {}}]},
+    {"arms": [{"overrides": {}, "results": "x"}]},
+    {"arms": [{"overrides": {}, "results": [{"value": "x", "steps": None}]}]},
+  ],
+)
+def test_a_search_that_was_edited_and_has_no_hash_is_damaged(folder, tmp_path, change):
+  made = load(folder)
+  files.write_json(tmp_path / "search.json", {"about": made._about(), "arms": []})
+  assert made.entries(tmp_path) == []
+  files.write_json(
+    tmp_path / "search.json", {"about": made._about(), "arms": [], **change}
+  )
+  with pytest.raises(InputError, match="is damaged; restore it, or delete it"):
+    made.entries(tmp_path)
 
 
 def test_more_arms_than_there_are(folder):
