@@ -31,7 +31,7 @@ def register(kind: str, made: Any, name: str | None, home: Mapping[str, Any]) ->
     home: globals of the module that asks; a script or notebook is not recorded.
   """
   name = getattr(made, "__name__", "") if name is None else name
-  if kind not in HOW:
+  if not isinstance(kind, str) or kind not in HOW:
     raise unknown("kind (of what can be registered)", kind, HOW)
   if not isinstance(name, str) or not name.isidentifier():
     raise InputError(f"{kind} {name!r:.80} needs a name of letters, digits and _")
@@ -62,6 +62,11 @@ def _where(home: Mapping[str, Any]) -> str | None:
   if name == "__main__":
     return None
   return name if "." in name or file is None else os.path.abspath(file)
+
+
+def homes() -> list[str]:
+  """Modules and files that registered a name."""
+  return sorted({home for home in _HOMES.values() if home})
 
 
 def blamed(error: BaseException) -> str:

@@ -257,7 +257,9 @@ def _fail_unexpectedly(error: Exception, argv: list[str]) -> NoReturn:
   registry = lazy.loaded("gen_jax.build.registry")
   if registry and (at := registry.blamed(error)):
     _fail(f"{at} fails: {words}; its traceback is in {path}")
-  _fail(f"internal error: {words}; please send {path}", os.EX_SOFTWARE)
+  own = registry.homes() if registry else []
+  or_own = f", or a mistake in {', '.join(own)}" if own else ""
+  _fail(f"internal error{or_own}: {words}; please send {path}", os.EX_SOFTWARE)
 
 
 def _run(argv: list[str]) -> dict:

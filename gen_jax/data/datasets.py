@@ -6,8 +6,8 @@ Both kinds offer the same: what to train a tokenizer on, what a batch looks like
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from gen_jax.data import (
   sources,
   tokenizers,
 )
+from gen_jax.system import files
 from gen_jax.types import Batch, InputError
 
 TrainTokenizer = Callable[[Iterable[str]], tokenizers.Tokenizer]
@@ -209,7 +210,7 @@ class Instructions(PackedText):
 class _Prompted(Data):
   """What data of images and of latents share: captions or labels, and weights."""
 
-  unit = "images"
+  unit, image_keys = "images", ()
 
   def texts(self) -> Iterable[str]:
     if "captions" in sources.gives(self.source):
@@ -224,8 +225,25 @@ class _Prompted(Data):
     return dataclasses.replace(self, prompts=prompts)
 
   def examples(self, split):
-    """All examples of a split, by random access."""
-    return getattr(self.source, self.reads)(split)
+    """All examples of a split, by random access; the first is looked at."""
+    found = getattr(self.source, self.reads)(split)
+    self._check(found[0] if len(found) else None)
+    return found
+
+  def _check(self, example: Any) -> None:
+    """Raises InputError for an example of users' own that lacks what is read."""
+    if example is None:
+      return
+    has_names = isinstance(example, Mapping)
+    captions = ("caption",) if self.caption_length else ()
+    needed = dict.fromkeys((*self.image_keys, *captions, *self.prompts))
+    if missing := [name for name in needed if not has_names or name not in example]:
+      raise InputError(
+        f"an example of data.source {type(self.source).__name__} has no"
+        f" {' and no '.join(missing)}: it must be a dict with {', '.join(needed)}"
+      )
+    if "caption" in needed:
+      files.text(example["caption"], f"a caption of {type(self.source).__name__}")
 
   def _abstract(self, keys: Sequence[str], *shape: int) -> Batch:
     """Shapes of a batch with arrays `keys`, float32 [B, *shape], and prompts."""

@@ -312,7 +312,10 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: see `read_json`; the hash does not match.
   """
-  value = read_json(path)
+  try:
+    value = read_json(path)
+  except InputError as error:
+    raise type(error)(f"{error}; restore the file from a copy") from None
   seal = value.pop(SEAL, None)
   if seal is not None and seal != value_sha256(value):
     raise InputError(

@@ -461,3 +461,55 @@ def test_a_text_source_of_ones_own_that_gives_no_text(tmp_path, changes, says):
 def test_images_of_ones_own_are_uint8(image, says):
   with pytest.raises(InputError, match=says):
     image_files.to_square(image, 8, 1)
+
+
+GREY = np.zeros((8, 8, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+  ("example", "says"),
+  [
+    ({"image": GREY}, "source Odd has no caption: it must be a dict with image, capt"),
+    ({"caption": "a"}, "an example of data.source Odd has no image"),
+    ((GREY, "a"), "an example of data.source Odd has no image and no caption"),
+    ({"image": GREY, "caption": 5}, "a caption of Odd: 5 is not text"),
+    ({"image": GREY + 0.5, "caption": "a"}, r"an image is float64 \[8, 8, 1\]; uint8"),
+  ],
+)
+def test_an_image_source_of_ones_own_that_gives_no_images(tmp_path, example, says):
+  class Odd:
+    def examples(self, split):
+      return [example] * 20
+
+  gen_jax.register("source", Odd)
+  run = gen_jax.new("diffusion/digits:smoke", tmp_path / "run", {"data.source": "Odd"})
+  with pytest.raises(InputError, match=says):
+    run.train()
+
+
+RATE = """
+import gen_jax
+
+def {name}(num_steps):
+  return 0.1
+
+gen_jax.register("learning_rate", {name})
+"""
+
+
+def test_an_error_of_ours_by_what_an_own_module_gave_names_the_module(tmp_path, capsys):
+  path = tmp_path / "rates.py"
+  path.write_text(RATE.format(name="rates"))
+  argv = ["train", "--config", "lm/pydoc:smoke", "--workdir", str(tmp_path / "run")]
+  argv += [f"--config.imports={path}", "--config.optimizer.learning_rate=rates"]
+  with pytest.raises(SystemExit):
+    main.main(argv)
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith(f"gen-jax: error: internal error, or a mistake in {path}: ")
+
+
+def test_a_kind_that_is_no_text():
+  with pytest.raises(
+    InputError, match=r"unknown kind .*\['task'\]: did you mean 'task'"
+  ):
+    gen_jax.register(["task"], int, "odd")

@@ -291,3 +291,11 @@ def test_the_cache_is_no_address(name, monkeypatch):
   monkeypatch.setenv(name, _ADDRESS)
   with pytest.raises(InputError, match=f"{name} '{_ADDRESS}' is an address"):
     files.cache_folder("tokens")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_sealed_file_that_is_damaged_says_what_to_do(tmp_path, content):
+  path = tmp_path / "hours.json"
+  path.write_text(content)
+  with pytest.raises(InputError, match=r"hours.json .*; restore the file from a copy"):
+    files.read_sealed(path)
