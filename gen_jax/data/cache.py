@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -186,6 +186,16 @@ def _watched(chunks: Chunks) -> Chunks:
       print(f"tokenising: {num:,} tokens, {rate:,.0f} a second", file=sys.stderr)
 
 
+def _identity(made: Any) -> str:
+  """`TextSource.identity`; InputError where users' own has none."""
+  if not callable(getattr(made, "identity", None)):
+    raise InputError(
+      f"{sources.called(made)} has no identity(): a text that changes when the"
+      " documents do"
+    )
+  return made.identity()
+
+
 def key(
   source: sources.TextSource | conversations.ConversationSource,
   split: str,
@@ -193,12 +203,7 @@ def key(
 ) -> str:
   """A hash of the tokenizer, the source, its files and the split."""
   made_of = (tokenizer.fingerprint, tokenizer.chat_template)
-  if not callable(getattr(source, "identity", None)):
-    raise InputError(
-      f"data.source {type(source).__name__} has no identity(): a text that is another"
-      " one when the documents are"
-    )
-  parts = (_FORMAT, *made_of, repr(source), source.identity(), split)
+  parts = (_FORMAT, *made_of, repr(source), _identity(source), split)
   return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -348,7 +353,7 @@ def _stored(name: str, chunks: Callable[[At], Chunks]) -> Tokens:
 
 def texts(source: sources.TextSource, split: str) -> Iterator[str]:
   """A source's documents; InputError for what is no text: users' own may give it."""
-  name, found = f"data.source {type(source).__name__}", source.documents(split)
+  name, found = sources.called(source), source.documents(split)
   if isinstance(found, str | bytes) or not isinstance(found, Iterable):
     raise InputError(f"{name}: documents({split!r}) must give a list of texts")
   return (files.text(text, f"a document of {name}") for text in found)

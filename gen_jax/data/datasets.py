@@ -239,11 +239,11 @@ class _Prompted(Data):
     needed = dict.fromkeys((*self.image_keys, *captions, *self.prompts))
     if missing := [name for name in needed if not has_names or name not in example]:
       raise InputError(
-        f"an example of data.source {type(self.source).__name__} has no"
+        f"an example of {sources.called(self.source)} has no"
         f" {' and no '.join(missing)}: it must be a dict with {', '.join(needed)}"
       )
     if "caption" in needed:
-      files.text(example["caption"], f"a caption of {type(self.source).__name__}")
+      files.text(example["caption"], f"a caption of {sources.called(self.source)}")
 
   def _abstract(self, keys: Sequence[str], *shape: int) -> Batch:
     """Shapes of a batch with arrays `keys`, float32 [B, *shape], and prompts."""

@@ -56,6 +56,11 @@ class ImageSource(Protocol):
     """All examples of 'train' or 'validation', by random access."""
 
 
+def called(made: Any) -> str:
+  """A source by its class, for messages."""
+  return f"data.source {type(made).__name__}"
+
+
 class PromptBenchmark(NamedTuple):
   """Prompts, and an independent scorer of the images drawn for them.
 
