@@ -24,6 +24,7 @@ import json, os, pathlib, sys, time
 file = pathlib.Path(sys.argv[1])
 runs = json.loads(file.read_text())["runs"]
 def end(i, status):
+  pathlib.Path(runs[i]["workdir"]).mkdir(exist_ok=True)
   found = {"status": status, "line": "", "secs": 1.0, "mode": "map"}
   path = file.with_name(f"{file.stem}-{i}.json")
   path.with_suffix(".x").write_text(json.dumps(found))
@@ -71,6 +72,7 @@ def test_what_a_group_leaves_is_run_alone_and_what_it_did_is_not(tmp_path):
   assert "exit code -9" in known[ARMS[3].sha256]["line"]
 
   def command(arm, workdir):
+    workdir.mkdir(exist_ok=True)
     return [sys.executable, "-c", ""]
 
   left = [arm for arm, _ in engine.run(ARMS, tmp_path, command, 1, ledger.DONE)]
