@@ -285,7 +285,7 @@ def write_file(
       if values.shape != tensors[name].shape:
         raise ValueError(f"{name} is {values.shape}, not {tensors[name].shape}")
       # `tofile` does not say why a disk refuses.
-      stream.write(_cast(values, dtype, name).reshape(-1).view(np.uint8))
+      stream.write(_cast(values, dtype, name).reshape(-1).view(np.uint8).data)
     stream.flush()
     os.fsync(stream.fileno())
 

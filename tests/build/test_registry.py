@@ -472,7 +472,7 @@ GREY = np.zeros((8, 8, 1), np.uint8)
     ({"image": GREY}, "source Odd has no caption: it must be a dict with image, capt"),
     ({"caption": "a"}, "an example of data.source Odd has no image"),
     ((GREY, "a"), "an example of data.source Odd has no image and no caption"),
-    ({"image": GREY, "caption": 5}, "a caption of Odd: 5 is not text"),
+    ({"image": GREY, "caption": 5}, "a caption of data.source Odd: 5 is not text"),
     ({"image": GREY + 0.5, "caption": "a"}, r"an image is float64 \[8, 8, 1\]; uint8"),
   ],
 )
