@@ -35,7 +35,7 @@ def new(config, workdir, overrides=()):
   Args:
     config: as `gen-jax train` takes it: "NAME[:ARG]" of a config, its file or module
       (`gen-jax list` names ours), or another run's workdir; a ConfigDict or a dict.
-    workdir: where all goes; one of the same config is gone on with.
+    workdir: where everything is written; a run of the same config there is resumed.
     overrides: {dotted key: value}.
 
   Raises:
