@@ -64,7 +64,8 @@ def _small(network: dict) -> ml_collections.ConfigDict:
   """For sweeps over many runs."""
   config = _digits(network)
   config.data.batch_size = 32
-  config.train.update({"num_steps": 2000, "save_every": 2000, "ema_decay": None})
+  config.train.update({"num_steps": 2000, "save_every": 2000})
+  del config.train["ema_decay"]
   config.evaluators = {"validation": {"name": "loss", "every": 2000}}
   return config
 
