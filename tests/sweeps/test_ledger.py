@@ -107,7 +107,10 @@ def test_a_finished_arm_without_its_metrics_is_no_diverged_one(tmp_path):
     ledger.collect(about, [one], states, {one.sha256: folder})
   sink.write(2, {METRIC: 1.0})
   path = folder / "metrics.jsonl"
-  path.write_text(path.read_text().replace("1.0", "1.5"))
+  first, second = path.read_text().splitlines()  # whose times may have a 1.0 as well
+  changed = second.replace(f'"{METRIC}": 1.0', f'"{METRIC}": 1.5')
+  assert changed != second
+  path.write_text(f"{first}\n{changed}\n")
   with pytest.raises(InputError, match=r"metrics.jsonl:2 does not have its CRC-32"):
     ledger.collect(about, [one], states, {one.sha256: folder})
 
