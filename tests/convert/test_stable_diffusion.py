@@ -369,7 +369,7 @@ def test_interpolation_begins_and_ends_with_the_two_images(draw, drawn):
   assert np.abs(path[[0, 2]] - drawn[[0, 3]]).max() <= 1
   for more in (["--interpolate", 3], ["--prompt", "a", "--interpolate", 1]):
     with pytest.raises(
-      types.InputError, match="at least 2 and at most .*, with --prompt"
+      types.InputError, match=r"at least 2 and at most .*, with --prompt"
     ):
       draw(*more)
 

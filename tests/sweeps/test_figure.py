@@ -138,5 +138,5 @@ def test_settings_are_an_axis_and_a_row_of_one_is_run_by_its_arms(tmp_path):
   with pytest.raises(InputError, match=r"X_AXIS .*did you mean 'scale'"):
     sweep.load(tmp_path)
   (tmp_path / sweep.FILE).write_text(SETTINGS.replace("recall", "recal"))
-  with pytest.raises(InputError, match="pixels_8/recal.: it is not known"):
+  with pytest.raises(InputError, match="pixels_8/recal': it is not known"):
     sweep.load(tmp_path)
