@@ -117,8 +117,8 @@ def _check(args) -> None:
     )
   wanted = {"address": ("ray",), "option": PLACES[1:], "bucket": ("sky",)}
   flags.check_engine(args, wanted)
-  for name in flags.given(args, _SEARCH) if not args.search else ():
-    raise InputError(f"--{name} needs --search METHOD")
+  if not args.search and (idle := flags.given(args, _SEARCH)):
+    raise InputError(f"--{next(iter(idle))} needs --search METHOD")
   if args.search and args.search not in search.METHODS:
     raise unknown("method (--search)", args.search, search.METHODS)
   if args.on != "local" and (args.list or args.record):

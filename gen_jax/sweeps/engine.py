@@ -22,12 +22,11 @@ from typing import Any, Protocol
 from gen_jax.errors import InputError
 from gen_jax.sweeps import chips, space
 from gen_jax.system import copies, files, processes
-from gen_jax.system.processes import Process
 
 ATTEMPTS = 3
 NAME = "arms.json"
 LOGS = "logs"
-_ENDED = ("finished", "diverged")
+DONE = ("finished", "diverged")  # an arm of these is not run again
 _STATE = {"status": str, "starts": int, "secs": int | float}
 CODES = {0: "finished", os.EX_DATAERR: "diverged", os.EX_TEMPFAIL: "interrupted"}
 
@@ -73,7 +72,7 @@ def states(home: pathlib.Path) -> dict[str, dict[str, Any]]:
   return {
     digest: one
     for digest, one in found.items()
-    if one["status"] not in _ENDED or digest[:8] in tags
+    if one["status"] not in DONE or digest[:8] in tags
   }
 
 
@@ -118,7 +117,9 @@ class Place(Protocol):
   def slots(self, jobs: int) -> list[Any]:
     """What each of `jobs` commands at a time is given to run in."""
 
-  def start(self, slot: Any, words: Sequence[str], log: pathlib.Path) -> Process:
+  def start(
+    self, slot: Any, words: Sequence[str], log: pathlib.Path
+  ) -> processes.Process:
     """Starts a command; what it prints is appended to `log`."""
 
 
@@ -133,7 +134,7 @@ class Local:
     cores = shares(sorted(os.sched_getaffinity(0)), jobs)
     return list(zip(cores, chips.environments(chips.here(), jobs), strict=True))
 
-  def start(self, slot, words: Sequence[str], log: pathlib.Path) -> Process:
+  def start(self, slot, words: Sequence[str], log: pathlib.Path) -> processes.Process:
     """See `Place`."""
     cores, environment = slot
     with log.open("ab") as out:
@@ -149,7 +150,7 @@ class Local:
 @dataclasses.dataclass
 class _Running:
   arm: space.Arm
-  process: Process
+  process: processes.Process
   slot: Any
   log: pathlib.Path
   began: float

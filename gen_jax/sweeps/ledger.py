@@ -18,13 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gen_jax.runs import bill, workdir
-from gen_jax.sweeps import search, space, statistics
+from gen_jax.sweeps import engine, search, space, statistics
 from gen_jax.system import files
 from gen_jax.train import evaluators, writers
 from gen_jax.types import InputError, unknown
 
 FORMAT = 1
-DONE = ("finished", "diverged")  # an arm of these is never run again
+DONE = engine.DONE
 _CURVE = 50  # points kept of an arm's curve
 _ABOUT = {"question": str, "metric": str}
 _ARM = {"overrides": dict, "status": str, "value": float | int | None, "curve": list}
@@ -64,13 +64,13 @@ class Row(NamedTuple):
     return str(self.interval) if self.interval else f"{self.mean:.4g}"
 
 
-def curve(folder: pathlib.Path, metric: str) -> list[tuple[int, float]]:
-  """(step, value) of a metric wherever a run wrote it.
+def curve(folder: pathlib.Path, metric: str, rows=None) -> list[tuple[int, float]]:
+  """(step, value) of a metric wherever a run wrote it, in its `rows` if they are read.
 
   Raises:
     InputError: no row has it; names those that are there. A damaged row.
   """
-  rows = writers.read_metrics(folder, whole=True)
+  rows = writers.read_metrics(folder, whole=True) if rows is None else rows
   found = [(int(row["step"]), row[metric]) for row in rows if metric in row]
   if rows and not found:
     known = {name for row in rows for name in row} - {"step"}
@@ -78,9 +78,9 @@ def curve(folder: pathlib.Path, metric: str) -> list[tuple[int, float]]:
   return found
 
 
-def last(folder: pathlib.Path, metric: str) -> float | None:
+def last(folder: pathlib.Path, metric: str, rows=None) -> float | None:
   """The last value of a metric; None if it is not finite. See `curve`."""
-  points = curve(folder, metric)
+  points = curve(folder, metric, rows)
   return points[-1][1] if points and math.isfinite(points[-1][1]) else None
 
 
@@ -92,17 +92,16 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def _measured(folder: pathlib.Path, metric: str, status: str) -> dict[str, Any]:
   """What a ledger keeps of a metric of one arm."""
-  points = curve(folder, metric)
-  ends = [row["step"] for row in writers.read_metrics(folder)]
-  is_cut_off = max(ends, default=-1) < (workdir.latest_step(folder) or 0)
-  if status == "finished" and is_cut_off:
+  rows = writers.read_metrics(folder, whole=True)
+  points, end = curve(folder, metric, rows), max([-1, *(row["step"] for row in rows)])
+  if status == "finished" and end < (workdir.latest_step(folder) or 0):
     raise InputError(
       f"{folder} has lost its metrics; delete what is left of it, and run gen-jax sweep"
       " again"
     )
   return {
     "step": points[-1][0] if points else 0,
-    "value": last(folder, metric) if status == "finished" else None,
+    "value": last(folder, metric, rows) if status == "finished" else None,
     "curve": _thinned([point for point in points if math.isfinite(point[1])]),
   }
 
